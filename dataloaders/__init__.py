@@ -1,0 +1,1 @@
+"""Data flows one way: dataset file -> transforms -> two-stream loader -> script."""
