@@ -1,0 +1,84 @@
+"""Read the published h5 layouts, and say in one line what is wrong with a list or a file.
+
+Keys: `image` float32 of any shape, `label` integers of the same shape (absent, or never read, for unlabelled cases).
+"""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from utils.errors import UserError
+
+
+def read_list(path):
+    """The case names of a list file, one a line; blank lines are skipped.
+
+    Raises:
+        UserError: the file is missing, empty, or names a case twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: list not found; --root must be the folder that holds it")
+    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not names:
+        raise UserError(f"{path}: the list is empty")
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise UserError(f"{path}: case {name} is listed twice; remove one of the lines")
+        seen.add(name)
+    return names
+
+
+def check_disjoint(a, names_a, b, names_b):
+    """Raise `UserError` where a case stands in both of two lists (files `a` and `b`)."""
+    both = [name for name in names_a if name in set(names_b)]
+    if both:
+        more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
+        raise UserError(f"case {both[0]}{more} is in both {a} and {b}; a case belongs to one split")
+
+
+def _dataset(path, key):
+    """The array under `key`, whatever can go wrong turned into a `UserError` that names the file."""
+    try:
+        with h5py.File(path, "r") as file:
+            if key not in file:
+                raise UserError(f"{path}: no key '{key}' (it has {', '.join(sorted(file)) or 'none'})")
+            return file[key][()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found, though its case is listed") from None
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged or not an h5 file ({reason}); download or prepare it again") from None
+
+
+def read_image(path, ndim=3):
+    """The image of a case, `ndim` axes, float32.
+
+    Raises:
+        UserError: missing, damaged, of another number of axes, empty, or with values that are not finite.
+    """
+    image = np.asarray(_dataset(path, "image"), dtype=np.float32)
+    if image.ndim != ndim or not image.size:
+        raise UserError(f"{path}: image has shape {image.shape}, {ndim} axes are expected")
+    if not np.isfinite(image).all():
+        bad = int(np.count_nonzero(~np.isfinite(image)))
+        raise UserError(f"{path}: image has {bad} voxels that are NaN or infinite")
+    return image
+
+
+def read_label(path, shape, num_classes):
+    """The label of a case as uint8, of the image's `shape`, values 0 … `num_classes - 1`.
+
+    Raises:
+        UserError: missing, damaged, of another shape than the image, or with values outside the classes.
+    """
+    label = np.asarray(_dataset(path, "label"))
+    if label.shape != tuple(shape):
+        raise UserError(f"{path}: label has shape {label.shape}, but the image has {tuple(shape)}")
+    values = np.unique(label)
+    if not np.isin(values, np.arange(num_classes)).all():
+        outside = [value.item() for value in values if value not in range(num_classes)]
+        raise UserError(f"{path}: label has values {outside[:5]} outside the classes 0 … {num_classes - 1}")
+    return label.astype(np.uint8)

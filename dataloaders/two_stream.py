@@ -1,0 +1,110 @@
+"""Batches of labelled and unlabelled crops, indexed by the step: batch 4711 is the same whenever it is asked for.
+
+Every draw is seeded by (seed, step, sample) and every order of cases by (seed, stream, pass), so a resumed run, or one
+that looks ahead, sees exactly what an uninterrupted one would.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dataloaders.cache import Resident
+from dataloaders.transforms import draw_view, take
+from utils.errors import UserError
+
+LABELED, UNLABELED, VIEW = range(3)  # independent random streams of one seed
+
+
+@dataclass
+class Batch:
+    """One step's samples, the labelled ones first.
+
+    Attributes:
+        image: float32 `(B, 1, X, Y, Z)`.
+        label: int64 `(labeled_bs, X, Y, Z)`: there is none for the unlabelled.
+        views: the `View` of each sample.
+        names: the case name of each sample.
+        labeled_bs: how many samples are labelled.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    views: list
+    names: list
+    labeled_bs: int
+
+
+class TwoStream:
+    """Step-indexed loader over resident volumes.
+
+    An epoch is one pass over the labelled cases, in an order of its own; where `labeled_bs` does not divide their number
+    the last batch is filled up from the pass's start. The unlabelled stream passes over its own cases without end.
+
+    Args:
+        volumes: `Resident`.
+        labeled, unlabeled: case indices of the two streams.
+        labeled_bs, unlabeled_bs: samples a step from each; `unlabeled_bs` 0 for supervised training.
+        patch: extents of a crop.
+        seed: of the orders and the views.
+        augment: `rot_flip` or `crop`.
+        device: where batches go.
+    """
+
+    def __init__(self, volumes, labeled, unlabeled, labeled_bs, unlabeled_bs, patch, seed, augment, device):
+        self.volumes, self.patch, self.seed, self.augment, self.device = volumes, tuple(patch), seed, augment, device
+        self.cases = {LABELED: list(labeled), UNLABELED: list(unlabeled)}
+        self.labeled_bs, self.unlabeled_bs = labeled_bs, unlabeled_bs
+        self.steps_per_epoch = -(-len(labeled) // labeled_bs)
+
+    def epoch(self, step):
+        """Epoch of a step; both count from 1."""
+        return (step - 1) // self.steps_per_epoch + 1
+
+    def samples(self, step):
+        """Case indices of step `step` (from 1), labelled first, known without loading anything."""
+        position = (step - 1) % self.steps_per_epoch * self.labeled_bs
+        order = self._order(LABELED, self.epoch(step) - 1)
+        labeled = [order[(position + k) % len(order)] for k in range(self.labeled_bs)]
+        unlabeled = []
+        for k in range((step - 1) * self.unlabeled_bs, step * self.unlabeled_bs):
+            turn, place = divmod(k, len(self.cases[UNLABELED]))
+            unlabeled.append(self._order(UNLABELED, turn)[place])
+        return labeled + unlabeled
+
+    def batch(self, step):
+        """The `Batch` of step `step` (from 1), on the device."""
+        views = []
+        for sample, case in enumerate(self.samples(step)):
+            rng = np.random.default_rng((self.seed, VIEW, step, sample))
+            views.append(draw_view(rng, case, self.volumes.images[case].shape, self.patch, self.augment))
+        labeled = views[: self.labeled_bs]
+        image = self.gather(self.volumes.images, views).unsqueeze(1)
+        label = self.gather(self.volumes.labels, labeled).long()
+        return Batch(image, label, views, [self.volumes.names[view.case] for view in views], self.labeled_bs)
+
+    def gather(self, store, views):
+        """`(len(views), *patch)` on the device, from any store of one volume a case: images, labels, pseudo-labels."""
+        crops = torch.stack([take(store[view.case], view, self.patch) for view in views])
+        return crops.to(self.device, non_blocking=True)
+
+    def _order(self, stream, turn):
+        rng = np.random.default_rng((self.seed, stream, turn))
+        return rng.permutation(self.cases[stream]).tolist()
+
+
+def two_stream_loader(dataset, labelnum, labeled_bs, unlabeled_bs, patch, seed, augment, device, progress=True):
+    """Decode a training split and make its `TwoStream`: the first `labelnum` cases are labelled, the rest unlabelled.
+
+    Raises:
+        UserError: fewer cases than `labelnum`, or no case left for the unlabelled stream.
+    """
+    total = len(dataset.names)
+    if not 1 <= labelnum <= total:
+        raise UserError(f"--labelnum {labelnum}: {dataset.name} has {total} training cases")
+    if unlabeled_bs and labelnum == total:
+        raise UserError(f"--labelnum {labelnum} leaves no unlabelled case of {total}; train_supervised.py needs none")
+    labeled, unlabeled = range(labelnum), range(labelnum, total)
+    cases = range(total) if unlabeled_bs else labeled
+    volumes = Resident(dataset, labeled, cases, progress)
+    return TwoStream(volumes, labeled, unlabeled, labeled_bs, unlabeled_bs, patch, seed, augment, device)
