@@ -1,0 +1,42 @@
+"""Losses that several methods share; what a single paper introduces stands in its own script.
+
+All compute in float32 whatever the precision of the network's output.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def dice_loss(prob, target, eps=1e-5):
+    """Dice loss with squares in the denominator (Milletari et al., 3DV 2016): 1 - (2 Σpy + ε) / (Σp² + Σy² + ε).
+
+    Args:
+        prob: probabilities of one class, any shape.
+        target: of the same shape; {0, 1} or probabilities.
+
+    Raises:
+        ValueError: the shapes differ (they would broadcast to a wrong number).
+    """
+    if prob.shape != target.shape:
+        raise ValueError(f"prob {tuple(prob.shape)} and target {tuple(target.shape)} must have one shape")
+    prob, target = prob.float(), target.float()
+    overlap = (prob * target).sum()
+    return 1 - (2 * overlap + eps) / (prob.square().sum() + target.square().sum() + eps)
+
+
+def foreground_dice_loss(prob, label):
+    """Mean of `dice_loss` over the foreground classes: prob `(B, C, *S)`, label `(B, *S)` integers."""
+    classes = range(1, prob.shape[1])
+    return sum(dice_loss(prob[:, c], label == c) for c in classes) / len(classes)
+
+
+def supervised_loss(logits, label):
+    """(CE + Dice) / 2, Dice over the foreground: logits `(B, C, *S)`, label `(B, *S)` int64."""
+    logits = logits.float()
+    return (F.cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)) / 2
+
+
+def masked_mean(values, mask):
+    """Mean of `values` where `mask` (same shape, bool or weights) is set; 0 where it is set nowhere."""
+    mask = mask.to(values.dtype)
+    return (values * mask).sum() / mask.sum().clamp(min=torch.finfo(values.dtype).tiny)

@@ -1,0 +1,35 @@
+"""Numbers that change with the step: learning rate, ramp-up, the teacher's decay and its update."""
+
+import math
+
+import torch
+
+
+def gaussian_rampup(t, length):
+    """exp(-5 (1 - min(t, T)/T)²): from 0.0067 at t = 0 to 1 at t = T and after (Laine & Aila, ICLR 2017); 1 if T is 0."""
+    if length == 0:
+        return 1.0
+    return math.exp(-5 * (1 - min(max(t, 0), length) / length) ** 2)
+
+
+def step_decay(base_lr, step, every, factor=0.1):
+    """The learning rate of iteration `step` (from 1): ×`factor` after every `every` iterations; 0 for never."""
+    return base_lr * factor ** ((step - 1) // every) if every else base_lr
+
+
+def set_lr(optimizer, lr):
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def ema_decay(t, limit=0.99):
+    """The teacher's decay min(1 - 1/(t+1), limit): at t = 0 the teacher becomes a copy, then a true mean, then the EMA
+    (Tarvainen & Valpola, NeurIPS 2017)."""
+    return min(1 - 1 / (t + 1), limit)
+
+
+@torch.no_grad()
+def update_teacher(teacher, student, decay):
+    """θ' = a θ' + (1-a) θ over the parameters; buffers stay the teacher's own, as in the released codes."""
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
