@@ -1,0 +1,277 @@
+"""utils/inference.py against the field's loop written out, scipy, and hand-made checkpoints."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import nn
+
+from networks.vnet import VNet
+from utils.errors import UserError
+from utils.inference import largest_component, load_networks, mean_probability, sliding_window, window_starts
+
+
+@pytest.mark.parametrize("size", [8, 9, 11, 12, 13, 30])
+@pytest.mark.parametrize("stride", [1, 3, 4, 8, 50])
+def test_windows_cover_the_axis_and_stay_inside(size, stride):
+    ((*starts,),) = window_starts((size,), (8,), (stride,))
+    assert len(starts) == math.ceil((size - 8) / stride) + 1
+    assert starts[0] == 0
+    assert starts[-1] == size - 8
+    assert sorted(set(starts)) == starts
+    assert all(b - a <= stride for a, b in itertools.pairwise(starts))
+
+
+def test_window_starts_of_a_left_atrium():
+    assert window_starts((190, 142, 88), (112, 112, 80), (18, 18, 4)) == [
+        [0, 18, 36, 54, 72, 78],
+        [0, 18, 30],
+        [0, 4, 8],
+    ]
+
+
+@pytest.mark.parametrize(("patch", "stride"), [((9,), (4,)), ((4,), (0,)), ((0,), (1,)), ((4, 4), (1,))])
+def test_window_starts_refuses(patch, stride):
+    with pytest.raises(ValueError, match=r"axis 0|differ in length"):
+        window_starts((8,), patch, stride)
+
+
+def research_loop(network, image, patch, stride, num_classes):
+    """The protocol one window at a time in NumPy float64."""
+    padding = [
+        (max(p - s, 0) // 2, max(p - s, 0) - max(p - s, 0) // 2) for s, p in zip(image.shape, patch, strict=True)
+    ]
+    padded = np.pad(image, padding)
+    score, count = np.zeros((num_classes, *padded.shape)), np.zeros(padded.shape)
+    n = [math.ceil((s - p) / t) + 1 for s, p, t in zip(padded.shape, patch, stride, strict=True)]
+    for i in range(n[0]):
+        xs = min(stride[0] * i, padded.shape[0] - patch[0])
+        for j in range(n[1]):
+            ys = min(stride[1] * j, padded.shape[1] - patch[1])
+            for k in range(n[2]):
+                zs = min(stride[2] * k, padded.shape[2] - patch[2])
+                window = (slice(xs, xs + patch[0]), slice(ys, ys + patch[1]), slice(zs, zs + patch[2]))
+                with torch.no_grad():
+                    logits = network(torch.from_numpy(padded[window].copy())[None, None].float())
+                score[(slice(None), *window)] += torch.softmax(logits, 1)[0].double().numpy()
+                count[window] += 1
+    crop = tuple(slice(a, a + s) for (a, _), s in zip(padding, image.shape, strict=True))
+    return (score / count)[(slice(None), *crop)]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(20, 17, 13), (12, 10, 8), (13, 11, 9), (7, 25, 8), (5, 4, 3), (11, 30, 7)],
+    ids=["odd", "one window", "one voxel more", "small x", "small everywhere", "small x and z"],
+)
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_sliding_window_equals_the_research_loop(shape, batch):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv3d(6, 3, 3, padding=1)).eval()
+    image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    patch, stride = (12, 10, 8), (5, 4, 3)
+    steps = []
+    prob = sliding_window(
+        network, image, patch, stride, 3, batch=batch, progress=lambda done, total: steps.append((done, total))
+    )
+    assert prob.dtype == torch.float32
+    np.testing.assert_allclose(prob.numpy(), research_loop(network, image, patch, stride, 3), atol=1e-5)
+    windows = math.prod(len(s) for s in window_starts(np.maximum(shape, patch), patch, stride))
+    assert steps[-1] == (windows, windows)
+    assert len(steps) == math.ceil(windows / batch)
+
+
+def test_sliding_window_equals_the_research_loop_with_a_vnet():
+    torch.manual_seed(0)
+    network = VNet(n_filters=4).eval()
+    image = np.random.default_rng(2).normal(size=(37, 30, 21)).astype(np.float32)
+    predict = mean_probability([network])
+    prob = sliding_window(predict, image[None], (32, 32, 16), (9, 8, 4), 2, activation="none")
+    np.testing.assert_allclose(prob.numpy(), research_loop(network, image, (32, 32, 16), (9, 8, 4), 2), atol=1e-5)
+
+
+def test_activations():
+    image = torch.randn(9, 8, 7)
+
+    def predict(x):
+        return torch.cat((x, 2 * x), 1)
+
+    def run(activation):
+        return sliding_window(predict, image, (8, 8, 4), (3, 3, 3), 2, activation=activation)
+
+    logits = torch.stack((image, 2 * image))
+    torch.testing.assert_close(run("softmax"), logits.softmax(0))
+    torch.testing.assert_close(run("sigmoid"), logits.sigmoid())
+    torch.testing.assert_close(run("none"), logits)
+
+
+def test_predictor_sees_channels_last_without_gradient_and_under_autocast():
+    seen = []
+
+    def predict(x):
+        seen.append((x.stride(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return torch.cat((x, x), 1)
+
+    sliding_window(predict, torch.zeros(8, 8, 8), (8, 8, 8), (4, 4, 4), 2, precision="bf16")
+    sliding_window(predict, torch.zeros(8, 8, 8), (8, 8, 8), (4, 4, 4), 2, precision="fp32")
+    channels_last = torch.empty(1, 1, 8, 8, 8).to(memory_format=torch.channels_last_3d).stride()
+    assert seen == [(channels_last, False, True), (channels_last, False, False)]
+
+
+def test_sliding_window_refuses():
+    image = torch.zeros(8, 8, 8)
+
+    def window(**options):
+        arguments = {
+            "predictor": lambda x: x,
+            "image": image,
+            "patch": (4, 4, 4),
+            "stride": (4, 4, 4),
+            "num_classes": 2,
+        }
+        return sliding_window(**{**arguments, **options})
+
+    with pytest.raises(ValueError, match=r"gave \(4, 1, 4, 4, 4\), expected \(4, 2, 4, 4, 4\)"):
+        window()
+    with pytest.raises(ValueError, match=r"image must be"):
+        window(image=torch.zeros(2, 8, 8, 8))
+    with pytest.raises(ValueError, match=r"activation 'relu'"):
+        window(activation="relu")
+    with pytest.raises(ValueError, match=r"batch"):
+        window(batch=0)
+    with pytest.raises(UserError, match=r"not finite"):
+        window(num_classes=1, activation="none", predictor=lambda x: x / 0 + float("nan"))
+
+
+def test_mean_probability_averages_probabilities_not_logits():
+    torch.manual_seed(0)
+    a, b = VNet(n_filters=4).eval(), VNet(n_filters=4).eval()
+    x = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        expected = (a(x).softmax(1) + b(x).softmax(1)) / 2
+        torch.testing.assert_close(mean_probability([a, b])(x), expected)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_probability([])
+
+
+@pytest.fixture
+def checkpoint():
+    torch.manual_seed(0)
+    net, other = VNet(n_filters=4), VNet(n_filters=4, normalization="instancenorm")
+    return {
+        "step": 7,
+        "args": {"dataset": "LA"},
+        "test_networks": ["net", "other"],
+        "networks": {
+            n: {"class": "networks.vnet.VNet", "kwargs": m.config} for n, m in (("net", net), ("other", other))
+        },
+        "net": net.state_dict(),
+        "other": other.state_dict(),
+    }
+
+
+def test_load_networks_restores_every_tested_network(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "last.pth")
+    networks, loaded = load_networks(tmp_path / "last.pth", "cpu")
+    assert loaded["step"] == 7
+    assert [n.config["normalization"] for n in networks] == ["batchnorm", "instancenorm"]
+    assert not any(module.training for n in networks for module in n.modules())
+    for network, name in zip(networks, ("net", "other"), strict=True):
+        state = network.state_dict()
+        assert state.keys() == checkpoint[name].keys()
+        assert all(torch.equal(state[k], v) for k, v in checkpoint[name].items())
+
+
+def set_kwargs(c, **kwargs):
+    c["networks"]["net"] = {"class": "networks.vnet.VNet", "kwargs": kwargs}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: c.pop("test_networks"), "names no networks"),
+        (lambda c: c["test_networks"].clear(), "lists no network"),
+        (lambda c: c.pop("net"), "does not hold it"),
+        (lambda c: c["networks"]["net"].update({"class": "networks.vnet.WNet"}), "WNet"),
+        (lambda c: c["networks"]["net"].update({"class": "networks.absent.VNet"}), "absent"),
+        (lambda c: c["networks"]["net"].update({"class": "torch.nn.Linear"}), "package networks alone"),
+        (lambda c: c["networks"]["net"].update({"class": "networks.vnet.branch"}), "no network"),
+        (lambda c: set_kwargs(c, colour="red"), "colour"),
+        (lambda c: set_kwargs(c, n_filters=8), r"\(4, 1, 3, 3, 3\) in the file and \(8, 1, 3, 3, 3\) in the network"),
+        (lambda c: set_kwargs(c, n_filters=4, branches=3), "more such entries"),
+        (lambda c: c["net"].update(extra=torch.zeros(1)), "extra of the file is unknown"),
+        (lambda c: c["net"].pop("heads.0.bias"), "heads.0.bias is missing from the file$"),
+    ],
+)
+def test_load_networks_says_in_one_line_what_is_wrong(tmp_path, checkpoint, damage, message):
+    damage(checkpoint)
+    torch.save(checkpoint, tmp_path / "last.pth")
+    with pytest.raises(UserError, match=message) as raised:
+        load_networks(tmp_path / "last.pth", "cpu")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+def test_load_networks_refuses_what_is_no_checkpoint(tmp_path, checkpoint):
+    path = tmp_path / "last.pth"
+    with pytest.raises(UserError, match="train first"):
+        load_networks(path, "cpu")
+    torch.save(checkpoint, path)
+    whole = path.read_bytes()
+    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a readable checkpoint"):
+            load_networks(path, "cpu")
+    torch.save([1, 2], path)
+    with pytest.raises(UserError, match="not a checkpoint of these scripts"):
+        load_networks(path, "cpu")
+    torch.save({"run": print}, path)  # a pickled function: weights_only refuses to load it
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load_networks(path, "cpu")
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+@pytest.mark.parametrize("density", [0.05, 0.15, 0.4])
+def test_largest_component_of_noise(connectivity, density):
+    rng = np.random.default_rng(int(density * 100) + connectivity)
+    labels = (rng.random((23, 19, 17)) < density).astype(np.uint8) * rng.integers(1, 4, (23, 19, 17), dtype=np.uint8)
+    kept = largest_component(labels, 5, connectivity)
+    structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
+    assert kept.dtype == labels.dtype
+    for c in range(1, 5):
+        components, count = ndimage.label(labels == c, structure)
+        sizes = [np.count_nonzero(components == i) for i in range(1, count + 1)]
+        if not count:
+            assert not (kept == c).any()
+            continue
+        winners = [i for i in range(1, count + 1) if sizes[i - 1] == max(sizes)]
+        first = min(winners, key=lambda i: int(np.flatnonzero(components == i)[0]))
+        np.testing.assert_array_equal(kept == c, components == first)
+
+
+def test_largest_component_connectivity_and_ties():
+    labels = np.zeros((4, 4, 4), np.int64)
+    labels[0, 0, 0] = labels[1, 1, 1] = 1  # joined by a corner
+    labels[3, 3, 3] = labels[3, 2, 3] = 1  # joined by a face
+    assert largest_component(labels, 2, 26)[0, 0, 0] == 1  # two against two: the first in scan order
+    assert largest_component(labels, 2, 26)[3, 3, 3] == 0
+    assert largest_component(labels, 2, 18)[0, 0, 0] == 0
+    assert largest_component(labels, 2, 18)[3, 3, 3] == 1
+    np.testing.assert_array_equal(largest_component(np.eye(3, dtype=np.uint8), 2, 8), np.eye(3))
+    assert largest_component(np.eye(3, dtype=np.uint8), 2, 4).sum() == 1
+
+
+def test_largest_component_keeps_empty_and_input():
+    labels = np.zeros((5, 6, 7), np.uint8)
+    assert not largest_component(labels, 3).any()
+    labels[0, 0, 0] = labels[2:4, 2, 2] = 1
+    before = labels.copy()
+    assert largest_component(labels, 3).sum() == 2
+    np.testing.assert_array_equal(labels, before)
+    with pytest.raises(ValueError, match="integers"):
+        largest_component(labels.astype(float), 2)
+    with pytest.raises(ValueError, match="connectivity 8"):
+        largest_component(labels, 2, 8)

@@ -1,0 +1,150 @@
+"""utils/metrics.py against medpy on whole volumes, and values worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from medpy.metric import binary
+from scipy import ndimage
+
+from utils.metrics import METRICS, binary_metrics, multiclass_metrics, surface, surface_distances
+
+MEDPY = {
+    "dice": binary.dc,
+    "jaccard": binary.jc,
+    "precision": binary.precision,
+    "recall": binary.recall,
+    "hd": binary.hd,
+    "hd95": binary.hd95,
+    "asd": binary.asd,
+    "assd": binary.assd,
+}
+
+
+def blob(shape, seed, threshold=0.02):
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 2)
+    return noise > threshold
+
+
+def single(shape, *voxels):
+    mask = np.zeros(shape, bool)
+    mask[tuple(np.transpose(voxels))] = True
+    return mask
+
+
+PAIRS = {
+    "blobs": (blob((24, 21, 18), 0), blob((24, 21, 18), 1)),
+    "sparse": (blob((24, 21, 18), 2, 0.1), blob((24, 21, 18), 3, 0.12)),
+    "shifted": (blob((24, 21, 18), 4), np.roll(blob((24, 21, 18), 4), 3, axis=1)),
+    "equal": (blob((15, 16, 17), 5), blob((15, 16, 17), 5)),
+    "full and one voxel": (np.ones((9, 8, 7), bool), single((9, 8, 7), (8, 0, 6))),
+    "far corners": (single((30, 20, 10), (0, 0, 0)), single((30, 20, 10), (29, 19, 9))),
+    "checkerboard": (np.indices((8, 9, 10)).sum(0) % 2 == 0, np.ones((8, 9, 10), bool)),
+    "noise": (
+        np.random.default_rng(6).random((16, 15, 14)) < 0.05,
+        np.random.default_rng(7).random((16, 15, 14)) < 0.3,
+    ),
+    "one voxel thin": (single((1, 1, 9), (0, 0, 2)), single((1, 1, 9), (0, 0, 2), (0, 0, 7))),
+    "2-D": (blob((40, 30), 8, 0.05), blob((40, 30), 9, 0.05)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("spacing", [None, (0.625, 1.25, 2.0)])
+def test_equal_to_medpy_on_the_whole_volume(name, spacing):
+    pred, target = PAIRS[name]
+    assert pred.any()
+    assert target.any()
+    spacing = spacing and spacing[: pred.ndim]
+    got = binary_metrics(pred, target, spacing)
+    assert tuple(got) == METRICS
+    for metric, function in MEDPY.items():
+        options = {"voxelspacing": spacing} if metric in ("hd", "hd95", "asd", "assd") else {}
+        assert got[metric] == pytest.approx(function(pred, target, **options), rel=0, abs=1e-9), metric
+
+
+def test_the_crop_is_exact():
+    pred, target = PAIRS["blobs"]
+    # As much room as one likes around the masks, or none (they touch the edge), changes nothing.
+    far = [np.pad(mask, ((20, 3), (0, 30), (11, 12))) for mask in (pred, target)]
+    assert pred[0].any()
+    assert binary_metrics(*far) == binary_metrics(pred, target)
+
+
+def test_integer_and_boolean_masks_are_one():
+    pred, target = PAIRS["blobs"]
+    assert binary_metrics(pred.astype(np.uint8) * 255, target.astype(np.int64)) == binary_metrics(pred, target)
+
+
+@pytest.mark.parametrize("name", ["blobs", "checkerboard", "noise", "full and one voxel", "2-D"])
+def test_surface_is_the_mask_without_its_erosion(name):
+    for mask in PAIRS[name]:
+        before = mask.copy()
+        np.testing.assert_array_equal(surface(mask), mask ^ ndimage.binary_erosion(mask))
+        np.testing.assert_array_equal(mask, before)
+
+
+def test_directions_and_percentiles_by_hand():
+    # Prediction: one voxel at 0. Target: the same voxel, and one ten voxels away.
+    pred, target = single((11, 1, 1), (0, 0, 0)), single((11, 1, 1), (0, 0, 0), (10, 0, 0))
+    there, back = surface_distances(pred, target)
+    assert there.tolist() == [0]
+    assert back.tolist() == [0, 10]
+    got = binary_metrics(pred, target)
+    assert got["asd"] == 0
+    assert got["assd"] == pytest.approx(10 / 3)
+    assert got["hd"] == 10
+    assert got["hd95"] == pytest.approx(9)  # of 0, 0, 10: 1.9 steps along
+    assert binary_metrics(pred, target, hd95="max")["hd95"] == pytest.approx(9.5)  # of 0, 10: 0.95 steps along
+    assert binary_metrics(target, pred)["asd"] == 5
+    assert (got["precision"], got["recall"]) == (1, 0.5)
+    assert binary_metrics(pred, target, spacing=(3, 1, 1))["hd"] == 30
+
+
+@pytest.mark.parametrize(
+    ("mode", "one", "both"),
+    [
+        ("zero", (0, 0), (0, 0)),
+        ("nan", (0, math.nan), (math.nan, math.nan)),
+        ("diagonal", (0, math.hypot(6, 3, 8)), (1, 0)),
+    ],
+)
+def test_empty_masks(mode, one, both):
+    empty, mask = np.zeros((3, 3, 4), bool), single((3, 3, 4), (1, 1, 1))
+
+    def score(pred, target):
+        got = binary_metrics(pred, target, spacing=(2, 1, 2), empty=mode)
+        return [got[m] for m in METRICS]
+
+    expected = [one[0]] * 4 + [one[1]] * 4
+    np.testing.assert_allclose(score(empty, mask), expected)
+    np.testing.assert_allclose(score(mask, empty), expected)
+    np.testing.assert_allclose(score(empty, empty), [both[0]] * 4 + [both[1]] * 4)
+
+
+def test_refuses():
+    a = np.ones((3, 4, 5), bool)
+    with pytest.raises(ValueError, match=r"\(3, 4, 5\) and target \(3, 4, 4\)"):
+        binary_metrics(a, a[..., :4])
+    with pytest.raises(ValueError, match=r"got \(1, 3, 4, 5\)"):
+        binary_metrics(a[None], a[None])
+    with pytest.raises(ValueError, match=r"spacing must be 3 positive"):
+        binary_metrics(a, a, spacing=(1, 1))
+    with pytest.raises(ValueError, match=r"spacing must be 3 positive"):
+        binary_metrics(a, a, spacing=(1, 0, 1))
+    with pytest.raises(ValueError, match=r"hd95 'mean'"):
+        binary_metrics(a, a, hd95="mean")
+    with pytest.raises(ValueError, match=r"empty 'skip'"):
+        binary_metrics(a, a, empty="skip")
+    with pytest.raises(ValueError, match=r"labels 0 to 3, expected 0 to 2"):
+        multiclass_metrics(np.array([[0, 3]]), np.array([[0, 1]]), 3)
+
+
+def test_multiclass_scores_each_class_against_all_else():
+    rng = np.random.default_rng(10)
+    pred, target = rng.integers(0, 3, (8, 9, 10)), rng.integers(0, 3, (8, 9, 10))
+    got = multiclass_metrics(pred, target, 4, hd95="max", empty="nan")
+    assert list(got) == [1, 2, 3]
+    for c in (1, 2):
+        assert got[c] == binary_metrics(pred == c, target == c, hd95="max")
+    assert all(math.isnan(v) for v in got[3].values())

@@ -1,0 +1,252 @@
+"""From a trained run to probabilities of a whole volume: networks, sliding window, largest component.
+
+The windows, the padding and the averaging are those of the field's research code (UA-MT, DTC, MC-Net and every
+method compared with them), so that numbers are comparable with the published tables; a test holds them equal to that
+loop written out one window at a time.
+"""
+
+import importlib
+import itertools
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor, nn
+
+from utils.device import autocast
+from utils.errors import UserError
+
+Predictor = Callable[[Tensor], Tensor]
+
+_ACTIVATIONS = ("softmax", "sigmoid", "none")
+_RANK = {(2, 4): 1, (2, 8): 2, (3, 6): 1, (3, 18): 2, (3, 26): 3}  # (dimensions, connectivity): scipy's structure rank
+
+
+def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]) -> list[list[int]]:
+    """First voxel of every window along each axis, the last window moved back to end at the volume's edge.
+
+    There are ``ceil((S - P) / stride) + 1`` windows along an axis of S voxels, at ``min(i * stride, S - P)``.
+
+    Raises:
+        ValueError: lengths differ, a patch or stride below 1, or a patch larger than the volume (pad first).
+    """
+    if not len(shape) == len(patch) == len(stride):
+        raise ValueError(f"shape {tuple(shape)}, patch {tuple(patch)} and stride {tuple(stride)} differ in length")
+    starts = []
+    for axis, (size, extent, step) in enumerate(zip(shape, patch, stride, strict=True)):
+        if extent < 1 or step < 1 or extent > size:
+            raise ValueError(f"axis {axis}: need 1 <= patch <= size and stride >= 1, got {extent}, {size}, {step}")
+        last = size - extent
+        starts.append([min(step * i, last) for i in range(math.ceil(last / step) + 1)])
+    return starts
+
+
+def sliding_window(
+    predictor: Predictor,
+    image: np.ndarray | Tensor,
+    patch: Sequence[int],
+    stride: Sequence[int],
+    num_classes: int,
+    *,
+    batch: int = 4,
+    activation: str = "softmax",
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Class probabilities of a volume: the mean over all windows that cover a voxel.
+
+    A volume smaller than the patch is padded with zeros, ``(P - S) // 2`` in front and the rest behind, and cropped
+    back. The predictor runs without gradients and under autocast; activation and sum are float32. Its train or eval
+    mode is the caller's business.
+
+    Args:
+        predictor: ``(B, 1, *patch)`` float32, channels last, to ``(B, C, *patch)`` logits (or probabilities).
+        image: ``(X, Y, Z)`` or ``(1, X, Y, Z)``.
+        patch, stride: voxels along each axis.
+        num_classes: C.
+        batch: windows per forward pass; memory grows with it, the result does not depend on it.
+        activation: ``softmax`` or ``sigmoid`` for logits, ``none`` for a predictor that gives probabilities.
+        device: where the predictor lives; the volume is summed and returned there.
+        precision: ``fp32`` or ``bf16``, as :func:`utils.device.resolve_precision` gives it.
+        progress: called with (windows done, windows in all) after each batch.
+
+    Returns:
+        ``(C, X, Y, Z)`` float32 on ``device``.
+
+    Raises:
+        ValueError: wrong image shape, activation, batch, or output shape of the predictor.
+        UserError: the predictor's output is not finite.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation {activation!r} is none of {', '.join(_ACTIVATIONS)}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    device, patch = torch.device(device), tuple(patch)
+    volume = torch.as_tensor(image).to(device, torch.float32)
+    if volume.ndim == 4 and volume.shape[0] == 1:
+        volume = volume[0]
+    if volume.ndim != 3:
+        raise ValueError(f"image must be (X, Y, Z) or (1, X, Y, Z), got {tuple(volume.shape)}")
+
+    missing = [max(p - s, 0) for s, p in zip(volume.shape, patch, strict=True)]
+    crop = [slice(m // 2, m // 2 + s) for m, s in zip(missing, volume.shape, strict=True)]
+    if any(missing):
+        volume = F.pad(volume, [side for m in reversed(missing) for side in (m // 2, m - m // 2)])
+
+    starts = window_starts(volume.shape, patch, stride)
+    windows = [
+        tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True)) for corner in itertools.product(*starts)
+    ]
+    batch = min(batch, len(windows))
+    # Everything large is allocated once: a fresh tensor per window costs more in page faults than the sums do.
+    x = torch.empty((batch, 1, *patch), device=device).to(memory_format=torch.channels_last_3d)
+    prob = torch.empty((batch, num_classes, *patch), device=device)
+    total = torch.zeros((num_classes, *volume.shape), device=device)
+
+    with torch.no_grad():
+        for first in range(0, len(windows), batch):
+            chunk = windows[first : first + batch]
+            n = len(chunk)
+            for i, window in enumerate(chunk):
+                x[i, 0].copy_(volume[window])
+            with autocast(device, precision):
+                output = predictor(x[:n])
+            if output.shape != prob[:n].shape:
+                raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {tuple(prob[:n].shape)}")
+            if activation == "softmax":
+                torch.softmax(output.float(), 1, out=prob[:n])
+            elif activation == "sigmoid":
+                torch.sigmoid(output.float(), out=prob[:n])
+            else:
+                prob[:n].copy_(output)
+            for i, window in enumerate(chunk):
+                total[(slice(None), *window)] += prob[i]
+            if progress is not None:
+                progress(first + n, len(windows))
+
+    # How often a voxel is covered is a product over the axes, because the windows form a grid.
+    cover = torch.ones((), device=device)
+    for size, extent, axis_starts in zip(volume.shape, patch, starts, strict=True):
+        line = torch.zeros(size, device=device)
+        for start in axis_starts:
+            line[start : start + extent] += 1
+        cover = cover.unsqueeze(-1) * line
+    total /= cover
+    if not torch.isfinite(total.sum()):
+        raise UserError("the network's output is not finite: its weights diverged, or the image holds NaN or infinity")
+    return total[(slice(None), *crop)]
+
+
+def mean_probability(networks: Sequence[nn.Module]) -> Predictor:
+    """A predictor for :func:`sliding_window` (``activation="none"``): the mean of the networks' softmax outputs.
+
+    Each network offers ``segment(x)``, ``(B, 1, X, Y, Z)`` to logits ``(B, C, X, Y, Z)`` of the head that is tested.
+    """
+    if not networks:
+        raise ValueError("mean_probability needs at least one network")
+
+    def predict(x: Tensor) -> Tensor:
+        prob = torch.softmax(networks[0].segment(x).float(), 1)
+        for network in networks[1:]:
+            prob += torch.softmax(network.segment(x).float(), 1)
+        return prob.div_(len(networks))
+
+    return predict
+
+
+def load_networks(path: str | Path, device: torch.device | str) -> tuple[list[nn.Module], dict]:
+    """The networks of a checkpoint that are tested, in eval mode on ``device``, and the checkpoint itself (on the CPU).
+
+    The checkpoint names the class and the constructor's arguments of each network (``networks``), and which of them
+    are tested (``test_networks``). It is read with ``weights_only=True`` and classes come from the package
+    ``networks`` alone, so a checkpoint of unknown origin cannot run code.
+
+    Raises:
+        UserError: no such file, not a checkpoint, a class that does not exist, or weights that do not fit it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}: train first (python code/train_<method>.py), or name another run")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint ({reason}): copy it again or train again") from error
+    if not isinstance(checkpoint, dict) or not {"test_networks", "networks"} <= checkpoint.keys():
+        raise UserError(f"{path} is not a checkpoint of these scripts: it names no networks to test")
+    if not checkpoint["test_networks"]:
+        raise UserError(f"{path} lists no network to test")
+    return [_build(checkpoint, name, path).to(device).eval() for name in checkpoint["test_networks"]], checkpoint
+
+
+def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
+    try:
+        spec, state = checkpoint["networks"][name], checkpoint[name]
+        dotted, kwargs = spec["class"], spec["kwargs"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is incomplete: it lists the network {name!r} but does not hold it") from error
+    module, _, cls = dotted.rpartition(".")
+    try:
+        if module.split(".")[0] != "networks":
+            raise ImportError("classes come from the package networks alone")
+        cls = getattr(importlib.import_module(module), cls)
+        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+            raise TypeError("it is no network")
+        network = cls(**kwargs)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} needs the network {dotted}, which cannot be built here: {error}") from error
+    if misfit := _misfit(network.state_dict(), state):
+        raise UserError(f"{path} does not fit {dotted}: {misfit}")
+    network.load_state_dict(state)
+    return network.to(memory_format=torch.channels_last_3d)
+
+
+def _misfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """The first difference of two state dicts in words, and how many there are; empty when they agree."""
+    differences = [
+        f"{key} is {tuple(found[key].shape)} in the file and {tuple(value.shape)} in the network"
+        if key in found
+        else f"{key} is missing from the file"
+        for key, value in expected.items()
+        if key not in found or found[key].shape != value.shape
+    ]
+    differences += [f"{key} of the file is unknown to the network" for key in found if key not in expected]
+    if not differences:
+        return ""
+    more = f" (and {len(differences) - 1} more such entries)" if len(differences) > 1 else ""
+    return differences[0] + more
+
+
+def largest_component(labels: np.ndarray, num_classes: int, connectivity: int = 26) -> np.ndarray:
+    """Keep the largest connected component of each foreground class, set the rest to 0.
+
+    Of components of one size the first met in scan order stays; a class without voxels stays without.
+
+    Args:
+        labels: ``(X, Y, Z)`` or ``(X, Y)`` integers in ``[0, num_classes)``.
+        num_classes: with the background.
+        connectivity: 6, 18 or 26 in 3-D, 4 or 8 in 2-D.
+
+    Raises:
+        ValueError: not integers, or a connectivity that the dimension does not have.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub":
+        raise ValueError(f"labels must be integers, got {labels.dtype}")
+    if (labels.ndim, connectivity) not in _RANK:
+        raise ValueError(f"connectivity {connectivity} is not defined for labels of shape {labels.shape}")
+    structure = ndimage.generate_binary_structure(labels.ndim, _RANK[labels.ndim, connectivity])
+    kept = np.zeros_like(labels)
+    for value, box in enumerate(ndimage.find_objects(labels.astype(np.int32), max_label=num_classes - 1), start=1):
+        if box is None:
+            continue
+        components, count = ndimage.label(labels[box] == value, structure)
+        sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
+        kept[box][components == 1 + int(sizes.argmax())] = value
+    return kept
