@@ -23,7 +23,7 @@ class Resident:
         cases = range(len(dataset.names)) if cases is None else cases
         self.names = dataset.names
         self.images, self.labels = {}, {}
-        for case in tqdm(cases, desc="decoding", unit="case", disable=not progress, leave=False):
+        for case in tqdm(cases, desc="decoding", unit="case", disable=None if progress else True, leave=False):
             image, label = dataset.load(case, label=case in labeled)
             self.images[case] = torch.from_numpy(image)
             if case in labeled:

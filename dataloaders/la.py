@@ -32,7 +32,7 @@ class LA:
 
     name = "LA"
     num_classes = 2
-    patch = (112, 112, 80)
+    patches = {1: (112, 112, 80), 2: (64, 64, 32)}  # by --downsample
     stride = (18, 18, 4)
     spacing = (0.625, 0.625, 0.625)  # mm
 

@@ -1,0 +1,477 @@
+"""The plumbing of every training script: options, seeds, folder, log, exact resume, checkpoints, signals.
+
+What a reviewer of a paper would never ask about stands here; what she would ask about stands in the script.
+
+    parser = run.parser(__doc__, labelnum=16)            options that all scripts share, then the method's own
+    args = run.parse(parser, PRESETS)
+    job = run.Run(args, __file__)                        devices, seeds, runs/<dataset>/<method>_<labelnum>/seed<seed>/
+    job.resume(net=net, optimizer=optimizer)             what a checkpoint holds; loads it with --resume
+    for step, batch in job.steps(data, last):            seeded by (seed, step): a resumed run repeats every bit
+        ...
+        job.log(step, loss=loss, lr=lr)                  log.txt, metrics.jsonl, TensorBoard; stops if not finite
+        job.checkpoint(step)                             last.pth now and then, at the end, and on SIGTERM or SIGINT
+"""
+
+import argparse
+import difflib
+import json
+import logging
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders import DATASETS, dataset_class
+from utils.checkpoint import load_checkpoint, load_state, write_atomically
+from utils.device import autocast, describe, resolve_precision, select_devices
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+# options that may differ between the parts of a resumed run: they move no number
+FREE = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "picture_every"}
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with errors of one line, a suggestion for a misspelt flag, and defaults in the help."""
+
+    def __init__(self, doc):
+        super().__init__(description=doc, formatter_class=_Help, allow_abbrev=False)
+
+    def error(self, message):
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
+        near = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1) if unknown else []
+        hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+        self.exit(2, f"{self.prog}: {message}; {hint}\n")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _number(convert, holds, description):
+    """An argparse type: `convert` the text, insist on `holds`, and say `description` of what was expected."""
+
+    def parse(text):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {description}")
+        return value
+
+    return parse
+
+
+positive_int = _number(int, lambda v: v >= 1, "a whole number from 1")
+natural = _number(int, lambda v: v >= 0, "a whole number from 0")
+positive = _number(float, lambda v: 0 < v < math.inf, "a number above 0")
+fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+
+
+def parser(doc, unlabeled_bs=2, **defaults):
+    """The options that all training scripts share; `defaults` are the script's own for them.
+
+    `unlabeled_bs=None` leaves the unlabelled stream out.
+    """
+    parser = ArgumentParser(doc)
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", choices=sorted(DATASETS), default="LA", help="data set and its protocol")
+    data.add_argument("--root", help="its folder (default: data/<dataset>)")
+    data.add_argument("--labelnum", type=positive_int, default=16, help="the first so many training cases are labelled")
+    data.add_argument("--labeled_bs", type=positive_int, default=2, help="labelled crops a step")
+    if unlabeled_bs is not None:
+        data.add_argument("--unlabeled_bs", type=positive_int, default=unlabeled_bs, help="unlabelled crops a step")
+    data.add_argument("--patch", type=positive_int, nargs=3, metavar=("X", "Y", "Z"), help="crop (default: data set's)")
+    data.add_argument("--downsample", type=positive_int, default=1, help="2: half resolution, for machines without a GPU")
+    data.add_argument("--augment", choices=("rot_flip", "crop"), default="rot_flip", help="crop alone, or turned too")
+    network = parser.add_argument_group("network")
+    network.add_argument("--n_filters", type=positive_int, default=16, help="channels of the first stage")
+    network.add_argument(
+        "--normalization", choices=("batchnorm", "instancenorm", "groupnorm", "none"), default="batchnorm"
+    )
+    job = parser.add_argument_group("run")
+    job.add_argument("--base_lr", type=positive, default=0.01, help="learning rate at the start")
+    job.add_argument("--seed", type=natural, default=1337, help="of weights, orders, crops and dropout")
+    job.add_argument("--gpu", default="0", help="0, or 0,1 to share each batch between GPUs, or -1 for the CPU")
+    job.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+    job.add_argument("--runs", default="runs", help="folder of all runs")
+    job.add_argument("--name", help="of the run's folder (default: <method>_<labelnum>); name variants with it")
+    job.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
+    job.add_argument("--log_every", type=positive_int, default=20, help="steps between records")
+    job.add_argument("--save_minutes", type=positive, default=5, help="longest time between checkpoints")
+    job.add_argument("--picture_every", type=positive_int, default=200, help="steps between TensorBoard pictures")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def parse(parser, presets=None, argv=None):
+    """Parse, with the defaults of `--preset` (a dict of dicts; the first is the default) and of the data set filled in.
+
+    Raises:
+        UserError: a patch that the network cannot take, or none known for this `--downsample`.
+    """
+    if presets:
+        parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)), help="paper or released code")
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
+        parser.set_defaults(**presets[first.parse_known_args(argv)[0].preset])
+    args = parser.parse_args(argv)
+    if args.patch is None:
+        patches = dataset_class(args.dataset).patches
+        if args.downsample not in patches:
+            raise UserError(f"--downsample {args.downsample}: no crop is known for it, give one with --patch X Y Z")
+        args.patch = list(patches[args.downsample])
+    if any(extent % 16 for extent in args.patch):
+        raise UserError(f"--patch {' '.join(map(str, args.patch))}: every extent must be a multiple of 16")
+    return args
+
+
+def main(function):
+    """Call a script's `main` and turn a `UserError` into one line on stderr and exit status 2."""
+    try:
+        function()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+# ------------------------------------------------------------------------------------------------------------ records
+
+
+def environment(devices):
+    """Versions, commit and hardware: what a number must be read with."""
+
+    def git(*command):
+        answer = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True, check=False)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    changes = git("status", "--porcelain")
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(changes) if changes is not None else None,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "devices": [describe(device) for device in devices],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+
+
+class Run:
+    """One training run and its folder.
+
+    Args:
+        args: from `parse`.
+        script: the script's `__file__`; its name gives the method's.
+
+    Attributes:
+        device: of the networks and batches.
+        folder: `runs/<dataset>/<method>_<labelnum>/seed<seed>/`.
+        precision: `fp32` or `bf16`.
+
+    Raises:
+        UserError: the folder already holds a run, and `--resume` is not given or its options differ.
+    """
+
+    def __init__(self, args, script):
+        self.args = args
+        self.devices = select_devices(args.gpu)
+        self.device = self.devices[0]
+        self.precision = resolve_precision(args.precision, self.device)
+        self.start = 0
+        self._signal = None
+        script = Path(script).resolve()
+        method = script.stem.removeprefix("train_")
+        self.folder = Path(args.runs) / args.dataset / (args.name or f"{method}_{args.labelnum}") / f"seed{args.seed}"
+        self.options = {**vars(args), "method": method, "precision": self.precision}
+        self._open_folder(script)
+        self._seed(0)
+        torch.backends.cudnn.benchmark = True
+
+    def _open_folder(self, script):
+        last = self.folder / "last.pth"
+        if last.exists() and not self.args.resume:
+            raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --name starts another beside it")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be made ({error.strerror})") from None
+        record = []
+        if last.exists():
+            self._compare_options(json.loads((self.folder / "args.json").read_text()))
+            record = json.loads((self.folder / "environment.json").read_text())
+        else:
+            text = json.dumps(self.options, indent=1) + "\n"
+            write_atomically(self.folder / "args.json", lambda path: path.write_text(text))
+            shutil.copy(script, self.folder / script.name)
+            (self.folder / "metrics.jsonl").write_text("")
+        record.append(environment(self.devices))
+        text = json.dumps(record, indent=1) + "\n"
+        write_atomically(self.folder / "environment.json", lambda path: path.write_text(text))
+        self.logger = logging.getLogger(f"run.{self.folder}")
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
+        self.logger.handlers = [logging.FileHandler(self.folder / "log.txt"), _BarHandler()]
+        for handler in self.logger.handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        now = record[-1]
+        self.logger.info(f"{self.folder}: commit {(now['commit'] or 'unknown')[:10]}{', modified' if now['dirty'] else ''}")
+        self.logger.info(f"torch {now['torch']}, {self.precision}, {'; '.join(now['devices'])}")
+        shown = {k: v for k, v in self.options.items() if v is not None and k not in FREE}
+        self.logger.info("options " + " ".join(f"{k}={v}" for k, v in shown.items()))
+
+    def _compare_options(self, before):
+        for key in sorted((before.keys() | self.options.keys()) - FREE):
+            old, new = before.get(key), self.options.get(key)
+            if old != new:
+                raise UserError(f"{self.folder} was started with {key} {old}, not {new}: resume it so, or --name another")
+
+    def _seed(self, step):
+        """Dropout and noise of a step depend on (seed, step) alone, so no generator's state needs saving."""
+        seed = int(np.random.SeedSequence((self.args.seed, step)).generate_state(1, np.uint64)[0])
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
+        torch.manual_seed(seed)
+
+    # ---- networks
+
+    def to_device(self, network):
+        """The network on the device, 3-D convolutions' weights laid out channels last, which is what makes them fast."""
+        return network.to(self.device, memory_format=torch.channels_last_3d)
+
+    def parallel(self, network):
+        """What to call for a forward pass: the network, or its copies on all GPUs of `--gpu 0,1`."""
+        return torch.nn.DataParallel(network, self.devices) if len(self.devices) > 1 else network
+
+    def autocast(self):
+        """Context of the forward pass; losses belong outside it, in float32."""
+        return autocast(self.device, self.precision)
+
+    # ---- checkpoints
+
+    def resume(self, test_networks=("net",), **objects):
+        """Name what a checkpoint holds, and with `--resume` load it from `last.pth`.
+
+        Args:
+            test_networks: names of the networks whose mean softmax is the prediction.
+            objects: anything with `state_dict` and `load_state_dict`; networks must keep their `config`.
+
+        Returns:
+            The step of the checkpoint, 0 for a fresh start.
+        """
+        self._objects, self._test_networks = objects, list(test_networks)
+        self._watch(objects[self._test_networks[0]])
+        path = self.folder / "last.pth"
+        if path.exists():
+            state = load_checkpoint(path)
+            missing = [name for name in (*objects, "step") if name not in state]
+            if missing:
+                raise UserError(f"{path}: no {missing[0]} in this checkpoint; it is not one of this script")
+            for name, target in objects.items():
+                load_state(path, name, target, state[name])
+            self.start = state["step"]
+            self.logger.info(f"resumed at step {self.start}")
+        elif self.args.resume:
+            self.logger.info("nothing to resume yet: starting at step 0")
+        self._saved, self._saved_at = self.start, time.monotonic()
+        self._forget_after(self.start)
+        return self.start
+
+    def checkpoint(self, step):
+        """Save when it is time, when the run is complete, or when a signal asks for it, which then ends the process."""
+        due = time.monotonic() - self._saved_at >= 60 * self.args.save_minutes
+        if due or step == self.last or self._signal:
+            self._save(step)
+        self._leave_if_asked()
+
+    def breathe(self, step):
+        """For long work between steps: a signal ends the process here, with everything as step `step - 1` left it."""
+        if self._signal:
+            self._save(step - 1)
+            self._leave_if_asked()
+
+    def _save(self, step):
+        if step == self._saved and step:
+            return
+        networks = {
+            name: {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
+            for name, net in self._objects.items()
+            if hasattr(net, "config")
+        }
+        state = {"step": step, "args": self.options, "networks": networks, "test_networks": self._test_networks}
+        state |= {name: target.state_dict() for name, target in self._objects.items()}
+        write_atomically(self.folder / "last.pth", lambda path: torch.save(state, path))
+        self._saved, self._saved_at = step, time.monotonic()
+
+    def _leave_if_asked(self):
+        if self._signal:
+            self.logger.info(f"{signal.Signals(self._signal).name}: saved step {self._saved}, --resume goes on from it")
+            sys.exit(128 + self._signal)
+
+    # ---- the loop
+
+    def steps(self, data, last):
+        """Yield `(step, batch)` up to step `last`, each with its own seed, under a progress bar."""
+        self.data, self.last = data, last
+        if self.start >= last:
+            self.logger.info(f"complete at step {self.start} of {last}: nothing to do")
+            return
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.start + 1 if self.start else None)
+        self._bar = tqdm(total=last, initial=self.start, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
+        self._clock = _Clock()
+        handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        began, self._spoke_at = time.monotonic(), 0.0
+        try:
+            for step in range(self.start + 1, last + 1):
+                self._step = step
+                self._seed(step)
+                self._clock.start()
+                self._batch = data.batch(step)
+                self._clock.loaded()
+                self._picture_due = step % self.args.picture_every == 0
+                yield step, self._batch
+                self._clock.stop()
+                self._bar.update()
+            minutes = timedelta(seconds=round(time.monotonic() - began))
+            self.logger.info(f"complete: {last - self.start} steps in {minutes}, {self.folder / 'last.pth'}")
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            self._bar.close()
+            self._writer.close()
+
+    def _ask(self, number, _frame):
+        if self._signal:  # asked twice: at once
+            sys.exit(128 + number)
+        self._signal = number
+        self.logger.info(f"{signal.Signals(number).name}: finishing this step, then saving")
+
+    # ---- logging
+
+    def log(self, step, **values):
+        """Record scalars (numbers or 0-d tensors) every `--log_every` steps, and see at every step that they are finite.
+
+        Tags are the field's: `loss` and `loss_…` under `loss/`, `lr` as it is, everything else under `info/`.
+
+        Raises:
+            UserError: a value is NaN or infinite; names the step, all values and the cases of the batch.
+        """
+        names = list(values)
+        numbers = torch.stack([torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in values.values()]).tolist()
+        values = dict(zip(names, numbers, strict=True))
+        if not all(map(math.isfinite, numbers)):
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            raise UserError(
+                f"step {step}: not finite: {terms}; cases {', '.join(self._batch.names)}; last.pth is of step {self._saved}"
+            )
+        self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}", refresh=False)
+        if step % self.args.log_every and step != self.last:
+            return
+        seconds, loading = self._clock.means()
+        record = {_tag(name): value for name, value in values.items()}
+        record |= {"time/step": seconds, "time/data": loading}
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, "epoch": self.data.epoch(step), **record}) + "\n")
+        for tag, value in record.items():
+            self._writer.add_scalar(tag, value, step)
+        if self._bar.disable and (time.monotonic() - self._spoke_at > 20 or step == self.last):
+            left = timedelta(seconds=round(seconds * (self.last - step)))
+            terms = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.logger.info(
+                f"step {step}/{self.last} epoch {self.data.epoch(step)} {terms} | {seconds:.2f} s a step, {left} left"
+            )
+            self._spoke_at = time.monotonic()
+
+    def _forget_after(self, step):
+        """Drop the records of steps that a resumed run makes again."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        if len(kept) < len(lines):
+            text = "".join(line + "\n" for line in kept)
+            write_atomically(path, lambda temporary: temporary.write_text(text))
+
+    def _watch(self, network):
+        """Show the network's prediction for the batch's first crop in TensorBoard now and then, without a line in scripts."""
+
+        def hook(_module, _inputs, output):
+            if getattr(self, "_picture_due", False):
+                self._picture_due = False
+                logits = output[0] if isinstance(output, tuple) else output
+                label = self._batch.label[0]
+                for tag, volume in {
+                    "train/Image": self._batch.image[0, 0],
+                    "train/Predicted_label": logits[0].detach().argmax(0) / (logits.shape[1] - 1),
+                    "train/Groundtruth_label": label / (logits.shape[1] - 1),
+                }.items():
+                    self._writer.add_image(tag, _mosaic(volume), self._step, dataformats="HW")
+
+        network.register_forward_hook(hook)
+
+
+class _Clock:
+    """Mean seconds a step, and of these waiting for data, over the steps that ended since it was last asked."""
+
+    def __init__(self):
+        self.steps, self.total, self.loading = 0, 0.0, 0.0
+
+    def start(self):
+        self.began = time.perf_counter()
+
+    def loaded(self):
+        self.loading += time.perf_counter() - self.began
+
+    def stop(self):
+        self.steps += 1
+        self.total += time.perf_counter() - self.began
+
+    def means(self):
+        if not self.steps:  # the first step is not over yet
+            return time.perf_counter() - self.began, self.loading
+        means = self.total / self.steps, self.loading / self.steps
+        self.__init__()
+        return means
+
+
+class _BarHandler(logging.Handler):
+    """Log lines above the progress bar instead of through it."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _tag(name):
+    if name == "lr":
+        return name
+    return f"loss/{name}" if name.startswith("loss") else f"info/{name}"
+
+
+def _mosaic(volume):
+    """Five slices of `(X, Y, Z)` side by side, scaled to [0, 1]."""
+    picks = np.linspace(0, volume.shape[2] - 1, 7).round().astype(int)[1:-1]
+    image = torch.cat([volume[:, :, k] for k in picks], dim=1).float().cpu()
+    low, high = image.min(), image.max()
+    return ((image - low) / (high - low).clamp(min=1e-6)).numpy() if high > 1 or low < 0 else image.numpy()
