@@ -1,0 +1,185 @@
+#pragma once
+
+// The exact signed Euclidean distance transform, one axis at a time.
+//
+// Every voxel carries one signed number v: its squared distance to the nearest voxel of the other label, positive
+// outside the object and negative inside. Both sides therefore travel through one array and one pass an axis:
+// a voxel of sign s reaches the other label by way of voxel j of its line at the cost max(s * v[j], 0) + (i - j)^2,
+// because a voxel j of the other label is itself the goal. Along the first axis v follows from two sweeps; along every
+// further axis v[i] is the lowest of those parabolas (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012;
+// the sign, the runs and the arithmetic without division are this project's).
+//
+// T is int32_t for equal spacing (exact) and float for unequal spacing; the CPU also uses int16_t for small volumes.
+
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace semiseg {
+
+// A batch of volumes, x slowest and z contiguous; a batch of images has y == 1.
+struct Volumes {
+  std::int64_t items;
+  int x, y, z;
+
+  SEMISEG_HOST_DEVICE std::int64_t plane() const { return std::int64_t{y} * z; }
+  SEMISEG_HOST_DEVICE std::int64_t voxels() const { return x * plane(); }
+};
+
+// kFarSteps: so many voxels along the first axis count as out of reach; kFar: the squared distance written for them.
+// Below these limits nothing overflows: int32_t holds any volume whose squared diagonal stays under 2^30.
+template <typename T>
+struct Reach;
+template <>
+struct Reach<std::int16_t> {
+  static constexpr std::int16_t kFarSteps = 180, kFar = 180 * 180;
+};
+template <>
+struct Reach<std::int32_t> {
+  static constexpr std::int32_t kFarSteps = 1 << 15, kFar = INT32_MAX;
+};
+template <>
+struct Reach<float> {
+  static constexpr float kFarSteps = 1 << 24, kFar = HUGE_VALF;
+};
+
+// The type in which parabolas of T are compared: wide enough for a squared distance times an extent.
+template <typename T>
+struct Comparison {
+  using Type = double;
+};
+template <>
+struct Comparison<std::int32_t> {
+  using Type = std::int64_t;
+};
+
+template <typename T>
+SEMISEG_HOST_DEVICE T smaller(T a, T b) {
+  return b < a ? b : a;
+}
+
+template <typename T>
+SEMISEG_HOST_DEVICE T larger(T a, T b) {
+  return a < b ? b : a;
+}
+
+// Steps from a voxel to the other label, given the count at its neighbour towards which we look.
+template <typename T>
+SEMISEG_HOST_DEVICE T steps_via(bool same_label, T steps_of_neighbour) {
+  const T next = static_cast<T>(steps_of_neighbour + 1);
+  return same_label ? smaller(next, Reach<T>::kFarSteps) : T{1};
+}
+
+template <typename T>
+SEMISEG_HOST_DEVICE T signed_square(T steps, bool inside, T unit) {
+  const T square = steps >= Reach<T>::kFarSteps ? Reach<T>::kFar : static_cast<T>(steps * steps * unit);
+  return inside ? static_cast<T>(-square) : square;
+}
+
+// First axis. Fills `lanes` neighbouring lines of n voxels, element i of line k at i * stride + k, with signed squared
+// distances along the line alone, in units of the squared spacing `unit` (1 for integers).
+template <typename T>
+SEMISEG_HOST_DEVICE void scan_lines(const std::uint8_t* mask, T* out, int n, std::ptrdiff_t stride, int lanes, T unit) {
+  for (int k = 0; k < lanes; ++k) out[k] = Reach<T>::kFarSteps;
+  for (int i = 1; i < n; ++i) {
+    const std::uint8_t *here = mask + i * stride, *back = here - stride;
+    T* steps = out + i * stride;
+    for (int k = 0; k < lanes; ++k) steps[k] = steps_via((here[k] != 0) == (back[k] != 0), steps[k - stride]);
+  }
+  // The way back takes the smaller count of both directions and squares what the next line no longer needs.
+  for (int i = n - 2; i >= 0; --i) {
+    const std::uint8_t *here = mask + i * stride, *ahead = here + stride;
+    T *steps = out + i * stride, *done = steps + stride;
+    for (int k = 0; k < lanes; ++k) {
+      steps[k] = smaller(steps[k], steps_via((here[k] != 0) == (ahead[k] != 0), done[k]));
+      done[k] = signed_square(done[k], ahead[k] != 0, unit);
+    }
+  }
+  for (int k = 0; k < lanes; ++k) out[k] = signed_square(out[k], mask[k] != 0, unit);
+}
+
+// Does parabola q lie nowhere below both p and r, p < q < r, of the given heights?
+template <typename W>
+SEMISEG_HOST_DEVICE bool hidden(int p, W height_p, int q, W height_q, int r, W height_r, W unit) {
+  return (height_q - height_p) * (r - q) + (height_q - height_r) * (q - p) >= unit * (q - p) * (r - q) * (r - p);
+}
+
+// Further axes. Writes the lowest parabola over every voxel of `line` to `out` (which may not overlap it).
+// `hull` is room for n + 1 positions. Linear in n.
+//
+// A run of one label is solved alone: the voxels that bound it are goals of height 0, and nothing behind them is
+// nearer.
+template <typename T>
+SEMISEG_HOST_DEVICE void solve_line(Line<const T> line, Line<T> out, Line<int> hull, int n, T unit) {
+  using Wide = typename Comparison<T>::Type;
+  for (int begin = 0, end; begin < n; begin = end) {
+    const bool inside = line[begin] < 0;
+    end = begin + 1;
+    while (end < n && (line[end] < 0) == inside) ++end;
+
+    const auto height = [&](int j) -> T { return j < begin || j >= end ? T{0} : inside ? -line[j] : line[j]; };
+    const auto cost = [&](int j, int i) { return static_cast<Wide>(height(j)) + Wide(unit) * (i - j) * (i - j); };
+
+    int top = -1;
+    for (int j = begin > 0 ? begin - 1 : begin; j <= end && j < n; ++j) {
+      const T added = height(j);
+      if (added == Reach<T>::kFar) continue;
+      while (top > 0 &&
+             hidden<Wide>(hull[top - 1], height(hull[top - 1]), hull[top], height(hull[top]), j, added, unit))
+        --top;
+      hull[++top] = j;
+    }
+
+    if (top < 0) {
+      for (int i = begin; i < end; ++i) out[i] = line[i];
+      continue;
+    }
+    for (int i = begin, k = 0; i < end; ++i) {
+      while (k < top && cost(hull[k + 1], i) <= cost(hull[k], i)) ++k;
+      const T square = static_cast<T>(cost(hull[k], i));
+      out[i] = inside ? -square : square;
+    }
+  }
+}
+
+// The largest squared distance of either side of one item.
+template <typename T>
+struct Peak {
+  T inside, outside;
+
+  SEMISEG_HOST_DEVICE void see(T v) {
+    inside = larger(inside, static_cast<T>(-v));
+    outside = larger(outside, v);
+  }
+};
+
+// A foreground voxel with a background voxel across one of its faces; the volume's edge is no boundary.
+SEMISEG_HOST_DEVICE bool on_inner_boundary(const std::uint8_t* mask, const Volumes& size, int x, int y, int z) {
+  const std::ptrdiff_t step_x = size.plane(), step_y = size.z;
+  const std::uint8_t* here = mask + x * step_x + y * step_y + z;
+  if (*here == 0) return false;
+  return (x > 0 && here[-step_x] == 0) || (x + 1 < size.x && here[step_x] == 0) ||  //
+         (y > 0 && here[-step_y] == 0) || (y + 1 < size.y && here[step_y] == 0) ||  //
+         (z > 0 && here[-1] == 0) || (z + 1 < size.z && here[1] == 0);
+}
+
+// The signed distance in the unit of `scale`; infinite where the item has one label only.
+template <typename T>
+SEMISEG_HOST_DEVICE float distance(T v, float scale) {
+  const T square = v < 0 ? static_cast<T>(-v) : v;
+  const float length = square == Reach<T>::kFar ? HUGE_VALF : sqrtf(static_cast<float>(square)) * scale;
+  return v < 0 ? -length : length;
+}
+
+// The signed distance over the largest one of its side, 0 on the inner boundary. An item of one label only is -1 (full)
+// or 0 (empty) everywhere.
+template <typename T>
+SEMISEG_HOST_DEVICE float normalized_distance(T v, bool on_boundary, Peak<float> longest) {
+  const T square = v < 0 ? static_cast<T>(-v) : v;
+  const float share = sqrtf(static_cast<float>(square)) / (v < 0 ? -longest.inside : longest.outside);
+  const float alone = v < 0 ? -1.f : 0.f;
+  return on_boundary ? 0.f : square == Reach<T>::kFar ? alone : share;
+}
+
+}  // namespace semiseg

@@ -1,0 +1,134 @@
+// signed_distance on the CPU: sweeps along x over blocks of neighbouring lines, lower envelopes along y and z a plane
+// at a time, then one pass that takes roots and scales.
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <mutex>
+#include <type_traits>
+#include <vector>
+
+#include "../core/signed_distance_arguments.h"
+#include "parallel.h"
+
+namespace semiseg {
+namespace {
+
+constexpr int kScanLanes = 512;  // lines swept together: their column of a crop stays in the second-level cache
+constexpr int kTile = 16;        // strided lines gathered together: one cache line of 32-bit values
+
+// Solves all lines along y, then all lines along z, of one x-plane in place.
+template <typename T>
+class EnvelopePlane {
+ public:
+  EnvelopePlane(const Volumes& size, const std::array<T, 3>& unit)
+      : size_(size), unit_(unit), lines_(kTile * size.y), solved_(std::max(kTile * size.y, size.z)) {
+    hull_.resize(std::max(size.y, size.z) + 1);
+  }
+
+  void operator()(T* plane) {
+    const int ny = size_.y, nz = size_.z;
+    const Line<int> hull{hull_.data(), 1};
+    for (int z = 0; ny > 1 && z < nz; z += kTile) {
+      const int width = std::min(kTile, nz - z);
+      for (int y = 0; y < ny; ++y)
+        for (int k = 0; k < width; ++k) lines_[k * ny + y] = plane[std::int64_t{y} * nz + z + k];
+      for (int k = 0; k < width; ++k) solve_line<T>({&lines_[k * ny], 1}, {&solved_[k * ny], 1}, hull, ny, unit_[1]);
+      for (int y = 0; y < ny; ++y)
+        for (int k = 0; k < width; ++k) plane[std::int64_t{y} * nz + z + k] = solved_[k * ny + y];
+    }
+    for (int y = 0; nz > 1 && y < ny; ++y) {
+      T* line = plane + std::int64_t{y} * nz;
+      solve_line<T>({line, 1}, {solved_.data(), 1}, hull, nz, unit_[2]);
+      std::copy_n(solved_.data(), nz, line);
+    }
+  }
+
+ private:
+  Volumes size_;
+  std::array<T, 3> unit_;
+  std::vector<T> lines_, solved_;
+  std::vector<int> hull_;
+};
+
+// Signed squared distances of every item, and each item's peaks.
+template <typename T, typename Plane>
+std::vector<Peak<T>> signed_squares(const std::uint8_t* mask, T* out, const Volumes& size,
+                                    const std::array<T, 3>& unit) {
+  const std::int64_t plane = size.plane(), blocks = at::divup(plane, kScanLanes);
+  run_tasks(size.items * blocks, [&] {
+    return [&](std::int64_t task) {
+      const std::int64_t lane = task % blocks * kScanLanes, at = task / blocks * size.voxels() + lane;
+      scan_lines<T>(mask + at, out + at, size.x, plane, std::min<std::int64_t>(kScanLanes, plane - lane), unit[0]);
+    };
+  });
+
+  std::vector<Peak<T>> peaks(size.items, Peak<T>{0, 0});
+  std::mutex mutex;
+  run_tasks(size.items * size.x, [&] {
+    return [&, solve = Plane(size, unit)](std::int64_t task) mutable {
+      T* values = out + task * plane;
+      solve(values);
+      Peak<T> peak{0, 0};
+      for (std::int64_t i = 0; i < plane; ++i) peak.see(values[i]);
+      const std::lock_guard<std::mutex> lock(mutex);
+      peaks[task / size.x].see(peak.outside);
+      peaks[task / size.x].see(-peak.inside);
+    };
+  });
+  return peaks;
+}
+
+// Takes roots. With equal spacing the inner boundary is where the squared distance is 1; else the mask tells.
+template <typename T>
+void finish(const std::uint8_t* mask, const T* squares, float* out, const Volumes& size, float scale, bool normalized,
+            const std::vector<Peak<T>>& peaks) {
+  const std::int64_t plane = size.plane();
+  run_tasks(size.items * size.x, [&] {
+    return [&](std::int64_t task) {
+      const std::int64_t item = task / size.x;
+      const T* v = squares + task * plane;
+      float* to = out + task * plane;
+      const Peak<float> longest{std::sqrt(static_cast<float>(peaks[item].inside)),
+                                std::sqrt(static_cast<float>(peaks[item].outside))};
+      if (!normalized) {
+        for (std::int64_t i = 0; i < plane; ++i) to[i] = distance(v[i], scale);
+      } else if constexpr (std::is_integral_v<T>) {
+        for (std::int64_t i = 0; i < plane; ++i) to[i] = normalized_distance(v[i], v[i] == -1, longest);
+      } else {
+        const std::uint8_t* volume = mask + item * size.voxels();
+        const int x = static_cast<int>(task % size.x);
+        for (int y = 0; y < size.y; ++y)
+          for (int z = 0; z < size.z; ++z, ++v, ++to)
+            *to = normalized_distance(*v, on_inner_boundary(volume, size, x, y, z), longest);
+      }
+    };
+  });
+}
+
+template <typename T>
+at::Tensor signed_distance_as(const SignedDistanceArguments& arguments, at::ScalarType type, bool normalized) {
+  const auto& [mask, size, spacing, equal_spacing] = arguments;
+  const at::Tensor squares = at::empty(mask.sizes(), mask.options().dtype(type));
+  at::Tensor out = at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
+  const auto* voxels = mask.const_data_ptr<std::uint8_t>();
+  T* values = squares.mutable_data_ptr<T>();
+  const auto peaks = signed_squares<T, EnvelopePlane<T>>(voxels, values, size, arguments.units<T>());
+  finish(voxels, values, out.mutable_data_ptr<float>(), size, equal_spacing ? spacing[0] : 1.0, normalized, peaks);
+  return out;
+}
+
+at::Tensor signed_distance(const at::Tensor& mask, at::ArrayRef<double> spacing, bool normalized) {
+  const SignedDistanceArguments arguments(mask, spacing);
+  if (mask.numel() == 0) return at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
+  return arguments.equal_spacing ? signed_distance_as<std::int32_t>(arguments, at::kInt, normalized)
+                                 : signed_distance_as<float>(arguments, at::kFloat, normalized);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(semiseg, CPU, m) { m.impl("signed_distance", signed_distance); }
+
+}  // namespace semiseg
