@@ -8,7 +8,6 @@ loop written out one window at a time.
 import importlib
 import itertools
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
+from utils.checkpoint import load_checkpoint, load_state
 from utils.device import autocast
 from utils.errors import UserError
 
@@ -172,26 +172,22 @@ def load_networks(path: str | Path, device: torch.device | str) -> tuple[list[nn
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no checkpoint {path}: train first (python code/train_<method>.py), or name another run")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0][:100] or type(error).__name__
-        raise UserError(f"{path} is not a readable checkpoint ({reason}): copy it again or train again") from error
-    if not isinstance(checkpoint, dict) or not {"test_networks", "networks"} <= checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of these scripts: it names no networks to test")
+        raise UserError(f"{path}: no such checkpoint; train first (python code/train_<method>.py) or name another run")
+    checkpoint = load_checkpoint(path)
+    if not isinstance(checkpoint, dict) or not {"step", "args", "networks", "test_networks"} <= checkpoint.keys():
+        raise UserError(f"{path}: not a checkpoint of these scripts, which hold step, args, networks and test_networks")
     if not checkpoint["test_networks"]:
-        raise UserError(f"{path} lists no network to test")
+        raise UserError(f"{path}: lists no network to test")
     return [_build(checkpoint, name, path).to(device).eval() for name in checkpoint["test_networks"]], checkpoint
 
 
 def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
     try:
-        spec, state = checkpoint["networks"][name], checkpoint[name]
-        dotted, kwargs = spec["class"], spec["kwargs"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is incomplete: it lists the network {name!r} but does not hold it") from error
-    module, _, cls = dotted.rpartition(".")
+        state, spec = checkpoint[name], checkpoint["networks"][name]
+        module, _, cls = spec["class"].rpartition(".")
+        kwargs = spec["kwargs"]
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: incomplete, it lists the network {name!r} but does not hold it") from None
     try:
         if module.split(".")[0] != "networks":
             raise ImportError("classes come from the package networks alone")
@@ -200,27 +196,9 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
             raise TypeError("it is no network")
         network = cls(**kwargs)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path} needs the network {dotted}, which cannot be built here: {error}") from error
-    if misfit := _misfit(network.state_dict(), state):
-        raise UserError(f"{path} does not fit {dotted}: {misfit}")
-    network.load_state_dict(state)
+        raise UserError(f"{path}: its network {spec['class']} cannot be built here: {error}") from None
+    load_state(path, name, network, state)
     return network.to(memory_format=torch.channels_last_3d)
-
-
-def _misfit(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """The first difference of two state dicts in words, and how many there are; empty when they agree."""
-    differences = [
-        f"{key} is {tuple(found[key].shape)} in the file and {tuple(value.shape)} in the network"
-        if key in found
-        else f"{key} is missing from the file"
-        for key, value in expected.items()
-        if key not in found or found[key].shape != value.shape
-    ]
-    differences += [f"{key} of the file is unknown to the network" for key in found if key not in expected]
-    if not differences:
-        return ""
-    more = f" (and {len(differences) - 1} more such entries)" if len(differences) > 1 else ""
-    return differences[0] + more
 
 
 def largest_component(labels: np.ndarray, num_classes: int, connectivity: int = 26) -> np.ndarray:

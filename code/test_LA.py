@@ -1,0 +1,106 @@
+"""Test a run on the left atria (or on the phantom, which has their layout), as the papers' tables report it.
+
+    python code/test_LA.py                                        # runs/LA/coranet_16/seed1337, its last iteration
+    python code/test_LA.py --method dtml --labelnum 8 --seed 1
+    python code/test_LA.py --run runs/phantom/coranet_8/seed1337 --gpu -1
+
+Sliding window with stride 18, 18, 4 (softmax averaged, mean over the networks that the run tests), largest 26-connected
+component, Dice and Jaccard in percent, 95HD and ASD in voxels with medpy's definitions, mean ± sample sd over cases.
+Writes per-case CSV, summary JSON, figures and NIfTI into <run>/test/<checkpoint>/; the options that move a number are
+part of the folder's name (last_nms0, last_cases3, …), so that a quick look never overwrites the result for the paper.
+"""
+
+import torch
+
+import _root  # noqa: F401
+from dataloaders import open_dataset
+from utils import run
+from utils.device import resolve_precision, select_device
+from utils.errors import UserError
+from utils.evaluation import EMPTY, SELECTION, evaluate, find_checkpoint, find_run, window_bar
+from utils.inference import largest_component, load_networks, mean_probability, sliding_window
+
+DATASETS = ("LA", "phantom")
+
+
+def options():
+    parser = run.ArgumentParser(__doc__)
+    which = parser.add_argument_group("run")
+    which.add_argument("--run", help="its folder; without it the next five name it")
+    which.add_argument("--method", default="coranet", help="train_<method>.py")
+    which.add_argument("--labelnum", type=run.positive_int, default=16, help="labelled cases that it was trained with")
+    which.add_argument("--seed", type=run.natural, default=1337, help="its seed")
+    which.add_argument("--dataset", choices=DATASETS, default="LA", help="data set that it was trained on")
+    which.add_argument("--runs", default="runs", help="folder of all runs")
+    which.add_argument("--checkpoint", choices=tuple(SELECTION), default="last", help="best: needs a validation list")
+    test = parser.add_argument_group("test")
+    test.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
+    test.add_argument("--cases", type=run.positive_int, help="the first so many of the test list alone")
+    test.add_argument("--stride", type=run.positive_int, nargs=3, metavar=("X", "Y", "Z"), help="default: data set's")
+    test.add_argument("--nms", type=int, choices=(0, 1), default=1, help="1: keep the largest component alone")
+    test.add_argument("--empty", choices=tuple(EMPTY), default="zero", help="how empty masks score; zero: as papers")
+    test.add_argument("--batch", type=run.positive_int, default=4, help="windows at once: memory, not numbers")
+    test.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
+    test.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where fast")
+    test.add_argument("--figures", type=int, choices=(0, 1), default=1, help="1: draw figures")
+    test.add_argument("--nifti", type=int, choices=(0, 1), default=1, help="1: write labels and predictions")
+    return parser.parse_args()
+
+
+def main():
+    args = options()
+    folder = find_run(args.run, args.runs, args.dataset, f"{args.method}_{args.labelnum}", args.seed)
+    path = find_checkpoint(folder, args.checkpoint)
+    device = select_device(args.gpu)
+    precision = resolve_precision(args.precision, device)
+    networks, checkpoint = load_networks(path, device)
+    trained, step = checkpoint["args"], checkpoint["step"]
+    if trained["dataset"] not in DATASETS:
+        raise UserError(f"{folder}: trained on {trained['dataset']}; test it with code/test_{trained['dataset']}.py")
+
+    # ---- data: no other script reads the test list
+    data = open_dataset(trained["dataset"], args.root or trained["root"], "test", trained["downsample"])
+    stride = args.stride or [max(1, s // trained["downsample"]) for s in data.stride]
+    names = data.names[: args.cases]
+    cases = ((name, *data.load(i)) for i, name in enumerate(names))
+
+    # ---- one volume
+    predictor = mean_probability(networks)
+    windows = {"patch": trained["patch"], "stride": stride, "num_classes": data.num_classes, "batch": args.batch}
+
+    def segment(image):
+        with window_bar() as progress:
+            prob = sliding_window(
+                predictor, image, **windows, activation="none", device=device, precision=precision, progress=progress
+            )
+        labels = prob.argmax(0).to("cpu", torch.uint8).numpy()
+        return largest_component(labels, data.num_classes) if args.nms else labels
+
+    # ---- all of them
+    tag = args.checkpoint + ("" if args.nms else "_nms0") + (f"_{args.empty}" if args.empty != "zero" else "")
+    tag += f"_stride{'-'.join(map(str, stride))}" if args.stride else ""
+    tag += f"_cases{len(names)}" if len(names) < len(data.names) else ""
+    steps = trained.get("max_iterations", step)
+    print(f"{path}, step {step} of {steps}: {SELECTION[args.checkpoint]}")
+    record = {
+        "run": str(folder),
+        "checkpoint": path.name,
+        "step": step,
+        "max_iterations": steps,
+        "selection": SELECTION[args.checkpoint],
+        "listed_cases": len(data.names),
+        "trained": trained,
+        "test": vars(args) | {"stride": list(stride), "precision": precision, "patch": list(trained["patch"])},
+        "environment": run.environment([device]),
+    }
+    output = {
+        "title": f"{trained['dataset']}, {folder.parent.name}, {folder.name}: {len(names)} cases, {args.checkpoint}",
+        "spacing": [s * trained["downsample"] for s in data.spacing],
+        "nifti": args.nifti,
+        "figures": args.figures,
+    }
+    evaluate(cases, segment, folder / "test" / tag, data.num_classes, record=record, empty=args.empty, **output)
+
+
+if __name__ == "__main__":
+    run.main(main)

@@ -1,0 +1,281 @@
+"""What the test scripts share: score every case of a test list, and write down all that a table in a paper needs.
+
+A script says how a volume becomes a segmentation; :func:`evaluate` runs it over the cases and fills one folder,
+``runs/<dataset>/<name>/seed<seed>/test/<checkpoint>/``:
+
+    per_case.csv        one line per case and class: all metrics, voxel counts, seconds
+    summary.json        mean and sample sd of every metric, empty predictions, and how the numbers came about
+    summary.png         the spread of the four metrics, best and worst case named
+    figures/<case>.png  reference and prediction in three planes
+    nifti/<case>_*.nii.gz  label and prediction
+
+Dice, Jaccard, precision and recall are fractions in the files and percent in the printed table.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+from tqdm import tqdm
+
+from utils.checkpoint import write_atomically
+from utils.errors import UserError
+from utils.figures import case_figure, summary_figure
+from utils.metrics import METRICS, OVERLAPS, multiclass_metrics
+
+SELECTION = {
+    "last": "last iteration; nothing was selected",
+    "best": "best on the validation list; the test list had no part in it",
+}
+EMPTY = {
+    "zero": "an empty mask scores 0 everywhere, as in released codes; its distances of 0 flatter 95HD and ASD",
+    "nan": "an empty mask has overlap 0 and is left out of the mean distances; two are left out of all",
+    "diagonal": "an empty mask has overlap 0 and the volume's diagonal as distance; two agree",
+}
+_TABLE = (("dice", "Dice %", 100), ("jaccard", "Jaccard %", 100), ("hd95", "95HD", 1), ("asd", "ASD", 1))
+
+
+def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) -> Path:
+    """The folder of a run: ``folder``, or ``<runs>/<dataset>/<name>/seed<seed>``.
+
+    Raises:
+        UserError: no such run; names those that there are.
+    """
+    found = Path(folder) if folder else Path(runs) / dataset / name / f"seed{seed}"
+    if found.is_dir():
+        return found
+    others = sorted(str(path.parent) for path in Path(runs).glob("*/*/seed*/args.json"))
+    if not others:
+        raise UserError(f"{found}: no such run, and {runs}/ holds none; train it, or name another folder with --runs")
+    listed = ", ".join(others[:8]) + (", …" if len(others) > 8 else "")
+    raise UserError(f"{found}: no such run; train it, or name one with --run: {listed}")
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """``last.pth`` or ``best.pth`` of a run.
+
+    Raises:
+        UserError: the run has none yet, or never selected one.
+    """
+    path = Path(run) / f"{which}.pth"
+    if path.is_file():
+        return path
+    if not (Path(run) / "last.pth").is_file():
+        raise UserError(f"{run}: no checkpoint yet; train it, or go on with its training script and --resume")
+    raise UserError(f"{path}: not there, the run selected none for lack of a validation list; use --checkpoint last")
+
+
+@contextmanager
+def window_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar over a volume's windows, on a terminal alone: the ``progress`` of the sliding window."""
+    with tqdm(unit="window", leave=False, disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def evaluate(
+    cases: Iterable[tuple[str, np.ndarray, np.ndarray]],
+    segment: Callable[[np.ndarray], np.ndarray],
+    folder: str | Path,
+    num_classes: int,
+    *,
+    record: dict,
+    title: str = "",
+    empty: str = "zero",
+    spacing: Sequence[float] | None = None,
+    class_names: Sequence[str] = (),
+    nifti: bool = True,
+    figures: bool = True,
+) -> dict:
+    """Segment and score every case, print the table as it grows, and fill ``folder``.
+
+    Distances are in voxels, as the field reports them; ``spacing`` goes into NIfTI files and figures alone.
+
+    Args:
+        cases: ``(name, image (X, Y, Z), label (X, Y, Z))``, best read lazily.
+        segment: image ``(X, Y, Z)`` to labels ``(X, Y, Z)``; its seconds are recorded.
+        folder: written file by file, each whole or not at all.
+        num_classes: with the background.
+        record: what ``summary.json`` says besides: run, checkpoint, selection rule, options, environment.
+        title: of the summary figure.
+        empty: how pairs with an empty mask are scored (:func:`utils.metrics.binary_metrics`).
+        spacing: size of a voxel along each axis in mm.
+        class_names: of the foreground classes.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        UserError: no cases, or a file cannot be written.
+    """
+    folder = Path(folder)
+    names = list(class_names) or ["foreground" if num_classes == 2 else f"class {c}" for c in range(1, num_classes)]
+    rows, widths = [], None
+    for case, image, label in cases:
+        start = time.perf_counter()
+        pred = segment(image)
+        seconds = time.perf_counter() - start
+        scores = multiclass_metrics(pred, label, num_classes, empty=empty)
+        new = [
+            {
+                "case": case,
+                "class": c,
+                "class_name": names[c - 1],
+                **score,
+                "prediction_voxels": int(np.count_nonzero(pred == c)),
+                "reference_voxels": int(np.count_nonzero(label == c)),
+                "seconds": seconds,
+            }
+            for c, score in scores.items()
+        ]
+        rows += new
+        if widths is None:
+            widths = max(len(case) + 2, 22), max(map(len, names)) + 2 if num_classes > 2 else 0
+            print(_header(widths), flush=True)
+        for row in new:
+            cells = [_cell(factor, row[m]) for m, _, factor in _TABLE]
+            print(_line(case, row["class_name"], cells, widths, seconds), flush=True)
+        if nifti:
+            _make(folder / "nifti")
+            write_nifti(folder / "nifti" / f"{case}_pred.nii.gz", pred, spacing)
+            write_nifti(folder / "nifti" / f"{case}_label.nii.gz", label, spacing)
+        if figures:
+            _make(folder / "figures")
+            mean = {m: float(np.mean([score[m] for score in scores.values()])) for m in METRICS}
+            case_figure(folder / "figures" / f"{case}.png", image, pred, label, case, mean, spacing)
+    if not rows:
+        raise UserError("no case to test")
+
+    summary = summarise(rows) | {
+        "sd": "sample standard deviation over cases (ddof 1)",
+        "units": {m: "fraction" if m in OVERLAPS else "voxels" for m in METRICS},
+        "empty": EMPTY[empty],
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **record,
+    }
+    _make(folder)
+    write_csv(folder / "per_case.csv", rows)
+    text = json.dumps(_without_nan(summary), indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
+    if figures:
+        summary_figure(folder / "summary.png", rows, title, class_names=names)
+    _report(summary, folder, widths, nifti, figures)
+    return summary
+
+
+def summarise(rows: Sequence[dict]) -> dict:
+    """Mean, sample sd (None for one case) and number of values of each metric, for each class and for their mean.
+
+    The mean over classes is taken within each case first, so its sd is one over cases. NaN is left out.
+    """
+    by_class, by_case = {}, {}
+    for row in rows:
+        by_class.setdefault(row["class_name"], []).append(row)
+        by_case.setdefault(row["case"], []).append(row)
+    means = [{m: _mean([row[m] for row in case]) for m in METRICS} for case in by_case.values()]
+    return {
+        "cases": len(by_case),
+        "mean": {m: _spread([case[m] for case in means]) for m in METRICS},
+        "classes": {name: {m: _spread([row[m] for row in part]) for m in METRICS} for name, part in by_class.items()},
+        "empty_predictions": sum(row["prediction_voxels"] == 0 for row in rows),
+        "empty_references": sum(row["reference_voxels"] == 0 for row in rows),
+        "seconds_per_case": _mean([case[0]["seconds"] for case in by_case.values()]),
+    }
+
+
+def write_csv(path: Path, rows: Sequence[dict]) -> None:
+    """The rows under the keys of the first; numbers in full precision, NaN as ``nan``."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def write_nifti(path: Path, labels: np.ndarray, spacing: Sequence[float] | None = None) -> None:
+    """Labels ``(X, Y, Z)`` as uint8; voxel (i, j, k) of the array is voxel (i, j, k) of the file."""
+    image = SimpleITK.GetImageFromArray(labels.astype(np.uint8).transpose(2, 1, 0))  # SimpleITK reads arrays as z, y, x
+    if spacing is not None:
+        image.SetSpacing([float(s) for s in spacing])
+
+    def write(part: Path) -> None:
+        named = part.with_name(f"{part.name}.nii.gz")  # the ending chooses the format
+        try:
+            SimpleITK.WriteImage(image, str(named), useCompression=True)
+            os.replace(named, part)
+        finally:
+            named.unlink(missing_ok=True)
+
+    write_atomically(path, write)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror})") from None
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [v for v in values if not math.isnan(v)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _spread(values: Sequence[float]) -> dict:
+    finite = [v for v in values if not math.isnan(v)]
+    sd = float(np.std(finite, ddof=1)) if len(finite) > 1 else None
+    return {"mean": _mean(finite), "sd": sd, "n": len(finite)}
+
+
+def _without_nan(value):
+    """JSON knows no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(factor: float, mean: float, sd: float | None = None) -> str:
+    return f"{factor * mean:7.2f}" + ("" if sd is None else f" ± {factor * sd:.2f}")
+
+
+def _line(case: str, name: str, cells: Sequence[str], widths: tuple[int, int], seconds: float | None = None) -> str:
+    left = f"{case:{widths[0]}}" + (f"{name:{widths[1]}}" if widths[1] else "")
+    right = "" if seconds is None else f"{seconds:8.2f}"
+    return (left + "".join(f"{cell:17}" for cell in cells) + right).rstrip()
+
+
+def _header(widths: tuple[int, int]) -> str:
+    cells = [f"{label:>7}" for _, label, _ in _TABLE]
+    return _line("case", "class", cells, widths).ljust(sum(widths) + 17 * len(cells)) + " seconds"
+
+
+def _report(summary: dict, folder: Path, widths: tuple[int, int], nifti: bool, figures: bool) -> None:
+    groups = dict(summary["classes"]) if widths[1] else {}
+    groups["mean"] = summary["mean"]
+    for name, group in groups.items():
+        cells = [_cell(factor, group[m]["mean"], group[m]["sd"]) for m, _, factor in _TABLE]
+        print(_line("mean ± sd", name, cells, widths, summary["seconds_per_case"] if name == "mean" else None))
+    print(f"{summary['cases']} cases; 95HD and ASD in voxels; sd over cases (ddof 1)")
+    if summary["empty_predictions"] or summary["empty_references"]:
+        counts = f"{summary['empty_predictions']} empty predictions, {summary['empty_references']} empty references"
+        print(f"{counts}: {summary['empty']}")
+    written = ["per_case.csv", "summary.json"]
+    written += ["summary.png", "figures/"] if figures else []
+    written += ["nifti/"] if nifti else []
+    for name in written:
+        print(folder / name if not name.endswith("/") else f"{folder / name}{os.sep}")
