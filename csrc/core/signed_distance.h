@@ -13,6 +13,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "host_device.h"
 
@@ -25,6 +26,30 @@ struct Volumes {
 
   SEMISEG_HOST_DEVICE std::int64_t plane() const { return std::int64_t{y} * z; }
   SEMISEG_HOST_DEVICE std::int64_t voxels() const { return x * plane(); }
+};
+
+// The size of a voxel. Where it is equal along all axes, squared distances are integers in units of its square.
+struct Spacing {
+  double x, y, z;
+
+  bool equal() const { return x == y && y == z; }
+};
+
+// What a step along each axis adds to the distance, squared, as T counts it, and the length of T's unit.
+template <typename T>
+struct Units {
+  T x = 1, y = 1, z = 1;
+  float length = 1;
+
+  explicit Units(const Spacing& spacing) {
+    if constexpr (std::is_integral_v<T>) {
+      length = static_cast<float>(spacing.x);
+    } else {
+      x = static_cast<T>(spacing.x * spacing.x);
+      y = static_cast<T>(spacing.y * spacing.y);
+      z = static_cast<T>(spacing.z * spacing.z);
+    }
+  }
 };
 
 // kFarSteps: so many voxels along the first axis count as out of reach; kFar: the squared distance written for them.
@@ -106,7 +131,7 @@ SEMISEG_HOST_DEVICE bool hidden(int p, W height_p, int q, W height_q, int r, W h
 }
 
 // Further axes. Writes the lowest parabola over every voxel of `line` to `out` (which may not overlap it).
-// `hull` is room for n + 1 positions. Linear in n.
+// `hull` is room for n positions. Linear in n.
 //
 // A run of one label is solved alone: the voxels that bound it are goals of height 0, and nothing behind them is
 // nearer.
@@ -164,11 +189,11 @@ SEMISEG_HOST_DEVICE bool on_inner_boundary(const std::uint8_t* mask, const Volum
          (z > 0 && here[-1] == 0) || (z + 1 < size.z && here[1] == 0);
 }
 
-// The signed distance in the unit of `scale`; infinite where the item has one label only.
+// The signed distance; infinite where the item has one label only.
 template <typename T>
-SEMISEG_HOST_DEVICE float distance(T v, float scale) {
+SEMISEG_HOST_DEVICE float distance(T v, float unit_length) {
   const T square = v < 0 ? static_cast<T>(-v) : v;
-  const float length = square == Reach<T>::kFar ? HUGE_VALF : sqrtf(static_cast<float>(square)) * scale;
+  const float length = square == Reach<T>::kFar ? HUGE_VALF : sqrtf(static_cast<float>(square)) * unit_length;
   return v < 0 ? -length : length;
 }
 

@@ -4,9 +4,6 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
-#include <array>
-
 #include "signed_distance.h"
 
 namespace semiseg {
@@ -14,8 +11,7 @@ namespace semiseg {
 struct SignedDistanceArguments {
   at::Tensor mask;  // contiguous uint8, nonzero is foreground
   Volumes size;
-  std::array<double, 3> spacing;  // along x, y, z
-  bool equal_spacing;             // then squared distances are integers in units of spacing[0] squared
+  Spacing spacing;
 
   SignedDistanceArguments(const at::Tensor& given, at::ArrayRef<double> steps) {
     TORCH_CHECK_TYPE(at::isIntegralType(given.scalar_type(), /*includeBool=*/true),
@@ -34,15 +30,6 @@ struct SignedDistanceArguments {
     const bool volume = given.dim() == 4;
     size = {given.size(0), extent(1), volume ? extent(2) : 1, extent(-1)};
     spacing = {steps.front(), volume ? steps[1] : steps.front(), steps.back()};
-    equal_spacing = std::all_of(steps.begin(), steps.end(), [&](double step) { return step == steps.front(); });
-  }
-
-  // Squared spacing as the algorithm counts it.
-  template <typename T>
-  std::array<T, 3> units() const {
-    if (equal_spacing) return {1, 1, 1};
-    return {static_cast<T>(spacing[0] * spacing[0]), static_cast<T>(spacing[1] * spacing[1]),
-            static_cast<T>(spacing[2] * spacing[2])};
   }
 };
 

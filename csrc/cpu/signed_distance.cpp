@@ -5,7 +5,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <mutex>
 #include <type_traits>
 #include <vector>
@@ -23,9 +22,9 @@ constexpr int kTile = 16;        // strided lines gathered together: one cache l
 template <typename T>
 class EnvelopePlane {
  public:
-  EnvelopePlane(const Volumes& size, const std::array<T, 3>& unit)
-      : size_(size), unit_(unit), lines_(kTile * size.y), solved_(std::max(kTile * size.y, size.z)) {
-    hull_.resize(std::max(size.y, size.z) + 1);
+  EnvelopePlane(const Volumes& size, const Units<T>& units)
+      : size_(size), units_(units), lines_(kTile * size.y), solved_(std::max(kTile * size.y, size.z)) {
+    hull_.resize(std::max(size.y, size.z));
   }
 
   void operator()(T* plane) {
@@ -35,40 +34,39 @@ class EnvelopePlane {
       const int width = std::min(kTile, nz - z);
       for (int y = 0; y < ny; ++y)
         for (int k = 0; k < width; ++k) lines_[k * ny + y] = plane[std::int64_t{y} * nz + z + k];
-      for (int k = 0; k < width; ++k) solve_line<T>({&lines_[k * ny], 1}, {&solved_[k * ny], 1}, hull, ny, unit_[1]);
+      for (int k = 0; k < width; ++k) solve_line<T>({&lines_[k * ny], 1}, {&solved_[k * ny], 1}, hull, ny, units_.y);
       for (int y = 0; y < ny; ++y)
         for (int k = 0; k < width; ++k) plane[std::int64_t{y} * nz + z + k] = solved_[k * ny + y];
     }
     for (int y = 0; nz > 1 && y < ny; ++y) {
       T* line = plane + std::int64_t{y} * nz;
-      solve_line<T>({line, 1}, {solved_.data(), 1}, hull, nz, unit_[2]);
+      solve_line<T>({line, 1}, {solved_.data(), 1}, hull, nz, units_.z);
       std::copy_n(solved_.data(), nz, line);
     }
   }
 
  private:
   Volumes size_;
-  std::array<T, 3> unit_;
+  Units<T> units_;
   std::vector<T> lines_, solved_;
   std::vector<int> hull_;
 };
 
 // Signed squared distances of every item, and each item's peaks.
 template <typename T, typename Plane>
-std::vector<Peak<T>> signed_squares(const std::uint8_t* mask, T* out, const Volumes& size,
-                                    const std::array<T, 3>& unit) {
+std::vector<Peak<T>> signed_squares(const std::uint8_t* mask, T* out, const Volumes& size, const Units<T>& units) {
   const std::int64_t plane = size.plane(), blocks = at::divup(plane, kScanLanes);
   run_tasks(size.items * blocks, [&] {
     return [&](std::int64_t task) {
       const std::int64_t lane = task % blocks * kScanLanes, at = task / blocks * size.voxels() + lane;
-      scan_lines<T>(mask + at, out + at, size.x, plane, std::min<std::int64_t>(kScanLanes, plane - lane), unit[0]);
+      scan_lines<T>(mask + at, out + at, size.x, plane, std::min<std::int64_t>(kScanLanes, plane - lane), units.x);
     };
   });
 
   std::vector<Peak<T>> peaks(size.items, Peak<T>{0, 0});
   std::mutex mutex;
   run_tasks(size.items * size.x, [&] {
-    return [&, solve = Plane(size, unit)](std::int64_t task) mutable {
+    return [&, solve = Plane(size, units)](std::int64_t task) mutable {
       T* values = out + task * plane;
       solve(values);
       Peak<T> peak{0, 0};
@@ -83,8 +81,8 @@ std::vector<Peak<T>> signed_squares(const std::uint8_t* mask, T* out, const Volu
 
 // Takes roots. With equal spacing the inner boundary is where the squared distance is 1; else the mask tells.
 template <typename T>
-void finish(const std::uint8_t* mask, const T* squares, float* out, const Volumes& size, float scale, bool normalized,
-            const std::vector<Peak<T>>& peaks) {
+void finish(const std::uint8_t* mask, const T* squares, float* out, const Volumes& size, float unit_length,
+            bool normalized, const std::vector<Peak<T>>& peaks) {
   const std::int64_t plane = size.plane();
   run_tasks(size.items * size.x, [&] {
     return [&](std::int64_t task) {
@@ -94,7 +92,7 @@ void finish(const std::uint8_t* mask, const T* squares, float* out, const Volume
       const Peak<float> longest{std::sqrt(static_cast<float>(peaks[item].inside)),
                                 std::sqrt(static_cast<float>(peaks[item].outside))};
       if (!normalized) {
-        for (std::int64_t i = 0; i < plane; ++i) to[i] = distance(v[i], scale);
+        for (std::int64_t i = 0; i < plane; ++i) to[i] = distance(v[i], unit_length);
       } else if constexpr (std::is_integral_v<T>) {
         for (std::int64_t i = 0; i < plane; ++i) to[i] = normalized_distance(v[i], v[i] == -1, longest);
       } else {
@@ -110,21 +108,22 @@ void finish(const std::uint8_t* mask, const T* squares, float* out, const Volume
 
 template <typename T>
 at::Tensor signed_distance_as(const SignedDistanceArguments& arguments, at::ScalarType type, bool normalized) {
-  const auto& [mask, size, spacing, equal_spacing] = arguments;
+  const auto& [mask, size, spacing] = arguments;
+  const Units<T> units(spacing);
   const at::Tensor squares = at::empty(mask.sizes(), mask.options().dtype(type));
   at::Tensor out = at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
   const auto* voxels = mask.const_data_ptr<std::uint8_t>();
   T* values = squares.mutable_data_ptr<T>();
-  const auto peaks = signed_squares<T, EnvelopePlane<T>>(voxels, values, size, arguments.units<T>());
-  finish(voxels, values, out.mutable_data_ptr<float>(), size, equal_spacing ? spacing[0] : 1.0, normalized, peaks);
+  const auto peaks = signed_squares<T, EnvelopePlane<T>>(voxels, values, size, units);
+  finish(voxels, values, out.mutable_data_ptr<float>(), size, units.length, normalized, peaks);
   return out;
 }
 
 at::Tensor signed_distance(const at::Tensor& mask, at::ArrayRef<double> spacing, bool normalized) {
   const SignedDistanceArguments arguments(mask, spacing);
   if (mask.numel() == 0) return at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
-  return arguments.equal_spacing ? signed_distance_as<std::int32_t>(arguments, at::kInt, normalized)
-                                 : signed_distance_as<float>(arguments, at::kFloat, normalized);
+  return arguments.spacing.equal() ? signed_distance_as<std::int32_t>(arguments, at::kInt, normalized)
+                                   : signed_distance_as<float>(arguments, at::kFloat, normalized);
 }
 
 }  // namespace

@@ -332,5 +332,5 @@ def test_built_but_broken_raises(tmp_path):
 
 def test_built_from_other_sources_raises():
     for schema in ("signed_distance(Tensor mask) -> Tensor", "no_such_operator(Tensor mask) -> Tensor"):
-        with pytest.raises(ImportError, match="has no operator .* rebuild it"):
+        with pytest.raises(ImportError, match=r"has no operator .* rebuild it"):
             _library.register(schema, torch.neg, torch.neg)

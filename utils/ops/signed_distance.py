@@ -44,9 +44,9 @@ def normalized_sdm(mask: torch.Tensor, spacing: Sequence[float] | None = None) -
     At equal spacing these are exactly the voxels whose inside distance is one step. A row ``1110000`` becomes
     ``-1 -.667 0 .25 .5 .75 1``: the largest distances are taken before the boundary is set to 0.
 
-    This is ``compute_sdf`` of Luo et al., DTC (AAAI 2021), itself after Xue et al. (AAAI 2020), which normalises each
-    side by scipy's distance transform and marks the boundary with ``skimage.segmentation.find_boundaries(mode="inner")``.
-    It leaves 0 for an empty mask and NaN for a full one.
+    This is ``compute_sdf`` of Luo et al., DTC (AAAI 2021), itself after Xue et al. (AAAI 2020): SciPy's distance
+    transforms, each over its maximum, and 0 on the boundary that skimage's ``find_boundaries(mode="inner")`` marks. It
+    leaves 0 for an empty mask and NaN for a full one.
 
     Args:
         mask: as for :func:`signed_distance`.
