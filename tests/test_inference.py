@@ -14,6 +14,15 @@ from utils.errors import UserError
 from utils.inference import largest_component, load_networks, mean_probability, sliding_window, window_starts
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads of tiny convolutions wait for one another longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("size", [8, 9, 11, 12, 13, 30])
 @pytest.mark.parametrize("stride", [1, 3, 4, 8, 50])
 def test_windows_cover_the_axis_and_stay_inside(size, stride):

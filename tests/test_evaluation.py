@@ -1,0 +1,339 @@
+"""utils/evaluation.py and code/test_LA.py: files, numbers and messages, on a tiny run and tiny data in LA's layout."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from medpy.metric import binary
+from scipy import ndimage
+
+from networks.vnet import VNet
+from utils.errors import UserError
+from utils.evaluation import evaluate, find_checkpoint, find_run, summarise, write_nifti
+from utils.inference import largest_component, mean_probability, sliding_window
+from utils.metrics import METRICS
+
+SCRIPT = Path(__file__).resolve().parent.parent / "code" / "test_LA.py"
+SHAPE, PATCH, STRIDE = (36, 33, 20), (32, 32, 16), (18, 18, 4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads of tiny convolutions wait for one another longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def ball(shape=SHAPE, centre=(18, 16, 10), radius=7):
+    grid = np.indices(shape)
+    return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluate
+
+
+def run_evaluate(folder, predictions, labels, num_classes=2, **options):
+    image = np.zeros(SHAPE, np.float32)
+    queue = iter(predictions)
+    cases = [(f"CASE{i}", image, label) for i, label in enumerate(labels)]
+    options = {"record": {"run": "here"}, "nifti": False, "figures": False} | options
+    return evaluate(cases, lambda _: next(queue), folder, num_classes, **options)
+
+
+def test_evaluate_scores_every_case_as_medpy_does(tmp_path, capsys):
+    label = ball()
+    predictions = [label, np.roll(label, 3, 0), ball(radius=5)]
+    summary = run_evaluate(tmp_path, predictions, [label] * 3, figures=True, nifti=True, spacing=(0.5, 1, 2))
+    with open(tmp_path / "per_case.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == ["CASE0", "CASE1", "CASE2"]
+    for metric, function in {"dice": binary.dc, "jaccard": binary.jc, "hd95": binary.hd95, "asd": binary.asd}.items():
+        expected = [function(pred, label) for pred in predictions]
+        assert [float(row[metric]) for row in rows] == pytest.approx(expected, abs=1e-9)
+        assert summary["mean"][metric]["mean"] == pytest.approx(np.mean(expected))
+        assert summary["mean"][metric]["sd"] == pytest.approx(np.std(expected, ddof=1))
+    assert [int(row["prediction_voxels"]) for row in rows] == [int(p.sum()) for p in predictions]
+    saved = json.loads((tmp_path / "summary.json").read_text())
+    assert saved == json.loads(json.dumps(summary))
+    assert saved["run"] == "here"
+    assert saved["cases"] == 3
+    names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    per_case = {f"figures/CASE{i}.png" for i in range(3)}
+    per_case |= {f"nifti/CASE{i}_{kind}.nii.gz" for i in range(3) for kind in ("pred", "label")}
+    assert names == {"per_case.csv", "summary.json", "summary.png"} | per_case
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["case", "Dice", "%", "Jaccard", "%", "95HD", "ASD", "seconds"]
+    assert printed[1].split()[:5] == ["CASE0", "100.00", "100.00", "0.00", "0.00"]
+    dice = [100 * binary.dc(pred, label) for pred in predictions]
+    assert f"{np.mean(dice):.2f} ± {np.std(dice, ddof=1):.2f}" in printed[4]
+    # the columns stand under one another
+    assert len({line.index(".") for line in printed[1:5]}) == 1
+    assert str(tmp_path / "per_case.csv") in printed
+
+
+def test_nothing_is_written_that_was_not_asked_for(tmp_path):
+    run_evaluate(tmp_path, [ball()], [ball()])
+    assert {p.name for p in tmp_path.iterdir()} == {"per_case.csv", "summary.json"}
+
+
+@pytest.mark.parametrize(("empty", "hd95"), [("zero", 0.0), ("nan", None), ("diagonal", float(np.linalg.norm(SHAPE)))])
+def test_empty_predictions_are_counted_and_scored_as_said(tmp_path, capsys, empty, hd95):
+    nothing, label = np.zeros(SHAPE, np.uint8), ball()
+    shifted = np.roll(label, 2, 0)
+    summary = run_evaluate(tmp_path, [nothing, shifted], [label, label], empty=empty, figures=True, nifti=True)
+    saved = json.loads((tmp_path / "summary.json").read_text())
+    assert saved["empty_predictions"] == 1
+    assert saved["empty_references"] == 0
+    other = binary.hd95(shifted, label)
+    assert summary["mean"]["hd95"]["n"] == (1 if hd95 is None else 2)
+    assert summary["mean"]["hd95"]["mean"] == pytest.approx(other if hd95 is None else (hd95 + other) / 2)
+    assert summary["mean"]["dice"]["mean"] == pytest.approx(binary.dc(shifted, label) / 2)
+    printed = capsys.readouterr().out
+    assert f"1 empty predictions, 0 empty references: {saved['empty']}" in printed
+
+
+def test_a_run_that_predicts_nothing_still_reports(tmp_path):
+    nothing = np.zeros(SHAPE, np.uint8)
+    summary = run_evaluate(tmp_path, [nothing], [ball()], empty="nan", figures=True)
+    saved = json.loads((tmp_path / "summary.json").read_text())  # NaN would be no JSON
+    assert saved["mean"]["hd95"] == {"mean": None, "sd": None, "n": 0}
+    assert np.isnan(summary["mean"]["hd95"]["mean"])
+    assert saved["mean"]["dice"] == {"mean": 0, "sd": None, "n": 1}
+
+
+def test_classes_are_averaged_within_a_case_first(tmp_path, capsys):
+    labels = [ball(centre=(10, 16, 10)) + 2 * ball(centre=(26, 16, 10))] * 2
+    predictions = [labels[0], np.where(labels[0] == 2, 0, labels[0])]
+    summary = run_evaluate(tmp_path, predictions, labels, 3, class_names=("atrium", "scar"), figures=True)
+    assert summary["classes"]["atrium"]["dice"] == {"mean": 1, "sd": 0, "n": 2}
+    assert summary["classes"]["scar"]["dice"] == {"mean": 0.5, "sd": pytest.approx(0.5**0.5), "n": 2}
+    assert summary["mean"]["dice"] == {"mean": 0.75, "sd": pytest.approx(0.5**0.5 / 2), "n": 2}
+    assert summary["empty_predictions"] == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["CASE1", "scar", "0.00"] in [line[:3] for line in lines]
+    means = {line[3]: line[4] for line in lines if line[:3] == ["mean", "±", "sd"]}
+    assert means == {"atrium": "100.00", "scar": "50.00", "mean": "75.00"}
+
+
+def test_evaluate_needs_a_case(tmp_path):
+    with pytest.raises(UserError, match="no case"):
+        run_evaluate(tmp_path, [], [])
+
+
+def test_summarise_one_case_has_no_sd():
+    row = dict.fromkeys(METRICS, 0.5) | {"case": "A", "class_name": "x", "prediction_voxels": 1, "reference_voxels": 1}
+    assert summarise([row | {"seconds": 1.0}])["mean"]["dice"] == {"mean": 0.5, "sd": None, "n": 1}
+
+
+def test_nifti_keeps_axes_and_spacing(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 4, (5, 6, 7))
+    write_nifti(tmp_path / "a.nii.gz", labels, (0.5, 1.0, 2.5))
+    image = SimpleITK.ReadImage(str(tmp_path / "a.nii.gz"))
+    assert image.GetSize() == (5, 6, 7)
+    assert image.GetSpacing() == (0.5, 1.0, 2.5)
+    assert image.GetPixelID() == SimpleITK.sitkUInt8
+    assert all(image.GetPixel(*map(int, index)) == labels[tuple(index)] for index in np.ndindex(labels.shape))
+    write_nifti(tmp_path / "a.nii.gz", labels)  # written over, whole
+    assert SimpleITK.ReadImage(str(tmp_path / "a.nii.gz")).GetSpacing() == (1, 1, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_find_run_and_checkpoint(tmp_path):
+    runs = tmp_path / "runs"
+    with pytest.raises(UserError, match="holds none"):
+        find_run(None, runs, "LA", "coranet_16", 1)
+    folder = runs / "LA" / "dtml_8" / "seed3"
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text("{}")
+    assert find_run(None, runs, "LA", "dtml_8", 3) == folder
+    assert find_run(str(folder), runs, "LA", "coranet_16", 1) == folder
+    with pytest.raises(UserError, match=r"seed1: no such run.*dtml_8/seed3"):
+        find_run(None, runs, "LA", "coranet_16", 1)
+    for which in ("last", "best"):
+        with pytest.raises(UserError, match="no checkpoint yet"):
+            find_checkpoint(folder, which)
+    (folder / "last.pth").touch()
+    assert find_checkpoint(folder, "last") == folder / "last.pth"
+    with pytest.raises(UserError, match="lack of a validation list"):
+        find_checkpoint(folder, "best")
+    (folder / "best.pth").touch()
+    assert find_checkpoint(folder, "best") == folder / "best.pth"
+
+
+# ----------------------------------------------------------------------------------------------------------- test_LA
+
+
+@pytest.fixture
+def place(tmp_path, tiny_la, monkeypatch):
+    """The folder to be in: data in LA's layout below data/, and a run of two tested networks below runs/."""
+    (tmp_path / "data").mkdir()
+    tiny_la.rename(tmp_path / "data" / "LA")
+    torch.manual_seed(0)
+    nets = {name: VNet(n_filters=2).eval() for name in ("net", "twin")}
+    with torch.no_grad():  # untrained, but half of the voxels in each class
+        for net in nets.values():
+            logits = net(torch.rand(1, 1, *PATCH))[0]
+            net.heads[0].bias[1] -= (logits[1] - logits[0]).median()
+    options = {"dataset": "LA", "root": None, "downsample": 1, "patch": list(PATCH), "max_iterations": 5, "labelnum": 1}
+    checkpoint = {
+        "step": 5,
+        "args": options,
+        "test_networks": list(nets),
+        "networks": {name: {"class": "networks.vnet.VNet", "kwargs": net.config} for name, net in nets.items()},
+    }
+    folder = tmp_path / "runs" / "LA" / "coranet_16" / "seed1337"
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps(options))
+    torch.save(checkpoint | {name: net.state_dict() for name, net in nets.items()}, folder / "last.pth")
+    monkeypatch.chdir(tmp_path)
+    return folder, list(nets.values())
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Call the script's `main` with options, as `utils.run.main` would."""
+    spec = importlib.util.spec_from_file_location("script_under_test", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def main(*argv):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--gpu", "-1", *argv])
+        module.main()
+
+    return main
+
+
+def test_script_alone_does_the_whole_job(place, script):
+    folder, networks = place
+    done = script("test_LA.py", "--gpu", "-1", "--precision", "fp32", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    out = folder / "test" / "last"
+    assert "step 5 of 5" in done.stdout
+    for name in ("per_case.csv", "summary.json", "summary.png"):
+        assert str((out / name).relative_to(Path.cwd())) in done.stdout
+        assert (out / name).is_file()
+    with open(out / "per_case.csv", newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["CASE06", "CASE07"]
+    assert (out / "figures" / "CASE06.png").is_file()
+
+    # The prediction is that of the pieces put together by hand.
+    with h5py.File("data/LA/2018LA_Seg_Training Set/CASE06/mri_norm2.h5") as file:
+        image, label = file["image"][:], file["label"][:]
+    prob = sliding_window(mean_probability(networks), image, PATCH, STRIDE, 2, activation="none")
+    expected = largest_component(prob.argmax(0).numpy(), 2)
+    for kind, array in (("pred", expected), ("label", label)):
+        stored = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out / "nifti" / f"CASE06_{kind}.nii.gz")))
+        assert (stored.transpose(2, 1, 0) == array).mean() > 0.999
+
+
+def test_script_records_how_the_numbers_came_about(place, call):
+    folder, _ = place
+    call(
+        "--cases", "1", "--nms", "0", "--stride", "4", "8", "4", "--precision", "fp32", "--figures", "0", "--nifti", "0"
+    )
+    out = folder / "test" / "last_nms0_stride4-8-4_cases1"
+    assert {p.name for p in out.iterdir()} == {"per_case.csv", "summary.json"}
+    assert not (folder / "test" / "last").exists()
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["cases"], summary["listed_cases"], summary["step"]) == (1, 2, 5)
+    assert summary["selection"].startswith("last iteration")
+    assert summary["test"]["stride"] == [4, 8, 4]
+    assert summary["test"]["precision"] == "fp32"
+    assert summary["trained"]["patch"] == list(PATCH)
+    assert {"commit", "torch", "devices"} <= summary["environment"].keys()
+    assert summary["mean"]["dice"]["sd"] is None
+
+
+def test_nms_keeps_one_component(place, call):
+    folder, _ = place
+    for nms in "10":
+        call("--nms", nms, "--cases", "1", "--precision", "fp32", "--figures", "0")
+    kept, whole = (
+        SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / "test" / tag / "nifti" / "CASE06_pred.nii.gz")))
+        for tag in ("last_cases1", "last_nms0_cases1")
+    )
+    structure = np.ones((3, 3, 3))
+    assert ndimage.label(whole, structure)[1] > 1
+    assert ndimage.label(kept, structure)[1] == 1
+
+
+def test_batch_moves_no_number(place, call):
+    folder, _ = place
+    dice = []
+    for batch in ("1", "3"):
+        call("--batch", batch, "--cases", "1", "--precision", "fp32", "--figures", "0", "--nifti", "0")
+        dice.append(json.loads((folder / "test" / "last_cases1" / "summary.json").read_text())["mean"]["dice"]["mean"])
+    assert dice[0] == pytest.approx(dice[1], abs=1e-3)
+
+
+def test_run_and_root_name_other_folders(place, call, tmp_path):
+    folder, _ = place
+    folder.rename(tmp_path / "elsewhere")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    quick = ("--cases", "1", "--figures", "0", "--nifti", "0")
+    call("--run", "elsewhere", "--root", "moved/LA", *quick)
+    assert (tmp_path / "elsewhere" / "test" / "last_cases1" / "summary.json").is_file()
+    with pytest.raises(UserError, match="data/LA"):
+        call("--run", "elsewhere", *quick)
+
+
+def remake(path, change):
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def other_architecture(checkpoint):
+    checkpoint["networks"]["net"]["kwargs"]["n_filters"] = 4
+
+
+@pytest.mark.parametrize(
+    ("argv", "damage", "message"),
+    [
+        (["--seed", "1"], None, r"seed1: no such run.*coranet_16/seed1337"),
+        (["--method", "dtml", "--labelnum", "8"], None, r"dtml_8/seed1337: no such run"),
+        (["--checkpoint", "best"], None, "use --checkpoint last"),
+        ([], lambda f: (f / "last.pth").unlink(), "no checkpoint yet"),
+        ([], lambda f: (f / "last.pth").write_bytes(b""), "damaged"),
+        ([], lambda f: remake(f / "last.pth", other_architecture), "another architecture"),
+        ([], lambda f: remake(f / "last.pth", lambda c: c["args"].update(dataset="ACDC")), r"code/test_ACDC\.py"),
+        ([], lambda f: Path("data/LA/test.list").unlink(), r"test\.list"),
+        ([], lambda f: Path("data/LA/test.list").write_text("CASE00\n"), "CASE00"),
+        (["--root", "nowhere"], None, "nowhere: no such folder"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(place, call, argv, damage, message):
+    folder, _ = place
+    if damage is not None:
+        damage(folder)
+    with pytest.raises(UserError, match=message) as raised:
+        call(*argv)
+    assert "\n" not in str(raised.value)
+    assert not (folder / "test").exists()
+
+
+def test_wrong_input_ends_with_status_2_and_no_traceback(place, script):
+    done = script("test_LA.py", "--seed", "1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("test_LA.py: runs/LA/coranet_16/seed1: no such run")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_network_that_diverged_is_told(place, call):
+    folder, _ = place
+    remake(folder / "last.pth", lambda c: c["net"]["heads.0.bias"].fill_(float("nan")))
+    with pytest.raises(UserError, match="not finite"):
+        call("--cases", "1")
