@@ -80,8 +80,8 @@ def main():
     tag = args.checkpoint + ("" if args.nms else "_nms0") + (f"_{args.empty}" if args.empty != "zero" else "")
     tag += f"_stride{'-'.join(map(str, stride))}" if args.stride else ""
     tag += f"_cases{len(names)}" if len(names) < len(data.names) else ""
-    steps = trained.get("max_iterations", step)
-    print(f"{path}, step {step} of {steps}: {SELECTION[args.checkpoint]}")
+    steps = trained.get("max_iterations")  # None for methods that count epochs
+    print(f"{path}, step {step}{f' of {steps}' if steps else ''}: {SELECTION[args.checkpoint]}")
     record = {
         "run": str(folder),
         "checkpoint": path.name,
