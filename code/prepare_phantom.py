@@ -45,9 +45,10 @@ def preview(path, dataset, cases=4):
     figure, axes = plt.subplots(cases, 7, figsize=(14, 2.05 * cases), squeeze=False, facecolor="black")
     for row, index in zip(axes, np.linspace(0, len(dataset) - 1, cases).astype(int), strict=True):
         image, label = dataset.load(index)
-        (x0, y0, z0), (x1, y1, z1) = ((f(where) for where in np.nonzero(label)) for f in (np.min, np.max))
-        levels = np.linspace(z0, z1, 7).astype(int)[1:-1]
-        slices = [np.s_[:, :, z] for z in levels] + [np.s_[:, (y0 + y1) // 2, ::-1], np.s_[(x0 + x1) // 2, :, ::-1]]
+        x, y, z = (np.unique(where) for where in np.nonzero(label))
+        levels = z[np.linspace(0, len(z) - 1, 7).astype(int)[1:-1]]
+        slices = [np.s_[:, :, level] for level in levels]
+        slices += [np.s_[:, y[len(y) // 2], ::-1], np.s_[x[len(x) // 2], :, ::-1]]
         spacing = dataset.spacing
         ratios = [spacing[1] / spacing[0]] * 5 + [spacing[2] / spacing[0], spacing[2] / spacing[1]]
         low, high = np.percentile(image, (1, 99.8))

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 
 import h5py
 import numpy as np
@@ -30,7 +31,7 @@ GENERATOR = 1  # raise it when the same seed no longer gives the same bits
 SIZE = (64, 64, 40)
 MIN_SIZE = (32, 32, 20)  # coarser than 4 mm, a vein is thinner than a voxel
 FIELD_OF_VIEW = np.array([128.0, 128.0, 80.0])  # mm
-MARGIN = 5.0  # mm between the annotated atrium and the border of the volume
+MARGIN = 7.0  # mm between the annotated atrium and the border of the volume
 
 # Pulmonary veins, in mm about the middle of the atrium: where each leaves the body, which way, and its radius.
 VEINS = {
@@ -149,7 +150,7 @@ def curve(start, middle, end, n=7):
 
 def rotation(rng, degrees):
     """A rotation matrix from three normal angles with standard deviations `degrees` about x, y and z."""
-    (a, b, c), (p, q, r) = (f(np.deg2rad(rng.normal(0, degrees).clip(-25, 25))) for f in (np.cos, np.sin))
+    (a, b, c), (p, q, r) = (f(np.deg2rad(rng.normal(0, degrees).clip(-30, 30))) for f in (np.cos, np.sin))
     return (
         np.array([[c, -r, 0], [r, c, 0], [0, 0, 1]])
         @ np.array([[b, 0, q], [0, 1, 0], [-q, 0, b]])
@@ -170,21 +171,21 @@ class Atrium:
     """
 
     def __init__(self, rng):
-        self.turn = rotation(rng, (7, 7, 12))
+        self.turn = rotation(rng, (9, 9, 14))
         self.lobes = [  # centre, radii in the heart's frame
-            (np.array(centre) + rng.normal(0, 2, 3), np.array(radii) * rng.uniform(0.82, 1.18, 3))
-            for centre, radii in (((0, 0, 0), (29, 18, 20)), ((-14, 3, -2), (17, 15, 17)), ((14, -3, 5), (17, 15, 16)))
+            (np.array(centre) + rng.normal(0, 2.5, 3), np.array(radii) * rng.uniform(0.8, 1.2, 3))
+            for centre, radii in (((0, 0, 0), (30, 20, 21)), ((-14, 3, -2), (18, 16, 18)), ((14, -3, 5), (18, 16, 17)))
         ]
-        self.back = rng.uniform(14, 19)  # the spine and the aorta flatten it
-        self.valve = unit(np.array([0.62, -0.55, -0.56]) + rng.normal(0, 0.12, 3)) * rng.uniform(18, 22)
+        self.back = rng.uniform(14, 20)  # the spine and the aorta flatten it
+        self.valve = unit(np.array([0.62, -0.55, -0.56]) + rng.normal(0, 0.16, 3)) * rng.uniform(18, 23)
         veins = [self._vein(rng, *VEINS[name]) for name in VEIN_PATTERNS[rng.choice(4, p=(0.2, 0.45, 0.2, 0.15))]]
         appendage = self._appendage(rng)
 
         annotated = [(path[:n], radii[:n]) for path, radii, n in veins] + appendage
         low, high = self._extent(annotated)
         room = FIELD_OF_VIEW - 2 * MARGIN
-        self.scale = min(rng.uniform(0.8, 1.2), *(room / (high - low)))
-        self.shift = rng.normal(0, (7, 6, 4)).clip(-room / 2 - self.scale * low, room / 2 - self.scale * high)
+        self.scale = min(rng.uniform(0.85, 1.25), *(room / (high - low)))
+        self.shift = rng.normal(0, (8, 8, 5)).clip(-room / 2 - self.scale * low, room / 2 - self.scale * high)
         self.veins = [(self.place(path), radii * self.scale, n) for path, radii, n in veins]
         self.appendage = [(self.place(path), radii * self.scale) for path, radii in appendage]
 
@@ -201,7 +202,7 @@ class Atrium:
 
     def _vein(self, rng, start, direction, radius):
         start = np.array(start) + rng.normal(0, 2.5, 3)
-        direction = unit(np.array(direction) + rng.normal(0, 0.16, 3))
+        direction = unit(np.array(direction) + rng.normal(0, 0.18, 3))
         radius *= rng.uniform(0.75, 1.2)
         bend = unit(direction + rng.normal(0, 0.35, 3) + (0, 0.25, 0))
         path = curve(start, start + 20 * direction, start + 20 * direction + 28 * bend, 25)
@@ -256,7 +257,7 @@ class Canvas:
 
     def paint(self, distance, value, opacity=1.0):
         cover = (0.5 - distance / self.voxel).clip(0, 1) * np.float32(opacity)
-        self.image += cover * (value - self.image)
+        self.image += cover * (np.asarray(value, np.float32) - self.image)
 
     def vessel(self, distance, blood, wall, thickness=1.5):
         """A lumen inside a wall of `thickness` mm."""
@@ -294,7 +295,7 @@ def paint_chest(canvas, grid, rng, tissue, atrium):
     for level in np.arange(first, 90, step):
         for side in (-1, 1):
             angles = np.linspace(-1.45, 1.45, 9)  # from breastbone to spine
-            ring = [(side * 84 * np.cos(a), 62 * np.sin(a), level - slope * 40 * np.sin(a - 1)) for a in angles]
+            ring = [(side * 80 * np.cos(a), 60 * np.sin(a), level - slope * 40 * np.sin(a - 1)) for a in angles]
             rib = grid.tube(np.array(ring), np.full(9, 5.0))
             canvas.paint(rib, tissue["bone"])
             canvas.paint(rib + 2, tissue["marrow"])
@@ -330,13 +331,13 @@ def paint_neighbours(canvas, grid, rng, tissue, atrium, spine):
     """The other chambers and the great vessels: as bright as the atrium, or nearly so, and against its wall."""
 
     def chamber(centre, radii, tilt=(10, 10, 15)):
-        centre = atrium.place(np.array(centre) + rng.normal(0, 2.5, 3))
-        radii = np.array(radii) * atrium.scale * rng.uniform(0.88, 1.12, 3)
+        centre = atrium.place(np.array(centre) + rng.normal(0, 3, 3))
+        radii = np.array(radii) * atrium.scale * rng.uniform(0.85, 1.15, 3)
         return grid.ellipsoid(centre, radii, (atrium.turn @ rotation(rng, tilt)).T)
 
     def pipe(points, radius):
-        path = atrium.place(np.array(points) + rng.normal(0, 1.5, (len(points), 3)))
-        return grid.tube(path, np.full(len(points), radius * atrium.scale * rng.uniform(0.85, 1.15)))
+        path = atrium.place(np.array(points) + rng.normal(0, 2, (len(points), 3)))
+        return grid.tube(path, np.full(len(points), radius * atrium.scale * rng.uniform(0.8, 1.2)))
 
     middle, back = spine
     wall, right, aorta = tissue["wall"], tissue["right"], tissue["aorta"]
@@ -387,26 +388,25 @@ def paint_atrium(canvas, grid, rng, tissue, atrium):
 
 def draw_tissue(rng):
     """Signal of each tissue, with the atrium's blood at 1: how well it stands out differs from case to case."""
-    muscle = rng.uniform(0.28, 0.55)
-    right = rng.choice((rng.normal(1, 0.05), rng.uniform(0.7, 1.25)))
-    aorta = rng.choice((rng.normal(1, 0.04), rng.uniform(0.8, 1.15)))
+    right, aorta, pulmonary = rng.choice((rng.normal(1, 0.05, 3), rng.uniform(0.7, 1.25, 3)), p=(0.5, 0.5))
+    fat = rng.uniform(0.15, 0.45) if rng.random() < 0.7 else rng.uniform(0.45, 0.85)  # suppressed, or not
     return {
         "left": 1.0,
         "right": right,
-        "cava": right * rng.uniform(0.9, 1.15),
-        "pulmonary": right * rng.uniform(0.92, 1.08),
+        "cava": right * rng.uniform(0.8, 1.25),
+        "pulmonary": pulmonary,
         "aorta": aorta,
-        "aortic wall": rng.uniform(0.35, 0.8),
-        "wall": rng.uniform(0.4, 0.95),
-        "scar": rng.uniform(1.1, 1.8),
-        "myocardium": rng.uniform(0.45, 0.9),
-        "muscle": muscle,
-        "fat": rng.uniform(0.16, 0.45),
-        "liver": rng.uniform(0.5, 1.1),
+        "aortic wall": rng.uniform(0.35, 0.9),
+        "wall": rng.uniform(0.4, 1.0),
+        "scar": rng.uniform(1.1, 1.9),
+        "myocardium": rng.uniform(0.35, 0.95),
+        "muscle": rng.uniform(0.28, 0.65),
+        "fat": fat,
+        "liver": rng.uniform(0.4, 1.3),
         "bone": rng.uniform(0.05, 0.15),
-        "marrow": rng.uniform(0.12, 0.4),
+        "marrow": rng.uniform(0.12, 0.6),
         "disc": rng.uniform(0.15, 0.5),
-        "lung": rng.uniform(0.06, 0.16),
+        "lung": rng.uniform(0.04, 0.2),
         "air": 0.03,
     }
 
@@ -417,14 +417,14 @@ def acquire(image, grid, rng):
     image = ndimage.gaussian_filter(image, resolution / grid.spacing)
 
     x, y, z = (axis / np.float32(extent) for axis, extent in zip(grid.axes, FIELD_OF_VIEW, strict=True))
-    slopes = rng.normal((0, -0.35, 0), (0.3, 0.35, 0.25)).astype(np.float32)  # the coil lies on the chest
+    slopes = rng.normal((0, -0.35, 0), (0.3, 0.4, 0.3)).astype(np.float32)  # the coil lies on the chest
     bias = slopes[0] * x[:, None, None] + slopes[1] * y[:, None] + slopes[2] * z
-    image = image * np.exp(bias + np.float32(rng.uniform(0.05, 0.15)) * grid.field(rng, 110))
+    image = image * np.exp(bias + np.float32(rng.uniform(0.05, 0.2)) * grid.field(rng, 110))
 
     ghost = np.roll(image, round(rng.uniform(0.2, 0.5) * grid.size[1]), axis=1)  # breathing, along the phase axis
     image = image + np.float32(rng.uniform(0, 0.06)) * ghost
 
-    sigma = rng.uniform(0.06, 0.17)
+    sigma = rng.uniform(0.06, 0.2)
     real, imaginary = (
         ndimage.gaussian_filter(rng.standard_normal(grid.size, dtype=np.float32), 0.5 * resolution / grid.spacing)
         for _ in range(2)
@@ -464,7 +464,7 @@ class Phantom(LA):
 
     name = "phantom"
     num_classes = 2
-    patch = (48, 48, 32)
+    patches = MappingProxyType({1: (48, 48, 32)})  # by --downsample
     stride = (16, 16, 8)
     spacing = tuple((FIELD_OF_VIEW / SIZE).tolist())  # mm
 
