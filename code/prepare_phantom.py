@@ -29,7 +29,7 @@ def options(arguments=None):
     parser.add_argument("--train", type=int, default=80, help="cases in train.list (%(default)s)")
     parser.add_argument("--test", type=int, default=20, help="cases in test.list (%(default)s)")
     parser.add_argument("--workers", type=int, help="processes (all the cores); the files do not depend on it")
-    parser.add_argument("--overwrite", action="store_true", help="re-make the phantom of other settings in --root")
+    parser.add_argument("--overwrite", action="store_true", help="delete the phantom in --root and make this one")
     parser.add_argument("--preview", type=Path, metavar="FILE.png", help="write a contact sheet of some cases here")
     return parser.parse_args(arguments)
 

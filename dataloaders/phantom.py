@@ -477,14 +477,21 @@ class Phantom(LA):
 
 
 def read_settings(root):
-    """The settings (dict) of the phantom in folder `root`, None where there is none."""
+    """The settings (dict) of the phantom in folder `root`, None where there is none.
+
+    Raises:
+        UserError: `root` is a file, or its `phantom.json` is damaged.
+    """
     path = Path(root) / "phantom.json"
     try:
-        return json.loads(path.read_text())
+        settings = json.loads(path.read_text())
+        return {key: settings[key] for key in ("generator", "seed", "size", "train", "test")}
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; restore it, or move the folder away") from None
+    except NotADirectoryError:
+        raise UserError(f"{root}: a file, not a folder; name another with --root") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; restore it, or move {root} away and make the phantom again") from None
 
 
 def write_dataset(root, seed=2018, size=SIZE, train=80, test=20, workers=None, overwrite=False, progress=None):
@@ -500,7 +507,7 @@ def write_dataset(root, seed=2018, size=SIZE, train=80, test=20, workers=None, o
         train, test: number of cases of `train.list` and `test.list`.
         workers: processes, all the cores by default. More than 1 spawns interpreters, so the calling script needs
             the guard `if __name__ == "__main__"`.
-        overwrite: re-make a phantom of other settings that stands in `root`.
+        overwrite: delete the phantom that stands in `root`, whatever its settings, and make this one.
         progress: wraps the iterable of the cases being made, e.g. `tqdm`; called with it and `total=`.
 
     Returns:
@@ -520,7 +527,7 @@ def write_dataset(root, seed=2018, size=SIZE, train=80, test=20, workers=None, o
             raise UserError(f"{strangers[0]} exists and is no phantom's; choose another folder with --root")
     elif found != settings or overwrite:
         if not overwrite:
-            other = ", ".join(f"{key} {found.get(key)}" for key, value in settings.items() if found.get(key) != value)
+            other = ", ".join(f"{key} {found[key]}" for key, value in settings.items() if found[key] != value)
             raise UserError(
                 f"{root} holds another phantom ({other}); choose another --root, or re-make it: --overwrite"
             )

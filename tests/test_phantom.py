@@ -150,12 +150,15 @@ def test_wrong_options_are_one_line(tmp_path, option, message):
     assert not (tmp_path / "new").exists()
 
 
-def test_damaged_and_missing_settings(tmp_path):
+def test_missing_and_damaged_phantoms(tmp_path):
     with pytest.raises(UserError, match=r"prepare_phantom\.py --root"):
         Phantom(tmp_path)
-    (tmp_path / "phantom.json").write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
-        write_dataset(tmp_path, size=SMALL, train=1, test=1)
+    for damaged in ("{", "[]", '{"seed": 1}'):
+        (tmp_path / "phantom.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"phantom\.json: damaged"):
+            write_dataset(tmp_path, size=SMALL, train=1, test=1)
+    with pytest.raises(UserError, match="a file, not a folder"):
+        write_dataset(tmp_path / "phantom.json", size=SMALL, train=1, test=1)
 
 
 def test_the_script(tmp_path):
