@@ -53,12 +53,13 @@ struct Units {
 };
 
 // kFarSteps: so many voxels along the first axis count as out of reach; kFar: the squared distance written for them.
-// Below these limits nothing overflows: int32_t holds any volume whose squared diagonal stays under 2^30.
+// Below these limits nothing overflows: int32_t holds any volume whose squared diagonal stays under 2^30. Where the
+// farthest voxel turns out to lie at kFar or beyond, an int16_t map is not exact and must be made again as int32_t.
 template <typename T>
 struct Reach;
 template <>
 struct Reach<std::int16_t> {
-  static constexpr std::int16_t kFarSteps = 180, kFar = 180 * 180;
+  static constexpr std::int16_t kFarSteps = 176, kFar = 176 * 176;
 };
 template <>
 struct Reach<std::int32_t> {

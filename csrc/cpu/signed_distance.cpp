@@ -2,10 +2,13 @@
 // at a time, then one pass that takes roots and scales.
 
 #include <ATen/ATen.h>
+#include <ATen/Version.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <mutex>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -50,6 +53,61 @@ class EnvelopePlane {
   Units<T> units_;
   std::vector<T> lines_, solved_;
   std::vector<int> hull_;
+};
+
+// The search, once an instruction set.
+namespace portable {
+constexpr int kLanes = 8;
+#include "signed_distance_search.h"
+}  // namespace portable
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SEMISEG_X86
+
+#pragma GCC push_options
+#pragma GCC target("avx2")
+namespace avx2 {
+constexpr int kLanes = 16;
+#include "signed_distance_search.h"
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512bw")
+namespace avx512 {
+constexpr int kLanes = 32;
+#include "signed_distance_search.h"
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+// The same for small integers, by search: faster where most distances are short against an instruction's lanes. Exact
+// where everything lies nearer than Reach<int16_t>::kFar.
+class SearchPlane {
+ public:
+  SearchPlane(const Volumes& size, const Units<std::int16_t>&)
+      : size_(size), rows_(std::int64_t{size.y} * padded()), row_(padded() + 2 * margin()) {
+#ifdef SEMISEG_X86
+    // What torch's own kernels use, so that ATEN_CPU_CAPABILITY chooses here too.
+    const std::string capability = at::get_cpu_capability();
+    if (capability == "AVX2") search_ = avx2::search_plane;
+    if (capability == "AVX512") search_ = avx512::search_plane;
+#endif
+  }
+
+  void operator()(std::int16_t* plane) {
+    search_(plane, size_.y, size_.z, padded(), margin(), rows_.data(), row_.data());
+  }
+
+ private:
+  static constexpr int kWidest = 32;
+
+  int padded() const { return at::divup(size_.z, kWidest) * kWidest; }
+  int margin() const { return std::min<int>(size_.z, Reach<std::int16_t>::kFarSteps) + 2 * kWidest; }
+
+  Volumes size_;
+  std::vector<std::int16_t> rows_, row_;
+  decltype(&portable::search_plane) search_ = portable::search_plane;
 };
 
 // Signed squared distances of every item, and each item's peaks.
@@ -106,15 +164,26 @@ void finish(const std::uint8_t* mask, const T* squares, float* out, const Volume
   });
 }
 
-template <typename T>
-at::Tensor signed_distance_as(const SignedDistanceArguments& arguments, at::ScalarType type, bool normalized) {
+// Whether 16 bits are worth trying: they are enough for an object within half the diagonal of every corner.
+bool may_be_near(const Volumes& size) {
+  const double x = size.x - 1, y = size.y - 1, z = size.z - 1;
+  return (x * x + y * y + z * z) / 4 < Reach<std::int16_t>::kFar;
+}
+
+// The result, or an undefined tensor where T turns out too narrow.
+template <typename T, typename Plane>
+at::Tensor signed_distance_as(const SignedDistanceArguments& arguments, bool normalized) {
   const auto& [mask, size, spacing] = arguments;
   const Units<T> units(spacing);
-  const at::Tensor squares = at::empty(mask.sizes(), mask.options().dtype(type));
-  at::Tensor out = at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
+  const at::Tensor squares = at::empty(mask.sizes(), mask.options().dtype(c10::CppTypeToScalarType<T>::value));
   const auto* voxels = mask.const_data_ptr<std::uint8_t>();
   T* values = squares.mutable_data_ptr<T>();
-  const auto peaks = signed_squares<T, EnvelopePlane<T>>(voxels, values, size, units);
+  const auto peaks = signed_squares<T, Plane>(voxels, values, size, units);
+  const auto inexact = [](const Peak<T>& peak) {  // an item of one label is far for another reason
+    return peak.inside > 0 && peak.outside > 0 && larger(peak.inside, peak.outside) == Reach<T>::kFar;
+  };
+  if (std::any_of(peaks.begin(), peaks.end(), inexact)) return {};
+  at::Tensor out = at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
   finish(voxels, values, out.mutable_data_ptr<float>(), size, units.length, normalized, peaks);
   return out;
 }
@@ -122,8 +191,12 @@ at::Tensor signed_distance_as(const SignedDistanceArguments& arguments, at::Scal
 at::Tensor signed_distance(const at::Tensor& mask, at::ArrayRef<double> spacing, bool normalized) {
   const SignedDistanceArguments arguments(mask, spacing);
   if (mask.numel() == 0) return at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
-  return arguments.spacing.equal() ? signed_distance_as<std::int32_t>(arguments, at::kInt, normalized)
-                                   : signed_distance_as<float>(arguments, at::kFloat, normalized);
+  if (!arguments.spacing.equal()) return signed_distance_as<float, EnvelopePlane<float>>(arguments, normalized);
+  if (may_be_near(arguments.size)) {
+    at::Tensor out = signed_distance_as<std::int16_t, SearchPlane>(arguments, normalized);
+    if (out.defined()) return out;
+  }
+  return signed_distance_as<std::int32_t, EnvelopePlane<std::int32_t>>(arguments, normalized);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ def load(folder: Path) -> bool:
     Raises:
         ImportError: there is one and it does not load, for example because it was built for another torch.
     """
-    found = [path for pattern in ("_C*.so", "_C*.pyd") for path in sorted(folder.glob(pattern))]
+    found = sorted(folder.glob("_C*.so"))
     if not found:
         return False
     try:
