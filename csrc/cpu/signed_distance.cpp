@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <type_traits>
 #include <vector>
 
 #include "../core/signed_distance_arguments.h"
+#include "clones.h"
 #include "parallel.h"
 
 namespace semiseg {
@@ -110,58 +112,51 @@ class SearchPlane {
   decltype(&portable::search_plane) search_ = portable::search_plane;
 };
 
-// Signed squared distances of every item, and each item's peaks.
+// Signed squared distances of one item, and their peaks.
 template <typename T, typename Plane>
-std::vector<Peak<T>> signed_squares(const std::uint8_t* mask, T* out, const Volumes& size, const Units<T>& units) {
-  const std::int64_t plane = size.plane(), blocks = at::divup(plane, kScanLanes);
-  run_tasks(size.items * blocks, [&] {
-    return [&](std::int64_t task) {
-      const std::int64_t lane = task % blocks * kScanLanes, at = task / blocks * size.voxels() + lane;
-      scan_lines<T>(mask + at, out + at, size.x, plane, std::min<std::int64_t>(kScanLanes, plane - lane), units.x);
+Peak<T> signed_squares(const std::uint8_t* mask, T* out, const Volumes& size, const Units<T>& units) {
+  const std::int64_t plane = size.plane();
+  run_tasks(at::divup(plane, kScanLanes), [&] {
+    return [&](std::int64_t block) {
+      const std::int64_t lane = block * kScanLanes;
+      const int lanes = static_cast<int>(std::min<std::int64_t>(kScanLanes, plane - lane));
+      scan_lines<T>(mask + lane, out + lane, size.x, plane, lanes, units.x);
     };
   });
 
-  std::vector<Peak<T>> peaks(size.items, Peak<T>{0, 0});
+  Peak<T> peak{0, 0};
   std::mutex mutex;
-  run_tasks(size.items * size.x, [&] {
-    return [&, solve = Plane(size, units)](std::int64_t task) mutable {
-      T* values = out + task * plane;
+  run_tasks(size.x, [&] {
+    return [&, solve = Plane(size, units)](std::int64_t x) mutable {
+      T* values = out + x * plane;
       solve(values);
-      Peak<T> peak{0, 0};
-      for (std::int64_t i = 0; i < plane; ++i) peak.see(values[i]);
+      Peak<T> here{0, 0};
+      for (std::int64_t i = 0; i < plane; ++i) here.see(values[i]);
       const std::lock_guard<std::mutex> lock(mutex);
-      peaks[task / size.x].see(peak.outside);
-      peaks[task / size.x].see(-peak.inside);
+      peak.see(here.outside);
+      peak.see(-here.inside);
     };
   });
-  return peaks;
+  return peak;
 }
 
-// Takes roots. With equal spacing the inner boundary is where the squared distance is 1; else the mask tells.
 template <typename T>
-void finish(const std::uint8_t* mask, const T* squares, float* out, const Volumes& size, float unit_length,
-            bool normalized, const std::vector<Peak<T>>& peaks) {
-  const std::int64_t plane = size.plane();
-  run_tasks(size.items * size.x, [&] {
-    return [&](std::int64_t task) {
-      const std::int64_t item = task / size.x;
-      const T* v = squares + task * plane;
-      float* to = out + task * plane;
-      const Peak<float> longest{std::sqrt(static_cast<float>(peaks[item].inside)),
-                                std::sqrt(static_cast<float>(peaks[item].outside))};
-      if (!normalized) {
-        for (std::int64_t i = 0; i < plane; ++i) to[i] = distance(v[i], unit_length);
-      } else if constexpr (std::is_integral_v<T>) {
-        for (std::int64_t i = 0; i < plane; ++i) to[i] = normalized_distance(v[i], v[i] == -1, longest);
-      } else {
-        const std::uint8_t* volume = mask + item * size.voxels();
-        const int x = static_cast<int>(task % size.x);
-        for (int y = 0; y < size.y; ++y)
-          for (int z = 0; z < size.z; ++z, ++v, ++to)
-            *to = normalized_distance(*v, on_inner_boundary(volume, size, x, y, z), longest);
-      }
-    };
-  });
+SEMISEG_AVX2_TOO void take_roots(const T* squares, float* out, std::int64_t count, float unit_length) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = distance(squares[i], unit_length);
+}
+
+// With equal spacing the inner boundary is where the squared distance is 1.
+template <typename T>
+SEMISEG_AVX2_TOO void normalize(const T* squares, float* out, std::int64_t count, Peak<float> longest) {
+  for (std::int64_t i = 0; i < count; ++i) out[i] = normalized_distance(squares[i], squares[i] == -1, longest);
+}
+
+// Any spacing: the mask tells where the inner boundary is. `volume` is the item's mask, `x` the plane.
+void normalize_by_mask(const std::uint8_t* volume, const float* squares, float* out, const Volumes& size, int x,
+                       Peak<float> longest) {
+  for (int y = 0; y < size.y; ++y)
+    for (int z = 0; z < size.z; ++z, ++squares, ++out)
+      *out = normalized_distance(*squares, on_inner_boundary(volume, size, x, y, z), longest);
 }
 
 // Whether 16 bits are worth trying: they are enough for an object within half the diagonal of every corner.
@@ -170,33 +165,60 @@ bool may_be_near(const Volumes& size) {
   return (x * x + y * y + z * z) / 4 < Reach<std::int16_t>::kFar;
 }
 
-// The result, or an undefined tensor where T turns out too narrow.
+// One item, or false where T turns out too narrow for it.
 template <typename T, typename Plane>
-at::Tensor signed_distance_as(const SignedDistanceArguments& arguments, bool normalized) {
-  const auto& [mask, size, spacing] = arguments;
+bool solve_item(const std::uint8_t* mask, float* out, const Volumes& size, const Spacing& spacing, bool normalized) {
   const Units<T> units(spacing);
-  const at::Tensor squares = at::empty(mask.sizes(), mask.options().dtype(c10::CppTypeToScalarType<T>::value));
-  const auto* voxels = mask.const_data_ptr<std::uint8_t>();
-  T* values = squares.mutable_data_ptr<T>();
-  const auto peaks = signed_squares<T, Plane>(voxels, values, size, units);
-  const auto inexact = [](const Peak<T>& peak) {  // an item of one label is far for another reason
-    return peak.inside > 0 && peak.outside > 0 && larger(peak.inside, peak.outside) == Reach<T>::kFar;
-  };
-  if (std::any_of(peaks.begin(), peaks.end(), inexact)) return {};
-  at::Tensor out = at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
-  finish(voxels, values, out.mutable_data_ptr<float>(), size, units.length, normalized, peaks);
-  return out;
+  const std::unique_ptr<T[]> squares(new T[size.voxels()]);
+  const Peak<T> peak = signed_squares<T, Plane>(mask, squares.get(), size, units);
+  // Far with both labels in sight is beyond T; far with one label only is infinite, and final.
+  if (peak.inside > 0 && peak.outside > 0 && larger(peak.inside, peak.outside) == Reach<T>::kFar) return false;
+
+  const Peak<float> longest{std::sqrt(static_cast<float>(peak.inside)), std::sqrt(static_cast<float>(peak.outside))};
+  const std::int64_t plane = size.plane();
+  run_tasks(size.x, [&] {
+    return [&](std::int64_t x) {
+      const T* from = squares.get() + x * plane;
+      float* to = out + x * plane;
+      if (!normalized) {
+        take_roots(from, to, plane, units.length);
+      } else if constexpr (std::is_integral_v<T>) {
+        normalize(from, to, plane, longest);
+      } else {
+        normalize_by_mask(mask, from, to, size, static_cast<int>(x), longest);
+      }
+    };
+  });
+  return true;
 }
 
-at::Tensor signed_distance(const at::Tensor& mask, at::ArrayRef<double> spacing, bool normalized) {
-  const SignedDistanceArguments arguments(mask, spacing);
-  if (mask.numel() == 0) return at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
-  if (!arguments.spacing.equal()) return signed_distance_as<float, EnvelopePlane<float>>(arguments, normalized);
-  if (may_be_near(arguments.size)) {
-    at::Tensor out = signed_distance_as<std::int16_t, SearchPlane>(arguments, normalized);
-    if (out.defined()) return out;
+at::Tensor signed_distance(const at::Tensor& given, at::ArrayRef<double> steps, bool normalized) {
+  const SignedDistanceArguments arguments(given, steps);
+  const auto& [mask, size, spacing] = arguments;
+  at::Tensor out = at::empty(mask.sizes(), mask.options().dtype(at::kFloat));
+  if (mask.numel() == 0) return out;
+  const auto* from = mask.const_data_ptr<std::uint8_t>();
+  auto* to = out.mutable_data_ptr<float>();
+
+  const auto solve = [&, &size = size, &spacing = spacing](std::int64_t item) {
+    const auto run = [&](auto solver) {
+      return solver(from + item * size.voxels(), to + item * size.voxels(), size, spacing, normalized);
+    };
+    if (!spacing.equal()) {
+      run(solve_item<float, EnvelopePlane<float>>);
+    } else if (!may_be_near(size) || !run(solve_item<std::int16_t, SearchPlane>)) {
+      run(solve_item<std::int32_t, EnvelopePlane<std::int32_t>>);
+    }
+  };
+  // A thread an item, without waiting for each other, where that keeps all busy; else all threads on one item after the
+  // other. Inside a task run_tasks runs on its own thread.
+  const int threads = at::get_num_threads();
+  if (size.items % threads == 0 || size.items >= 4 * threads) {
+    run_tasks(size.items, [&] { return solve; });
+  } else {
+    for (std::int64_t item = 0; item < size.items; ++item) solve(item);
   }
-  return signed_distance_as<std::int32_t, EnvelopePlane<std::int32_t>>(arguments, normalized);
+  return out;
 }
 
 }  // namespace

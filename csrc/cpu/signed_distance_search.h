@@ -42,9 +42,9 @@ inline Lanes is_far(Lanes v) {
   return (v >= all(far)) | (v <= all(-far));
 }
 
-// Signed squares of the lanes at `line + i * stride`, whose sources lie `stride` apart. A source before `first` or after
-// `last` is replaced by that one, which is nearer than it pretends and so changes nothing. `closed` lanes are left as
-// they are.
+// Signed squares of the lanes at `line + i * stride`, whose sources lie `stride` apart. A source before `first` or
+// after `last` is replaced by that one, which is nearer than it pretends and so changes nothing. `closed` lanes are
+// left as they are.
 inline Lanes search(const std::int16_t* line, std::ptrdiff_t stride, int i, int first, int last, int reach,
                     Lanes closed) {
   const Lanes start = load(line + i * stride), flip = start < Lanes{};
