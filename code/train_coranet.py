@@ -1,4 +1,4 @@
-"""CoraNet, the conservative-radical network (Shi et al., IEEE TMI 41(3), 2022: inconsistency-aware uncertainty estimation).
+"""CoraNet, the conservative-radical network (Shi et al., IEEE TMI 41(3), 2022).
 
     pre-training      L = L_crm                                on L
     self-training     L = L_crm + L_csn + L_cnt                on L, U and U
@@ -10,16 +10,16 @@
     python code/train_coranet.py --labelnum 16 --gpu 0
     python code/test_LA.py --method coranet --labelnum 16
 
-One V-Net with instance norm and three branches; Adam 1e-3, betas (0.5, 0.999), 4 + 4 crops a step. Pseudo-labels (from D)
-and certain voxels of the whole unlabelled volumes are found anew every 5 epochs. Tested: D of the student.
+One V-Net with instance norm and three branches; Adam 1e-3, betas (0.5, 0.999), 4 + 4 crops a step. Pseudo-labels
+(from D) and certain voxels of the whole unlabelled volumes are found anew every 5 epochs. Tested: D of the student.
 
-`--preset released` is the released code where it differs from the paper: L_crm and L_csn are means of CE, Dice, CE_con and
-CE_rad over D and the branches, the class weights of L_csn swapped; L_cnt is averaged over the branches and weighs
-0.1 r(epoch, 40); L_csn + L_cnt weighs 0.5; pre-training lasts 60 epochs, not 30.
+`--preset released` is the released code where it differs from the paper: L_crm and L_csn are means of CE, Dice,
+CE_con and CE_rad over D and the branches, the class weights of L_csn swapped; L_cnt is averaged over the branches and
+weighs 0.1 r(epoch, 40); L_csn + L_cnt weighs 0.5; pre-training lasts 60 epochs, not 30.
 
-The paper has no LA: crops are turned as the LA protocol does (`--augment crop` for the paper's plain crops), and the windows
-that relabel a volume step by half a patch. Only cases whose crops come before the next relabelling are relabelled, which
-saves time and changes no number.
+The paper has no LA: crops are turned as the LA protocol does (`--augment crop` for the paper's plain crops), and the
+windows that relabel a volume step by half a patch. Only cases whose crops come before the next relabelling are
+relabelled, which saves time and changes no number.
 """
 
 import copy
@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 
 import _root  # noqa: F401
-from dataloaders import open_dataset
 from dataloaders.two_stream import two_stream_loader
 from networks.vnet import VNet
 from utils import run
@@ -46,13 +45,11 @@ class PseudoLabels(dict):
 
     def state_dict(self):
         packed = {case: bytearray(zlib.compress(volume.numpy(), 1)) for case, volume in self.items()}
-        return {case: (torch.frombuffer(data, dtype=torch.uint8), list(self[case].shape)) for case, data in packed.items()}
+        return {case: (torch.frombuffer(p, dtype=torch.uint8), self[case].shape) for case, p in packed.items()}
 
     def load_state_dict(self, state):
-        self.clear()
-        for case, (packed, shape) in state.items():
-            raw = bytearray(zlib.decompress(packed.numpy()))
-            self[case] = torch.frombuffer(raw, dtype=torch.uint8).reshape(shape)
+        raw = {case: bytearray(zlib.decompress(packed.numpy())) for case, (packed, _) in state.items()}
+        self.update({case: torch.frombuffer(r, dtype=torch.uint8).view(state[case][1]) for case, r in raw.items()})
 
 
 @torch.no_grad()
@@ -63,19 +60,11 @@ def relabel(net, data, steps, stride, job):
     def branches(x):
         return torch.cat([logits.float().softmax(1) for logits in net(x)], dim=1)
 
+    options = {"activation": "none", "device": job.device, "precision": job.precision}
     net.eval()
     for case in sorted({case for step in steps for case in data.samples(step)[data.labeled_bs :]}):
         job.breathe(steps.start)
-        prob = sliding_window(
-            branches,
-            data.volumes.images[case],
-            data.patch,
-            stride,
-            3 * classes,
-            activation="none",
-            device=job.device,
-            precision=job.precision,
-        )
+        prob = sliding_window(branches, data.volumes.images[case], data.patch, stride, 3 * classes, **options)
         pseudo, con, rad = (p.argmax(0) for p in prob.split(classes))
         labels[case] = (pseudo + CERTAIN * (con == rad)).to(torch.uint8).cpu()
     net.train()
@@ -111,9 +100,9 @@ def consistency(outputs, targets, mask):
 def main():
     parser = run.parser(__doc__, labeled_bs=4, unlabeled_bs=4, base_lr=1e-3, normalization="instancenorm")
     method = parser.add_argument_group("method")
-    method.add_argument("--pretrain_epochs", type=run.natural, help="epochs of L_crm alone: 30 (paper) or 60 (released)")
+    method.add_argument("--pretrain_epochs", type=run.natural, help="epochs of L_crm alone")
     method.add_argument("--selftrain_epochs", type=run.natural, default=200, help="epochs with unlabelled data")
-    method.add_argument("--alpha", type=run.positive, default=5.0, help="cost ratio; higher finds more voxels uncertain")
+    method.add_argument("--alpha", type=run.positive, default=5.0, help="cost ratio; higher: more is uncertain")
     method.add_argument(
         "--train",
         choices=("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full"),
@@ -121,7 +110,7 @@ def main():
         help="Table IV: L_csn (st) on all or the certain voxels, L_cnt (mt) on all or the uncertain ones",
     )
     method.add_argument("--relabel_epochs", type=run.positive_int, default=5, help="epochs between relabellings")
-    method.add_argument("--relabel_stride", type=run.positive_int, nargs=3, metavar=("X", "Y", "Z"), help="of its windows")
+    method.add_argument("--relabel_stride", type=run.positive_int, nargs=3, help="its windows' stride (half a patch)")
     method.add_argument("--ema_decay", type=run.fraction, default=0.99, help="of the teacher, at most")
     args = run.parse(parser, PRESETS)
     args.relabel_stride = args.relabel_stride or [extent // 2 for extent in args.patch]
@@ -130,21 +119,17 @@ def main():
     masked = "mask" in args.train or args.train == "full"
     job = run.Run(args, __file__)
 
-    # ---- data
-    dataset = open_dataset(args.dataset, args.root, "train", args.downsample)
-    data = two_stream_loader(
-        dataset, args.labelnum, args.labeled_bs, args.unlabeled_bs, args.patch, args.seed, args.augment, job.device
-    )
+    data = two_stream_loader(args, job.device)
     pretraining = args.pretrain_epochs * data.steps_per_epoch
     last = pretraining + args.selftrain_epochs * data.steps_per_epoch
     between = args.relabel_epochs * data.steps_per_epoch
 
     # ---- student, teacher, optimizer; class weights of D, D_con, D_rad
-    net = job.to_device(VNet(1, dataset.num_classes, args.n_filters, args.normalization, branches=3))
+    net = job.to_device(VNet(1, data.num_classes, args.n_filters, args.normalization, branches=3))
     teacher = copy.deepcopy(net).requires_grad_(False)
     student, mean_teacher = job.parallel(net), job.parallel(teacher)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.base_lr, betas=(0.5, 0.999))
-    objects = dataset.num_classes - 1
+    objects = data.num_classes - 1
     conservative = torch.tensor([args.alpha] + [1.0] * objects, device=job.device)
     radical = torch.tensor([1.0] + [args.alpha] * objects, device=job.device)
     pseudo_labels = PseudoLabels()

@@ -5,15 +5,14 @@
     python code/train_supervised.py --labelnum 16 --gpu 0
     python code/train_supervised.py --labelnum 80 --gpu 0
 
-V-Net, SGD 0.01 with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, four crops of 112×112×80 a
-step, last iteration (the protocol of Yu et al., MICCAI 2019). The semi-supervised methods see two labelled crops a step:
-`--labeled_bs 2` is the twin with the same labelled crops, the default the one with the same crops in all.
+V-Net, SGD 0.01 with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, four crops of 112×112×80
+a step, last iteration (the protocol of Yu et al., MICCAI 2019). The semi-supervised methods see two labelled crops a
+step: `--labeled_bs 2` is the twin with the same labelled crops, the default the one with the same crops in all.
 """
 
 import torch
 
 import _root  # noqa: F401
-from dataloaders import open_dataset
 from dataloaders.two_stream import two_stream_loader
 from networks.vnet import VNet
 from utils import run
@@ -25,16 +24,12 @@ def main():
     parser = run.parser(__doc__, unlabeled_bs=None, labeled_bs=4)
     method = parser.add_argument_group("method")
     method.add_argument("--max_iterations", type=run.positive_int, default=6000, help="steps in all")
-    method.add_argument("--lr_step", type=run.natural, default=2500, help="lr ×0.1 every so many steps, 0 for never; keep 5/12 of all")
+    method.add_argument("--lr_step", type=run.natural, default=2500, help="lr ×0.1 every so many steps; 0: never")
     args = run.parse(parser)
     job = run.Run(args, __file__)
 
-    # ---- data: the labelled stream alone
-    dataset = open_dataset(args.dataset, args.root, "train", args.downsample)
-    data = two_stream_loader(dataset, args.labelnum, args.labeled_bs, 0, args.patch, args.seed, args.augment, job.device)
-
-    # ---- network and optimizer
-    net = job.to_device(VNet(1, dataset.num_classes, args.n_filters, args.normalization))
+    data = two_stream_loader(args, job.device)  # the labelled stream alone
+    net = job.to_device(VNet(1, data.num_classes, args.n_filters, args.normalization))
     student = job.parallel(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net, optimizer=optimizer)

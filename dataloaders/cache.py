@@ -11,24 +11,20 @@ class Resident:
         dataset: has `names`, `num_classes` and `load(index, label)`.
         labeled: indices whose label is read; every other label stays unread.
         cases: indices to decode (all by default).
-        progress: show a bar.
 
     Attributes:
+        names, num_classes: of the data set.
         images: index to float32 tensor `(X, Y, Z)`.
         labels: index to uint8 tensor `(X, Y, Z)`, for the labelled cases alone.
     """
 
-    def __init__(self, dataset, labeled, cases=None, progress=True):
+    def __init__(self, dataset, labeled, cases=None):
         labeled = set(labeled)
         cases = range(len(dataset.names)) if cases is None else cases
-        self.names = dataset.names
+        self.names, self.num_classes = dataset.names, dataset.num_classes
         self.images, self.labels = {}, {}
-        for case in tqdm(cases, desc="decoding", unit="case", disable=None if progress else True, leave=False):
+        for case in tqdm(cases, desc="decoding", unit="case", disable=None, leave=False):
             image, label = dataset.load(case, label=case in labeled)
             self.images[case] = torch.from_numpy(image)
             if case in labeled:
                 self.labels[case] = torch.from_numpy(label)
-
-    def nbytes(self):
-        """Bytes held."""
-        return sum(t.nbytes for store in (self.images, self.labels) for t in store.values())

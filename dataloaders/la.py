@@ -10,6 +10,7 @@ The published layout, read as it is, with or without the folder in the middle:
 """
 
 from pathlib import Path
+from types import MappingProxyType
 
 from dataloaders.h5 import check_disjoint, read_image, read_label, read_list
 from dataloaders.transforms import downsample_image, downsample_label
@@ -32,14 +33,16 @@ class LA:
 
     name = "LA"
     num_classes = 2
-    patches = {1: (112, 112, 80), 2: (64, 64, 32)}  # by --downsample
+    patches = MappingProxyType({1: (112, 112, 80), 2: (64, 64, 32)})  # by --downsample
     stride = (18, 18, 4)
     spacing = (0.625, 0.625, 0.625)  # mm
 
     def __init__(self, root, split="train", downsample=1):
         root = Path(root)
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder; get {self.name} as the README says, or name its folder with --root")
+            raise UserError(
+                f"{root}: no such folder; get {self.name} as the README says, or name its folder with --root"
+            )
         self.split = split
         self.downsample = downsample
         lists = root.parent if root.name == FOLDER and not (root / f"{split}.list").exists() else root

@@ -171,9 +171,9 @@ class Atrium:
     """
 
     def __init__(self, rng):
-        self.turn = rotation(rng, (9, 9, 14))
+        self.turn = rotation(rng, (11, 11, 16))
         self.lobes = [  # centre, radii in the heart's frame
-            (np.array(centre) + rng.normal(0, 2.5, 3), np.array(radii) * rng.uniform(0.8, 1.2, 3))
+            (np.array(centre) + rng.normal(0, 2.5, 3), np.array(radii) * rng.uniform(0.77, 1.23, 3))
             for centre, radii in (((0, 0, 0), (30, 20, 21)), ((-14, 3, -2), (18, 16, 18)), ((14, -3, 5), (18, 16, 17)))
         ]
         self.back = rng.uniform(14, 20)  # the spine and the aorta flatten it
@@ -202,7 +202,7 @@ class Atrium:
 
     def _vein(self, rng, start, direction, radius):
         start = np.array(start) + rng.normal(0, 2.5, 3)
-        direction = unit(np.array(direction) + rng.normal(0, 0.18, 3))
+        direction = unit(np.array(direction) + rng.normal(0, 0.2, 3))
         radius *= rng.uniform(0.75, 1.2)
         bend = unit(direction + rng.normal(0, 0.35, 3) + (0, 0.25, 0))
         path = curve(start, start + 20 * direction, start + 20 * direction + 28 * bend, 25)
@@ -331,12 +331,12 @@ def paint_neighbours(canvas, grid, rng, tissue, atrium, spine):
     """The other chambers and the great vessels: as bright as the atrium, or nearly so, and against its wall."""
 
     def chamber(centre, radii, tilt=(10, 10, 15)):
-        centre = atrium.place(np.array(centre) + rng.normal(0, 3, 3))
-        radii = np.array(radii) * atrium.scale * rng.uniform(0.85, 1.15, 3)
+        centre = atrium.place(np.array(centre) + rng.normal(0, 3.5, 3))
+        radii = np.array(radii) * atrium.scale * rng.uniform(0.8, 1.2, 3)
         return grid.ellipsoid(centre, radii, (atrium.turn @ rotation(rng, tilt)).T)
 
     def pipe(points, radius):
-        path = atrium.place(np.array(points) + rng.normal(0, 2, (len(points), 3)))
+        path = atrium.place(np.array(points) + rng.normal(0, 2.5, (len(points), 3)))
         return grid.tube(path, np.full(len(points), radius * atrium.scale * rng.uniform(0.8, 1.2)))
 
     middle, back = spine
@@ -388,8 +388,8 @@ def paint_atrium(canvas, grid, rng, tissue, atrium):
 
 def draw_tissue(rng):
     """Signal of each tissue, with the atrium's blood at 1: how well it stands out differs from case to case."""
-    right, aorta, pulmonary = rng.choice((rng.normal(1, 0.05, 3), rng.uniform(0.7, 1.25, 3)), p=(0.5, 0.5))
-    fat = rng.uniform(0.15, 0.45) if rng.random() < 0.7 else rng.uniform(0.45, 0.85)  # suppressed, or not
+    right, aorta, pulmonary = rng.choice((rng.normal(1, 0.05, 3), rng.uniform(0.6, 1.45, 3)), p=(0.4, 0.6))
+    fat = rng.uniform(0.15, 0.45) if rng.random() < 0.6 else rng.uniform(0.45, 0.95)  # suppressed, or not
     return {
         "left": 1.0,
         "right": right,
@@ -397,10 +397,10 @@ def draw_tissue(rng):
         "pulmonary": pulmonary,
         "aorta": aorta,
         "aortic wall": rng.uniform(0.35, 0.9),
-        "wall": rng.uniform(0.4, 1.0),
+        "wall": rng.uniform(0.4, 1.1),
         "scar": rng.uniform(1.1, 1.9),
         "myocardium": rng.uniform(0.35, 0.95),
-        "muscle": rng.uniform(0.28, 0.65),
+        "muscle": rng.uniform(0.28, 0.8),
         "fat": fat,
         "liver": rng.uniform(0.4, 1.3),
         "bone": rng.uniform(0.05, 0.15),
@@ -417,7 +417,7 @@ def acquire(image, grid, rng):
     image = ndimage.gaussian_filter(image, resolution / grid.spacing)
 
     x, y, z = (axis / np.float32(extent) for axis, extent in zip(grid.axes, FIELD_OF_VIEW, strict=True))
-    slopes = rng.normal((0, -0.35, 0), (0.3, 0.4, 0.3)).astype(np.float32)  # the coil lies on the chest
+    slopes = rng.normal((0, -0.35, 0), (0.35, 0.45, 0.35)).astype(np.float32)  # the coil lies on the chest
     bias = slopes[0] * x[:, None, None] + slopes[1] * y[:, None] + slopes[2] * z
     image = image * np.exp(bias + np.float32(rng.uniform(0.05, 0.2)) * grid.field(rng, 110))
 

@@ -11,7 +11,7 @@ import torch
 
 
 def _blocks(volume, factor):
-    """`(X, Y, Z)` as blocks `(X/f, f, Y/f, f, Z/f, f)`; what does not fill a block at the end of an axis is left out."""
+    """`(X, Y, Z)` as blocks `(X/f, f, Y/f, f, Z/f, f)`, without the voxels at an axis's end that fill no block."""
     x, y, z = (extent // factor for extent in volume.shape)
     return volume[: x * factor, : y * factor, : z * factor].reshape(x, factor, y, factor, z, factor)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dataloaders import open_dataset
 from dataloaders.cache import Resident
 from dataloaders.transforms import draw_view, take
 from utils.errors import UserError
@@ -38,8 +39,13 @@ class Batch:
 class TwoStream:
     """Step-indexed loader over resident volumes.
 
-    An epoch is one pass over the labelled cases, in an order of its own; where `labeled_bs` does not divide their number
-    the last batch is filled up from the pass's start. The unlabelled stream passes over its own cases without end.
+    An epoch is one pass over the labelled cases, in an order of its own; where `labeled_bs` does not divide their
+    number the last batch is filled up from the pass's start. The unlabelled stream passes over its own cases without
+    end.
+
+    Attributes:
+        num_classes: of the data set, background included.
+        steps_per_epoch: steps of one pass.
 
     Args:
         volumes: `Resident`.
@@ -55,6 +61,7 @@ class TwoStream:
         self.volumes, self.patch, self.seed, self.augment, self.device = volumes, tuple(patch), seed, augment, device
         self.cases = {LABELED: list(labeled), UNLABELED: list(unlabeled)}
         self.labeled_bs, self.unlabeled_bs = labeled_bs, unlabeled_bs
+        self.num_classes = volumes.num_classes
         self.steps_per_epoch = -(-len(labeled) // labeled_bs)
 
     def epoch(self, step):
@@ -93,18 +100,26 @@ class TwoStream:
         return rng.permutation(self.cases[stream]).tolist()
 
 
-def two_stream_loader(dataset, labelnum, labeled_bs, unlabeled_bs, patch, seed, augment, device, progress=True):
+def two_stream_loader(args, device):
     """Decode a training split and make its `TwoStream`: the first `labelnum` cases are labelled, the rest unlabelled.
 
+    Args:
+        args: the options of `utils.run.parser`: dataset, root, downsample, labelnum, labeled_bs, unlabeled_bs (absent
+            for supervised training, which then leaves the unlabelled cases on the disk), patch, seed, augment.
+        device: where batches go.
+
     Raises:
-        UserError: fewer cases than `labelnum`, or no case left for the unlabelled stream.
+        UserError: fewer cases than `labelnum`, or no case left for the unlabelled stream; and see the data set's own.
     """
+    dataset = open_dataset(args.dataset, args.root, "train", args.downsample)
+    unlabeled_bs = getattr(args, "unlabeled_bs", 0)
     total = len(dataset.names)
-    if not 1 <= labelnum <= total:
-        raise UserError(f"--labelnum {labelnum}: {dataset.name} has {total} training cases")
-    if unlabeled_bs and labelnum == total:
-        raise UserError(f"--labelnum {labelnum} leaves no unlabelled case of {total}; train_supervised.py needs none")
-    labeled, unlabeled = range(labelnum), range(labelnum, total)
-    cases = range(total) if unlabeled_bs else labeled
-    volumes = Resident(dataset, labeled, cases, progress)
-    return TwoStream(volumes, labeled, unlabeled, labeled_bs, unlabeled_bs, patch, seed, augment, device)
+    if args.labelnum > total:
+        raise UserError(f"--labelnum {args.labelnum}: {dataset.name} has {total} training cases")
+    if unlabeled_bs and args.labelnum == total:
+        raise UserError(f"--labelnum {args.labelnum} leaves no unlabelled case; train_supervised.py needs none")
+    labeled, unlabeled = range(args.labelnum), range(args.labelnum, total)
+    volumes = Resident(dataset, labeled, range(total) if unlabeled_bs else labeled)
+    return TwoStream(
+        volumes, labeled, unlabeled, args.labeled_bs, unlabeled_bs, args.patch, args.seed, args.augment, device
+    )

@@ -1,4 +1,4 @@
-"""V-Net as semi-supervised segmentation uses it (Milletari et al., 3DV 2016; 16 filters, batch norm: 9,448,866 parameters).
+"""V-Net as semi-supervised segmentation uses it (Milletari et al., 3DV 2016); 9,448,866 parameters as it stands.
 
 Nine stages of 1, 2, 3, 3, 3, 3, 3, 2, 1 convolutions 3×3×3 with 16, 32, 64, 128, 256, 128, 64, 32, 16 channels; 2×2×2
 convolutions of stride two lead down, transposed ones up; skips are added, not concatenated.
@@ -37,7 +37,9 @@ def stage(n, in_channels, channels, kind):
 
 def down(channels, kind):
     """Half the size, twice the channels."""
-    return nn.Sequential(nn.Conv3d(channels, 2 * channels, 2, stride=2), norm(kind, 2 * channels), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv3d(channels, 2 * channels, 2, stride=2), norm(kind, 2 * channels), nn.ReLU(inplace=True)
+    )
 
 
 def up(channels, kind):
@@ -62,7 +64,7 @@ class VNet(nn.Module):
         normalization: `batchnorm`, `instancenorm`, `groupnorm` or `none`.
         dropout: probability of dropping a channel after stages five and nine in training; 0 for none.
         sdm_head: add a head of `num_classes - 1` signed distance maps through tanh (DTC, DTML, UG-MCL).
-        branches: 1 for a 1×1×1 segmentation head, or the number of CoraNet's branches (3: normal, conservative, radical).
+        branches: 1 for a 1×1×1 segmentation head, or CoraNet's 3: normal, conservative, radical.
 
     `forward` maps `(B, in_channels, X, Y, Z)` to logits `(B, num_classes, X, Y, Z)`; with `branches > 1` to a tuple of
     them; with `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, X, Y, Z)` in [-1, 1].
@@ -106,7 +108,7 @@ class VNet(nn.Module):
         self.sdm = nn.Conv3d(n_filters, num_classes - 1, 1) if sdm_head else None
 
     def encode(self, x):
-        """The five stages' features, the finest first; the last, `(B, 16·n_filters, X/16, Y/16, Z/16)`, is the deepest."""
+        """The five stages' features, the deepest, `(B, 16·n_filters, X/16, Y/16, Z/16)`, last."""
         if any(extent % 16 for extent in x.shape[2:]):
             raise ValueError(f"every extent of a V-Net's input must be a multiple of 16, got {tuple(x.shape)}")
         features = [self.encoder[0](x)]

@@ -17,8 +17,8 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 def keep_large_blocks():
     """Make glibc keep freed blocks for the next tensor, instead of giving the pages back and faulting them in again.
 
-    A training step frees and allocates the same gigabytes over and over; page faults are more than half of its time on a
-    CPU otherwise. To be called before the first large tensor.
+    A training step frees and allocates the same gigabytes over and over; page faults are more than half of its time
+    on a CPU otherwise. To be called before the first large tensor.
 
     Returns:
         True where the allocator took all three settings, False on another C library.
@@ -82,6 +82,33 @@ def resolve_precision(precision, device):
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
     return precision
+
+
+@cache
+def bf16_gradients_agree(device, extents):
+    """Whether a bfloat16 3×3×3 convolution over `extents` voxels has float32's weight gradient, within rounding.
+
+    oneDNN 3.12 (torch 2.13, CPU) sums uninitialised memory into it where the first extent is 2, and cuDNN 9.8 to 9.10
+    had a like fault: trusting it would train on garbage without a word.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, *extents, generator=generator).to(device, memory_format=torch.channels_last_3d)
+    weight = torch.randn(16, 16, 3, 3, 3, generator=generator).to(device, memory_format=torch.channels_last_3d)
+
+    def gradient(precision):
+        w = weight.clone().requires_grad_()
+        with autocast(device, precision):
+            y = torch.nn.functional.conv3d(x, w, padding=1)
+        y.float().square().mean().backward()
+        return w.grad
+
+    exact = gradient("fp32")
+    for _ in range(3):
+        dirt = [torch.full((2**k,), torch.nan, device=device) for k in range(4, 22)]  # what lies about in memory
+        del dirt
+        if not (gradient("bf16") - exact).norm() < 0.05 * exact.norm():  # NaN is no agreement either
+            return False
+    return True
 
 
 def autocast(device, precision):

@@ -17,7 +17,6 @@ import difflib
 import json
 import logging
 import math
-import os
 import random
 import shutil
 import signal
@@ -33,7 +32,7 @@ from tqdm import tqdm
 
 from dataloaders import DATASETS, dataset_class
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
-from utils.device import autocast, describe, resolve_precision, select_devices
+from utils.device import autocast, bf16_gradients_agree, describe, resolve_precision, select_devices, warn_once
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +95,9 @@ def parser(doc, unlabeled_bs=2, **defaults):
     if unlabeled_bs is not None:
         data.add_argument("--unlabeled_bs", type=positive_int, default=unlabeled_bs, help="unlabelled crops a step")
     data.add_argument("--patch", type=positive_int, nargs=3, metavar=("X", "Y", "Z"), help="crop (default: data set's)")
-    data.add_argument("--downsample", type=positive_int, default=1, help="2: half resolution, for machines without a GPU")
+    data.add_argument(
+        "--downsample", type=positive_int, default=1, help="2: half resolution, for machines without a GPU"
+    )
     data.add_argument("--augment", choices=("rot_flip", "crop"), default="rot_flip", help="crop alone, or turned too")
     network = parser.add_argument_group("network")
     network.add_argument("--n_filters", type=positive_int, default=16, help="channels of the first stage")
@@ -107,7 +108,9 @@ def parser(doc, unlabeled_bs=2, **defaults):
     job.add_argument("--base_lr", type=positive, default=0.01, help="learning rate at the start")
     job.add_argument("--seed", type=natural, default=1337, help="of weights, orders, crops and dropout")
     job.add_argument("--gpu", default="0", help="0, or 0,1 to share each batch between GPUs, or -1 for the CPU")
-    job.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast")
+    job.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast"
+    )
     job.add_argument("--runs", default="runs", help="folder of all runs")
     job.add_argument("--name", help="of the run's folder (default: <method>_<labelnum>); name variants with it")
     job.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
@@ -125,7 +128,9 @@ def parse(parser, presets=None, argv=None):
         UserError: a patch that the network cannot take, or none known for this `--downsample`.
     """
     if presets:
-        parser.add_argument("--preset", choices=list(presets), default=next(iter(presets)), help="paper or released code")
+        parser.add_argument(
+            "--preset", choices=list(presets), default=next(iter(presets)), help="paper or released code"
+        )
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         first.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
         parser.set_defaults(**presets[first.parse_known_args(argv)[0].preset])
@@ -199,6 +204,10 @@ class Run:
         self.devices = select_devices(args.gpu)
         self.device = self.devices[0]
         self.precision = resolve_precision(args.precision, self.device)
+        deepest = tuple(extent // 16 for extent in args.patch)
+        if self.precision == "bf16" and not bf16_gradients_agree(self.device, deepest):
+            warn_once(f"bf16 convolutions over {deepest} voxels go wrong on this device: training in fp32")
+            self.precision = resolve_precision("fp32", self.device)
         self.start = 0
         self._signal = None
         script = Path(script).resolve()
@@ -212,7 +221,9 @@ class Run:
     def _open_folder(self, script):
         last = self.folder / "last.pth"
         if last.exists() and not self.args.resume:
-            raise UserError(f"{self.folder} already holds a run: --resume goes on with it, --name starts another beside it")
+            raise UserError(
+                f"{self.folder} already holds a run: --resume goes on with it, --name starts another beside it"
+            )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -236,7 +247,9 @@ class Run:
         for handler in self.logger.handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         now = record[-1]
-        self.logger.info(f"{self.folder}: commit {(now['commit'] or 'unknown')[:10]}{', modified' if now['dirty'] else ''}")
+        self.logger.info(
+            f"{self.folder}: commit {(now['commit'] or 'unknown')[:10]}{', modified' if now['dirty'] else ''}"
+        )
         self.logger.info(f"torch {now['torch']}, {self.precision}, {'; '.join(now['devices'])}")
         shown = {k: v for k, v in self.options.items() if v is not None and k not in FREE}
         self.logger.info("options " + " ".join(f"{k}={v}" for k, v in shown.items()))
@@ -245,7 +258,9 @@ class Run:
         for key in sorted((before.keys() | self.options.keys()) - FREE):
             old, new = before.get(key), self.options.get(key)
             if old != new:
-                raise UserError(f"{self.folder} was started with {key} {old}, not {new}: resume it so, or --name another")
+                raise UserError(
+                    f"{self.folder} was started with {key} {old}, not {new}: resume it so, or --name another"
+                )
 
     def _seed(self, step):
         """Dropout and noise of a step depend on (seed, step) alone, so no generator's state needs saving."""
@@ -257,7 +272,7 @@ class Run:
     # ---- networks
 
     def to_device(self, network):
-        """The network on the device, 3-D convolutions' weights laid out channels last, which is what makes them fast."""
+        """The network on the device, its weights laid out channels last, which is what makes 3-D convolutions fast."""
         return network.to(self.device, memory_format=torch.channels_last_3d)
 
     def parallel(self, network):
@@ -339,7 +354,9 @@ class Run:
             return
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.start + 1 if self.start else None)
+        self._writer = SummaryWriter(
+            str(self.folder / "tensorboard"), purge_step=self.start + 1 if self.start else None
+        )
         self._bar = tqdm(total=last, initial=self.start, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
         self._clock = _Clock()
         handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -372,7 +389,7 @@ class Run:
     # ---- logging
 
     def log(self, step, **values):
-        """Record scalars (numbers or 0-d tensors) every `--log_every` steps, and see at every step that they are finite.
+        """Record numbers or 0-d tensors every `--log_every` steps, and see at every step that they are finite.
 
         Tags are the field's: `loss` and `loss_…` under `loss/`, `lr` as it is, everything else under `info/`.
 
@@ -380,13 +397,13 @@ class Run:
             UserError: a value is NaN or infinite; names the step, all values and the cases of the batch.
         """
         names = list(values)
-        numbers = torch.stack([torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in values.values()]).tolist()
+        tensors = [torch.as_tensor(value).detach().to(self.device, torch.float64) for value in values.values()]
+        numbers = torch.stack(tensors).tolist()  # one transfer for all of them
         values = dict(zip(names, numbers, strict=True))
         if not all(map(math.isfinite, numbers)):
             terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            raise UserError(
-                f"step {step}: not finite: {terms}; cases {', '.join(self._batch.names)}; last.pth is of step {self._saved}"
-            )
+            cases = ", ".join(self._batch.names)
+            raise UserError(f"step {step}: not finite: {terms}; cases {cases}; last checkpoint: step {self._saved}")
         self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}", refresh=False)
         if step % self.args.log_every and step != self.last:
             return
@@ -415,7 +432,7 @@ class Run:
             write_atomically(path, lambda temporary: temporary.write_text(text))
 
     def _watch(self, network):
-        """Show the network's prediction for the batch's first crop in TensorBoard now and then, without a line in scripts."""
+        """Show the prediction for the batch's first crop in TensorBoard now and then, without a line in the script."""
 
         def hook(_module, _inputs, output):
             if getattr(self, "_picture_due", False):

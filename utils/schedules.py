@@ -6,7 +6,7 @@ import torch
 
 
 def gaussian_rampup(t, length):
-    """exp(-5 (1 - min(t, T)/T)²): from 0.0067 at t = 0 to 1 at t = T and after (Laine & Aila, ICLR 2017); 1 if T is 0."""
+    """exp(-5 (1 - min(t, T)/T)²), from 0.0067 at t = 0 to 1 at t = T (Laine & Aila, ICLR 2017); always 1 if T is 0."""
     if length == 0:
         return 1.0
     return math.exp(-5 * (1 - min(max(t, 0), length) / length) ** 2)

@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -265,6 +266,28 @@ def test_threads_do_not_change_a_bit():
         torch.set_num_threads(threads)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+
+@pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
+def test_instruction_sets_do_not_change_a_bit(tmp_path, capability):
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("this processor has one instruction set only")
+    masks = [mask[None] for mask in ADVERSARIAL.values()]
+    torch.save(masks, tmp_path / "masks.pt")
+    code = """
+import sys, torch
+from utils.ops import normalized_sdm, signed_distance
+masks = torch.load(sys.argv[1] + "/masks.pt")
+results = [[signed_distance(mask), normalized_sdm(mask)] for mask in masks]
+torch.save([torch.backends.cpu.get_cpu_capability(), results], sys.argv[1] + "/results.pt")
+"""
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": capability.lower()}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=environment, check=True)
+    used, results = torch.load(tmp_path / "results.pt")
+    assert used == capability
+    for mask, (distance, sdm) in zip(masks, results, strict=True):
+        assert torch.equal(distance, signed_distance(mask))
+        assert torch.equal(sdm, normalized_sdm(mask))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 7), (2, 5, 6, 7)])

@@ -1,0 +1,83 @@
+"""What all tests share: the root and `code/` on the path, a data set of a few small volumes, a way to run scripts."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "code")]
+
+FOLDER = "2018LA_Seg_Training Set"
+
+
+def write_case(root, name, image, label):
+    """One h5 file of LA's layout; `label=None` leaves the key out."""
+    path = Path(root) / FOLDER / name / "mri_norm2.h5"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["image"] = image
+        if label is not None:
+            file["label"] = label
+    return path
+
+
+def blob(rng, shape):
+    """A bright ball at a random place in noise, and its label."""
+    centre = [rng.uniform(0.35, 0.65) * extent for extent in shape]
+    grid = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    distance = np.sqrt(sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)))
+    label = (distance < 0.3 * min(shape)).astype(np.uint8)
+    return (2.0 * label + 0.3 * rng.standard_normal(shape) - 0.5).astype(np.float32), label
+
+
+def make_tiny_la(root):
+    """Six training and two test volumes of about 40×36×20 voxels in LA's layout."""
+    rng = np.random.default_rng(0)
+    names = [f"CASE{i:02d}" for i in range(8)]
+    for i, name in enumerate(names):
+        write_case(root, name, *blob(rng, (40 + i % 3, 36 + i % 2, 20)))
+    (root / "train.list").write_text("\n".join(names[:6]) + "\n")
+    (root / "test.list").write_text("\n".join(names[6:]) + "\n")
+
+
+def run_script(name, *arguments, timeout=120):
+    """Run `code/<name>` in a process of its own and return it finished, with `stdout` and `stderr` as text.
+
+    One thread: tiny networks wait for each other's threads longer than they compute.
+    """
+    return subprocess.run(
+        [sys.executable, str(ROOT / "code" / name), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+@pytest.fixture
+def tiny_la(tmp_path):
+    """The folder of `make_tiny_la`, fresh for each test to spoil."""
+    root = tmp_path / "tiny_la"
+    make_tiny_la(root)
+    return root
+
+
+@pytest.fixture
+def script():
+    """`run_script`."""
+    return run_script
+
+
+@pytest.fixture(scope="session")
+def la_root():
+    """The real LA data under `$DATA_ROOT` or `data/`; skips where it is absent."""
+    root = Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA"
+    if (root / "train.list").is_file():
+        return root
+    pytest.skip("no LA data in $DATA_ROOT or data/: see the README on how to get it")

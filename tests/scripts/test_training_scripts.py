@@ -1,0 +1,148 @@
+"""Every training script in a process of its own, a few steps on the CPU: each flag once, signals, resume, errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import FOLDER, ROOT, make_tiny_la, run_script
+
+SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--log_every", 1, "--labelnum", 3]
+# what makes each script finish in a few steps, and one line for each of its own flags
+SHORT = {
+    "train_supervised.py": ["--max_iterations", 3, "--labeled_bs", 2],
+    "train_coranet.py": ["--labeled_bs", 2, "--unlabeled_bs", 2, "--pretrain_epochs", 1, "--selftrain_epochs", 2],
+}
+FLAGS = [
+    ("train_supervised.py", ["--lr_step", 2, "--normalization", "groupnorm", "--augment", "crop"]),
+    ("train_supervised.py", ["--precision", "fp32", "--downsample", 2, "--base_lr", 0.1]),
+    ("train_coranet.py", ["--preset", "released", "--relabel_epochs", 1, "--relabel_stride", 16, 16, 16]),
+    ("train_coranet.py", ["--train", "seg", "--alpha", 1]),
+    ("train_coranet.py", ["--train", "seg+st", "--precision", "bf16", "--patch", 64, 16, 16]),
+    ("train_coranet.py", ["--train", "seg+st_mask", "--normalization", "batchnorm"]),
+    ("train_coranet.py", ["--train", "seg+mt", "--ema_decay", 0.5]),
+    ("train_coranet.py", ["--train", "seg+mt_mask", "--augment", "crop"]),
+]
+
+
+def arguments(name, root, runs, *extra):
+    return [*SMALL, *SHORT[name], "--root", root, "--runs", runs, *extra]
+
+
+def folder(runs, name, labelnum=3):
+    return runs / "LA" / f"{name[6:-3]}_{labelnum}" / "seed1337"
+
+
+def records(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+def same(a, b):
+    """Whether two checkpoints hold the same bits everywhere."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if torch.is_tensor(a) else a == b
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The checkpoint that each script's short run without further flags ends in."""
+    root, runs = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("runs")
+    make_tiny_la(root)
+    for name in SHORT:
+        assert run_script(name, *arguments(name, root, runs)).returncode == 0
+    return {name: torch.load(folder(runs, name) / "last.pth", weights_only=True) for name in SHORT}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_trains_and_falls(name, tiny_la, tmp_path, script):
+    """The loss on a few easy volumes goes down within the run, so gradients reach the weights."""
+    longer = {"train_supervised.py": ["--max_iterations", 30], "train_coranet.py": ["--pretrain_epochs", 12]}[name]
+    done = script(name, *arguments(name, tiny_la, tmp_path / "runs", *longer, "--base_lr", 0.02))
+    assert done.returncode == 0, done.stderr
+    losses = [line.get("loss/loss_crm", line["loss/loss"]) for line in records(folder(tmp_path / "runs", name))]
+    assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:3])
+
+
+@pytest.mark.parametrize(("name", "flags"), FLAGS, ids=lambda v: v if isinstance(v, str) else " ".join(map(str, v)))
+def test_every_flag_once(name, flags, plain, tiny_la, tmp_path, script):
+    runs = tmp_path / "runs"
+    done = script(name, *arguments(name, tiny_la, runs, *flags))
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss/loss"] for line in records(folder(runs, name))]
+    assert np.isfinite(losses).all()
+    state = torch.load(folder(runs, name) / "last.pth", weights_only=True)
+    assert not same(state["net"], plain[name]["net"]), f"{flags} changed nothing"
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
+    """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted run's."""
+    longer = {"train_supervised.py": ["--max_iterations", 40], "train_coranet.py": ["--selftrain_epochs", 16]}[name]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = script(name, *arguments(name, tiny_la, whole, *longer))
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, ROOT / "code" / name, *arguments(name, tiny_la, parts, *longer)]
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    progress = folder(parts, name) / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (progress.exists() and progress.read_text().count("\n") >= 7):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr.decode()
+    stopped = torch.load(folder(parts, name) / "last.pth", weights_only=True)["step"]
+    last = torch.load(folder(whole, name) / "last.pth", weights_only=True)
+    assert 0 < stopped < last["step"]
+    resumed = script(name, *arguments(name, tiny_la, parts, *longer, "--resume"))
+    assert resumed.returncode == 0, resumed.stderr
+    again = torch.load(folder(parts, name) / "last.pth", weights_only=True)
+    for state in (last, again):
+        state["args"] = {k: v for k, v in state["args"].items() if k not in ("runs", "resume")}
+    assert same(last, again)
+    assert records(folder(whole, name)) == records(folder(parts, name))
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_errors_are_one_line(name, tiny_la, tmp_path, script):
+    def fails(*extra, root=tiny_la):
+        done = script(name, *arguments(name, root, tmp_path / "runs", *extra))
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr.strip().splitlines()[-1]
+
+    assert "unrecognized arguments: --lr 1" in fails("--lr", 1)
+    assert "nowhere: no such folder" in fails(root=tmp_path / "nowhere")
+    assert "has 6 training cases" in fails("--labelnum", 99)
+    with h5py.File(tiny_la / FOLDER / "CASE01" / "mri_norm2.h5", "r+") as file:
+        file["image"][0, 0, 0] = np.nan
+    assert "CASE01/mri_norm2.h5: image has 1 voxels that are NaN" in fails()
+
+
+def test_a_diverging_run_names_step_and_cases(tiny_la, tmp_path, script):
+    name = "train_supervised.py"
+    done = script(name, *arguments(name, tiny_la, tmp_path / "runs", "--base_lr", 1e30, "--normalization", "none"))
+    assert done.returncode == 2
+    assert "not finite: loss nan" in done.stderr.splitlines()[-1]
+    assert "cases CASE" in done.stderr.splitlines()[-1]
+
+
+def test_supervised_ignores_what_a_semi_supervised_run_would_read(tiny_la, tmp_path, script):
+    """Files of unlabelled cases may be garbage: the supervised script never opens them."""
+    for case in ("CASE03", "CASE04", "CASE05"):
+        (tiny_la / FOLDER / case / "mri_norm2.h5").write_bytes(b"garbage")
+    done = script("train_supervised.py", *arguments("train_supervised.py", tiny_la, tmp_path / "runs"))
+    assert done.returncode == 0, done.stderr

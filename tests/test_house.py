@@ -1,0 +1,64 @@
+"""The rules of the house that a machine can check."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PYTHON = [p for p in ROOT.rglob("*.py") if not {".venv", "build", "runs", "data"} & set(p.relative_to(ROOT).parts)]
+TRAINING = sorted((ROOT / "code").glob("train_*.py"))
+
+
+def test_code_is_no_package():
+    """With an `__init__.py` it would shadow the standard library's `code`, which `pdb` imports."""
+    assert not (ROOT / "code" / "__init__.py").exists()
+    probe = "import sys; sys.path.insert(0, sys.argv[1]); import code, pdb; print(code.InteractiveConsole.__name__)"
+    answer = subprocess.run([sys.executable, "-c", probe, ROOT], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "InteractiveConsole"
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.name)
+def test_a_training_script_is_short_honest_and_alone(path):
+    text = path.read_text()
+    assert text.count("\n") <= 200
+    assert not re.search(r"test\.(list|txt)|split=.test|\"test\"", text)
+    assert not re.search(r"^(from|import) (train|test)_", text, re.MULTILINE)
+    assert text.startswith('"""')
+    assert "python code/" + path.name in text.split('"""')[1]
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.name)
+def test_training_never_opens_the_test_list(path, tiny_la, tmp_path, script):
+    """The list is replaced by a folder: opening it would fail, and so would the run."""
+    (tiny_la / "test.list").unlink()
+    (tiny_la / "test.list").mkdir()
+    short = {
+        "train_supervised.py": ["--max_iterations", 1],
+        "train_coranet.py": ["--unlabeled_bs", 1, "--pretrain_epochs", 1, "--selftrain_epochs", 1],
+    }[path.name]
+    small = ["--gpu", -1, "--patch", 32, 16, 16, "--n_filters", 2, "--labelnum", 2, "--labeled_bs", 1]
+    done = script(path.name, "--root", tiny_la, "--runs", tmp_path / "runs", *small, *short)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_device_is_hard_wired(path):
+    if path.name != "test_house.py":
+        assert ".cuda(" not in path.read_text()
+
+
+@pytest.mark.parametrize("package", ["dataloaders", "networks", "utils/ops"])
+def test_data_flows_one_way(package):
+    for path in (ROOT / package).glob("*.py"):
+        imports = re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE)
+        forbidden = {"dataloaders": ("utils.run", "networks")}.get(package, ("dataloaders", "utils.run"))
+        assert not [name for name in imports if name.startswith(forbidden)], path
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.name)
+def test_help_works(path, script):
+    done = script(path.name, "--help")
+    assert done.returncode == 0
+    assert "--labelnum" in done.stdout

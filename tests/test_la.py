@@ -1,0 +1,154 @@
+"""The LA reader: the published layout in its variants, and one clear line for everything that can be wrong with it."""
+
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+from conftest import FOLDER, write_case
+
+from dataloaders.la import LA
+from dataloaders.transforms import downsample_image, downsample_label
+from utils.errors import UserError
+
+
+def path_of(root, name):
+    return root / FOLDER / name / "mri_norm2.h5"
+
+
+def rewrite(path, key, value):
+    with h5py.File(path, "r+") as file:
+        del file[key]
+        if value is not None:
+            file[key] = value
+
+
+def test_reads_a_case_as_it_is(tiny_la):
+    data = LA(tiny_la)
+    image, label = data.load(2)
+    with h5py.File(path_of(tiny_la, "CASE02")) as file:
+        np.testing.assert_array_equal(image, file["image"][()])
+        np.testing.assert_array_equal(label, file["label"][()])
+    assert (image.dtype, label.dtype) == (np.float32, np.uint8)
+    assert data.names == [f"CASE{i:02d}" for i in range(6)]
+
+
+def test_layout_without_the_folder_in_the_middle(tiny_la, tmp_path):
+    flat = tmp_path / "flat"
+    shutil.copytree(tiny_la / FOLDER, flat)
+    shutil.copy(tiny_la / "train.list", flat)
+    np.testing.assert_array_equal(LA(flat).load(0)[0], LA(tiny_la).load(0)[0])
+
+
+def test_root_may_be_the_folder_in_the_middle(tiny_la):
+    np.testing.assert_array_equal(LA(tiny_la / FOLDER).load(0)[0], LA(tiny_la).load(0)[0])
+
+
+def test_missing_root(tmp_path):
+    with pytest.raises(UserError, match=r"no such folder.*--root"):
+        LA(tmp_path / "nowhere")
+
+
+def test_missing_list(tiny_la):
+    (tiny_la / "train.list").unlink()
+    with pytest.raises(UserError, match=r"train\.list: list not found"):
+        LA(tiny_la)
+
+
+def test_empty_list(tiny_la):
+    (tiny_la / "train.list").write_text("\n\n")
+    with pytest.raises(UserError, match=r"train\.list: the list is empty"):
+        LA(tiny_la)
+
+
+def test_missing_case(tiny_la):
+    shutil.rmtree(tiny_la / FOLDER / "CASE03")
+    with pytest.raises(UserError, match=r"CASE03.mri_norm2\.h5: file not found, though .*train\.list lists"):
+        LA(tiny_la)
+
+
+def test_duplicate_case(tiny_la):
+    with open(tiny_la / "train.list", "a") as file:
+        file.write("CASE01\n")
+    with pytest.raises(UserError, match=r"train\.list: case CASE01 is listed twice"):
+        LA(tiny_la)
+
+
+def test_case_in_both_lists_is_found_by_the_test_split(tiny_la):
+    with open(tiny_la / "test.list", "a") as file:
+        file.write("CASE01\n")
+    with pytest.raises(UserError, match=r"CASE01 is in both .*test\.list and .*train\.list"):
+        LA(tiny_la, "test")
+
+
+def test_the_training_split_does_not_open_the_test_list(tiny_la):
+    (tiny_la / "test.list").unlink()
+    assert len(LA(tiny_la)) == 6
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("label", np.zeros((4, 5, 6), np.uint8), r"label has shape \(4, 5, 6\), but the image has"),
+        ("label", "two", r"label has values \[2\] outside the classes 0 … 1"),
+        ("label", "half", r"label has values \[0.5\] outside"),
+        ("label", None, "no key 'label'"),
+        ("image", None, r"no key 'image' \(it has label\)"),
+        ("image", "nan", "image has 1 voxels that are NaN or infinite"),
+        ("image", np.zeros((4, 5), np.float32), r"image has shape \(4, 5\), 3 axes are expected"),
+    ],
+)
+def test_a_damaged_case_is_named(tiny_la, key, value, message):
+    path = path_of(tiny_la, "CASE00")
+    with h5py.File(path) as file:
+        image, label = file["image"][()], file["label"][()]
+    if isinstance(value, str):
+        value = {"two": label.copy(), "half": label.astype(float), "nan": image}[value]
+        value.flat[7] = {"image": np.nan, "label": 0.5 if value.dtype == float else 2}[key]
+    rewrite(path, key, value)
+    with pytest.raises(UserError, match=f"CASE00.mri_norm2.h5: {message}"):
+        LA(tiny_la).load(0)
+
+
+def test_truncated_file(tiny_la):
+    path = path_of(tiny_la, "CASE00")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"CASE00.mri_norm2\.h5: damaged or not an h5 file"):
+        LA(tiny_la).load(0)
+
+
+def test_unlabelled_case_needs_no_label(tiny_la):
+    rewrite(path_of(tiny_la, "CASE00"), "label", None)
+    image, label = LA(tiny_la).load(0, label=False)
+    assert image.ndim == 3
+    assert label is None
+
+
+def test_downsampling_means_images_and_lets_labels_vote():
+    image = np.arange(5 * 4 * 2, dtype=np.float32).reshape(5, 4, 2)
+    small = downsample_image(image, 2)
+    assert small.shape == (2, 2, 1)
+    assert small[0, 0, 0] == image[:2, :2, :2].mean()
+    label = np.zeros((2, 2, 4), np.uint8)
+    label[0, :, :2] = 1  # half of the first block: object
+    label[0, 0, 2] = 1  # one voxel of eight: background
+    assert downsample_label(label, 2, 2).tolist() == [[[1, 0]]]
+
+
+def test_downsampled_split(tiny_la):
+    image, label = LA(tiny_la, downsample=2).load(0)
+    assert image.shape == label.shape == (20, 18, 10)
+
+
+def test_volume_smaller_than_the_factor(tiny_la):
+    write_case(tiny_la, "CASE00", np.zeros((9, 9, 1), np.float32), np.zeros((9, 9, 1), np.uint8))
+    with pytest.raises(UserError, match="too small for --downsample 2"):
+        LA(tiny_la, downsample=2).load(0)
+
+
+def test_real_data_has_the_published_counts(la_root):
+    train, test = LA(la_root), LA(la_root, "test")
+    assert (len(train), len(test)) == (80, 20)
+    image, label = test.load(0)
+    assert image.shape == label.shape
+    assert 0 < label.mean() < 0.2

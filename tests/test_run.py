@@ -1,0 +1,398 @@
+"""The plumbing: options, devices, folders, records, checkpoints, and the line that each mistake gets."""
+
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+import torch
+
+from networks.vnet import VNet
+from utils import run
+from utils.checkpoint import load_checkpoint, load_state, write_atomically
+from utils.device import autocast, keep_large_blocks, resolve_precision, select_devices
+from utils.errors import UserError
+
+
+class Data:
+    """The least a loader has to be."""
+
+    steps_per_epoch = 2
+
+    def epoch(self, step):
+        return (step - 1) // 2 + 1
+
+    def batch(self, step):
+        generator = torch.Generator().manual_seed(step)
+        return type("Batch", (), {"image": torch.randn(2, 1, 16, 16, 16, generator=generator), "names": ["A", "B"]})()
+
+
+def parse(tmp_path, *argv, presets=None, **defaults):
+    parser = run.parser("doc", **defaults)
+    return run.parse(parser, presets, ["--gpu", "-1", "--runs", str(tmp_path / "runs"), *map(str, argv)])
+
+
+def train(tmp_path, *argv, last=6, spoil=None):
+    """A small run; `spoil(step, job)` may interfere before a step is logged."""
+    job = run.Run(parse(tmp_path, "--log_every", 2, *argv), "train_tiny.py")
+    net = job.to_device(VNet(1, 2, 2))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    job.resume(net=net, optimizer=optimizer)
+    for step, batch in job.steps(Data(), last):
+        loss = net(batch.image).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if spoil:
+            loss = spoil(step, loss)
+        job.log(step, loss=loss, lr=0.1, certain=0.5)
+        job.checkpoint(step)
+    return job, net
+
+
+@pytest.fixture(autouse=True)
+def script_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train_tiny.py").write_text("# a script\n")
+
+
+# ------------------------------------------------------------------------------------------------------------ options
+
+
+def test_defaults_come_from_the_data_set(tmp_path):
+    assert parse(tmp_path).patch == [112, 112, 80]
+    assert parse(tmp_path, "--downsample", 2).patch == [64, 64, 32]
+    assert parse(tmp_path, "--dataset", "phantom").patch == [48, 48, 32]
+
+
+def test_patch_is_checked(tmp_path):
+    with pytest.raises(UserError, match="--patch 30 32 32: every extent must be a multiple of 16"):
+        parse(tmp_path, "--patch", 30, 32, 32)
+    with pytest.raises(UserError, match="--downsample 3: no crop is known"):
+        parse(tmp_path, "--downsample", 3)
+
+
+def test_presets_are_defaults_that_a_flag_overrides(tmp_path):
+    presets = {"paper": {"base_lr": 0.5}, "released": {"base_lr": 0.25}}
+    assert parse(tmp_path, presets=presets).base_lr == 0.5
+    assert parse(tmp_path, "--preset", "released", presets=presets).base_lr == 0.25
+    assert parse(tmp_path, "--preset", "released", "--base_lr", 2, presets=presets).base_lr == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--labelnumm", "8"], "unrecognized arguments: --labelnumm 8; did you mean --labelnum?"),
+        (["--labelnum", "0"], "argument --labelnum: 0 is not a whole number from 1"),
+        (["--labelnum", "many"], "many is not a whole number from 1"),
+        (["--base_lr", "nan"], "nan is not a number above 0"),
+        (["--precision", "fp8"], "invalid choice: 'fp8'"),
+    ],
+)
+def test_wrong_options_are_one_line_and_status_2(tmp_path, capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        parse(tmp_path, *argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_main_turns_a_user_error_into_a_line(capsys):
+    def function():
+        raise UserError("no such thing")
+
+    with pytest.raises(SystemExit) as stop:
+        run.main(function)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(": no such thing\n")
+
+
+# ------------------------------------------------------------------------------------------------------------ devices
+
+
+def test_gpu_option(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert [str(d) for d in select_devices("0,1")] == ["cuda:0", "cuda:1"]
+    assert [str(d) for d in select_devices("-1")] == ["cpu"]
+    for wrong, message in {
+        "2": "has 2 GPU",
+        "0,0": "each GPU once",
+        "one": "give a number",
+        "-2": "each GPU once",
+    }.items():
+        with pytest.raises(UserError, match=f"--gpu {wrong}: .*{message}"):
+            select_devices(wrong)
+
+
+def test_a_machine_without_gpu_warns_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    from utils import device
+
+    device.warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="no GPU here: --gpu 0 runs on the CPU"):
+        assert str(select_devices("0")[0]) == "cpu"
+    select_devices("0")  # silent: a second warning would be an error
+    select_devices("-1")
+
+
+def test_precision(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("utils.device.has_fast_bf16", lambda device: True)
+    assert resolve_precision("auto", cpu) == "bf16"
+    monkeypatch.setattr("utils.device.has_fast_bf16", lambda device: False)
+    assert resolve_precision("auto", cpu) == "fp32"
+    assert resolve_precision("bf16", cpu) == "bf16"
+    x = torch.randn(1, 1, 4, 4, 4)
+    for precision, dtype in {"bf16": torch.bfloat16, "fp32": torch.float32}.items():
+        with autocast(cpu, precision):
+            assert torch.nn.functional.conv3d(x, x).dtype == dtype
+
+
+def test_a_wrong_bf16_gradient_is_noticed(monkeypatch):
+    """Whatever this machine's convolutions do, noise or NaN in the bf16 path must be seen, and rounding must not."""
+    from utils import device
+
+    cpu, right = torch.device("cpu"), torch.nn.functional.conv3d
+
+    def wrong_by(error):
+        def conv3d(x, weight, padding):
+            y = right(x.float(), weight.float(), padding=padding)
+            return y + error * weight.sum() if torch.is_autocast_enabled("cpu") else y
+
+        monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
+        device.bf16_gradients_agree.cache_clear()
+        return not device.bf16_gradients_agree(cpu, (3, 3, 2))
+
+    assert not wrong_by(0.0)
+    assert not wrong_by(1e-4)
+    assert wrong_by(10.0)
+    assert wrong_by(float("nan"))
+    device.bf16_gradients_agree.cache_clear()
+
+
+def test_training_avoids_bf16_where_it_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.run.bf16_gradients_agree", lambda device, extents: extents != (2, 1, 1))
+    run.warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=r"bf16 convolutions over \(2, 1, 1\) voxels go wrong"):
+        job = run.Run(parse(tmp_path, "--precision", "bf16", "--patch", 32, 16, 16, "--name", "a"), "train_tiny.py")
+    assert job.precision == "fp32"
+    assert run.Run(parse(tmp_path, "--precision", "bf16", "--name", "b"), "train_tiny.py").precision == "bf16"
+
+
+def test_allocator_keeps_blocks():
+    import platform
+
+    assert keep_large_blocks() == (platform.libc_ver()[0] == "glibc")
+
+
+# ------------------------------------------------------------------------------------------------------------ folders
+
+
+def test_the_folder_holds_what_design_says(tmp_path):
+    job, _ = train(tmp_path)
+    assert job.folder == tmp_path / "runs" / "LA" / "tiny_16" / "seed1337"
+    names = {path.name for path in job.folder.iterdir()}
+    assert names == {
+        "args.json",
+        "environment.json",
+        "log.txt",
+        "metrics.jsonl",
+        "tensorboard",
+        "last.pth",
+        "train_tiny.py",
+    }
+    args = json.loads((job.folder / "args.json").read_text())
+    assert (args["method"], args["seed"], args["precision"]) == ("tiny", 1337, job.precision)
+    (record,) = json.loads((job.folder / "environment.json").read_text())
+    assert record["torch"] == torch.__version__
+    assert record["devices"]
+    lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert set(lines[0]) == {"step", "epoch", "loss/loss", "lr", "info/certain", "time/step", "time/data"}
+    assert list((job.folder / "tensorboard").glob("events*"))
+    state = load_checkpoint(job.folder / "last.pth")
+    assert state["step"] == 6
+    assert state["networks"]["net"] == {"class": "networks.vnet.VNet", "kwargs": VNet(1, 2, 2).config}
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    job, _ = train(tmp_path)
+    before = (job.folder / "last.pth").read_bytes()
+    with pytest.raises(UserError, match="already holds a run: --resume goes on with it, --name starts another"):
+        train(tmp_path)
+    assert (job.folder / "last.pth").read_bytes() == before
+    assert train(tmp_path, "--name", "variant")[0].folder.parent.name == "variant"
+
+
+def test_resume_insists_on_the_same_options(tmp_path):
+    train(tmp_path)
+    with pytest.raises(UserError, match=r"was started with base_lr 0\.01, not 0\.5"):
+        train(tmp_path, "--resume", "--base_lr", 0.5)
+    train(tmp_path, "--resume", "--log_every", 5)  # moves no number
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match="cannot be made"):
+        train(tmp_path)
+
+
+def test_pictures_reach_tensorboard(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    class Labelled(Data):
+        def batch(self, step):
+            batch = super().batch(step)
+            batch.label = (batch.image[:1, 0] > 0).long()
+            return batch
+
+    job = run.Run(parse(tmp_path, "--picture_every", 2), "train_tiny.py")
+    net = VNet(1, 2, 2)
+    job.resume(net=net)
+    for step, batch in job.steps(Labelled(), 3):
+        job.log(step, loss=net(batch.image).mean())
+        job.checkpoint(step)
+    data = next((job.folder / "tensorboard").glob("events*")).read_bytes()
+    tags, position = [], 0
+    while position < len(data):  # records: length uint64, its crc uint32, the event, its crc uint32
+        length = int.from_bytes(data[position : position + 8], "little")
+        event = Event.FromString(data[position + 12 : position + 12 + length])
+        tags += [(value.tag, event.step) for value in event.summary.value if value.HasField("image")]
+        position += 16 + length
+    assert tags == [("train/Image", 2), ("train/Predicted_label", 2), ("train/Groundtruth_label", 2)]
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def weights(net):
+    return [p.detach().clone() for p in net.state_dict().values()]
+
+
+def test_resume_is_exact(tmp_path):
+    _, whole = train(tmp_path, "--name", "whole")
+
+    def stop(step, loss):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, "--name", "parts", spoil=stop)
+    assert left.value.code == 143
+    job, parts = train(tmp_path, "--name", "parts", "--resume")
+    assert job.start == 3
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(parts), strict=True))
+    steps = [json.loads(line)["step"] for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+    assert len(json.loads((job.folder / "environment.json").read_text())) == 2
+
+
+def test_records_after_the_checkpoint_are_made_again(tmp_path):
+    """Killed without a chance to save: the records run ahead of the checkpoint, the last line may be cut."""
+    job, _ = train(tmp_path, "--name", "killed", last=2)
+    with open(job.folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "loss/loss": 1}\n{"step": 6, "lo')
+    train(tmp_path, "--name", "killed", "--resume")
+    steps = [json.loads(line)["step"] for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+
+
+def test_sigint_leaves_with_130(tmp_path):
+    def stop(step, loss):
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss
+
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path, spoil=stop)
+    assert left.value.code == 130
+    assert load_checkpoint(tmp_path / "runs/LA/tiny_16/seed1337/last.pth")["step"] == 1
+
+
+def test_breathe_saves_the_step_before(tmp_path):
+    job = run.Run(parse(tmp_path), "train_tiny.py")
+    net = VNet(1, 2, 2)
+    job.resume(net=net)
+
+    def loop():
+        for step, _ in job.steps(Data(), 5):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                job.breathe(step)
+            job.checkpoint(step)
+
+    with pytest.raises(SystemExit) as left:
+        loop()
+    assert left.value.code == 143
+    assert load_checkpoint(job.folder / "last.pth")["step"] == 2
+
+
+def test_a_complete_run_resumes_to_nothing(tmp_path):
+    job, _ = train(tmp_path)
+    before = (job.folder / "last.pth").stat().st_mtime_ns
+    train(tmp_path, "--resume")
+    assert (job.folder / "last.pth").stat().st_mtime_ns == before
+
+
+def test_a_non_finite_loss_stops_the_run(tmp_path):
+    def spoil(step, loss):
+        return loss * float("nan") if step == 5 else loss
+
+    with pytest.raises(
+        UserError, match=r"step 5: not finite: loss nan, lr 0\.1, certain 0\.5; cases A, B; last checkpoint"
+    ):
+        train(tmp_path, "--save_minutes", 1e-9, spoil=spoil)
+    assert load_checkpoint(tmp_path / "runs/LA/tiny_16/seed1337/last.pth")["step"] == 4
+
+
+def test_damaged_checkpoints(tmp_path):
+    path = tmp_path / "last.pth"
+    with pytest.raises(UserError, match="no such checkpoint"):
+        load_checkpoint(path)
+    torch.save({"net": torch.zeros(1000)}, path)
+    whole = path.read_bytes()
+    for broken in (whole[:300], b"", b"not a checkpoint", whole[:-100]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"last\.pth: damaged or not a checkpoint"):
+            load_checkpoint(path)
+
+
+def test_another_architecture_is_told_in_one_line(tmp_path):
+    small, wide, branched = VNet(1, 2, 2), VNet(1, 2, 4), VNet(1, 2, 2, branches=3)
+    with pytest.raises(UserError, match=r"another architecture than this net: its encoder\.0\.0\.weight is \(4, 1"):
+        load_state("x.pth", "net", small, wide.state_dict())
+    with pytest.raises(UserError, match=r"it has no heads\.0\.0"):
+        load_state("x.pth", "net", branched, small.state_dict())
+    with pytest.raises(UserError, match=r"it has an unexpected sdm\.weight"):
+        load_state("x.pth", "net", small, VNet(1, 2, 2, sdm_head=True).state_dict())
+    optimizer = torch.optim.SGD([torch.zeros(1)], 1)
+    other = torch.optim.SGD([torch.zeros(1), torch.zeros(1)], 1)
+    with pytest.raises(UserError, match=r"x\.pth: its optimizer does not fit"):
+        load_state("x.pth", "optimizer", optimizer, other.state_dict())
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(UserError, match=r"file: cannot be written \(disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.glob("*file*")] == ["file"]
+
+
+def test_environment_without_git(monkeypatch):
+    answer = subprocess.CompletedProcess([], 128, "", "not a repository")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: answer)
+    record = run.environment([torch.device("cpu")])
+    assert record["commit"] is None
+    assert record["dirty"] is None

@@ -1,0 +1,76 @@
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+pytest.importorskip("setuptools")
+SETUP = Path(__file__).resolve().parents[1] / "setup.py"
+
+
+@pytest.fixture
+def setup():
+    """The functions of setup.py, without running it."""
+    return runpy.run_path(str(SETUP), run_name="setup")
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """Pretends to a machine: machine(torch's CUDA version, has nvcc, has a GPU)."""
+
+    def pretend(cuda, nvcc, gpu, force="0"):
+        home = tmp_path / "cuda"
+        (home / "bin").mkdir(parents=True)
+        if nvcc:
+            (home / "bin" / "nvcc").touch()
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(home))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setenv("FORCE_CUDA", force)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("cuda", "nvcc", "gpu", "force", "wanted"),
+    [
+        ("13.0", True, True, "0", True),
+        ("13.0", True, False, "0", False),
+        ("13.0", False, True, "0", False),
+        (None, True, False, "0", False),
+        ("13.0", True, False, "1", True),
+    ],
+)
+def test_cuda_is_built_where_it_can_run_or_is_forced(setup, machine, cuda, nvcc, gpu, force, wanted):
+    machine(cuda, nvcc, gpu, force)
+    assert setup["wants_cuda"]() is wanted
+
+
+@pytest.mark.parametrize(("cuda", "nvcc", "message"), [(None, True, "CUDA build of torch"), ("13.0", False, "nvcc")])
+def test_forced_cuda_that_cannot_be_built_exits_with_one_line(setup, machine, cuda, nvcc, message):
+    machine(cuda, nvcc, gpu=False, force="1")
+    with pytest.raises(SystemExit, match=message) as exit_:
+        setup["wants_cuda"]()
+    assert "\n" not in str(exit_.value)
+
+
+def test_the_extension_holds_every_source(setup, machine):
+    machine(None, nvcc=False, gpu=False)
+    extension = setup["extension"]()
+    root = SETUP.parent
+    expected = {str(path.relative_to(root)) for path in [*root.glob("csrc/*.cpp"), *root.glob("csrc/cpu/*.cpp")]}
+    assert set(extension.sources) == expected
+    assert "csrc/ops.cpp" in expected
+    assert extension.name == "utils.ops._C"
+
+
+def test_werror_counts_our_warnings_alone(setup, machine, monkeypatch):
+    machine(None, nvcc=False, gpu=False)
+    monkeypatch.setenv("WERROR", "1")
+    flags = setup["extension"]().extra_compile_args["cxx"]
+    assert "-Werror" in flags
+    for path in cpp_extension.include_paths():
+        assert flags[flags.index(path) - 1] == "-isystem"
+    monkeypatch.setenv("WERROR", "0")
+    assert "-Werror" not in setup["extension"]().extra_compile_args["cxx"]
