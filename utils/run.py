@@ -334,7 +334,13 @@ class Run:
             for name, net in self._objects.items()
             if hasattr(net, "config")
         }
-        state = {"step": step, "args": self.options, "networks": networks, "test_networks": self._test_networks}
+        state = {
+            "step": step,
+            "last": self.last,
+            "args": self.options,
+            "networks": networks,
+            "test_networks": self._test_networks,
+        }
         state |= {name: target.state_dict() for name, target in self._objects.items()}
         write_atomically(self.folder / "last.pth", lambda path: torch.save(state, path))
         self._saved, self._saved_at = step, time.monotonic()

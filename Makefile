@@ -1,0 +1,35 @@
+# make demo   set up, make the phantom data, train CoraNet on it with 8 labels, test, draw        (minutes)
+# make test   set up, lint, run the test suite                                                    (minutes)
+# Both make .venv if it is missing and are quick the second time. PYTHON=python3.12 picks another interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/phantom/coranet_8/seed1337
+
+.PHONY: demo test env lint
+.DELETE_ON_ERROR:
+
+env: $(VENV)/.ready
+
+$(VENV)/.ready: constraints.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) is older than Python 3.10: make PYTHON=python3.11 picks another"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch setuptools ninja
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	@touch $@
+
+demo: env
+	$(BIN)/python code/prepare_phantom.py --preview data/phantom/preview.png
+	$(BIN)/python code/train_coranet.py --dataset phantom --labelnum 8 --labeled_bs 2 --unlabeled_bs 2 --n_filters 8 \
+		--pretrain_epochs 40 --selftrain_epochs 80 --relabel_epochs 20 --resume
+	$(BIN)/python code/test_LA.py --run $(RUN)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/*/*.*)
+
+test: lint
+	$(BIN)/python -m pytest
