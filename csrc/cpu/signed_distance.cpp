@@ -1,5 +1,6 @@
-// signed_distance on the CPU: sweeps along x over blocks of neighbouring lines, lower envelopes along y and z a plane
-// at a time, then one pass that takes roots and scales.
+// signed_distance on the CPU. Each item goes through three stages: sweeps along x, over blocks of neighbouring lines;
+// lines along y and z, a plane at a time, by search in 16 bits where that is enough and by lower envelope else; then
+// roots and scales.
 
 #include <ATen/ATen.h>
 #include <ATen/Version.h>
