@@ -31,7 +31,7 @@ GENERATOR = 1  # raise it when the same seed no longer gives the same bits
 SIZE = (64, 64, 40)
 MIN_SIZE = (32, 32, 20)  # coarser than 4 mm, a vein is thinner than a voxel
 FIELD_OF_VIEW = np.array([128.0, 128.0, 80.0])  # mm
-MARGIN = 7.0  # mm between the annotated atrium and the border of the volume
+MARGIN = 8.0  # mm from the border to the annotated atrium, before its pieces are blended and bent
 
 # Pulmonary veins, in mm about the middle of the atrium: where each leaves the body, which way, and its radius.
 VEINS = {
@@ -150,7 +150,8 @@ def curve(start, middle, end, n=7):
 
 def rotation(rng, degrees):
     """A rotation matrix from three normal angles with standard deviations `degrees` about x, y and z."""
-    (a, b, c), (p, q, r) = (f(np.deg2rad(rng.normal(0, degrees).clip(-30, 30))) for f in (np.cos, np.sin))
+    angles = np.deg2rad(rng.normal(0, degrees).clip(-30, 30))
+    (a, b, c), (p, q, r) = np.cos(angles), np.sin(angles)
     return (
         np.array([[c, -r, 0], [r, c, 0], [0, 0, 1]])
         @ np.array([[b, 0, q], [0, 1, 0], [-q, 0, b]])
@@ -171,7 +172,7 @@ class Atrium:
     """
 
     def __init__(self, rng):
-        self.turn = rotation(rng, (11, 11, 16))
+        self.turn = rotation(rng, (12, 12, 18))
         self.lobes = [  # centre, radii in the heart's frame
             (np.array(centre) + rng.normal(0, 2.5, 3), np.array(radii) * rng.uniform(0.77, 1.23, 3))
             for centre, radii in (((0, 0, 0), (30, 20, 21)), ((-14, 3, -2), (18, 16, 18)), ((14, -3, 5), (18, 16, 17)))
@@ -184,8 +185,8 @@ class Atrium:
         annotated = [(path[:n], radii[:n]) for path, radii, n in veins] + appendage
         low, high = self._extent(annotated)
         room = FIELD_OF_VIEW - 2 * MARGIN
-        self.scale = min(rng.uniform(0.85, 1.25), *(room / (high - low)))
-        self.shift = rng.normal(0, (8, 8, 5)).clip(-room / 2 - self.scale * low, room / 2 - self.scale * high)
+        self.scale = min(rng.uniform(0.8, 1.25), *(room / (high - low)))
+        self.shift = rng.normal(0, (9, 9, 5)).clip(-room / 2 - self.scale * low, room / 2 - self.scale * high)
         self.veins = [(self.place(path), radii * self.scale, n) for path, radii, n in veins]
         self.appendage = [(self.place(path), radii * self.scale) for path, radii in appendage]
 
@@ -209,7 +210,7 @@ class Atrium:
         radii = radius * np.interp(np.linspace(0, 1, 25), (0, 0.4, 1), (1.15, 0.9, 0.6))
         length = np.r_[0, np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()]
         ostium = length[np.argmax(self.body(path.T) > 0)]
-        return path, radii, int(np.searchsorted(length, ostium + rng.uniform(8, 12)))
+        return path, radii, int(np.searchsorted(length, ostium + rng.uniform(9, 11)))
 
     def _appendage(self, rng):
         """A curved finger in front of the left superior vein, with a lobe or two at its side."""
@@ -281,7 +282,7 @@ def paint_chest(canvas, grid, rng, tissue, atrium):
     top = grid.ellipsoid(atrium.place((0, -10, 40)), (46, 44, 30))
     mediastinum = union(union(heart, column, 12), top, 12)
     canvas.paint(mediastinum - 2, tissue["muscle"])  # pericardium and pleura
-    canvas.paint(mediastinum, tissue["fat"] * (1 + 0.25 * grid.field(rng, 14)))
+    canvas.paint(mediastinum, tissue["fat"] * (1 + 0.2 * grid.field(rng, 14)))
 
     liver = grid.ellipsoid(
         (rng.uniform(-50, -35), rng.uniform(-25, -5), rng.uniform(-82, -66)), (56, 52, 40), rotation(rng, (5, 10, 5))
@@ -318,12 +319,13 @@ def paint_chest(canvas, grid, rng, tissue, atrium):
     for way, radius in (((0, -2, 40), 8), ((-34, 8, -16), 6), ((34, 12, -18), 5.5)):
         bronchus = grid.tube([carina, carina + way], [radius, radius * 0.85])
         canvas.vessel(bronchus, tissue["air"], tissue["muscle"])
-    gullet = np.array(
-        [(atrium.shift[0] * 0.5 + rng.normal(5, 3), back - rng.uniform(19, 22), level) for level in (-60, -20, 20, 60)]
-    )
-    gullet = grid.tube(gullet, np.full(4, 5.5))
+    course = atrium.shift[0] * 0.5 + rng.normal(5, 3), back - rng.uniform(19, 22)
+    gullet = grid.tube(np.array([(*course, -60), (*course, 60)]), np.full(2, 5.5))
     canvas.paint(gullet, tissue["muscle"] * 1.4)
     canvas.paint(gullet + 3.5, tissue["muscle"] * 0.6)
+    if rng.random() < 0.25:  # a hiatal hernia: a chamber behind the atrium that is none of the heart's
+        hernia = grid.ellipsoid((*course, rng.uniform(-40, -10)), rng.uniform((12, 9, 14), (22, 14, 26)))
+        canvas.vessel(hernia, tissue["hernia"], tissue["muscle"] * 1.4, 2)
     return middle, back
 
 
@@ -331,7 +333,7 @@ def paint_neighbours(canvas, grid, rng, tissue, atrium, spine):
     """The other chambers and the great vessels: as bright as the atrium, or nearly so, and against its wall."""
 
     def chamber(centre, radii, tilt=(10, 10, 15)):
-        centre = atrium.place(np.array(centre) + rng.normal(0, 3.5, 3))
+        centre = atrium.place(np.array(centre) + rng.normal(0, 4, 3))
         radii = np.array(radii) * atrium.scale * rng.uniform(0.8, 1.2, 3)
         return grid.ellipsoid(centre, radii, (atrium.turn @ rotation(rng, tilt)).T)
 
@@ -380,33 +382,38 @@ def paint_atrium(canvas, grid, rng, tissue, atrium):
     valve = atrium.place([atrium.valve * 0.8, atrium.valve * 1.25, (42, -34, -28)])
     inflow = grid.tube(valve, np.array([12, 12, 10]) * atrium.scale)
     canvas.paint(cut(inflow, -lumen), blood, opacity=rng.uniform(0.6, 1))
-    return lumen < 0
+    pieces, _ = ndimage.label(lumen < 0)  # a tip thinner than a voxel can break off
+    return pieces == 1 + np.argmax(np.bincount(pieces.ravel())[1:])
 
 
 # ------------------------------------------------------------------ acquisition
 
 
 def draw_tissue(rng):
-    """Signal of each tissue, with the atrium's blood at 1: how well it stands out differs from case to case."""
-    right, aorta, pulmonary = rng.choice((rng.normal(1, 0.05, 3), rng.uniform(0.6, 1.45, 3)), p=(0.4, 0.6))
-    fat = rng.uniform(0.15, 0.45) if rng.random() < 0.6 else rng.uniform(0.45, 0.95)  # suppressed, or not
+    """Signal of each tissue, about 1 for bright blood: how well the atrium stands out differs from case to case.
+
+    Late after the contrast agent all blood is alike; early, each side of the heart and each vessel has its own signal.
+    """
+    late = rng.random() < 0.45
+    left, right, aorta, pulmonary = rng.normal(1, 0.04, 4) if late else rng.uniform(0.55, 1.45, 4)
     return {
-        "left": 1.0,
+        "left": left,
         "right": right,
-        "cava": right * rng.uniform(0.8, 1.25),
+        "cava": right * rng.uniform(0.85, 1.15),
         "pulmonary": pulmonary,
         "aorta": aorta,
         "aortic wall": rng.uniform(0.35, 0.9),
-        "wall": rng.uniform(0.4, 1.1),
+        "wall": rng.uniform(0.4, 1.0),
         "scar": rng.uniform(1.1, 1.9),
         "myocardium": rng.uniform(0.35, 0.95),
-        "muscle": rng.uniform(0.28, 0.8),
-        "fat": fat,
+        "muscle": rng.uniform(0.28, 0.7),
+        "fat": rng.uniform(0.15, 0.45) if rng.random() < 0.6 else rng.uniform(0.45, 0.95),  # suppressed, or not
+        "hernia": rng.uniform(0.3, 1.2),
         "liver": rng.uniform(0.4, 1.3),
         "bone": rng.uniform(0.05, 0.15),
         "marrow": rng.uniform(0.12, 0.6),
         "disc": rng.uniform(0.15, 0.5),
-        "lung": rng.uniform(0.04, 0.2),
+        "lung": rng.uniform(0.04, 0.15),
         "air": 0.03,
     }
 
@@ -424,7 +431,7 @@ def acquire(image, grid, rng):
     ghost = np.roll(image, round(rng.uniform(0.2, 0.5) * grid.size[1]), axis=1)  # breathing, along the phase axis
     image = image + np.float32(rng.uniform(0, 0.06)) * ghost
 
-    sigma = rng.uniform(0.06, 0.2)
+    sigma = rng.uniform(0.05, 0.24)
     real, imaginary = (
         ndimage.gaussian_filter(rng.standard_normal(grid.size, dtype=np.float32), 0.5 * resolution / grid.spacing)
         for _ in range(2)
