@@ -84,7 +84,7 @@ class Grid:
         return total * np.float32(np.sqrt(2 / waves))
 
     def ellipsoid(self, centre, radii, rotation=None):
-        """Distance (X, Y, Z) to an ellipsoid whose axes are the rows of `rotation`; near the surface to first order."""
+        """:func:`ellipsoid` at every voxel (X, Y, Z)."""
         return ellipsoid(self.points, centre, radii, rotation)
 
     def tube(self, path, radii):
@@ -102,12 +102,13 @@ class Grid:
 
 
 def ellipsoid(points, centre, radii, rotation=None):
+    """Distance to an ellipsoid whose axes are the rows of `rotation`: right to first order near the surface."""
     offset = [p - np.float32(c) for p, c in zip(points, centre, strict=True)]
     if rotation is not None:
         offset = [sum(np.float32(w) * o for w, o in zip(row, offset, strict=True)) for row in rotation]
-    unit = [o / np.float32(r) for o, r in zip(offset, radii, strict=True)]
-    k = np.sqrt(sum(u * u for u in unit))
-    gradient = np.sqrt(sum((u / np.float32(r)) ** 2 for u, r in zip(unit, radii, strict=True)))
+    scaled = [o / np.float32(r) for o, r in zip(offset, radii, strict=True)]
+    k = np.sqrt(sum(s * s for s in scaled))
+    gradient = np.sqrt(sum((s / np.float32(r)) ** 2 for s, r in zip(scaled, radii, strict=True)))
     return k * (k - 1) / np.maximum(gradient, 1e-6)
 
 
@@ -267,9 +268,7 @@ class Canvas:
 
 
 def paint_chest(canvas, grid, rng, tissue, atrium):
-    """Lungs with their vessels, chest wall with ribs, spine, liver, airways, in the volume's frame."""
-    x, y, z = grid.points
-    # Lung vessels: short branches, anywhere beside the heart.
+    """The lungs with their vessels, what lies between them, the liver, the chest wall with its ribs."""
     for _ in range(26):
         side = rng.choice((-1, 1))
         start = np.array([side * rng.uniform(34, 60), rng.uniform(-35, 45), rng.uniform(-40, 40)])
@@ -301,6 +300,10 @@ def paint_chest(canvas, grid, rng, tissue, atrium):
             canvas.paint(rib, tissue["bone"])
             canvas.paint(rib + 2, tissue["marrow"])
 
+
+def paint_back(canvas, grid, rng, tissue, atrium):
+    """Spine, airways and gullet behind the atrium; returns where the spine stands, (x, y) in mm."""
+    x, y, z = grid.points
     middle = np.float32(atrium.shift[0] * 0.5 - rng.uniform(4, 12))
     back = np.float32(atrium.shift[1] + 20 * atrium.scale + rng.uniform(22, 28))
     bodies = np.cos(
@@ -457,7 +460,8 @@ def make_case(seed, index, size=SIZE):
     atrium = Atrium(shape)
     tissue = draw_tissue(look)
     canvas = Canvas(grid, tissue["lung"])
-    spine = paint_chest(canvas, grid, shape, tissue, atrium)
+    paint_chest(canvas, grid, shape, tissue, atrium)
+    spine = paint_back(canvas, grid, shape, tissue, atrium)
     paint_neighbours(canvas, grid, shape, tissue, atrium, spine)
     mask = paint_atrium(canvas, grid, shape, tissue, atrium)
     return acquire(canvas.image, grid, scanner), mask.astype(np.uint8)
