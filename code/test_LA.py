@@ -80,13 +80,12 @@ def main():
     tag = args.checkpoint + ("" if args.nms else "_nms0") + (f"_{args.empty}" if args.empty != "zero" else "")
     tag += f"_stride{'-'.join(map(str, stride))}" if args.stride else ""
     tag += f"_cases{len(names)}" if len(names) < len(data.names) else ""
-    steps = trained.get("max_iterations")  # None for methods that count epochs
-    print(f"{path}, step {step}{f' of {steps}' if steps else ''}: {SELECTION[args.checkpoint]}")
+    print(f"{path}, step {step} of {checkpoint['last']}: {SELECTION[args.checkpoint]}")
     record = {
         "run": str(folder),
         "checkpoint": path.name,
         "step": step,
-        "max_iterations": steps,
+        "last_step": checkpoint["last"],
         "selection": SELECTION[args.checkpoint],
         "listed_cases": len(data.names),
         "trained": trained,

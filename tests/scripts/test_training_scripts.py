@@ -87,7 +87,8 @@ def test_every_flag_once(name, flags, plain, tiny_la, tmp_path, script):
 @pytest.mark.parametrize("name", SHORT)
 def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted run's."""
-    longer = {"train_supervised.py": ["--max_iterations", 40], "train_coranet.py": ["--selftrain_epochs", 16]}[name]
+    longer = {"train_supervised.py": ["--max_iterations", 30], "train_coranet.py": ["--selftrain_epochs", 12]}[name]
+    longer = [*longer, "--precision", "bf16", "--patch", 64, 16, 16]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = script(name, *arguments(name, tiny_la, whole, *longer))
     assert done.returncode == 0, done.stderr
