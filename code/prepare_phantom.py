@@ -6,7 +6,6 @@
 A second call with the same options finds the phantom whole and does nothing.
 """
 
-import argparse
 import time
 from functools import partial
 from pathlib import Path
@@ -20,14 +19,14 @@ from utils import run
 
 
 def options(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default="data/phantom", help="folder to write (%(default)s)")
-    parser.add_argument("--seed", type=int, default=2018, help="another seed makes other cases (%(default)s)")
+    parser = run.ArgumentParser(__doc__)
+    parser.add_argument("--root", type=Path, default="data/phantom", help="folder to write")
+    parser.add_argument("--seed", type=int, default=2018, help="another seed makes other cases")
     parser.add_argument(
         "--size", type=int, nargs=3, default=SIZE, metavar=("X", "Y", "Z"), help="voxels; the anatomy scales with them"
     )
-    parser.add_argument("--train", type=int, default=80, help="cases in train.list (%(default)s)")
-    parser.add_argument("--test", type=int, default=20, help="cases in test.list (%(default)s)")
+    parser.add_argument("--train", type=int, default=80, help="cases in train.list")
+    parser.add_argument("--test", type=int, default=20, help="cases in test.list")
     parser.add_argument("--workers", type=int, help="processes (all the cores); the files do not depend on it")
     parser.add_argument("--overwrite", action="store_true", help="delete the phantom in --root and make this one")
     parser.add_argument("--preview", type=Path, metavar="FILE.png", help="write a contact sheet of some cases here")
@@ -36,13 +35,13 @@ def options(arguments=None):
 
 def preview(path, dataset, cases=4):
     """Write a contact sheet: a row a case, five axial, a coronal and a sagittal slice, the label as a contour."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     cases = min(cases, len(dataset))
-    figure, axes = plt.subplots(cases, 7, figsize=(14, 2.05 * cases), squeeze=False, facecolor="black")
+    figure = Figure(figsize=(14, 2.05 * cases), facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(cases, 7, squeeze=False)
     for row, index in zip(axes, np.linspace(0, len(dataset) - 1, cases).astype(int), strict=True):
         image, label = dataset.load(index)
         x, y, z = (np.unique(where) for where in np.nonzero(label))
@@ -60,15 +59,13 @@ def preview(path, dataset, cases=4):
     figure.subplots_adjust(0.004, 0.01, 0.996, 0.99, 0.03, 0.03)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100, facecolor="black")
-    plt.close(figure)
 
 
 def main(arguments=None):
     args = options(arguments)
     start = time.perf_counter()
-    written = write_dataset(
-        args.root, args.seed, args.size, args.train, args.test, args.workers, args.overwrite, partial(tqdm, unit="case")
-    )
+    bar = partial(tqdm, unit="case", disable=None)
+    written = write_dataset(args.root, args.seed, args.size, args.train, args.test, args.workers, args.overwrite, bar)
     seconds = time.perf_counter() - start
     splits = [Phantom(args.root, split) for split in ("train", "test")]
     fractions = [split.load(index)[1].mean() for split in splits for index in range(len(split))]
