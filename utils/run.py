@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -146,7 +147,8 @@ def parse(parser, presets=None, argv=None):
 
 
 def main(function):
-    """Call a script's `main` and turn a `UserError` into one line on stderr and exit status 2."""
+    """Call a script's `main`: a `UserError` is one line on stderr and exit status 2, a warning one line."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         function()
     except UserError as error:
