@@ -368,7 +368,8 @@ class Run:
         self._bar = tqdm(total=last, initial=self.start, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
         self._clock = _Clock()
         handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        began, self._spoke_at = time.monotonic(), 0.0
+        began = self._spoke_at = time.monotonic()
+        self._spoke_of = self.start
         try:
             for step in range(self.start + 1, last + 1):
                 self._step = step
@@ -413,6 +414,8 @@ class Run:
             cases = ", ".join(self._batch.names)
             raise UserError(f"step {step}: not finite: {terms}; cases {cases}; last checkpoint: step {self._saved}")
         self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}", refresh=False)
+        if self._bar.disable and (time.monotonic() - self._spoke_at > 30 or step == self.last):
+            self._speak(step, values)
         if step % self.args.log_every and step != self.last:
             return
         seconds, loading = self._clock.means()
@@ -422,13 +425,16 @@ class Run:
             file.write(json.dumps({"step": step, "epoch": self.data.epoch(step), **record}) + "\n")
         for tag, value in record.items():
             self._writer.add_scalar(tag, value, step)
-        if self._bar.disable and (time.monotonic() - self._spoke_at > 20 or step == self.last):
-            left = timedelta(seconds=round(seconds * (self.last - step)))
-            terms = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self.logger.info(
-                f"step {step}/{self.last} epoch {self.data.epoch(step)} {terms} | {seconds:.2f} s a step, {left} left"
-            )
-            self._spoke_at = time.monotonic()
+
+    def _speak(self, step, values):
+        """Where there is no terminal for a bar: a line now and then, with the time left at the pace since the last."""
+        now = time.monotonic()
+        pace = (now - self._spoke_at) / (step - self._spoke_of)
+        left = timedelta(seconds=round(pace * (self.last - step)))
+        terms = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        epoch = self.data.epoch(step)
+        self.logger.info(f"step {step}/{self.last} epoch {epoch} {terms} | {pace:.2f} s a step, {left} left")
+        self._spoke_at, self._spoke_of = now, step
 
     def _forget_after(self, step):
         """Drop the records of steps that a resumed run makes again."""
