@@ -271,8 +271,8 @@ def _report(summary: dict, folder: Path, widths: tuple[int, int], nifti: bool, f
         cells = [_cell(factor, group[m]["mean"], group[m]["sd"]) for m, _, factor in _TABLE]
         print(_line("mean ± sd", name, cells, widths, summary["seconds_per_case"] if name == "mean" else None))
     print(f"{summary['cases']} cases; 95HD and ASD in voxels; sd over cases (ddof 1)")
-    counts = f"{summary['empty_predictions']} empty predictions, {summary['empty_references']} empty references"
-    print(f"{counts}: {summary['empty']}")
+    empty = summary["empty_predictions"], summary["empty_references"]
+    print("{} empty predictions, {} empty references".format(*empty) + (f": {summary['empty']}" if any(empty) else ""))
     written = ["per_case.csv", "summary.json"]
     written += ["summary.png", "figures/"] if figures else []
     written += ["nifti/"] if nifti else []
