@@ -12,7 +12,6 @@ import functools
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from utils.ops import _library, normalized_sdm, signed_distance  # noqa: E402
+from utils.run import environment  # noqa: E402
 
 CROP = (112, 112, 80)
 LARGE = (512, 512, 256)
@@ -45,17 +45,11 @@ def parse_args():
     return parser.parse_args()
 
 
-def environment(threads):
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "compiled": _library.BUILT,
-    }
+def conditions(threads):
+    """The run record's facts, and what else a timing depends on."""
+    facts = environment([torch.device("cpu")])
+    facts |= {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": threads}
+    return facts | {"compiled": _library.BUILT, "command": " ".join(["python", *sys.argv])}
 
 
 def compare(operation, data, ours, peers, rounds, atol=0.0):
@@ -219,7 +213,7 @@ SECTIONS = [bench_signed_distance]
 def main():
     args = parse_args()
     torch.set_num_threads(args.threads)
-    facts = environment(args.threads)
+    facts = conditions(args.threads)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     rows = []
     for section in SECTIONS:
