@@ -80,13 +80,15 @@ def main():
     tag = args.checkpoint + ("" if args.nms else "_nms0") + (f"_{args.empty}" if args.empty != "zero" else "")
     tag += f"_stride{'-'.join(map(str, stride))}" if args.stride else ""
     tag += f"_cases{len(names)}" if len(names) < len(data.names) else ""
-    print(f"{path}, step {step} of {checkpoint['last']}: {SELECTION[args.checkpoint]}")
+    unfinished = args.checkpoint == "last" and step < checkpoint["last"]
+    selection = "the run is unfinished" if unfinished else SELECTION[args.checkpoint]
+    print(f"{path}, step {step} of {checkpoint['last']}: {selection}")
     record = {
         "run": str(folder),
         "checkpoint": path.name,
         "step": step,
         "last_step": checkpoint["last"],
-        "selection": SELECTION[args.checkpoint],
+        "selection": selection,
         "listed_cases": len(data.names),
         "trained": trained,
         "test": vars(args) | {"stride": list(stride), "precision": precision, "patch": list(trained["patch"])},
