@@ -1,10 +1,13 @@
 """Builds the compiled operators, csrc/, into one library that torch loads: utils/ops/_C.abi3.so.
 
-A machine with a CUDA build of torch, a GPU and nvcc gets the CUDA kernels too. FORCE_CUDA=1 builds them without a GPU
-(for the architectures of TORCH_CUDA_ARCH_LIST, default "8.0;9.0+PTX") or fails. WERROR=1 turns warnings into errors.
+A machine with a CUDA build of torch, a GPU and nvcc of the same major version gets the CUDA kernels too. FORCE_CUDA=1
+builds them without a GPU (for the architectures of TORCH_CUDA_ARCH_LIST, default "8.0;9.0+PTX") or fails. WERROR=1
+turns warnings into errors.
 """
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,15 +18,40 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parent
 
 
+def nvcc_version() -> str | None:
+    """CUDA version of the nvcc under CUDA_HOME, such as "13.0"; None where there is none that runs."""
+    if cpp_extension.CUDA_HOME is None:
+        return None
+    nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
+    try:
+        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    release = re.search(r"release (\d+\.\d+)", text)
+    return release and release[1]
+
+
 def wants_cuda() -> bool:
     """Whether to build the CUDA kernels; exits where FORCE_CUDA=1 asks for what this machine cannot do."""
-    nvcc = cpp_extension.CUDA_HOME is not None and (Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc").exists()
     forced = os.environ.get("FORCE_CUDA", "0") == "1"
-    if forced and torch.version.cuda is None:
-        sys.exit(f"FORCE_CUDA=1 needs a CUDA build of torch, and torch {torch.__version__} is built without CUDA")
-    if forced and not nvcc:
-        sys.exit(f"FORCE_CUDA=1 needs nvcc, and there is none under CUDA_HOME={cpp_extension.CUDA_HOME}")
-    return forced or (torch.version.cuda is not None and nvcc and torch.cuda.is_available())
+    if torch.version.cuda is None:
+        if forced:
+            sys.exit(f"FORCE_CUDA=1 needs a CUDA build of torch, and torch {torch.__version__} is built without CUDA")
+        return False
+    if not forced and not torch.cuda.is_available():
+        return False
+    nvcc = nvcc_version()
+    if nvcc is None:
+        if forced:
+            sys.exit(f"FORCE_CUDA=1 needs nvcc, and none runs under CUDA_HOME={cpp_extension.CUDA_HOME}")
+        return False
+    if nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:  # torch refuses to build across major versions
+        versions = f"torch is built for CUDA {torch.version.cuda}, and {cpp_extension.CUDA_HOME} holds nvcc {nvcc}"
+        if forced:
+            sys.exit(f"FORCE_CUDA=1 needs nvcc of torch's major version: {versions}")
+        print(f"building the operators for the CPU alone: {versions}", file=sys.stderr)
+        return False
+    return True
 
 
 def extension():

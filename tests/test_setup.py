@@ -17,13 +17,15 @@ def setup():
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """Pretends to a machine: machine(torch's CUDA version, has nvcc, has a GPU)."""
+    """Pretends to a machine: machine(torch's CUDA version, nvcc's or None, has a GPU)."""
 
     def pretend(cuda, nvcc, gpu, force="0"):
         home = tmp_path / "cuda"
         (home / "bin").mkdir(parents=True)
         if nvcc:
-            (home / "bin" / "nvcc").touch()
+            path = home / "bin" / "nvcc"
+            path.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V{nvcc}.88'\n")
+            path.chmod(0o755)
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(home))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
@@ -35,11 +37,13 @@ def machine(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("cuda", "nvcc", "gpu", "force", "wanted"),
     [
-        ("13.0", True, True, "0", True),
-        ("13.0", True, False, "0", False),
-        ("13.0", False, True, "0", False),
-        (None, True, False, "0", False),
-        ("13.0", True, False, "1", True),
+        ("13.0", "13.0", True, "0", True),
+        ("13.0", "13.2", True, "0", True),  # torch builds across minor versions
+        ("13.0", "12.8", True, "0", False),
+        ("13.0", "13.0", False, "0", False),
+        ("13.0", None, True, "0", False),
+        (None, "13.0", False, "0", False),
+        ("13.0", "13.0", False, "1", True),
     ],
 )
 def test_cuda_is_built_where_it_can_run_or_is_forced(setup, machine, cuda, nvcc, gpu, force, wanted):
@@ -47,7 +51,29 @@ def test_cuda_is_built_where_it_can_run_or_is_forced(setup, machine, cuda, nvcc,
     assert setup["wants_cuda"]() is wanted
 
 
-@pytest.mark.parametrize(("cuda", "nvcc", "message"), [(None, True, "CUDA build of torch"), ("13.0", False, "nvcc")])
+def test_another_nvcc_than_torchs_is_told_in_one_line(setup, machine, capsys):
+    machine("13.0", "12.8", gpu=True)
+    assert setup["wants_cuda"]() is False
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "CPU alone: torch is built for CUDA 13.0" in told
+    assert "nvcc 12.8" in told
+
+
+def test_nvcc_that_does_not_run_is_none(setup, machine):
+    machine("13.0", "13.0", gpu=True)
+    (Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc").write_text("#!/bin/sh\nexit 1\n")
+    assert setup["wants_cuda"]() is False
+
+
+@pytest.mark.parametrize(
+    ("cuda", "nvcc", "message"),
+    [
+        (None, "13.0", "CUDA build of torch"),
+        ("13.0", None, "needs nvcc, and none runs"),
+        ("13.0", "12.8", r"major version: torch is built for CUDA 13\.0, and .* holds nvcc 12\.8"),
+    ],
+)
 def test_forced_cuda_that_cannot_be_built_exits_with_one_line(setup, machine, cuda, nvcc, message):
     machine(cuda, nvcc, gpu=False, force="1")
     with pytest.raises(SystemExit, match=message) as exit_:
@@ -56,7 +82,7 @@ def test_forced_cuda_that_cannot_be_built_exits_with_one_line(setup, machine, cu
 
 
 def test_the_extension_holds_every_source(setup, machine):
-    machine(None, nvcc=False, gpu=False)
+    machine(None, nvcc=None, gpu=False)
     extension = setup["extension"]()
     root = SETUP.parent
     expected = {str(path.relative_to(root)) for path in [*root.glob("csrc/*.cpp"), *root.glob("csrc/cpu/*.cpp")]}
@@ -66,7 +92,7 @@ def test_the_extension_holds_every_source(setup, machine):
 
 
 def test_werror_counts_our_warnings_alone(setup, machine, monkeypatch):
-    machine(None, nvcc=False, gpu=False)
+    machine(None, nvcc=None, gpu=False)
     monkeypatch.setenv("WERROR", "1")
     flags = setup["extension"]().extra_compile_args["cxx"]
     assert "-Werror" in flags
