@@ -357,3 +357,20 @@ def test_built_from_other_sources_raises():
     for schema in ("signed_distance(Tensor mask) -> Tensor", "no_such_operator(Tensor mask) -> Tensor"):
         with pytest.raises(ImportError, match=r"has no operator .* rebuild it"):
             _library.register(schema, torch.neg, torch.neg)
+
+
+def test_built_for_the_cpu_alone_serves_cuda_through_it():
+    code = """
+import torch
+from utils.ops import _library, signed_distance
+assert _library.BUILT
+assert torch._C._dispatch_has_kernel_for_dispatch_key("semiseg::signed_distance", "CUDA")
+operator = _library.through_cpu(torch.ops.semiseg.signed_distance.default)
+mask = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.3
+for _ in range(2):
+    assert torch.equal(operator(mask, [1.0, 2.0], False), signed_distance(mask, (1, 2)))
+"""
+    done = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("CUDA kernels are not built") == 1, done.stderr
+    assert "FORCE_CUDA=1" in done.stderr

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 REBUILD = "rebuild it with `pip install --no-build-isolation -e .`"
 
@@ -31,13 +32,31 @@ BUILT = load(Path(__file__).resolve().parent)
 """Whether the operators are compiled; else their NumPy references run in their place."""
 
 
+_NOT_BUILT = (
+    "the compiled operators are not built, so their slow NumPy references run: "
+    "build them with `pip install --no-build-isolation -e .`"
+)
+_NO_CUDA = (
+    "the operators' CUDA kernels are not built, so masks on a GPU go through the CPU: "
+    "build them with `FORCE_CUDA=1 pip install --no-build-isolation -e .`, which needs nvcc"
+)
+
+
 @functools.cache
-def _warn_once() -> None:
-    warnings.warn(
-        "the compiled operators are not built, so their slow NumPy references run: "
-        "build them with `pip install --no-build-isolation -e .`",
-        stacklevel=2,
-    )
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def through_cpu(operator: Callable) -> Callable:
+    """The operator by its CPU kernel, for tensors that live elsewhere; the result goes back to where the first is."""
+
+    def run(*args):
+        _warn_once(_NO_CUDA)
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        result = operator(*tree_map_only(torch.Tensor, torch.Tensor.cpu, args))
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), result)
+
+    return run
 
 
 def register(schema: str, reference: Callable, fake: Callable) -> Callable:
@@ -55,7 +74,7 @@ def register(schema: str, reference: Callable, fake: Callable) -> Callable:
     if not BUILT:
 
         def fallback(*args):
-            _warn_once()
+            _warn_once(_NOT_BUILT)
             return reference(*args)
 
         torch.library.define(f"semiseg::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag)
@@ -63,5 +82,7 @@ def register(schema: str, reference: Callable, fake: Callable) -> Callable:
     operator = getattr(getattr(torch.ops.semiseg, name, None), "default", None)
     if operator is None or str(operator._schema) != f"semiseg::{schema}":
         raise ImportError(f"the compiled library has no operator {schema}: {REBUILD}")
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"semiseg::{name}", "CUDA"):  # built for the CPU alone
+        torch.library.impl(f"semiseg::{name}", "cuda", through_cpu(operator))
     torch.library.register_fake(f"semiseg::{name}", fake)
     return operator
