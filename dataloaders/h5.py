@@ -15,12 +15,16 @@ def read_list(path):
     """The case names of a list file, one a line; blank lines are skipped.
 
     Raises:
-        UserError: the file is missing, empty, or names a case twice.
+        UserError: the file is missing, no text, empty, or names a case twice.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: list not found; --root must be the folder that holds it")
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a list of case names in UTF-8, one a line ({error})") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise UserError(f"{path}: the list is empty")
     seen = set()
@@ -45,11 +49,18 @@ def _dataset(path, key):
         with h5py.File(path, "r") as file:
             if key not in file:
                 raise UserError(f"{path}: no key '{key}' (it has {', '.join(sorted(file)) or 'none'})")
-            return file[key][()]
+            found = file[key]
+            if not isinstance(found, h5py.Dataset) or found.shape is None:
+                what = "empty" if isinstance(found, h5py.Dataset) else f"a {type(found).__name__.lower()}"
+                raise UserError(f"{path}: {key} is {what}, an array is expected")
+            if found.dtype.kind not in "biuf":
+                raise UserError(f"{path}: {key} has dtype {found.dtype}, numbers are expected")
+            return found[()]
     except FileNotFoundError:
         raise UserError(f"{path}: file not found, though its case is listed") from None
-    except OSError as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
+        # h5py raises whatever damaged bytes happen to mean, a shape of petabytes among it
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: damaged or not an h5 file ({reason}); download or prepare it again") from None
 
 

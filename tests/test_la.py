@@ -61,6 +61,12 @@ def test_empty_list(tiny_la):
         LA(tiny_la)
 
 
+def test_list_that_is_no_text(tiny_la):
+    (tiny_la / "train.list").write_text("CASE00\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"train\.list: not a list of case names in UTF-8"):
+        LA(tiny_la)
+
+
 def test_missing_case(tiny_la):
     shutil.rmtree(tiny_la / FOLDER / "CASE03")
     with pytest.raises(UserError, match=r"CASE03.mri_norm2\.h5: file not found, though .*train\.list lists"):
@@ -115,6 +121,49 @@ def test_truncated_file(tiny_la):
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"CASE00.mri_norm2\.h5: damaged or not an h5 file"):
         LA(tiny_la).load(0)
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("words", "has dtype object, numbers are expected"),
+        (np.zeros((4, 5, 6), np.complex64), "has dtype complex64, numbers are expected"),
+        (np.zeros((4, 5, 6), "S3"), r"has dtype \|S3, numbers are expected"),
+        (h5py.Empty("f4"), "is empty, an array is expected"),
+        ("group", "is a group, an array is expected"),
+        (np.dtype("f4"), "is a datatype, an array is expected"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_named(tiny_la, key, value, message):
+    path = path_of(tiny_la, "CASE00")
+    rewrite(path, key, None if isinstance(value, str) and value == "group" else value)
+    if isinstance(value, str) and value == "group":
+        with h5py.File(path, "r+") as file:
+            file.create_group(key)
+    with pytest.raises(UserError, match=f"CASE00.mri_norm2.h5: {key} {message}"):
+        LA(tiny_la).load(0)
+
+
+def test_bytes_gone_wrong_load_or_are_told(tiny_la):
+    """What is no UserError here would reach the user as a traceback."""
+    rng = np.random.default_rng(0)
+    data, path = LA(tiny_la), path_of(tiny_la, "CASE00")
+    write_case(tiny_la, "CASE00", np.zeros((6, 5, 4), np.float32), np.zeros((6, 5, 4), np.uint8))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    told = 0
+    for _ in range(60):
+        # only the parts that are in use: most of a file this small is empty space
+        places = rng.choice(np.flatnonzero(whole), 4, replace=False)
+        damaged = whole.copy()
+        damaged[places] = rng.integers(0, 256, 4)
+        path.write_bytes(damaged.tobytes())
+        try:
+            data.load(0)
+        except UserError as error:
+            assert "CASE00" in str(error)  # noqa: PT017 - either outcome is right
+            told += 1
+    assert told > 0
 
 
 def test_unlabelled_case_needs_no_label(tiny_la):
