@@ -1,4 +1,4 @@
-"""Import this first in a script: it puts the repository's root on the path, so that scripts run from any folder."""
+"""Import this first in a script: it puts the repository's root on the path, so that its packages are found anywhere."""
 
 import sys
 from pathlib import Path

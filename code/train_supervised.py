@@ -24,7 +24,9 @@ def main():
     parser = run.parser(__doc__, unlabeled_bs=None, labeled_bs=4)
     method = parser.add_argument_group("method")
     method.add_argument("--max_iterations", type=run.positive_int, default=6000, help="steps in all")
-    method.add_argument("--lr_step", type=run.natural, default=2500, help="lr ×0.1 every so many steps; 0: never")
+    method.add_argument(
+        "--lr_step", type=run.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
+    )
     args = run.parse(parser)
     job = run.Run(args, __file__)
 
@@ -36,8 +38,7 @@ def main():
 
     for step, batch in job.steps(data, args.max_iterations):
         set_lr(optimizer, lr := step_decay(args.base_lr, step, args.lr_step))
-        with job.autocast():
-            logits = student(batch.image)
+        logits = student(batch.image)
         loss = supervised_loss(logits, batch.label)
         optimizer.zero_grad()
         loss.backward()

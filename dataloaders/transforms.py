@@ -34,8 +34,8 @@ def downsample_label(label, factor, num_classes):
 
 
 @dataclass(frozen=True)
-class View:
-    """How one sample looks at its volume: the crop's corner, quarter turns in the axial plane, and the flipped axis.
+class Crop:
+    """Where a sample is cut from its volume, and how it is turned in the axial plane and flipped.
 
     Attributes:
         case: index of the volume.
@@ -50,8 +50,8 @@ class View:
     flip: int | None = None
 
 
-def draw_view(rng, case, shape, patch, augment="rot_flip"):
-    """Draw a sample's `View`, each possible corner equally likely; a volume smaller than the patch is centred.
+def draw_crop(rng, case, shape, patch, augment="rot_flip"):
+    """Draw a sample's `Crop`, each possible corner equally likely; a volume smaller than the patch is centred.
 
     `augment` is `crop`, or `rot_flip` to turn by 0, 90, 180 or 270° and flip x or y as the LA protocol does.
     """
@@ -61,7 +61,7 @@ def draw_view(rng, case, shape, patch, augment="rot_flip"):
         int(rng.integers(extent - p + 1)) if extent >= p else -((p - extent) // 2)
         for extent, p in zip(shape, size, strict=True)
     )
-    return View(case, start, rot, flip)
+    return Crop(case, start, rot, flip)
 
 
 def turned(patch, rot):
@@ -69,18 +69,18 @@ def turned(patch, rot):
     return (patch[1], patch[0], *patch[2:]) if rot % 2 else tuple(patch)
 
 
-def take(volume, view, patch):
-    """`volume` `(X, Y, Z)` seen through `view`: `(*patch)`, zeros where the crop leaves the volume."""
-    size = turned(patch, view.rot)
+def take(volume, crop, patch):
+    """What `crop` takes from `volume` `(X, Y, Z)`: `(*patch)`, zeros where the crop leaves the volume."""
+    size = turned(patch, crop.rot)
     inside = tuple(
         slice(max(start, 0), min(start + p, extent))
-        for start, p, extent in zip(view.start, size, volume.shape, strict=True)
+        for start, p, extent in zip(crop.start, size, volume.shape, strict=True)
     )
-    crop = volume[inside]
-    if tuple(crop.shape) != size:
+    voxels = volume[inside]
+    if tuple(voxels.shape) != size:
         padded = volume.new_zeros(size)
-        place = tuple(slice(s.start - start, s.stop - start) for s, start in zip(inside, view.start, strict=True))
-        padded[place] = crop
-        crop = padded
-    crop = torch.rot90(crop, view.rot, (0, 1))
-    return crop if view.flip is None else crop.flip(view.flip)
+        place = tuple(slice(s.start - start, s.stop - start) for s, start in zip(inside, crop.start, strict=True))
+        padded[place] = voxels
+        voxels = padded
+    voxels = torch.rot90(voxels, crop.rot, (0, 1))
+    return voxels if crop.flip is None else voxels.flip(crop.flip)

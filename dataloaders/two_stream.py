@@ -4,6 +4,7 @@ Every draw is seeded by (seed, step, sample) and every order of cases by (seed, 
 that looks ahead, sees exactly what an uninterrupted one would.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +12,10 @@ import torch
 
 from dataloaders import open_dataset
 from dataloaders.cache import Resident
-from dataloaders.transforms import draw_view, take
+from dataloaders.transforms import draw_crop, take
 from utils.errors import UserError
 
-LABELED, UNLABELED, VIEW = range(3)  # independent random streams of one seed
+LABELED, UNLABELED, CROP = range(3)  # independent random streams of one seed
 
 
 @dataclass
@@ -24,14 +25,14 @@ class Batch:
     Attributes:
         image: float32 `(B, 1, X, Y, Z)`.
         label: int64 `(labeled_bs, X, Y, Z)`: there is none for the unlabelled.
-        views: the `View` of each sample.
+        crops: the `Crop` of each sample.
         names: the case name of each sample.
         labeled_bs: how many samples are labelled.
     """
 
     image: torch.Tensor
     label: torch.Tensor
-    views: list
+    crops: list
     names: list
     labeled_bs: int
 
@@ -52,7 +53,7 @@ class TwoStream:
         labeled, unlabeled: case indices of the two streams.
         labeled_bs, unlabeled_bs: samples a step from each; `unlabeled_bs` 0 for supervised training.
         patch: extents of a crop.
-        seed: of the orders and the views.
+        seed: of the orders and the crops.
         augment: `rot_flip` or `crop`.
         device: where batches go.
     """
@@ -68,6 +69,14 @@ class TwoStream:
         """Epoch of a step; both count from 1."""
         return (step - 1) // self.steps_per_epoch + 1
 
+    def fingerprint(self):
+        """Which cases, of which shapes, are labelled and unlabelled: what a resumed run must find again."""
+        shapes = [
+            [(self.volumes.names[case], tuple(self.volumes.images[case].shape)) for case in self.cases[stream]]
+            for stream in (LABELED, UNLABELED)
+        ]
+        return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
     def samples(self, step):
         """Case indices of step `step` (from 1), labelled first, known without loading anything."""
         position = (step - 1) % self.steps_per_epoch * self.labeled_bs
@@ -81,19 +90,19 @@ class TwoStream:
 
     def batch(self, step):
         """The `Batch` of step `step` (from 1), on the device."""
-        views = []
+        crops = []
         for sample, case in enumerate(self.samples(step)):
-            rng = np.random.default_rng((self.seed, VIEW, step, sample))
-            views.append(draw_view(rng, case, self.volumes.images[case].shape, self.patch, self.augment))
-        labeled = views[: self.labeled_bs]
-        image = self.gather(self.volumes.images, views).unsqueeze(1)
+            rng = np.random.default_rng((self.seed, CROP, step, sample))
+            crops.append(draw_crop(rng, case, self.volumes.images[case].shape, self.patch, self.augment))
+        labeled = crops[: self.labeled_bs]
+        image = self.gather(self.volumes.images, crops).unsqueeze(1)
         label = self.gather(self.volumes.labels, labeled).long()
-        return Batch(image, label, views, [self.volumes.names[view.case] for view in views], self.labeled_bs)
+        return Batch(image, label, crops, [self.volumes.names[crop.case] for crop in crops], self.labeled_bs)
 
-    def gather(self, store, views):
-        """`(len(views), *patch)` on the device, from any store of one volume a case: images, labels, pseudo-labels."""
-        crops = torch.stack([take(store[view.case], view, self.patch) for view in views])
-        return crops.to(self.device, non_blocking=True)
+    def gather(self, store, crops):
+        """`(len(crops), *patch)` on the device, from any store of one volume a case: images, labels, pseudo-labels."""
+        taken = torch.stack([take(store[crop.case], crop, self.patch) for crop in crops])
+        return taken.to(self.device, non_blocking=True)
 
     def _order(self, stream, turn):
         rng = np.random.default_rng((self.seed, stream, turn))
@@ -119,7 +128,8 @@ def two_stream_loader(args, device):
     if unlabeled_bs and args.labelnum == total:
         raise UserError(f"--labelnum {args.labelnum} leaves no unlabelled case; train_supervised.py needs none")
     labeled, unlabeled = range(args.labelnum), range(args.labelnum, total)
-    volumes = Resident(dataset, labeled, range(total) if unlabeled_bs else labeled)
+    unlabeled = unlabeled if unlabeled_bs else range(0)
+    volumes = Resident(dataset, labeled, [*labeled, *unlabeled])
     return TwoStream(
         volumes, labeled, unlabeled, args.labeled_bs, unlabeled_bs, args.patch, args.seed, args.augment, device
     )

@@ -1,4 +1,7 @@
-"""CoraNet's terms against the paper's equations in NumPy float64, its gradients, and what must not send any."""
+"""CoraNet's objective against the equations in NumPy float64, its gradients, its relabelling and its teacher."""
+
+import math
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -6,6 +9,10 @@ import torch
 import train_coranet as coranet
 
 from networks.vnet import VNet
+from utils.checkpoint import CompressedVolumes
+
+ALPHA, EPOCH, LABELED = 5.0, 10, 2
+MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")
 
 
 def softmax(z):
@@ -13,76 +20,138 @@ def softmax(z):
     return e / e.sum(1, keepdims=True)
 
 
-def cross_entropy(z, y, weight):
-    """Σ_v w(y_v) (-log p_v(y_v)) / Σ_v w(y_v), as class-weighted cross-entropy is defined."""
-    nll = -np.log(np.take_along_axis(softmax(z), y[:, None], 1))[:, 0]
-    return (weight[y] * nll).sum() / weight[y].sum()
+def nll(z, y):
+    return -np.log(np.take_along_axis(softmax(z), y[:, None], 1))[:, 0]
+
+
+def dice(z, y, mask):
+    p, t = softmax(z)[:, 1] * mask, ((y == 1) & mask).astype(float)
+    return 1 - (2 * (p * t).sum() + 1e-5) / ((p**2).sum() + (t**2).sum() + 1e-5)
 
 
 @pytest.fixture
 def case():
+    """Logits of the three branches for two labelled and two unlabelled crops, and everything that they meet."""
     rng = np.random.default_rng(0)
-    logits = [rng.standard_normal((2, 2, 4, 3, 2)) for _ in range(3)]
-    return logits, rng.integers(0, 2, (2, 4, 3, 2)), rng.random((2, 4, 3, 2)) < 0.6
-
-
-def test_crm_against_numpy(case):
-    logits, y, _ = case
-    con, rad = np.array([5.0, 1.0]), np.array([1.0, 5.0])
-    weights = (None, torch.from_numpy(con), torch.from_numpy(rad))
-    ours = coranet.branch_losses([torch.from_numpy(z) for z in logits], torch.from_numpy(y), weights)
-    theirs = [cross_entropy(z, y, w) for z, w in zip(logits, (np.ones(2), con, rad), strict=True)]
-    assert [loss.item() for loss in ours] == pytest.approx(theirs, rel=1e-12)
-
-
-def test_a_false_object_costs_alpha_in_the_conservative_branch():
-    """Two voxels, one of each class, both predicted as object with p = e/(1+e): by hand."""
-    z = torch.tensor([0.0, 1.0], dtype=torch.float64).view(1, 2, 1, 1, 1).expand(1, 2, 2, 1, 1)
-    y = torch.tensor([0, 1]).view(1, 2, 1, 1)
-    false, true = np.log(1 + np.e), np.log(1 + np.exp(-1))
-    weight = torch.tensor([5.0, 1.0], dtype=torch.float64)
-    (conservative,) = coranet.branch_losses([z], y, (weight,))
-    (radical,) = coranet.branch_losses([z], y, (weight.flip(0),))
-    assert conservative.item() == pytest.approx((5 * false + true) / 6)
-    assert radical.item() == pytest.approx((false + 5 * true) / 6)
-
-
-def test_masked_losses_see_the_mask_alone(case):
-    logits, y, mask = case
-    z, label, where = torch.from_numpy(logits[0]).requires_grad_(), torch.from_numpy(y), torch.from_numpy(mask)
-    ce, dice = coranet.branch_losses([z], label, (None,), where, dice=True)
-    nll = -np.log(np.take_along_axis(softmax(logits[0]), y[:, None], 1))[:, 0]
-    assert ce.item() == pytest.approx(nll[mask].mean(), rel=1e-12)
-    p, t = softmax(logits[0])[:, 1] * mask, (y == 1) & mask
-    expected = 1 - (2 * (p * t).sum() + 1e-5) / ((p**2).sum() + t.sum() + 1e-5)
-    assert dice.item() == pytest.approx(expected, rel=1e-6)
-    (ce + dice).backward()
-    assert z.grad.movedim(1, -1)[~where].eq(0).all()
-    assert z.grad.movedim(1, -1)[where].ne(0).all()
-
-
-def test_consistency_against_numpy(case):
-    (s, t, _), _, mask = case
-    ours = coranet.consistency([torch.from_numpy(s)], [torch.from_numpy(t)], torch.from_numpy(mask))
-    difference = ((softmax(s) - softmax(t)) ** 2).mean(1)
-    assert ours.item() == pytest.approx(difference[mask].mean(), rel=1e-12)
-    nothing = coranet.consistency(
-        [torch.from_numpy(s)], [torch.from_numpy(t)], torch.zeros_like(torch.from_numpy(mask))
+    return Namespace(
+        outputs=[rng.standard_normal((4, 2, 4, 3, 2)) for _ in range(3)],
+        targets=[rng.standard_normal((2, 2, 4, 3, 2)) for _ in range(3)],
+        label=rng.integers(0, 2, (2, 4, 3, 2)),
+        pseudo=rng.integers(0, 2, (2, 4, 3, 2)),
+        certain=rng.random((2, 4, 3, 2)) < 0.7,
     )
-    assert nothing.item() == 0
+
+
+def ours(case, mode, preset, pretraining=False):
+    tensors = {
+        k: [torch.from_numpy(z) for z in v] if isinstance(v, list) else torch.from_numpy(v)
+        for k, v in vars(case).items()
+    }
+    outputs = [z.clone().requires_grad_() for z in tensors["outputs"]]
+    args = Namespace(alpha=ALPHA, train=mode, preset=preset)
+    if pretraining:
+        loss, terms = coranet.objective([z[:LABELED] for z in outputs], tensors["label"], args)
+    else:
+        rest = (tensors["pseudo"], tensors["certain"], tensors["targets"], EPOCH)
+        loss, terms = coranet.objective(outputs, tensors["label"], args, *rest)
+    return loss, terms, outputs
+
+
+def crm(case, released):
+    """CE(D) + CE_con(D_con) + CE_rad(D_rad): a voxel of background costs α in CE_con, one of the object in CE_rad."""
+    d, con, rad = (z[:LABELED] for z in case.outputs)
+    y = case.label
+    w_con, w_rad = np.where(y == 0, ALPHA, 1.0), np.where(y == 1, ALPHA, 1.0)
+    total = nll(d, y).mean() + (w_con * nll(con, y)).sum() / w_con.sum() + (w_rad * nll(rad, y)).sum() / w_rad.sum()
+    return (total + dice(d, y, np.ones_like(y, bool))) / 4 if released else total
+
+
+def csn(case, where, released):
+    d, con, rad = (z[LABELED:] for z in case.outputs)
+    y = case.pseudo
+    if not released:
+        return nll(d, y)[where].mean()
+    w_con, w_rad = np.where(y == 1, ALPHA, 1.0), np.where(y == 0, ALPHA, 1.0)  # swapped
+    terms = nll(d, y)[where].mean(), (w_con * nll(con, y))[where].mean(), (w_rad * nll(rad, y))[where].mean()
+    return (sum(terms) + dice(d, y, where)) / 4
+
+
+def cnt(case, where, released):
+    squares = [(softmax(z[LABELED:]) - softmax(t)) ** 2 for z, t in zip(case.outputs, case.targets, strict=True)]
+    if not released:
+        return squares[0].mean(1)[where].mean()
+    return np.mean([s.sum(1)[where].mean() for s in squares])
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["paper", "released"])
+@pytest.mark.parametrize("mode", MODES)
+def test_objective_against_numpy(case, mode, released):
+    everywhere = np.ones_like(case.certain)
+    expected = crm(case, released)
+    half = 0.5 if released else 1.0
+    weight = 0.1 * math.exp(-5 * (1 - EPOCH / 40) ** 2) if released else 1.0
+    if mode in ("seg+st", "seg+st_mask", "full"):
+        expected += half * csn(case, everywhere if mode == "seg+st" else case.certain, released)
+    if mode in ("seg+mt", "seg+mt_mask", "full"):
+        expected += half * weight * cnt(case, everywhere if mode == "seg+mt" else ~case.certain, released)
+    loss, terms, _ = ours(case, mode, "released" if released else "paper")
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert ("loss_csn" in terms, "loss_cnt" in terms) == (mode in MODES[1:3] + MODES[5:], mode in MODES[3:])
+
+
+@pytest.mark.parametrize("released", [False, True], ids=["paper", "released"])
+def test_pretraining_is_the_labelled_term_alone(case, released):
+    loss, terms, _ = ours(case, "full", "released" if released else "paper", pretraining=True)
+    assert loss.item() == pytest.approx(crm(case, released), rel=1e-6)
+    assert set(terms) == {"loss_crm"}
+
+
+def test_each_term_sends_its_gradient_where_it_should(case):
+    """Paper: unlabelled voxels reach D alone; L_csn the certain ones. The targets and pseudo-labels are constants."""
+    loss, _, (d, con, rad) = ours(case, "seg+st_mask", "paper")
+    loss.backward()
+    assert con.grad[LABELED:].eq(0).all()
+    assert rad.grad[LABELED:].eq(0).all()
+    certain = torch.from_numpy(case.certain)
+    unlabelled = d.grad[LABELED:].movedim(1, -1)
+    assert unlabelled[certain].ne(0).all()
+    assert unlabelled[~certain].eq(0).all()
+    loss, _, (d, _, _) = ours(case, "seg+mt_mask", "paper")
+    loss.backward()
+    unlabelled = d.grad[LABELED:].movedim(1, -1)
+    assert unlabelled[certain].eq(0).all()
+    assert unlabelled[~certain].ne(0).all()
 
 
 def test_gradcheck(case):
-    logits, y, mask = (np.asarray(part)[..., :1, :1] for part in case)
-    z = torch.from_numpy(logits[0].copy()).requires_grad_()
-    label, where = torch.from_numpy(y.copy()), torch.from_numpy(mask.copy())
-    target = torch.from_numpy(logits[1].copy())
-    weight = torch.tensor([5.0, 1.0], dtype=torch.float64)
+    small = Namespace(
+        **{
+            k: [z[..., :2, :1, :1] for z in v] if isinstance(v, list) else v[..., :2, :1, :1]
+            for k, v in vars(case).items()
+        }
+    )
+    label, pseudo, certain = (torch.from_numpy(v.copy()) for v in (small.label, small.pseudo, small.certain))
+    targets = [torch.from_numpy(t.copy()) for t in small.targets]
+    args = Namespace(alpha=ALPHA, train="full", preset="paper")  # Dice computes in float32, too coarse for gradcheck
+    outputs = [torch.from_numpy(z.copy()).requires_grad_() for z in small.outputs]
+    assert torch.autograd.gradcheck(
+        lambda *z: coranet.objective(list(z), label, args, pseudo, certain, targets, EPOCH)[0], outputs
+    )
 
-    def losses(z):
-        return coranet.branch_losses([z], label, (weight,), where)[0] + coranet.consistency([z], [target], where)
 
-    assert torch.autograd.gradcheck(losses, z)
+def test_a_false_object_costs_alpha_in_the_conservative_branch():
+    """Two voxels, one of each class, all predicted as object with p = e/(1+e): by hand."""
+    z = torch.tensor([0.0, 1.0], dtype=torch.float64).view(1, 2, 1, 1, 1).expand(1, 2, 2, 1, 1)
+    y = torch.tensor([0, 1]).view(1, 2, 1, 1)
+    false, true = np.log(1 + np.e), np.log(1 + np.exp(-1))
+    loss, _ = coranet.objective([z, z, z], y, Namespace(alpha=5.0, train="full", preset="paper"))
+    by_hand = (false + true) / 2 + (5 * false + true) / 6 + (false + 5 * true) / 6
+    assert loss.item() == pytest.approx(by_hand)
+    shifted = z + torch.tensor([3.0, 0.0], dtype=torch.float64).view(1, 2, 1, 1, 1)  # bolder background
+    args = Namespace(alpha=5.0, train="full", preset="paper")
+    conservative, _ = coranet.objective([z, shifted, z], y, args)
+    radical, _ = coranet.objective([z, z, shifted], y, args)
+    assert conservative < loss < radical
 
 
 class FakeData:
@@ -93,7 +162,7 @@ class FakeData:
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
         images = {case: torch.randn(32, 16, 16, generator=generator) for case in range(4)}
-        self.volumes = type("Volumes", (), {"images": images})()
+        self.volumes = Namespace(images=images)
 
     def samples(self, step):
         return [0, 1 + step % 2]
@@ -102,8 +171,8 @@ class FakeData:
 class FakeJob:
     device, precision = torch.device("cpu"), "fp32"
 
-    def breathe(self, step):
-        self.breathed = step
+    def leave_if_asked(self, step):
+        self.asked = step
 
 
 @pytest.fixture
@@ -125,9 +194,8 @@ def test_relabel_labels_the_cases_that_will_be_seen(net):
     job = FakeJob()
     labels = relabel(net, job)
     assert set(labels) == {1, 2}
-    assert job.breathed == 4
+    assert job.asked == 3
     assert net.training
-    assert {labels[1].dtype, labels[2].dtype} == {torch.uint8}
     for case, packed in labels.items():
         normal, con, rad = (z[0].argmax(0) for z in net.eval()(FakeData().volumes.images[case][None, None]))
         pseudo, certain = packed % coranet.CERTAIN, packed >= coranet.CERTAIN
@@ -145,10 +213,31 @@ def test_tied_branches_leave_nothing_uncertain(net):
 
 
 def test_pseudo_labels_survive_a_checkpoint(net, tmp_path):
-    store = coranet.PseudoLabels(relabel(net))
+    store = CompressedVolumes(relabel(net))
     torch.save(store.state_dict(), tmp_path / "x.pth")
-    again = coranet.PseudoLabels()
+    again = CompressedVolumes({9: torch.zeros(1)})
     again.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True))
     assert store.keys() == again.keys()
     assert all(torch.equal(store[case], again[case]) for case in store)
     assert (tmp_path / "x.pth").stat().st_size < sum(volume.numel() for volume in store.values())
+
+
+def test_the_teacher_follows_the_student(tiny_la, tmp_path, script):
+    """One step an epoch: the run one epoch longer has moved its teacher towards the student where the shorter ended."""
+    options = ["--root", tiny_la, "--gpu", -1, "--patch", 32, 16, 16, "--n_filters", 2, "--labelnum", 2]
+    options += ["--labeled_bs", 2, "--unlabeled_bs", 1, "--pretrain_epochs", 2, "--base_lr", 0.01]
+
+    def checkpoint(epochs, decay):
+        runs = tmp_path / f"{epochs}_{decay}"
+        done = script("train_coranet.py", *options, "--runs", runs, "--selftrain_epochs", epochs, "--ema_decay", decay)
+        assert done.returncode == 0, done.stderr
+        return torch.load(runs / "LA" / "coranet_2" / "seed1337" / "last.pth", weights_only=True)
+
+    first, second, third = (checkpoint(epochs, 0.25) for epochs in (0, 1, 2))
+    moved = False
+    for key, before in first["net"].items():
+        torch.testing.assert_close(second["teacher"][key], before)  # t = 0: a copy of the pre-trained student
+        expected = 0.25 * second["teacher"][key] + 0.75 * second["net"][key]
+        torch.testing.assert_close(third["teacher"][key], expected)
+        moved |= not torch.equal(third["teacher"][key], second["teacher"][key])
+    assert moved

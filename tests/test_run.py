@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import warnings
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ class Data:
 
     steps_per_epoch = 2
 
+    def fingerprint(self):
+        return "these cases"
+
     def epoch(self, step):
         return (step - 1) // 2 + 1
 
@@ -28,8 +32,8 @@ class Data:
         return type("Batch", (), {"image": torch.randn(2, 1, 16, 16, 16, generator=generator), "names": ["A", "B"]})()
 
 
-def parse(tmp_path, *argv, presets=None, **defaults):
-    parser = run.parser("doc", **defaults)
+def parse(tmp_path, *argv, presets=None):
+    parser = run.parser("doc")
     return run.parse(parser, presets, ["--gpu", "-1", "--runs", str(tmp_path / "runs"), *map(str, argv)])
 
 
@@ -69,6 +73,8 @@ def test_defaults_come_from_the_data_set(tmp_path):
 def test_patch_is_checked(tmp_path):
     with pytest.raises(UserError, match="--patch 30 32 32: every extent must be a multiple of 16"):
         parse(tmp_path, "--patch", 30, 32, 32)
+    with pytest.raises(UserError, match="--patch 16 16 16: one voxel is left"):
+        parse(tmp_path, "--patch", 16, 16, 16)
     with pytest.raises(UserError, match="--downsample 3: no crop is known"):
         parse(tmp_path, "--downsample", 3)
 
@@ -88,11 +94,12 @@ def test_presets_are_defaults_that_a_flag_overrides(tmp_path):
         (["--labelnum", "many"], "many is not a whole number from 1"),
         (["--base_lr", "nan"], "nan is not a number above 0"),
         (["--precision", "fp8"], "invalid choice: 'fp8'"),
+        (["--preset", "papr"], "argument --preset: invalid choice: 'papr'"),
     ],
 )
 def test_wrong_options_are_one_line_and_status_2(tmp_path, capsys, argv, message):
     with pytest.raises(SystemExit) as stop:
-        parse(tmp_path, *argv)
+        parse(tmp_path, *argv, presets={"paper": {}})
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in error
@@ -135,8 +142,10 @@ def test_a_machine_without_gpu_warns_once(monkeypatch):
     device.warn_once.cache_clear()
     with pytest.warns(UserWarning, match="no GPU here: --gpu 0 runs on the CPU"):
         assert str(select_devices("0")[0]) == "cpu"
-    select_devices("0")  # silent: a second warning would be an error
-    select_devices("-1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        select_devices("0")  # a second time: silent
+        select_devices("-1")
 
 
 def test_precision(monkeypatch):
@@ -175,9 +184,9 @@ def test_a_wrong_bf16_gradient_is_noticed(monkeypatch):
 
 
 def test_training_avoids_bf16_where_it_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.run.bf16_gradients_agree", lambda device, extents: extents != (2, 1, 1))
+    monkeypatch.setattr("utils.run.bf16_gradients_agree", lambda device, extents: extents != (4, 2, 2))
     run.warn_once.cache_clear()
-    with pytest.warns(UserWarning, match=r"bf16 convolutions over \(2, 1, 1\) voxels go wrong"):
+    with pytest.warns(UserWarning, match=r"bf16 convolutions over \(4, 2, 2\) voxels go wrong"):
         job = run.Run(parse(tmp_path, "--precision", "bf16", "--patch", 32, 16, 16, "--name", "a"), "train_tiny.py")
     assert job.precision == "fp32"
     assert run.Run(parse(tmp_path, "--precision", "bf16", "--name", "b"), "train_tiny.py").precision == "bf16"
@@ -197,6 +206,7 @@ def test_the_folder_holds_what_design_says(tmp_path):
     assert job.folder == tmp_path / "runs" / "LA" / "tiny_16" / "seed1337"
     names = {path.name for path in job.folder.iterdir()}
     assert names == {
+        ".lock",
         "args.json",
         "environment.json",
         "log.txt",
@@ -234,6 +244,66 @@ def test_resume_insists_on_the_same_options(tmp_path):
     with pytest.raises(UserError, match=r"was started with base_lr 0\.01, not 0\.5"):
         train(tmp_path, "--resume", "--base_lr", 0.5)
     train(tmp_path, "--resume", "--log_every", 5)  # moves no number
+
+
+def test_options_newer_than_a_run_do_not_stop_it(tmp_path):
+    job, _ = train(tmp_path)
+    args = json.loads((job.folder / "args.json").read_text())
+    del args["augment"]
+    (job.folder / "args.json").write_text(json.dumps(args))
+    train(tmp_path, "--resume")
+
+
+def test_resume_insists_on_the_same_cases(tmp_path, monkeypatch):
+    train(tmp_path, last=3)
+    monkeypatch.setattr(Data, "fingerprint", lambda self: "other cases")
+    with pytest.raises(UserError, match="was trained on other cases than these: check --root"):
+        train(tmp_path, "--resume")
+
+
+@pytest.mark.parametrize("name", ["args.json", "environment.json"])
+def test_a_run_without_its_records(tmp_path, name):
+    job, _ = train(tmp_path)
+    (job.folder / name).write_text("{")
+    with pytest.raises(UserError, match=f"{name}: missing or damaged"):
+        train(tmp_path, "--resume")
+
+
+def test_one_process_a_folder(tmp_path):
+    first = run.Run(parse(tmp_path), "train_tiny.py")
+    with pytest.raises(UserError, match="another process trains here"):
+        run.Run(parse(tmp_path), "train_tiny.py")
+    first._held.close()
+    run.Run(parse(tmp_path), "train_tiny.py")
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path):
+    job, _ = train(tmp_path)
+    (job.folder / ".last.pth.123").write_bytes(b"half")
+    train(tmp_path, "--resume")
+    assert not (job.folder / ".last.pth.123").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    def spoil(step, loss):
+        if step == 3:
+            nets[0].heads[0].bias.data.fill_(float("nan"))
+        return loss
+
+    nets = []
+    original = run.Run.to_device
+    try:
+        run.Run.to_device = lambda self, net: nets.append(net) or original(self, net)
+        with pytest.raises(UserError, match="step 3: net is not finite any more; last checkpoint: step 2"):
+            train(tmp_path, "--save_minutes", 1e-9, spoil=spoil)
+    finally:
+        run.Run.to_device = original
+    assert load_checkpoint(tmp_path / "runs/LA/tiny_16/seed1337/last.pth")["step"] == 2
+
+
+def test_scalars_keep_their_digits(tmp_path):
+    job, _ = train(tmp_path)
+    assert json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[0])["lr"] == 0.1
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -314,7 +384,7 @@ def test_sigint_leaves_with_130(tmp_path):
     assert load_checkpoint(tmp_path / "runs/LA/tiny_16/seed1337/last.pth")["step"] == 1
 
 
-def test_breathe_saves_the_step_before(tmp_path):
+def test_a_signal_inside_a_step_saves_the_step_before(tmp_path):
     job = run.Run(parse(tmp_path), "train_tiny.py")
     net = VNet(1, 2, 2)
     job.resume(net=net)
@@ -323,7 +393,7 @@ def test_breathe_saves_the_step_before(tmp_path):
         for step, _ in job.steps(Data(), 5):
             if step == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
-                job.breathe(step)
+                job.leave_if_asked(step - 1)
             job.checkpoint(step)
 
     with pytest.raises(SystemExit) as left:
@@ -390,7 +460,12 @@ def test_writing_is_all_or_nothing(tmp_path):
     assert [p.name for p in tmp_path.glob("*file*")] == ["file"]
 
 
-def test_environment_without_git(monkeypatch):
+def test_environment_without_a_git_program(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert run.environment([torch.device("cpu")])["commit"] is None
+
+
+def test_environment_outside_a_repository(monkeypatch):
     answer = subprocess.CompletedProcess([], 128, "", "not a repository")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: answer)
     record = run.environment([torch.device("cpu")])

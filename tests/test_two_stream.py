@@ -1,4 +1,4 @@
-"""The two-stream loader: which case comes when, what a view shows, and that unlabelled labels stay unread."""
+"""The two-stream loader: which case comes when, what a crop shows, and that unlabelled labels stay unread."""
 
 from argparse import Namespace
 from collections import Counter
@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import FOLDER
 
-from dataloaders.transforms import View, draw_view, take
+from dataloaders.transforms import Crop, draw_crop, take
 from dataloaders.two_stream import two_stream_loader
 from utils.errors import UserError
 
@@ -82,7 +82,7 @@ def test_shapes_and_types(tiny_la):
     assert batch.image.dtype == torch.float32
     assert batch.label.shape == (2, 16, 16, 16)
     assert batch.label.dtype == torch.int64
-    assert len(batch.views) == len(batch.names) == 4
+    assert len(batch.crops) == len(batch.names) == 4
 
 
 def test_image_and_label_are_seen_through_one_view(tiny_la):
@@ -144,21 +144,21 @@ def test_take_equals_pad_crop_turn_flip(rot, flip, patch):
     crop = padded[tuple(slice(20 + s, 20 + s + p) for s, p in zip(start, size, strict=True))]
     expected = np.rot90(crop, rot, (0, 1))
     expected = expected if flip is None else np.flip(expected, flip)
-    seen = take(torch.from_numpy(volume), View(0, start, rot, flip), patch)
+    seen = take(torch.from_numpy(volume), Crop(0, start, rot, flip), patch)
     np.testing.assert_array_equal(seen.numpy(), expected)
 
 
-def test_views_cover_every_corner_and_turn():
+def test_crops_cover_every_corner_and_turn():
     rng = np.random.default_rng(0)
-    views = [draw_view(rng, 0, (6, 5, 4), (4, 4, 4)) for _ in range(400)]
-    assert {v.start for v in views} == {(x, y, 0) for x in range(3) for y in range(2)}
-    assert {(v.rot, v.flip) for v in views} == {(r, f) for r in range(4) for f in range(2)}
-    plain = [draw_view(rng, 0, (6, 5, 4), (4, 4, 4), "crop") for _ in range(50)]
+    crops = [draw_crop(rng, 0, (6, 5, 4), (4, 4, 4)) for _ in range(400)]
+    assert {v.start for v in crops} == {(x, y, 0) for x in range(3) for y in range(2)}
+    assert {(v.rot, v.flip) for v in crops} == {(r, f) for r in range(4) for f in range(2)}
+    plain = [draw_crop(rng, 0, (6, 5, 4), (4, 4, 4), "crop") for _ in range(50)]
     assert {(v.rot, v.flip) for v in plain} == {(0, None)}
 
 
 def test_a_small_volume_is_centred_in_zeros():
-    view = draw_view(np.random.default_rng(0), 0, (2, 8, 8), (4, 4, 4), "crop")
-    seen = take(torch.ones(2, 8, 8), view, (4, 4, 4))
+    crop = draw_crop(np.random.default_rng(0), 0, (2, 8, 8), (4, 4, 4), "crop")
+    seen = take(torch.ones(2, 8, 8), crop, (4, 4, 4))
     assert seen[1:3].eq(1).all()
     assert seen[[0, 3]].eq(0).all()

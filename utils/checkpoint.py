@@ -1,6 +1,8 @@
 """Files that are whole or not there: atomic writes, and checkpoints whose misfits are told in one line."""
 
 import os
+import shutil
+import zlib
 from pathlib import Path
 
 import torch
@@ -25,7 +27,9 @@ def write_atomically(path, write):
         os.fsync(folder)
         os.close(folder)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        raise UserError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
+        full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < 2**20
+        reason = "the disk is full" if full else str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be written ({reason})") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,6 +47,23 @@ def load_checkpoint(path):
     except Exception as error:  # garbage makes the unpickler raise whatever its bytes happen to mean
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or not a checkpoint ({reason[:120]})") from None
+
+
+class CompressedVolumes(dict):
+    """Case to uint8 tensor `(X, Y, Z)`, small in a checkpoint: label maps compress a hundredfold."""
+
+    def replace(self, volumes):
+        """Hold `volumes` and nothing else."""
+        self.clear()
+        self.update(volumes)
+
+    def state_dict(self):
+        packed = {case: bytearray(zlib.compress(volume.numpy(), 1)) for case, volume in self.items()}
+        return {case: (torch.frombuffer(p, dtype=torch.uint8), list(self[case].shape)) for case, p in packed.items()}
+
+    def load_state_dict(self, state):
+        raw = {case: bytearray(zlib.decompress(packed.numpy())) for case, (packed, _) in state.items()}
+        self.replace({case: torch.frombuffer(r, dtype=torch.uint8).view(state[case][1]) for case, r in raw.items()})
 
 
 def load_state(path, name, target, state):

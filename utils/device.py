@@ -111,6 +111,18 @@ def bf16_gradients_agree(device, extents):
     return True
 
 
+class Forward(torch.nn.Module):
+    """A network's forward pass in the run's precision: autocast's settings do not reach DataParallel's threads."""
+
+    def __init__(self, network, device, precision):
+        super().__init__()
+        self.network, self.device_type, self.enabled = network, device.type, precision == "bf16"
+
+    def forward(self, *inputs):
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.enabled):
+            return self.network(*inputs)
+
+
 def autocast(device, precision):
     """Context in which convolutions run in `precision` (`fp32` or `bf16`, not `auto`)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

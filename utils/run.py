@@ -13,7 +13,9 @@ What a reviewer of a paper would never ask about stands here; what she would ask
 """
 
 import argparse
+import contextlib
 import difflib
+import fcntl
 import json
 import logging
 import math
@@ -33,12 +35,13 @@ from tqdm import tqdm
 
 from dataloaders import DATASETS, dataset_class
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
-from utils.device import autocast, bf16_gradients_agree, describe, resolve_precision, select_devices, warn_once
+from utils.device import Forward, bf16_gradients_agree, describe, resolve_precision, select_devices, warn_once
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # options that may differ between the parts of a resumed run: they move no number
-FREE = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "picture_every"}
+MAY_DIFFER = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "picture_every"}
 
 
 # ------------------------------------------------------------------------------------------------------------ options
@@ -47,8 +50,8 @@ FREE = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "picture_e
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with errors of one line, a suggestion for a misspelt flag, and defaults in the help."""
 
-    def __init__(self, doc):
-        super().__init__(description=doc, formatter_class=_Help, allow_abbrev=False)
+    def __init__(self, doc, **options):
+        super().__init__(description=doc, formatter_class=_Help, allow_abbrev=False, **options)
 
     def error(self, message):
         unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
@@ -58,7 +61,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action):  # an option without a default explains itself
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _number(convert, holds, description):
@@ -77,7 +81,7 @@ def _number(convert, holds, description):
 
 
 positive_int = _number(int, lambda v: v >= 1, "a whole number from 1")
-natural = _number(int, lambda v: v >= 0, "a whole number from 0")
+non_negative_int = _number(int, lambda v: v >= 0, "a whole number from 0")
 positive = _number(float, lambda v: 0 < v < math.inf, "a number above 0")
 fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 
@@ -107,7 +111,7 @@ def parser(doc, unlabeled_bs=2, **defaults):
     )
     job = parser.add_argument_group("run")
     job.add_argument("--base_lr", type=positive, default=0.01, help="learning rate at the start")
-    job.add_argument("--seed", type=natural, default=1337, help="of weights, orders, crops and dropout")
+    job.add_argument("--seed", type=non_negative_int, default=1337, help="of weights, orders, crops and dropout")
     job.add_argument("--gpu", default="0", help="0, or 0,1 to share each batch between GPUs, or -1 for the CPU")
     job.add_argument(
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast"
@@ -132,7 +136,7 @@ def parse(parser, presets=None, argv=None):
         parser.add_argument(
             "--preset", choices=list(presets), default=next(iter(presets)), help="paper or released code"
         )
-        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first = ArgumentParser(None, add_help=False)
         first.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
         parser.set_defaults(**presets[first.parse_known_args(argv)[0].preset])
     args = parser.parse_args(argv)
@@ -143,6 +147,8 @@ def parse(parser, presets=None, argv=None):
         args.patch = list(patches[args.downsample])
     if any(extent % 16 for extent in args.patch):
         raise UserError(f"--patch {' '.join(map(str, args.patch))}: every extent must be a multiple of 16")
+    if max(args.patch) == 16:
+        raise UserError("--patch 16 16 16: one voxel is left at the network's bottom; one extent must be 32 or more")
     return args
 
 
@@ -165,7 +171,10 @@ def environment(devices):
     """Versions, commit and hardware: what a number must be read with."""
 
     def git(*command):
-        answer = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True, check=False)
+        try:
+            answer = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True, check=False)
+        except OSError:  # no git here
+            return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     changes = git("status", "--porcelain")
@@ -206,12 +215,12 @@ class Run:
         self.devices = select_devices(args.gpu)
         self.device = self.devices[0]
         self.precision = resolve_precision(args.precision, self.device)
-        deepest = tuple(extent // 16 for extent in args.patch)
-        if self.precision == "bf16" and not bf16_gradients_agree(self.device, deepest):
-            warn_once(f"bf16 convolutions over {deepest} voxels go wrong on this device: training in fp32")
-            self.precision = resolve_precision("fp32", self.device)
-        self.start = 0
-        self._signal = None
+        for level in range(4, 0, -1):
+            extents = tuple(extent >> level for extent in args.patch)
+            if self.precision == "bf16" and not bf16_gradients_agree(self.device, extents):
+                warn_once(f"bf16 convolutions over {extents} voxels go wrong on this device: training in fp32")
+                self.precision = resolve_precision("fp32", self.device)
+        self.start, self._signal, self._picture_due = 0, None, False
         script = Path(script).resolve()
         method = script.stem.removeprefix("train_")
         self.folder = Path(args.runs) / args.dataset / (args.name or f"{method}_{args.labelnum}") / f"seed{args.seed}"
@@ -230,10 +239,13 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be made ({error.strerror})") from None
+        self._lock()
+        for leftover in self.folder.glob(".*.pth.*"):  # of a save that was killed
+            leftover.unlink()
         record = []
         if last.exists():
-            self._compare_options(json.loads((self.folder / "args.json").read_text()))
-            record = json.loads((self.folder / "environment.json").read_text())
+            self._compare_options(self._read_json("args.json"))
+            record = self._read_json("environment.json")
         else:
             text = json.dumps(self.options, indent=1) + "\n"
             write_atomically(self.folder / "args.json", lambda path: path.write_text(text))
@@ -253,12 +265,27 @@ class Run:
             f"{self.folder}: commit {(now['commit'] or 'unknown')[:10]}{', modified' if now['dirty'] else ''}"
         )
         self.logger.info(f"torch {now['torch']}, {self.precision}, {'; '.join(now['devices'])}")
-        shown = {k: v for k, v in self.options.items() if v is not None and k not in FREE}
+        shown = {k: v for k, v in self.options.items() if v is not None and k not in MAY_DIFFER}
         self.logger.info("options " + " ".join(f"{k}={v}" for k, v in shown.items()))
 
+    def _lock(self):
+        """Hold the folder until the process ends: two runs in one folder would overwrite each other."""
+        self._held = open(self.folder / ".lock", "w")  # noqa: SIM115 - closed, and so released, with the run
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.folder}: another process trains here; wait for it, or --name another") from None
+
+    def _read_json(self, name):
+        try:
+            return json.loads((self.folder / name).read_text())
+        except (OSError, ValueError):
+            raise UserError(f"{self.folder / name}: missing or damaged, so this run cannot be resumed") from None
+
     def _compare_options(self, before):
-        for key in sorted((before.keys() | self.options.keys()) - FREE):
-            old, new = before.get(key), self.options.get(key)
+        """Insist on the options that the run was started with; options newer than the run are left alone."""
+        for key in sorted((before.keys() & self.options.keys()) - MAY_DIFFER):
+            old, new = before[key], self.options[key]
             if old != new:
                 raise UserError(
                     f"{self.folder} was started with {key} {old}, not {new}: resume it so, or --name another"
@@ -278,12 +305,12 @@ class Run:
         return network.to(self.device, memory_format=torch.channels_last_3d)
 
     def parallel(self, network):
-        """What to call for a forward pass: the network, or its copies on all GPUs of `--gpu 0,1`."""
-        return torch.nn.DataParallel(network, self.devices) if len(self.devices) > 1 else network
+        """What to call for a forward pass: the network in the run's precision, its copies on all GPUs of `--gpu 0,1`.
 
-    def autocast(self):
-        """Context of the forward pass; losses belong outside it, in float32."""
-        return autocast(self.device, self.precision)
+        Losses belong outside it, in float32.
+        """
+        forward = Forward(network, self.device, self.precision)
+        return torch.nn.DataParallel(forward, self.devices) if len(self.devices) > 1 else forward
 
     # ---- checkpoints
 
@@ -302,12 +329,12 @@ class Run:
         path = self.folder / "last.pth"
         if path.exists():
             state = load_checkpoint(path)
-            missing = [name for name in (*objects, "step") if name not in state]
+            missing = [name for name in (*objects, "step", "data") if name not in state]
             if missing:
                 raise UserError(f"{path}: no {missing[0]} in this checkpoint; it is not one of this script")
             for name, target in objects.items():
                 load_state(path, name, target, state[name])
-            self.start = state["step"]
+            self.start, self._fingerprint = state["step"], state["data"]
             self.logger.info(f"resumed at step {self.start}")
         elif self.args.resume:
             self.logger.info("nothing to resume yet: starting at step 0")
@@ -318,19 +345,24 @@ class Run:
     def checkpoint(self, step):
         """Save when it is time, when the run is complete, or when a signal asks for it, which then ends the process."""
         due = time.monotonic() - self._saved_at >= 60 * self.args.save_minutes
-        if due or step == self.last or self._signal:
+        if due or step == self.last:
             self._save(step)
-        self._leave_if_asked()
+        self.leave_if_asked(step)
 
-    def breathe(self, step):
-        """For long work between steps: a signal ends the process here, with everything as step `step - 1` left it."""
+    def leave_if_asked(self, step):
+        """After a signal: save and end the process. For long work inside a step too, while all is as `step` left it."""
         if self._signal:
-            self._save(step - 1)
-            self._leave_if_asked()
+            self._save(step)
+            self.logger.info(f"{signal.Signals(self._signal).name}: saved step {step}, --resume goes on from it")
+            self._held.close()
+            sys.exit(128 + self._signal)
 
     def _save(self, step):
         if step == self._saved and step:
             return
+        for name, net in self._objects.items():
+            if isinstance(net, torch.nn.Module) and not all(p.isfinite().all() for p in net.parameters()):
+                raise UserError(f"step {step}: {name} is not finite any more; last checkpoint: step {self._saved}")
         networks = {
             name: {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
             for name, net in self._objects.items()
@@ -339,6 +371,7 @@ class Run:
         state = {
             "step": step,
             "last": self.last,
+            "data": self.data.fingerprint(),
             "args": self.options,
             "networks": networks,
             "test_networks": self._test_networks,
@@ -347,18 +380,16 @@ class Run:
         write_atomically(self.folder / "last.pth", lambda path: torch.save(state, path))
         self._saved, self._saved_at = step, time.monotonic()
 
-    def _leave_if_asked(self):
-        if self._signal:
-            self.logger.info(f"{signal.Signals(self._signal).name}: saved step {self._saved}, --resume goes on from it")
-            sys.exit(128 + self._signal)
-
     # ---- the loop
 
     def steps(self, data, last):
         """Yield `(step, batch)` up to step `last`, each with its own seed, under a progress bar."""
         self.data, self.last = data, last
+        if self.start and self._fingerprint != data.fingerprint():
+            raise UserError(f"{self.folder} was trained on other cases than these: check --root and its lists")
         if self.start >= last:
             self.logger.info(f"complete at step {self.start} of {last}: nothing to do")
+            self._held.close()
             return
         from tensorboardX import SummaryWriter
 
@@ -367,7 +398,7 @@ class Run:
         )
         self._bar = tqdm(total=last, initial=self.start, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
         self._clock = _Clock()
-        handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
         began = self._spoke_at = time.monotonic()
         self._spoke_of = self.start
         try:
@@ -388,6 +419,7 @@ class Run:
                 signal.signal(number, handler)
             self._bar.close()
             self._writer.close()
+            self._held.close()
 
     def _ask(self, number, _frame):
         if self._signal:  # asked twice: at once
@@ -406,7 +438,7 @@ class Run:
             UserError: a value is NaN or infinite; names the step, all values and the cases of the batch.
         """
         names = list(values)
-        tensors = [torch.as_tensor(value).detach().to(self.device, torch.float64) for value in values.values()]
+        tensors = [torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values.values()]
         numbers = torch.stack(tensors).tolist()  # one transfer for all of them
         values = dict(zip(names, numbers, strict=True))
         if not all(map(math.isfinite, numbers)):
@@ -421,8 +453,11 @@ class Run:
         seconds, loading = self._clock.means()
         record = {_tag(name): value for name, value in values.items()}
         record |= {"time/step": seconds, "time/data": loading}
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": step, "epoch": self.data.epoch(step), **record}) + "\n")
+        try:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step, "epoch": self.data.epoch(step), **record}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror})") from None
         for tag, value in record.items():
             self._writer.add_scalar(tag, value, step)
 
@@ -448,13 +483,14 @@ class Run:
     def _watch(self, network):
         """Show the prediction for the batch's first crop in TensorBoard now and then, without a line in the script."""
 
-        def hook(_module, _inputs, output):
-            if getattr(self, "_picture_due", False):
+        def hook(module, inputs, output):
+            # neither windows of a volume nor another GPU's share of the batch
+            if self._picture_due and module.training and inputs[0].device == self.device:
                 self._picture_due = False
                 logits = output[0] if isinstance(output, tuple) else output
                 label = self._batch.label[0]
                 for tag, volume in {
-                    "train/Image": self._batch.image[0, 0],
+                    "train/Image": inputs[0][0, 0],
                     "train/Predicted_label": logits[0].detach().argmax(0) / (logits.shape[1] - 1),
                     "train/Groundtruth_label": label / (logits.shape[1] - 1),
                 }.items():
@@ -483,7 +519,7 @@ class _Clock:
         if not self.steps:  # the first step is not over yet
             return time.perf_counter() - self.began, self.loading
         means = self.total / self.steps, self.loading / self.steps
-        self.__init__()
+        self.steps, self.total, self.loading = 0, 0.0, 0.0
         return means
 
 
@@ -491,7 +527,8 @@ class _BarHandler(logging.Handler):
     """Log lines above the progress bar instead of through it."""
 
     def emit(self, record):
-        tqdm.write(self.format(record), file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more: no reason to stop training
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _tag(name):
