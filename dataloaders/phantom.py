@@ -24,6 +24,7 @@ import numpy as np
 from scipy import ndimage
 
 from dataloaders.la import FOLDER, LA
+from utils.checkpoint import write_atomically
 from utils.errors import UserError
 
 FILE = "mri_norm2.h5"
@@ -491,7 +492,7 @@ def read_settings(root):
     """The settings (dict) of the phantom in folder `root`, None where there is none.
 
     Raises:
-        UserError: `root` is a file, or its `phantom.json` is damaged.
+        UserError: `root` cannot be read, or its `phantom.json` is damaged.
     """
     path = Path(root) / "phantom.json"
     try:
@@ -500,7 +501,9 @@ def read_settings(root):
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        raise UserError(f"{root}: a file, not a folder; name another with --root") from None
+        raise UserError(f"{root}: is, or lies below, a file, not a folder; name another with --root") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name another folder with --root") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged; restore it, or move {root} away and make the phantom again") from None
 
@@ -525,7 +528,8 @@ def write_dataset(root, seed=2018, size=SIZE, train=80, test=20, workers=None, o
         Number of cases written: 0 where the phantom was whole.
 
     Raises:
-        UserError: an option is out of range; `root` holds another phantom, or data that is no phantom.
+        UserError: an option is out of range; `root` holds another phantom, or data that is no phantom, or may not be
+            written.
     """
     root = Path(root)
     size = tuple(size)
@@ -542,14 +546,16 @@ def write_dataset(root, seed=2018, size=SIZE, train=80, test=20, workers=None, o
             raise UserError(
                 f"{root} holds another phantom ({other}); choose another --root, or re-make it: --overwrite"
             )
-        for path in [root / "train.list", root / "test.list", *(root / FOLDER).glob(f"PHANTOM*/{FILE}")]:
-            path.unlink(missing_ok=True)
-        for folder in (root / FOLDER).glob("PHANTOM*"):
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        with _writing():
+            for path in [root / "train.list", root / "test.list", *(root / FOLDER).glob(f"PHANTOM*/{FILE}")]:
+                path.unlink(missing_ok=True)
+            for folder in (root / FOLDER).glob("PHANTOM*"):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
 
     names = [f"PHANTOM{index + 1:04d}" for index in range(train + test)]
-    (root / FOLDER).mkdir(parents=True, exist_ok=True)
+    with _writing():
+        (root / FOLDER).mkdir(parents=True, exist_ok=True)
     _write_text(root / "phantom.json", json.dumps(settings) + "\n")
     missing = [index for index, name in enumerate(names) if not (root / FOLDER / name / FILE).is_file()]
     job = partial(_write_case, root / FOLDER, names, seed, size)
@@ -585,24 +591,28 @@ def _cores():
 def _write_case(folder, names, seed, size, index):
     image, label = make_case(seed, index, size)
     path = folder / names[index] / FILE
-    path.parent.mkdir(exist_ok=True)
-    with _replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        file.create_dataset("image", data=image, compression="gzip")
-        file.create_dataset("label", data=label, compression="gzip")
+
+    def write(temporary):
+        with h5py.File(temporary, "w") as file:
+            file.create_dataset("image", data=image, compression="gzip")
+            file.create_dataset("label", data=label, compression="gzip")
+
+    with _writing():
+        path.parent.mkdir(exist_ok=True)
+    write_atomically(path, write)
 
 
 def _write_text(path, text):
     if not path.is_file() or path.read_text() != text:
-        with _replacing(path) as temporary:
-            temporary.write_text(text)
+        write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 @contextmanager
-def _replacing(path):
-    """A temporary name beside `path`, renamed into place once it is written whole, removed if that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _writing():
+    """Turns what the file system refuses into one line."""
     try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be written ({error.strerror}); choose another folder with --root"
+        ) from None

@@ -157,8 +157,34 @@ def test_missing_and_damaged_phantoms(tmp_path):
         (tmp_path / "phantom.json").write_text(damaged)
         with pytest.raises(UserError, match=r"phantom\.json: damaged"):
             write_dataset(tmp_path, size=SMALL, train=1, test=1)
-    with pytest.raises(UserError, match="a file, not a folder"):
-        write_dataset(tmp_path / "phantom.json", size=SMALL, train=1, test=1)
+    for root in (tmp_path / "phantom.json", tmp_path / "phantom.json" / "below"):
+        with pytest.raises(UserError, match="below, a file, not a folder"):
+            write_dataset(root, size=SMALL, train=1, test=1)
+    (tmp_path / "phantom.json").unlink()
+    (tmp_path / "phantom.json").mkdir()
+    with pytest.raises(UserError, match=r"phantom\.json: cannot be read"):
+        write_dataset(tmp_path, size=SMALL, train=1, test=1)
+
+
+def test_a_root_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    (tmp_path / "dangling").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match=r"dangling: cannot be written .*--root"):
+        write_dataset(tmp_path / "dangling", size=SMALL, train=1, test=1, workers=1)
+
+    write_dataset(tmp_path / "made", size=SMALL, train=1, test=1, workers=1)
+    case = tmp_path / "made" / FOLDER / "PHANTOM0001"
+    (case / "mri_norm2.h5").unlink()
+    case.rmdir()
+    case.write_text("a file in the folder's place")
+    with pytest.raises(UserError, match="PHANTOM0001: cannot be written"):
+        write_dataset(tmp_path / "made", size=SMALL, train=1, test=1, workers=1)
+
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match=r"train\.list: cannot be written \(Permission denied\)"):
+        write_dataset(tmp_path / "made", size=SMALL, train=1, test=1, workers=1, overwrite=True)
 
 
 def test_the_script(tmp_path):
