@@ -172,6 +172,7 @@ def checkpoint():
     net, other = VNet(n_filters=4), VNet(n_filters=4, normalization="instancenorm")
     return {
         "step": 7,
+        "last": 9,
         "args": {"dataset": "LA"},
         "test_networks": ["net", "other"],
         "networks": {
@@ -202,6 +203,7 @@ def set_kwargs(c, **kwargs):
     ("damage", "message"),
     [
         (lambda c: c.pop("test_networks"), "not a checkpoint of these scripts"),
+        (lambda c: c.pop("last"), "not a checkpoint of these scripts, which hold step, last, args"),
         (lambda c: c["test_networks"].clear(), "lists no network"),
         (lambda c: c.pop("net"), "does not hold it"),
         (lambda c: c["networks"]["net"].update({"class": "networks.vnet.WNet"}), "WNet"),

@@ -174,8 +174,9 @@ def load_networks(path: str | Path, device: torch.device | str) -> tuple[list[nn
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; train first (python code/train_<method>.py) or name another run")
     checkpoint = load_checkpoint(path)
-    if not isinstance(checkpoint, dict) or not {"step", "args", "networks", "test_networks"} <= checkpoint.keys():
-        raise UserError(f"{path}: not a checkpoint of these scripts, which hold step, args, networks and test_networks")
+    keys = ("step", "last", "args", "networks", "test_networks")
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= set(keys):
+        raise UserError(f"{path}: not a checkpoint of these scripts, which hold {', '.join(keys)}")
     if not checkpoint["test_networks"]:
         raise UserError(f"{path}: lists no network to test")
     return [_build(checkpoint, name, path).to(device).eval() for name in checkpoint["test_networks"]], checkpoint
