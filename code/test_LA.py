@@ -29,7 +29,7 @@ def options():
     which.add_argument("--run", help="its folder; without it the next five name it")
     which.add_argument("--method", default="coranet", help="train_<method>.py")
     which.add_argument("--labelnum", type=run.positive_int, default=16, help="labelled cases that it was trained with")
-    which.add_argument("--seed", type=run.natural, default=1337, help="its seed")
+    which.add_argument("--seed", type=run.non_negative_int, default=1337, help="its seed")
     which.add_argument("--dataset", choices=DATASETS, default="LA", help="data set that it was trained on")
     which.add_argument("--runs", default="runs", help="folder of all runs")
     which.add_argument("--checkpoint", choices=tuple(SELECTION), default="last", help="best: needs a validation list")
@@ -60,7 +60,11 @@ def main():
 
     # ---- data: no other script reads the test list
     data = open_dataset(trained["dataset"], args.root or trained["root"], "test", trained["downsample"])
-    stride = args.stride or [max(1, s // trained["downsample"]) for s in data.stride]
+    usual = [min(max(1, s // trained["downsample"]), p) for s, p in zip(data.stride, trained["patch"], strict=True)]
+    stride = args.stride or usual
+    if any(s > p for s, p in zip(stride, trained["patch"], strict=True)):
+        wide, patch = (" ".join(map(str, extents)) for extents in (stride, trained["patch"]))
+        raise UserError(f"--stride {wide} leaves gaps between windows of {patch}")
     names = data.names[: args.cases]
     cases = ((name, *data.load(i)) for i, name in enumerate(names))
 

@@ -291,6 +291,13 @@ def test_run_and_root_name_other_folders(place, call, tmp_path):
         call("--run", "elsewhere", *quick)
 
 
+def test_a_usual_stride_beyond_the_patch_is_clamped(place, call):
+    folder, _ = place
+    remake(folder / "last.pth", lambda c: c["args"].update(patch=[16, 32, 16]))
+    call("--cases", "1", "--figures", "0", "--nifti", "0")
+    assert json.loads((folder / "test" / "last_cases1" / "summary.json").read_text())["test"]["stride"] == [16, 18, 4]
+
+
 def remake(path, change):
     checkpoint = torch.load(path, weights_only=True)
     change(checkpoint)
@@ -314,6 +321,7 @@ def other_architecture(checkpoint):
         ([], lambda f: Path("data/LA/test.list").unlink(), r"test\.list"),
         ([], lambda f: Path("data/LA/test.list").write_text("CASE00\n"), "CASE00"),
         (["--root", "nowhere"], None, "nowhere: no such folder"),
+        (["--stride", "18", "18", "20"], None, "--stride 18 18 20 leaves gaps between windows of 32 32 16"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(place, call, argv, damage, message):

@@ -24,7 +24,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize("size", [8, 9, 11, 12, 13, 30])
-@pytest.mark.parametrize("stride", [1, 3, 4, 8, 50])
+@pytest.mark.parametrize("stride", [1, 3, 4, 8])
 def test_windows_cover_the_axis_and_stay_inside(size, stride):
     ((*starts,),) = window_starts((size,), (8,), (stride,))
     assert len(starts) == math.ceil((size - 8) / stride) + 1
@@ -46,6 +46,11 @@ def test_window_starts_of_a_left_atrium():
 def test_window_starts_refuses(patch, stride):
     with pytest.raises(ValueError, match=r"axis 0|differ in length"):
         window_starts((8,), patch, stride)
+
+
+def test_window_starts_refuses_holes():
+    with pytest.raises(ValueError, match=r"axis 1: stride 5 leaves holes between windows of patch 4"):
+        window_starts((8, 8, 4), (4, 4, 4), (4, 5, 1))
 
 
 def research_loop(network, image, patch, stride, num_classes):

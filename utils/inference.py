@@ -33,7 +33,8 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[i
     There are ``ceil((S - P) / stride) + 1`` windows along an axis of S voxels, at ``min(i * stride, S - P)``.
 
     Raises:
-        ValueError: lengths differ, a patch or stride below 1, or a patch larger than the volume (pad first).
+        ValueError: lengths differ, a patch or stride below 1, a patch larger than the volume (pad first), or a stride
+            larger than the patch, which leaves holes.
     """
     if not len(shape) == len(patch) == len(stride):
         raise ValueError(f"shape {tuple(shape)}, patch {tuple(patch)} and stride {tuple(stride)} differ in length")
@@ -41,6 +42,8 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[i
     for axis, (size, extent, step) in enumerate(zip(shape, patch, stride, strict=True)):
         if extent < 1 or step < 1 or extent > size:
             raise ValueError(f"axis {axis}: need 1 <= patch <= size and stride >= 1, got {extent}, {size}, {step}")
+        if step > extent:
+            raise ValueError(f"axis {axis}: stride {step} leaves holes between windows of patch {extent}")
         last = size - extent
         starts.append([min(step * i, last) for i in range(math.ceil(last / step) + 1)])
     return starts
