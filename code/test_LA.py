@@ -10,10 +10,12 @@ Writes per-case CSV, summary JSON, figures and NIfTI into <run>/test/<checkpoint
 part of the folder's name (last_nms0, last_cases3, …), so that a quick look never overwrites the result for the paper.
 """
 
+from pathlib import Path
+
 import torch
 
 import _root  # noqa: F401
-from dataloaders import open_dataset
+from dataloaders import default_root, open_dataset
 from utils import run
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
@@ -49,6 +51,8 @@ def options():
 
 def main():
     args = options()
+    if "," in args.gpu:
+        raise UserError(f"--gpu {args.gpu}: testing uses one device; give one number")
     folder = find_run(args.run, args.runs, args.dataset, f"{args.method}_{args.labelnum}", args.seed)
     path = find_checkpoint(folder, args.checkpoint)
     device = select_device(args.gpu)
@@ -83,6 +87,10 @@ def main():
     # ---- all of them
     tag = args.checkpoint + ("" if args.nms else "_nms0") + (f"_{args.empty}" if args.empty != "zero" else "")
     tag += f"_stride{'-'.join(map(str, stride))}" if args.stride else ""
+    recorded = Path(trained["root"] or default_root(trained["dataset"]))
+    root = Path(args.root or recorded).resolve()
+    tag += f"_root-{root.name}" if root != recorded.resolve() else ""
+    tag += f"_{args.precision}" if args.precision != "auto" else ""
     tag += f"_cases{len(names)}" if len(names) < len(data.names) else ""
     unfinished = args.checkpoint == "last" and step < checkpoint["last"]
     selection = "the run is unfinished" if unfinished else SELECTION[args.checkpoint]

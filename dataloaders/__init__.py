@@ -12,6 +12,11 @@ def dataset_class(name):
     return getattr(import_module(f"dataloaders.{module}"), cls)
 
 
+def default_root(name):
+    """Where data set `name` is looked for without `--root`."""
+    return f"data/{DATASETS[name][2]}"
+
+
 def open_dataset(name, root=None, split="train", downsample=1):
     """A split of data set `name`; `root` is `data/<name>` by default."""
-    return dataset_class(name)(root or f"data/{DATASETS[name][2]}", split, downsample)
+    return dataset_class(name)(root or default_root(name), split, downsample)

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from utils.metrics import METRICS
 
 SCRIPT = Path(__file__).resolve().parent.parent / "code" / "test_LA.py"
 SHAPE, PATCH, STRIDE = (36, 33, 20), (32, 32, 16), (18, 18, 4)
+QUICK = ("--cases", "1", "--figures", "0", "--nifti", "0")
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +223,7 @@ def test_script_alone_does_the_whole_job(place, script):
     folder, networks = place
     done = script("test_LA.py", "--gpu", "-1", "--precision", "fp32")
     assert done.returncode == 0, done.stderr
-    out = folder / "test" / "last"
+    out = folder / "test" / "last_fp32"
     assert "step 3 of 5" in done.stdout
     for name in ("per_case.csv", "summary.json", "summary.png"):
         assert str((out / name).relative_to(Path.cwd())) in done.stdout
@@ -245,7 +247,7 @@ def test_script_records_how_the_numbers_came_about(place, call):
     call(
         "--cases", "1", "--nms", "0", "--stride", "4", "8", "4", "--precision", "fp32", "--figures", "0", "--nifti", "0"
     )
-    out = folder / "test" / "last_nms0_stride4-8-4_cases1"
+    out = folder / "test" / "last_nms0_stride4-8-4_fp32_cases1"
     assert {p.name for p in out.iterdir()} == {"per_case.csv", "summary.json"}
     assert not (folder / "test" / "last").exists()
     summary = json.loads((out / "summary.json").read_text())
@@ -264,7 +266,7 @@ def test_nms_keeps_one_component(place, call):
         call("--nms", nms, "--cases", "1", "--precision", "fp32", "--figures", "0")
     kept, whole = (
         SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / "test" / tag / "nifti" / "CASE06_pred.nii.gz")))
-        for tag in ("last_cases1", "last_nms0_cases1")
+        for tag in ("last_fp32_cases1", "last_nms0_fp32_cases1")
     )
     structure = np.ones((3, 3, 3))
     assert ndimage.label(whole, structure)[1] > 1
@@ -276,7 +278,8 @@ def test_batch_moves_no_number(place, call):
     dice = []
     for batch in ("1", "3"):
         call("--batch", batch, "--cases", "1", "--precision", "fp32", "--figures", "0", "--nifti", "0")
-        dice.append(json.loads((folder / "test" / "last_cases1" / "summary.json").read_text())["mean"]["dice"]["mean"])
+        summary = json.loads((folder / "test" / "last_fp32_cases1" / "summary.json").read_text())
+        dice.append(summary["mean"]["dice"]["mean"])
     assert dice[0] == pytest.approx(dice[1], abs=1e-3)
 
 
@@ -284,18 +287,34 @@ def test_run_and_root_name_other_folders(place, call, tmp_path):
     folder, _ = place
     folder.rename(tmp_path / "elsewhere")
     (tmp_path / "data").rename(tmp_path / "moved")
-    quick = ("--cases", "1", "--figures", "0", "--nifti", "0")
-    call("--run", "elsewhere", "--root", "moved/LA", *quick)
-    assert (tmp_path / "elsewhere" / "test" / "last_cases1" / "summary.json").is_file()
+    call("--run", "elsewhere", "--root", "moved/LA", *QUICK)
+    assert written(tmp_path / "elsewhere") == {"last_root-LA_cases1"}
     with pytest.raises(UserError, match="data/LA"):
-        call("--run", "elsewhere", *quick)
+        call("--run", "elsewhere", *QUICK)
+
+
+def test_only_another_root_than_the_recorded_one_moves_a_number(place, call):
+    folder, _ = place
+    call("--root", "../" + Path.cwd().name + "/data/LA", *QUICK)  # where no root is recorded: the data set's usual one
+    assert written(folder) == {"last_cases1"}
+    Path("data").rename("moved")
+    remake(folder / "last.pth", lambda c: c["args"].update(root="moved/LA"))
+    call("--root", "moved/LA", *QUICK)
+    assert written(folder) == {"last_cases1"}
+    shutil.copytree("moved/LA", "cleaned")
+    call("--root", "cleaned", "--precision", "bf16", *QUICK)
+    assert written(folder) == {"last_cases1", "last_root-cleaned_bf16_cases1"}
 
 
 def test_a_usual_stride_beyond_the_patch_is_clamped(place, call):
     folder, _ = place
     remake(folder / "last.pth", lambda c: c["args"].update(patch=[16, 32, 16]))
-    call("--cases", "1", "--figures", "0", "--nifti", "0")
+    call(*QUICK)
     assert json.loads((folder / "test" / "last_cases1" / "summary.json").read_text())["test"]["stride"] == [16, 18, 4]
+
+
+def written(folder):
+    return {path.name for path in (folder / "test").iterdir()}
 
 
 def remake(path, change):
@@ -322,6 +341,7 @@ def other_architecture(checkpoint):
         ([], lambda f: Path("data/LA/test.list").write_text("CASE00\n"), "CASE00"),
         (["--root", "nowhere"], None, "nowhere: no such folder"),
         (["--stride", "18", "18", "20"], None, "--stride 18 18 20 leaves gaps between windows of 32 32 16"),
+        (["--gpu", "0,1"], None, "--gpu 0,1: testing uses one device"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(place, call, argv, damage, message):
