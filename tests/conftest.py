@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "code")]
@@ -74,6 +75,21 @@ def script():
     return run_script
 
 
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request):
+    """Every device that this machine has."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def one_thread():
+    """Threads of tiny convolutions wait for one another longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def la_root():
     """The real LA data under `$DATA_ROOT` or `data/`; skips where it is absent."""
@@ -81,3 +97,15 @@ def la_root():
     if (root / "train.list").is_file():
         return root
     pytest.skip("no LA data in $DATA_ROOT or data/: see the README on how to get it")
+
+
+@pytest.fixture(scope="session")
+def left_atria(la_root):
+    """Centre-near crops of four real left-atrium labels, ``(4, 112, 112, 80)`` uint8."""
+    labels = []
+    for file in sorted(la_root.glob("**/mri_norm2.h5"))[:4]:
+        with h5py.File(file) as case:
+            label = torch.from_numpy(case["label"][:])
+        corner = [(extent - size) // 2 for extent, size in zip(label.shape, (112, 112, 80), strict=True)]
+        labels.append(label[tuple(slice(c, c + size) for c, size in zip(corner, (112, 112, 80), strict=True))])
+    return torch.stack(labels)
