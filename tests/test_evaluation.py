@@ -21,18 +21,10 @@ from utils.evaluation import evaluate, find_checkpoint, find_run, summarise, wri
 from utils.inference import largest_component, mean_probability, sliding_window
 from utils.metrics import METRICS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = Path(__file__).resolve().parent.parent / "code" / "test_LA.py"
 SHAPE, PATCH, STRIDE = (36, 33, 20), (32, 32, 16), (18, 18, 4)
 QUICK = ("--cases", "1", "--figures", "0", "--nifti", "0")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of tiny convolutions wait for one another longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def ball(shape=SHAPE, centre=(18, 16, 10), radius=7):

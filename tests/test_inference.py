@@ -13,14 +13,7 @@ from networks.vnet import VNet
 from utils.errors import UserError
 from utils.inference import largest_component, load_networks, mean_probability, sliding_window, window_starts
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads of tiny convolutions wait for one another longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("size", [8, 9, 11, 12, 13, 30])
