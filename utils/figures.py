@@ -135,7 +135,7 @@ def summary_figure(
         ax.tick_params(labelsize=7, colors=INK, length=2)
         ax.spines[["top", "right", "bottom"]].set_visible(False)
         ax.spines["left"].set_color(FAINT)
-        ax.margins(y=0.1)
+        ax.margins(y=0.12)  # room for the names of the extremes
     line = 1 - 0.1 / figure.get_figheight()
     figure.text(0.01, line, title, ha="left", va="center", size=8, weight="bold", color=INK)
     figure.text(0.99, line, "box: median, quartiles   ◆: mean ± sd", ha="right", va="center", size=6, color=FAINT)
@@ -220,7 +220,7 @@ def _strip(ax: Axes, x: float, cases: list[tuple[float, str]], higher_is_better:
         value, name = cases[index]
         up = value == values.max()
         ax.annotate(
-            f"{word} {name[:8]}",
+            f"{word} {_short(name)}",
             (x, value),
             (0, 4 if up else -4),
             textcoords="offset points",
@@ -229,6 +229,13 @@ def _strip(ax: Axes, x: float, cases: list[tuple[float, str]], higher_is_better:
             size=5.5,
             color=FAINT,
         )
+
+
+def _short(name: str, limit: int = 12) -> str:
+    """A case's name where there is little room: the beginning tells hashes apart, the end numbered names."""
+    if len(name) <= limit:
+        return name
+    return f"…{name[-limit + 1 :]}" if name[-1].isdigit() and name[:4].isalpha() else f"{name[:8]}…"
 
 
 def _save(figure: Figure, path: str | Path) -> None:
