@@ -232,10 +232,8 @@ def _strip(ax: Axes, x: float, cases: list[tuple[float, str]], higher_is_better:
 
 
 def _short(name: str, limit: int = 12) -> str:
-    """A case's name where there is little room: the beginning tells hashes apart, the end numbered names."""
-    if len(name) <= limit:
-        return name
-    return f"…{name[-limit + 1 :]}" if name[-1].isdigit() and name[:4].isalpha() else f"{name[:8]}…"
+    """A case's name where there is little room: its end tells numbered names and hashes apart alike."""
+    return name if len(name) <= limit else f"…{name[1 - limit :]}"
 
 
 def _save(figure: Figure, path: str | Path) -> None:
