@@ -10,7 +10,7 @@ class Resident:
     Args:
         dataset: has `names`, `num_classes` and `load(index, label)`.
         labeled: indices whose label is read; every other label stays unread.
-        cases: indices to decode (all by default).
+        cases: indices to decode.
 
     Attributes:
         names, num_classes: of the data set.
@@ -18,9 +18,8 @@ class Resident:
         labels: index to uint8 tensor `(X, Y, Z)`, for the labelled cases alone.
     """
 
-    def __init__(self, dataset, labeled, cases=None):
+    def __init__(self, dataset, labeled, cases):
         labeled = set(labeled)
-        cases = range(len(dataset.names)) if cases is None else cases
         self.names, self.num_classes = dataset.names, dataset.num_classes
         self.images, self.labels = {}, {}
         for case in tqdm(cases, desc="decoding", unit="case", disable=None, leave=False):

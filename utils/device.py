@@ -116,22 +116,16 @@ class Forward(torch.nn.Module):
 
     def __init__(self, network, device, precision):
         super().__init__()
-        self.network, self.device_type, self.enabled = network, device.type, precision == "bf16"
+        self.network, self.device, self.precision = network, device, precision
 
     def forward(self, *inputs):
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.enabled):
+        with autocast(self.device, self.precision):
             return self.network(*inputs)
 
 
 def autocast(device, precision):
     """Context in which convolutions run in `precision` (`fp32` or `bf16`, not `auto`)."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def synchronize(device):
-    """Wait for the device's queue, so that a clock read next tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def describe(device):
