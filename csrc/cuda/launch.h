@@ -1,0 +1,36 @@
+#pragma once
+
+// What every kernel starts with: one spelling of a launch, which tests/native replaces to run kernels on a CPU.
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace semiseg {
+
+// Blocks that hold `threads` threads. The grid's first dimension takes 2^31 - 1 blocks.
+inline unsigned blocks_for(std::int64_t threads, int block) {
+  return static_cast<unsigned>((threads + block - 1) / block);
+}
+
+#ifdef __CUDACC__
+
+__device__ inline std::int64_t thread_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+
+// Runs kernel(arguments...) on the stream. A launch of no blocks is no error: there is nothing to do.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, int block, std::size_t shared_bytes,
+                   cudaStream_t stream, Arguments&&... arguments) {
+  if (blocks == 0) return cudaSuccess;
+  kernel<<<blocks, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+  return cudaGetLastError();
+}
+
+// Declares `name`, the block's dynamic shared memory, as an array of `type`.
+#define SEMISEG_DYNAMIC_SHARED(type, name)                        \
+  extern __shared__ __align__(16) unsigned char semiseg_shared[]; \
+  type* const name = reinterpret_cast<type*>(semiseg_shared)
+
+#endif
+
+}  // namespace semiseg
