@@ -1,0 +1,199 @@
+"""What the benchmarks share: real data, equality before time, medians of rounds in which all take turns, peak memory."""
+
+import argparse
+import ctypes
+import functools
+import gc
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.ops import _library  # noqa: E402
+from utils.run import environment  # noqa: E402
+
+CROP = (112, 112, 80)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options of every benchmark."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--threads", type=int, default=os.cpu_count(), help="of every tool (default: all cores)")
+    options.add_argument("--rounds", type=int, default=9, help="repetitions; the median is reported (default: 9)")
+    options.add_argument("--json", type=Path, help="also write environment and rows to this file")
+    return options
+
+
+def conditions(threads: int) -> dict:
+    """The run record's facts, and what else a timing depends on."""
+    facts = environment([torch.device("cpu")])
+    facts |= {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": threads}
+    return facts | {"compiled": _library.BUILT, "command": " ".join(["python", *sys.argv])}
+
+
+def compare(
+    operation: str,
+    data: str,
+    ours: Callable,
+    peers: Mapping[str, tuple[Iterable[str], Callable]],
+    rounds: int,
+    *,
+    inputs: Iterable[torch.Tensor | np.ndarray] = (),
+    atol: float | None = 0.0,
+) -> list[dict]:
+    """Rows for our operator and for each peer that is installed, after checking that all give the same.
+
+    Args:
+        operation, data: what the table says.
+        ours: calls the operator; returns a tensor, an array, a number, or a sequence or dict of them.
+        peers: name -> (packages it needs, callable that returns the same).
+        rounds: how often each is timed; all take turns, so that a busy machine slows all alike.
+        inputs: what the operator reads; peak memory is printed as a multiple of inputs and outputs.
+        atol: how far a peer may lie from ours, for peers that compute in another precision; None for a peer that
+            computes something else and only sets a mark.
+
+    Raises:
+        AssertionError: a peer gives another result.
+    """
+    runs = {f"**{operation}**": ours}
+    result = _arrays(ours())
+    for name, (packages, run) in peers.items():
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if missing:
+            print(f"skipped {name}: no {', '.join(missing)}; pip install .[bench]", file=sys.stderr)
+            continue
+        if atol is not None:
+            for mine, theirs in zip(result, _arrays(run()), strict=True):
+                np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol, err_msg=f"{operation} against {name}")
+        runs[name] = run
+    peaks = {name: peak_bytes(run) for name, run in runs.items()}
+    milliseconds = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            milliseconds[name].append(1e3 * (time.perf_counter() - start))
+    medians = {name: statistics.median(values) for name, values in milliseconds.items()}
+    reference = next(iter(medians.values()))
+    touched = sum(array.nbytes for array in [*inputs, *result])
+    return [
+        {
+            "operation": operation,
+            "data": data,
+            "implementation": name,
+            "median_ms": round(median, 3),
+            "fastest_ms": round(min(milliseconds[name]), 3),
+            "ratio": round(median / reference, 2),
+            "peak_mb": None if peaks[name] is None else round(peaks[name] / 1e6, 1),
+            "peak_over_inputs_and_outputs": (
+                round(peaks[name] / touched, 2) if touched and peaks[name] is not None and not position else None
+            ),
+        }
+        for position, (name, median) in enumerate(medians.items())
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown; the ratio says how many times the time of ours a row takes, the peak what it allocates, results
+    included."""
+    lines = ["| data | implementation | median ms | fastest ms | ratio | peak MB |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}"
+        share = row["peak_over_inputs_and_outputs"]
+        peak += "" if share is None else f" ({share:.1f} × in + out)"
+        lines.append(
+            "| {data} | {implementation} | {median_ms:.2f} | {fastest_ms:.2f} | {ratio:.1f} | {0} |".format(peak, **row)
+        )
+    return "\n".join(lines)
+
+
+def peak_bytes(run: Callable) -> int | None:
+    """How far resident memory rises above where it stood while `run` works, its result included (Linux; else None).
+
+    What the C library keeps for later is given back first, so that it hides nothing.
+    """
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not os.access(clear, os.W_OK):
+        return None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+    def kilobytes(key: str) -> int:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+
+    before = kilobytes("VmRSS")
+    clear.write_text("5")  # resets the high-water mark
+    result = run()
+    peak = kilobytes("VmHWM")
+    del result
+    return max(1024 * (peak - before), 0)
+
+
+def report(rows: list[dict], facts: dict, path: Path | None) -> None:
+    """Writes facts and rows as JSON, if a path is given."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+
+
+@functools.cache
+def volumes(count: int = 4) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+    """``count`` pairs of float32 image and uint8 label, ``(X, Y, Z)`` of about 190×142×88, and what they are.
+
+    Real left atria where $DATA_ROOT (default: data/) holds LA, and synthetic blobs where it does not.
+    """
+    files = sorted((Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA").glob("**/mri_norm2.h5"))[:count]
+    if len(files) == count:
+        import h5py
+
+        cases = []
+        for file in files:
+            with h5py.File(file) as case:
+                cases.append((case["image"][:], case["label"][:]))
+        return cases, "left atria"
+    random = np.random.default_rng(0)
+    shape = (190, 142, 88)
+    centre = np.stack(np.meshgrid(*(np.linspace(-1.5, 1.5, size) for size in shape), indexing="ij"))
+    cases = []
+    for _ in range(count):
+        bumps = ndimage.gaussian_filter(random.standard_normal(shape), 6)
+        axes = random.uniform(0.35, 0.6, 3)[:, None, None, None]
+        label = ((centre / axes) ** 2).sum(0) + 0.4 * bumps / bumps.std() < 1
+        image = label + 0.5 * random.standard_normal(shape)
+        cases.append((image.astype(np.float32), label.astype(np.uint8)))
+    return cases, "synthetic blobs"
+
+
+@functools.cache
+def label_crops(count: int = 4) -> tuple[torch.Tensor, str]:
+    """``(count, 112, 112, 80)`` uint8, the centres of :func:`volumes`' labels, and what they are."""
+    cases, source = volumes(count)
+    crops = []
+    for _, label in cases:
+        corner = [(extent - size) // 2 for extent, size in zip(label.shape, CROP, strict=True)]
+        crops.append(label[tuple(slice(c, c + size) for c, size in zip(corner, CROP, strict=True))])
+    return torch.from_numpy(np.stack(crops)), source
+
+
+def times(shape: Iterable[int]) -> str:
+    """112×112×80 of (112, 112, 80)."""
+    return "×".join(map(str, shape))
+
+
+def _arrays(result) -> list[np.ndarray]:
+    if isinstance(result, Mapping):
+        result = list(result.values())
+    if isinstance(result, tuple | list):
+        return [array for part in result for array in _arrays(part)]
+    return [np.asarray(result)]
