@@ -4,6 +4,7 @@ The kernels stand in csrc/ and are built by ``pip install --no-build-isolation -
 references run in their place, with one warning.
 """
 
+from utils.ops.cutmix import cutmix, cutmix_reference, random_box, splice, splice_reference
 from utils.ops.signed_distance import (
     normalized_sdm,
     normalized_sdm_reference,
@@ -12,8 +13,13 @@ from utils.ops.signed_distance import (
 )
 
 __all__ = [
+    "cutmix",
+    "cutmix_reference",
     "normalized_sdm",
     "normalized_sdm_reference",
+    "random_box",
     "signed_distance",
     "signed_distance_reference",
+    "splice",
+    "splice_reference",
 ]
