@@ -4,6 +4,7 @@ The kernels stand in csrc/ and are built by ``pip install --no-build-isolation -
 references run in their place, with one warning.
 """
 
+from utils.ops.crop_rot_flip import crop_rot_flip, crop_rot_flip_reference
 from utils.ops.cutmix import cutmix, cutmix_reference, random_box, splice, splice_reference
 from utils.ops.signed_distance import (
     normalized_sdm,
@@ -13,6 +14,8 @@ from utils.ops.signed_distance import (
 )
 
 __all__ = [
+    "crop_rot_flip",
+    "crop_rot_flip_reference",
     "cutmix",
     "cutmix_reference",
     "normalized_sdm",
