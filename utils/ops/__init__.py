@@ -10,10 +10,18 @@ from utils.ops.signed_distance import (
     signed_distance,
     signed_distance_reference,
 )
+from utils.ops.surface_distances import (
+    surface_distances,
+    surface_distances_and_overlap,
+    surface_distances_reference,
+)
 
 __all__ = [
     "normalized_sdm",
     "normalized_sdm_reference",
     "signed_distance",
     "signed_distance_reference",
+    "surface_distances",
+    "surface_distances_and_overlap",
+    "surface_distances_reference",
 ]
