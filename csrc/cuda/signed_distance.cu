@@ -100,11 +100,13 @@ __global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tile
 // Squares to normalized distances. `squares` and `out` may be the same memory: a thread reads and writes its own
 // element alone. With equal spacing the inner boundary is where the squared distance is 1.
 template <typename T>
-__global__ void normalize(const std::uint8_t* mask, const T* squares, float* out, const int* peaks, Volumes size) {
-  const std::int64_t voxel = thread_index(), voxels = size.voxels(), plane = size.plane();
-  if (voxel >= size.items * voxels) return;
+__global__ void normalize(const std::uint8_t* mask, const T* squares, float* out, const int* peaks, Volumes size,
+                          unsigned blocks_an_item) {
+  const std::int64_t item = blockIdx.x / blocks_an_item, voxels = size.voxels(), plane = size.plane();
+  const std::int64_t within = std::int64_t{blockIdx.x % blocks_an_item} * kBlock + threadIdx.x;
+  if (within >= voxels) return;
+  const std::int64_t voxel = item * voxels + within;
   const T v = squares[voxel];
-  const std::int64_t item = voxel / voxels, within = voxel % voxels;
   const Peak<float> longest{sqrtf(static_cast<float>(restored(peaks[2 * item], T{}))),
                             sqrtf(static_cast<float>(restored(peaks[2 * item + 1], T{})))};
   bool boundary;
@@ -161,7 +163,9 @@ cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volum
                                           units.z, units.length, stream))
     return error;
   if (!normalized) return cudaSuccess;
-  return launch(normalize<T>, blocks_for(voxels, kBlock), kBlock, 0, stream, mask, result, out, peaks, size);
+  const unsigned of_item = blocks_for(size.voxels(), kBlock);
+  return launch(normalize<T>, static_cast<unsigned>(size.items * of_item), kBlock, 0, stream, mask, result, out, peaks,
+                size, of_item);
 }
 
 }  // namespace
