@@ -15,7 +15,7 @@
 
 #include "host_device.h"
 
-namespace semiseg {
+namespace semiseg::surfaces {
 
 using Word = std::uint64_t;
 
@@ -158,8 +158,8 @@ SEMISEG_HOST_DEVICE int steps_into(int tile, int v) {  // from row v to the near
 
 // Squared distance from voxel (x, y, z) to the nearest voxel of the surface; kNowhere if it has none.
 template <typename T>
-SEMISEG_HOST_DEVICE T search(const Surface& surface, const Grid& grid, const SquaredSteps<T>& step, int x, int y,
-                             int z) {
+SEMISEG_HOST_DEVICE T nearest(const Surface& surface, const Grid& grid, const SquaredSteps<T>& step, int x, int y,
+                              int z) {
   T best = kNowhere<T>;
   const T least = lesser(step.x, step.y);
   const auto visit_row = [&](int i, int j) {
@@ -199,4 +199,4 @@ SEMISEG_HOST_DEVICE double surface_distance(T best, const SquaredSteps<T>& step)
   return best == kNowhere<T> ? HUGE_VAL : sqrt(static_cast<double>(best)) * step.length;
 }
 
-}  // namespace semiseg
+}  // namespace semiseg::surfaces

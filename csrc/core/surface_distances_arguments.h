@@ -6,9 +6,9 @@
 
 #include "surface_distances.h"
 
-namespace semiseg {
+namespace semiseg::surfaces {
 
-struct SurfaceDistancesArguments {
+struct Arguments {
   at::Tensor pred, target;  // contiguous uint8, nonzero is foreground
   Grid grid;
   int z;
@@ -16,7 +16,7 @@ struct SurfaceDistancesArguments {
   SquaredSteps<std::int64_t> whole;
   SquaredSteps<double> real;
 
-  SurfaceDistancesArguments(const at::Tensor& given_pred, const at::Tensor& given_target, at::ArrayRef<double> spacing)
+  Arguments(const at::Tensor& given_pred, const at::Tensor& given_target, at::ArrayRef<double> spacing)
       : pred(bytes(given_pred)), target(bytes(given_target)) {
     TORCH_CHECK_VALUE(pred.sizes() == target.sizes() && pred.device() == target.device(),
                       "surface_distances: expected masks of one shape on one device, got ", pred.sizes(), " on ",
@@ -46,4 +46,4 @@ struct SurfaceDistancesArguments {
   }
 };
 
-}  // namespace semiseg
+}  // namespace semiseg::surfaces

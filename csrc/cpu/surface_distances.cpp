@@ -20,7 +20,7 @@
 #include "clones.h"
 #include "parallel.h"
 
-namespace semiseg {
+namespace semiseg::surfaces {
 namespace {
 
 // Bit i is whether voxel i of `count`, at most 64, is foreground.
@@ -131,7 +131,7 @@ class BoxedSurface {
     for (int j = 0; j < box_.y; ++j)
       for (int k = 0; k < box_.words; ++k)
         for (Word word = row_words_[box_.row(i, j) + k]; word != 0; word &= word - 1)
-          *out++ = surface_distance(search(surface, box_, step, i, j, k * kWordBits + zeros_below(word)), step);
+          *out++ = surface_distance(nearest(surface, box_, step, i, j, k * kWordBits + zeros_below(word)), step);
   }
 
  private:
@@ -157,7 +157,7 @@ void measure(const BoxedSurface& pred, const BoxedSurface& target, const Squared
 std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tensor& given_pred,
                                                                  const at::Tensor& given_target,
                                                                  at::ArrayRef<double> spacing) {
-  const SurfaceDistancesArguments arguments(given_pred, given_target, spacing);
+  const Arguments arguments(given_pred, given_target, spacing);
   const Grid& grid = arguments.grid;
   const std::unique_ptr<Word[]> pred_bits(new Word[grid.size()]), target_bits(new Word[grid.size()]);
   const auto* pred_voxels = arguments.pred.const_data_ptr<std::uint8_t>();
@@ -201,4 +201,4 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tenso
 
 TORCH_LIBRARY_IMPL(semiseg, CPU, m) { m.impl("surface_distances", surface_distances); }
 
-}  // namespace semiseg
+}  // namespace semiseg::surfaces
