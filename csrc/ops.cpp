@@ -11,7 +11,7 @@ TORCH_LIBRARY(semiseg, m) {
   def("stitch_windows(Tensor logits, Tensor? weights, int[] starts, int[] counts, int[] shape, str activation)"
       " -> Tensor");
   def("largest_component(Tensor labels, int num_classes, int connectivity) -> Tensor");
-  def("surface_distances(Tensor pred, Tensor target, float[] spacing) -> (Tensor, Tensor)");
+  def("surface_distances(Tensor pred, Tensor target, float[] spacing) -> (Tensor, Tensor, Tensor)");
   def("crop_rot_flip(Tensor[] images, Tensor[] labels, int[] starts, int[] size, int[] rot, int[] flip)"
       " -> (Tensor, Tensor)");
 }

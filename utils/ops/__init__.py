@@ -12,6 +12,11 @@ from utils.ops.signed_distance import (
     signed_distance,
     signed_distance_reference,
 )
+from utils.ops.surface_distances import (
+    surface_distances,
+    surface_distances_and_overlap,
+    surface_distances_reference,
+)
 
 __all__ = [
     "crop_rot_flip",
@@ -25,4 +30,7 @@ __all__ = [
     "signed_distance_reference",
     "splice",
     "splice_reference",
+    "surface_distances",
+    "surface_distances_and_overlap",
+    "surface_distances_reference",
 ]
