@@ -10,10 +10,15 @@ from utils.ops.signed_distance import (
     signed_distance,
     signed_distance_reference,
 )
+from utils.ops.stitch_windows import WindowStitcher, stitch_windows, stitch_windows_reference, window_starts
 
 __all__ = [
+    "WindowStitcher",
     "normalized_sdm",
     "normalized_sdm_reference",
     "signed_distance",
     "signed_distance_reference",
+    "stitch_windows",
+    "stitch_windows_reference",
+    "window_starts",
 ]
