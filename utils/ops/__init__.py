@@ -23,6 +23,10 @@ __all__ = [
     "crop_rot_flip_reference",
     "cutmix",
     "cutmix_reference",
+from utils.ops.stitch_windows import WindowStitcher, stitch_windows, stitch_windows_reference, window_starts
+
+__all__ = [
+    "WindowStitcher",
     "normalized_sdm",
     "normalized_sdm_reference",
     "random_box",
@@ -33,4 +37,7 @@ __all__ = [
     "surface_distances",
     "surface_distances_and_overlap",
     "surface_distances_reference",
+    "stitch_windows",
+    "stitch_windows_reference",
+    "window_starts",
 ]
