@@ -4,6 +4,7 @@ The kernels stand in csrc/ and are built by ``pip install --no-build-isolation -
 references run in their place, with one warning.
 """
 
+from utils.ops.largest_component import largest_component, largest_component_reference
 from utils.ops.signed_distance import (
     normalized_sdm,
     normalized_sdm_reference,
@@ -12,6 +13,8 @@ from utils.ops.signed_distance import (
 )
 
 __all__ = [
+    "largest_component",
+    "largest_component_reference",
     "normalized_sdm",
     "normalized_sdm_reference",
     "signed_distance",
