@@ -6,6 +6,7 @@ references run in their place, with one warning.
 
 from utils.ops.crop_rot_flip import crop_rot_flip, crop_rot_flip_reference
 from utils.ops.cutmix import cutmix, cutmix_reference, random_box, splice, splice_reference
+from utils.ops.largest_component import largest_component, largest_component_reference
 from utils.ops.signed_distance import (
     normalized_sdm,
     normalized_sdm_reference,
@@ -27,6 +28,8 @@ from utils.ops.stitch_windows import WindowStitcher, stitch_windows, stitch_wind
 
 __all__ = [
     "WindowStitcher",
+    "largest_component",
+    "largest_component_reference",
     "normalized_sdm",
     "normalized_sdm_reference",
     "random_box",
