@@ -13,6 +13,7 @@ from utils.ops.signed_distance import (
     signed_distance,
     signed_distance_reference,
 )
+from utils.ops.stitch_windows import WindowStitcher, stitch_windows, stitch_windows_reference, window_starts
 from utils.ops.surface_distances import (
     surface_distances,
     surface_distances_and_overlap,
@@ -20,14 +21,11 @@ from utils.ops.surface_distances import (
 )
 
 __all__ = [
+    "WindowStitcher",
     "crop_rot_flip",
     "crop_rot_flip_reference",
     "cutmix",
     "cutmix_reference",
-from utils.ops.stitch_windows import WindowStitcher, stitch_windows, stitch_windows_reference, window_starts
-
-__all__ = [
-    "WindowStitcher",
     "largest_component",
     "largest_component_reference",
     "normalized_sdm",
@@ -37,10 +35,10 @@ __all__ = [
     "signed_distance_reference",
     "splice",
     "splice_reference",
+    "stitch_windows",
+    "stitch_windows_reference",
     "surface_distances",
     "surface_distances_and_overlap",
     "surface_distances_reference",
-    "stitch_windows",
-    "stitch_windows_reference",
     "window_starts",
 ]
