@@ -2,7 +2,6 @@
 
 import hypothesis
 import numpy as np
-import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -28,11 +27,7 @@ hypothesis.settings.register_profile(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def profile():
-    hypothesis.settings.load_profile("operators")
-    yield
-    hypothesis.settings.load_profile("default")
+hypothesis.settings.load_profile("operators")
 
 
 @st.composite
