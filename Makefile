@@ -1,13 +1,15 @@
 # make demo   set up, make the phantom data, train CoraNet on it with 8 labels, test, draw        (minutes)
 # make test   set up, lint, run the test suite                                                    (minutes)
-# Both make .venv if it is missing and are quick the second time. PYTHON=python3.12 picks another interpreter.
+# make sanitize   run the operators' tests under the sanitizers, the CUDA kernels emulated       (minutes)
+# All make .venv if it is missing and are quick the second time. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SOURCES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 RUN := runs/phantom/coranet_8/seed1337
 
-.PHONY: demo test env lint
+.PHONY: demo test sanitize env lint
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.ready
@@ -29,7 +31,10 @@ demo: env
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.* csrc/*/*.*)
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
 
 test: lint
 	$(BIN)/python -m pytest
+
+sanitize: env
+	$(BIN)/python tests/native/sanitize.py

@@ -1,4 +1,4 @@
-"""What the benchmarks share: real data, equality before time, medians of rounds in which all take turns, peak memory."""
+"""What the benchmarks share: real data, equality before time, medians of rounds taken in turns, peak memory."""
 
 import argparse
 import ctypes

@@ -41,7 +41,7 @@ def options():
     test.add_argument("--stride", type=run.positive_int, nargs=3, metavar=("X", "Y", "Z"), help="default: data set's")
     test.add_argument("--nms", type=int, choices=(0, 1), default=1, help="1: keep the largest component alone")
     test.add_argument("--empty", choices=tuple(EMPTY), default="zero", help="how empty masks score; zero: as papers")
-    test.add_argument("--batch", type=run.positive_int, default=4, help="windows at once: memory, not numbers")
+    test.add_argument("--batch", type=run.positive_int, help="windows at once (default: 4, CPU 1): memory, not numbers")
     test.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
     test.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where fast")
     test.add_argument("--figures", type=int, choices=(0, 1), default=1, help="1: draw figures")
@@ -79,7 +79,7 @@ def main():
     def segment(image):
         with window_bar() as progress:
             prob = sliding_window(
-                predictor, image, **windows, activation="none", device=device, precision=precision, progress=progress
+                predictor, image, **windows, activation=None, device=device, precision=precision, progress=progress
             )
         labels = prob.argmax(0).to("cpu", torch.uint8).numpy()
         return largest_component(labels, data.num_classes) if args.nms else labels

@@ -62,7 +62,7 @@ def relabel(net, data, steps, stride, job):
     def branches(x):
         return torch.cat([logits.float().softmax(1) for logits in net(x)], dim=1)
 
-    options = {"activation": "none", "device": job.device, "precision": job.precision}
+    options = {"activation": None, "device": job.device, "precision": job.precision}
     net.eval()
     for case in sorted({case for step in steps for case in data.samples(step)[data.labeled_bs :]}):
         job.leave_if_asked(steps.start - 1)

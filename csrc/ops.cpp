@@ -8,10 +8,11 @@ TORCH_LIBRARY(semiseg, m) {
   def("signed_distance(Tensor mask, float[] spacing, bool normalized) -> Tensor");
   def("splice(Tensor a, Tensor b, Tensor box) -> Tensor");
   def("cutmix(Tensor image_a, Tensor image_b, Tensor label_a, Tensor label_b, Tensor box) -> (Tensor, Tensor)");
-  def("stitch_windows(Tensor logits, Tensor? weights, int[] starts, int[] counts, int[] shape, str activation)"
-      " -> Tensor");
+  def("stitch_add(Tensor(a!) total, Tensor logits, Tensor? weights, int[] starts, int[] counts, int first,"
+      " str activation) -> ()");
+  def("stitch_divide(Tensor(a!) total, Tensor? weights, int[] patch, int[] starts, int[] counts) -> ()");
   def("largest_component(Tensor labels, int num_classes, int connectivity) -> Tensor");
-  def("surface_distances(Tensor pred, Tensor target, float[] spacing) -> (Tensor, Tensor)");
+  def("surface_distances(Tensor pred, Tensor target, float[] spacing) -> (Tensor, Tensor, Tensor)");
   def("crop_rot_flip(Tensor[] images, Tensor[] labels, int[] starts, int[] size, int[] rot, int[] flip)"
       " -> (Tensor, Tensor)");
 }

@@ -227,7 +227,7 @@ def test_script_alone_does_the_whole_job(place, script):
     # The prediction is that of the pieces put together by hand.
     with h5py.File("data/LA/2018LA_Seg_Training Set/CASE06/mri_norm2.h5") as file:
         image, label = file["image"][:], file["label"][:]
-    prob = sliding_window(mean_probability(networks), image, PATCH, STRIDE, 2, activation="none")
+    prob = sliding_window(mean_probability(networks), image, PATCH, STRIDE, 2, activation=None)
     expected = largest_component(prob.argmax(0).numpy(), 2)
     for kind, array in (("pred", expected), ("label", label)):
         stored = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out / "nifti" / f"CASE06_{kind}.nii.gz")))

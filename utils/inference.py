@@ -7,7 +7,6 @@ loop written out one window at a time.
 
 import importlib
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,33 +19,11 @@ from torch import Tensor, nn
 from utils.checkpoint import load_checkpoint, load_state
 from utils.device import autocast
 from utils.errors import UserError
+from utils.ops import WindowStitcher, window_starts
 
 Predictor = Callable[[Tensor], Tensor]
 
-_ACTIVATIONS = ("softmax", "sigmoid", "none")
 _RANK = {(2, 4): 1, (2, 8): 2, (3, 6): 1, (3, 18): 2, (3, 26): 3}  # (dimensions, connectivity): scipy's structure rank
-
-
-def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]) -> list[list[int]]:
-    """First voxel of every window along each axis, the last window moved back to end at the volume's edge.
-
-    There are ``ceil((S - P) / stride) + 1`` windows along an axis of S voxels, at ``min(i * stride, S - P)``.
-
-    Raises:
-        ValueError: lengths differ, a patch or stride below 1, a patch larger than the volume (pad first), or a stride
-            larger than the patch, which leaves holes.
-    """
-    if not len(shape) == len(patch) == len(stride):
-        raise ValueError(f"shape {tuple(shape)}, patch {tuple(patch)} and stride {tuple(stride)} differ in length")
-    starts = []
-    for axis, (size, extent, step) in enumerate(zip(shape, patch, stride, strict=True)):
-        if extent < 1 or step < 1 or extent > size:
-            raise ValueError(f"axis {axis}: need 1 <= patch <= size and stride >= 1, got {extent}, {size}, {step}")
-        if step > extent:
-            raise ValueError(f"axis {axis}: stride {step} leaves holes between windows of patch {extent}")
-        last = size - extent
-        starts.append([min(step * i, last) for i in range(math.ceil(last / step) + 1)])
-    return starts
 
 
 def sliding_window(
@@ -56,46 +33,54 @@ def sliding_window(
     stride: Sequence[int],
     num_classes: int,
     *,
-    batch: int = 4,
-    activation: str = "softmax",
+    batch: int | None = None,
+    activation: str | None = "softmax",
+    weights: Tensor | None = None,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Class probabilities of a volume: the mean over all windows that cover a voxel.
+    """Class probabilities of a volume or an image: the mean over all windows that cover a voxel.
 
-    A volume smaller than the patch is padded with zeros, ``(P - S) // 2`` in front and the rest behind, and cropped
+    What is smaller than the patch is padded with zeros, ``(P - S) // 2`` in front and the rest behind, and cropped
     back. The predictor runs without gradients and under autocast; activation and sum are float32. Its train or eval
     mode is the caller's business.
 
     Args:
-        predictor: ``(B, 1, *patch)`` float32, channels last, to ``(B, C, *patch)`` logits (or probabilities).
-        image: ``(X, Y, Z)`` or ``(1, X, Y, Z)``.
+        predictor: ``(B, 1, *patch)`` float32, channels last, to ``(B, C, *patch)`` logits (or probabilities), of any
+            floating-point type. It may not keep its input, which the next windows overwrite.
+        image: ``(*S)`` or ``(1, *S)``, of 3 or 2 axes as the patch has.
         patch, stride: voxels along each axis.
         num_classes: C.
-        batch: windows per forward pass; memory grows with it, the result does not depend on it.
-        activation: ``softmax`` or ``sigmoid`` for logits, ``none`` for a predictor that gives probabilities.
+        batch: windows per forward pass; memory grows with it, the result does not depend on it. None: 4 on a GPU, and
+            1 on the CPU, where a window fills the caches and all threads.
+        activation: ``softmax`` or ``sigmoid`` for logits, None for a predictor that gives probabilities.
+        weights: ``(*patch)``, how much each place of a window counts, such as :func:`gaussian_weights`; None, the
+            field's protocol: all the same.
         device: where the predictor lives; the volume is summed and returned there.
         precision: ``fp32`` or ``bf16``, as :func:`utils.device.resolve_precision` gives it.
         progress: called with (windows done, windows in all) after each batch.
 
     Returns:
-        ``(C, X, Y, Z)`` float32 on ``device``.
+        ``(C, *S)`` float32 on ``device``.
 
     Raises:
-        ValueError: wrong image shape, activation, batch, or output shape of the predictor.
+        ValueError: wrong image shape, activation, weights, batch, or output shape of the predictor.
         UserError: the predictor's output is not finite.
     """
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"activation {activation!r} is none of {', '.join(_ACTIVATIONS)}")
+    device, patch = torch.device(device), tuple(patch)
+    if len(patch) not in (2, 3):
+        raise ValueError(f"patch must have 2 or 3 axes, got {patch}")
+    if batch is None:
+        batch = 1 if device.type == "cpu" else 4
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    device, patch = torch.device(device), tuple(patch)
     volume = torch.as_tensor(image).to(device, torch.float32)
-    if volume.ndim == 4 and volume.shape[0] == 1:
+    if volume.ndim == len(patch) + 1 and volume.shape[0] == 1:
         volume = volume[0]
-    if volume.ndim != 3:
-        raise ValueError(f"image must be (X, Y, Z) or (1, X, Y, Z), got {tuple(volume.shape)}")
+    if volume.ndim != len(patch):
+        axes = "X, Y, Z"[: 3 * len(patch) - 2]
+        raise ValueError(f"image must be ({axes}) or (1, {axes}), got {tuple(volume.shape)}")
 
     missing = [max(p - s, 0) for s, p in zip(volume.shape, patch, strict=True)]
     crop = [slice(m // 2, m // 2 + s) for m, s in zip(missing, volume.shape, strict=True)]
@@ -103,51 +88,56 @@ def sliding_window(
         volume = F.pad(volume, [side for m in reversed(missing) for side in (m // 2, m - m // 2)])
 
     starts = window_starts(volume.shape, patch, stride)
-    windows = [
-        tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True)) for corner in itertools.product(*starts)
-    ]
-    batch = min(batch, len(windows))
-    # Everything large is allocated once: a fresh tensor per window costs more in page faults than the sums do.
-    x = torch.empty((batch, 1, *patch), device=device).to(memory_format=torch.channels_last_3d)
-    prob = torch.empty((batch, num_classes, *patch), device=device)
-    total = torch.zeros((num_classes, *volume.shape), device=device)
-
+    options = {"activation": activation, "weights": weights, "device": device}
+    stitcher = WindowStitcher(volume.shape, patch, starts, num_classes, **options)
+    corners = list(itertools.product(*starts))
+    # One input for all windows: a fresh tensor a window costs more in page faults than its sum does. For the same
+    # reason no name holds an output while the next is made: it then takes the same memory.
+    memory_format = torch.channels_last if len(patch) == 2 else torch.channels_last_3d
+    x = torch.empty((min(batch, len(corners)), 1, *patch), device=device).to(memory_format=memory_format)
     with torch.no_grad():
-        for first in range(0, len(windows), batch):
-            chunk = windows[first : first + batch]
-            n = len(chunk)
-            for i, window in enumerate(chunk):
-                x[i, 0].copy_(volume[window])
+        for first in range(0, len(corners), batch):
+            chunk = corners[first : first + batch]
+            for i, corner in enumerate(chunk):
+                x[i, 0].copy_(volume[tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))])
             with autocast(device, precision):
-                output = predictor(x[:n])
-            if output.shape != prob[:n].shape:
-                raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {tuple(prob[:n].shape)}")
-            if activation == "softmax":
-                torch.softmax(output.float(), 1, out=prob[:n])
-            elif activation == "sigmoid":
-                torch.sigmoid(output.float(), out=prob[:n])
-            else:
-                prob[:n].copy_(output)
-            for i, window in enumerate(chunk):
-                total[(slice(None), *window)] += prob[i]
+                output = predictor(x[: len(chunk)])
+            if output.shape != (len(chunk), num_classes, *patch):
+                expected = (len(chunk), num_classes, *patch)
+                raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {expected}")
+            stitcher.add(output)
+            del output
             if progress is not None:
-                progress(first + n, len(windows))
-
-    # How often a voxel is covered is a product over the axes, because the windows form a grid.
-    cover = torch.ones((), device=device)
-    for size, extent, axis_starts in zip(volume.shape, patch, starts, strict=True):
-        line = torch.zeros(size, device=device)
-        for start in axis_starts:
-            line[start : start + extent] += 1
-        cover = cover.unsqueeze(-1) * line
-    total /= cover
-    if not torch.isfinite(total.sum()):
+                progress(first + len(chunk), len(corners))
+    prob = stitcher.result()
+    if not torch.isfinite(prob.sum()):
         raise UserError("the network's output is not finite: its weights diverged, or the image holds NaN or infinity")
-    return total[(slice(None), *crop)]
+    return prob[(slice(None), *crop)]
+
+
+def gaussian_weights(patch: Sequence[int], sigma_scale: float = 1 / 8) -> Tensor:
+    """Weights for :func:`sliding_window` that trust a window's centre most: a Gaussian of ``sigma_scale`` times the
+    patch along each axis, 1 at the centre and nowhere below a thousandth.
+
+    MONAI's ``compute_importance_map(patch, "gaussian")``, to its rounding; nnU-Net's map is this one without the floor.
+
+    Returns:
+        ``patch`` float32 on the CPU.
+
+    Raises:
+        ValueError: a scale that is not positive.
+    """
+    if not sigma_scale > 0:
+        raise ValueError(f"sigma_scale must be positive, got {sigma_scale}")
+    weights = torch.ones((), dtype=torch.float64)
+    for extent in patch:
+        distance = torch.arange(extent, dtype=torch.float64) - (extent - 1) / 2
+        weights = weights[..., None] * torch.exp(-0.5 * (distance / (sigma_scale * extent)) ** 2)
+    return weights.clamp_min_(1e-3).float()
 
 
 def mean_probability(networks: Sequence[nn.Module]) -> Predictor:
-    """A predictor for :func:`sliding_window` (``activation="none"``): the mean of the networks' softmax outputs.
+    """A predictor for :func:`sliding_window` (``activation=None``): the mean of the networks' softmax outputs.
 
     Each network offers ``segment(x)``, ``(B, 1, X, Y, Z)`` to logits ``(B, C, X, Y, Z)`` of the head that is tested.
     """

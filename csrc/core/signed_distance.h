@@ -90,6 +90,23 @@ SEMISEG_HOST_DEVICE T larger(T a, T b) {
   return a < b ? b : a;
 }
 
+// Positions of the lowest and the highest set bit of a word that has one.
+SEMISEG_HOST_DEVICE int lowest_bit(std::uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __ffs(static_cast<int>(bits)) - 1;
+#else
+  return __builtin_ctz(bits);
+#endif
+}
+
+SEMISEG_HOST_DEVICE int highest_bit(std::uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return 31 - __clz(static_cast<int>(bits));
+#else
+  return 31 - __builtin_clz(bits);
+#endif
+}
+
 // Steps from a voxel to the other label, given the count at its neighbour towards which we look.
 template <typename T>
 SEMISEG_HOST_DEVICE T steps_via(bool same_label, T steps_of_neighbour) {
@@ -123,6 +140,52 @@ SEMISEG_HOST_DEVICE void scan_lines(const std::uint8_t* mask, T* out, int n, std
     }
   }
   for (int k = 0; k < lanes; ++k) out[k] = signed_square(out[k], mask[k] != 0, unit);
+}
+
+// First axis, a voxel alone: steps to the nearest voxel of the other label in a column of n voxels, whose foreground is
+// given as bits, `words[j * stride]` holding voxels 32 j to 32 j + 31; kFarSteps where there is none.
+template <typename T>
+SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_t stride, int n, int i) {
+  const int home = i / 32, last = (n - 1) / 32;
+  const std::uint32_t same = words[home * stride] >> (i % 32) & 1 ? 0xFFFFFFFFu : 0u;
+  const auto others = [&](int j) {
+    const std::uint32_t bits = words[j * stride] ^ same;
+    return j < last || n % 32 == 0 ? bits : bits & ((1u << n % 32) - 1);
+  };
+  int steps = n;  // farther than any voxel of the column
+  std::uint32_t found =
+      others(home) & (0xFFFFFFFEu << (i % 32));  // shifted once by type, so that 31 is no special case
+  for (int j = home; found != 0 || j < last; found = others(++j)) {
+    if (found == 0) continue;
+    steps = 32 * j + lowest_bit(found) - i;
+    break;
+  }
+  found = others(home) & ((1u << (i % 32)) - 1);
+  for (int j = home; found != 0 || (j > 0 && i - (32 * j - 1) < steps); found = others(--j)) {
+    if (found == 0) continue;
+    steps = smaller(steps, i - (32 * j + highest_bit(found)));
+    break;
+  }
+  return steps < n ? static_cast<T>(steps) : Reach<T>::kFarSteps;
+}
+
+// Further axes, a voxel alone: the lowest parabola over voxel i of the line, sought from near to far until nothing
+// farther can be lower.
+template <typename T>
+SEMISEG_HOST_DEVICE T search_line(Line<const T> line, int n, int i, T unit) {
+  const bool inside = line[i] < 0;
+  T best = inside ? -line[i] : line[i];
+  const int reach = larger(i, n - 1 - i);
+  for (int r = 1; r <= reach; ++r) {
+    const T added = unit * r * r;
+    if (best <= added) break;
+    for (const int j : {i - r, i + r}) {
+      if (j < 0 || j >= n) continue;
+      const T height = larger(inside ? static_cast<T>(-line[j]) : line[j], T{0});
+      if (height < best - added) best = height + added;
+    }
+  }
+  return inside ? -best : best;
 }
 
 // Does parabola q lie nowhere below both p and r, p < q < r, of the given heights?

@@ -1,16 +1,16 @@
-// signed_distance on CUDA: one thread a line along x, y and z, then one thread a voxel takes roots and scales.
+// signed_distance on CUDA: a thread a voxel in three passes. Along x it looks for the other label among the bits of its
+// column; along y, then z, for the lowest parabola of its line, from near to far. Columns and lines lie in shared
+// memory. A last pass takes roots and scales.
 
+#include "launch.h"
 #include "signed_distance.h"
 
 namespace semiseg {
 namespace {
 
-constexpr int kLineBlock = 64;  // small, so that the lines of a few crops spread over all multiprocessors
-constexpr int kVoxelBlock = 256;
-
-unsigned blocks(std::int64_t threads, int block) { return static_cast<unsigned>((threads + block - 1) / block); }
-
-__device__ std::int64_t thread_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+constexpr int kBlock = 256;
+constexpr int kColumns = 32;            // columns of a block: one warp's width of neighbours along z
+constexpr int kSharedBytes = 48 << 10;  // what every device gives a block without asking
 
 // Non-negative floats order as their bits do.
 __device__ int ordered(std::int32_t square) { return square; }
@@ -18,85 +18,164 @@ __device__ int ordered(float square) { return __float_as_int(square); }
 __device__ std::int32_t restored(int bits, std::int32_t) { return bits; }
 __device__ float restored(int bits, float) { return __int_as_float(bits); }
 
-// Neighbouring threads take neighbouring z, so that they read and write side by side.
+// A block takes kColumns neighbouring columns along x of one item.
 template <typename T>
-__global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, T unit) {
-  const std::int64_t line = thread_index(), plane = size.plane();
-  if (line >= size.items * plane) return;
-  const std::int64_t first = line / plane * size.voxels() + line % plane;
-  scan_lines<T>(mask + first, out + first, size.x, plane, 1, unit);
-}
+__global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, unsigned blocks_an_item, T unit) {
+  SEMISEG_DYNAMIC_SHARED(std::uint32_t, words);
+  const std::int64_t plane = size.plane(), item = blockIdx.x / blocks_an_item;
+  const int lane = static_cast<int>(threadIdx.x) % kColumns, team = static_cast<int>(threadIdx.x) / kColumns;
+  const std::int64_t column = std::int64_t{blockIdx.x % blocks_an_item} * kColumns + lane;
+  const std::int64_t first = item * size.voxels() + column;
+  const bool valid = column < plane;
 
-template <typename T>
-__global__ void solve_y(const T* in, T* out, int* hull, Volumes size, T unit) {
-  const std::int64_t line = thread_index();
-  if (line >= size.items * size.x * size.z) return;
-  const std::int64_t first = line / size.z * size.plane() + line % size.z;
-  solve_line<T>({in + first, size.z}, {out + first, size.z}, {hull + first, size.z}, size.y, unit);
-}
-
-// The last axis also collects each item's peaks. The hulls of neighbouring lines are interleaved.
-template <typename T>
-__global__ void solve_z(const T* in, T* out, int* hull, int* peaks, Volumes size, T unit) {
-  const std::int64_t line = thread_index(), lines = size.items * size.x * size.y;
-  if (line >= lines) return;
-  const Line<T> solved{out + line * size.z, 1};
-  solve_line<T>({in + line * size.z, 1}, solved, {hull + line, lines}, size.z, unit);
-  Peak<T> peak{0, 0};
-  for (int z = 0; z < size.z; ++z) peak.see(solved[z]);
-  int* shared = peaks + 2 * (line / (std::int64_t{size.x} * size.y));
-  atomicMax(shared, ordered(peak.inside));
-  atomicMax(shared + 1, ordered(peak.outside));
-}
-
-// `squares` and `out` may be the same memory: a thread reads and writes its own element alone.
-template <typename T>
-__global__ void finish(const std::uint8_t* mask, const T* squares, float* out, const int* peaks, Volumes size,
-                       float unit_length, bool normalized) {
-  const std::int64_t voxel = thread_index(), voxels = size.voxels(), plane = size.plane();
-  if (voxel >= size.items * voxels) return;
-  const T v = squares[voxel];
-  if (!normalized) {
-    out[voxel] = distance(v, unit_length);
-    return;
+  for (int j = team; 32 * j < size.x; j += kBlock / kColumns) {
+    std::uint32_t word = 0;
+    const int count = smaller(32, size.x - 32 * j);
+    for (int bit = 0; valid && bit < count; ++bit)
+      word |= std::uint32_t{mask[first + (32 * j + bit) * plane] != 0} << bit;
+    words[j * kColumns + lane] = word;
   }
-  const std::int64_t item = voxel / voxels, within = voxel % voxels;
+  __syncthreads();
+  for (int x = team; valid && x < size.x; x += kBlock / kColumns) {
+    const bool inside = words[x / 32 * kColumns + lane] >> (x % 32) & 1;
+    out[first + x * plane] = signed_square(steps_among_bits<T>(words + lane, kColumns, size.x, x), inside, unit);
+  }
+}
+
+// What a block takes of a pass along y or z: `lines` neighbouring lines of n voxels. Along z they follow each other in
+// memory; along y they lie side by side.
+struct Tiles {
+  int n, lines, lines_a_group;      // a group: the lines among which a tile lies
+  std::int64_t groups, group_size;  // in voxels
+  bool side_by_side;
+  bool in_shared;
+
+  unsigned a_group() const { return (lines_a_group + lines - 1) / lines; }
+};
+
+// Lowest parabolas along one axis, from `in` to `out`. With `peaks`, an item's largest squares are collected there;
+// with `roots`, distances are written in place of squares.
+template <typename T>
+__global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tiles, unsigned tiles_a_group,
+                       std::int64_t groups_an_item, T unit, float unit_length) {
+  SEMISEG_DYNAMIC_SHARED(T, tile);
+  __shared__ int highest[2];
+  const std::int64_t group = blockIdx.x / tiles_a_group;
+  const int begin = static_cast<int>(blockIdx.x % tiles_a_group) * tiles.lines;
+  const int lines = smaller(tiles.lines, tiles.lines_a_group - begin);
+  const std::int64_t line_step = tiles.side_by_side ? 1 : tiles.n, step = tiles.side_by_side ? tiles.lines_a_group : 1;
+  const std::int64_t first = group * tiles.group_size + begin * line_step;
+  if (threadIdx.x < 2) highest[threadIdx.x] = 0;
+
+  const int count = lines * tiles.n, width = tiles.side_by_side ? lines : tiles.n;
+  for (int v = threadIdx.x; tiles.in_shared && v < count; v += kBlock) {
+    const int slow = v / width, fast = v % width;
+    tile[v] = in[first + (tiles.side_by_side ? slow * step + fast : slow * line_step + fast)];
+  }
+  __syncthreads();
+
+  Peak<T> peak{0, 0};
+  for (int v = threadIdx.x; v < count; v += kBlock) {
+    const int slow = v / width, fast = v % width;
+    const int line = tiles.side_by_side ? fast : slow, i = tiles.side_by_side ? slow : fast;
+    const Line<const T> values = !tiles.in_shared     ? Line<const T>{in + first + line * line_step, step}
+                                 : tiles.side_by_side ? Line<const T>{tile + line, lines}
+                                                      : Line<const T>{tile + line * tiles.n, 1};
+    const T square = search_line(values, tiles.n, i, unit);
+    peak.see(square);
+    const std::int64_t to = first + line * line_step + i * step;
+    if (roots != nullptr) {
+      roots[to] = distance(square, unit_length);
+    } else {
+      out[to] = square;
+    }
+  }
+  if (peaks == nullptr) return;
+  atomicMax(&highest[0], ordered(peak.inside));
+  atomicMax(&highest[1], ordered(peak.outside));
+  __syncthreads();
+  if (threadIdx.x < 2) atomicMax(peaks + 2 * (group / groups_an_item) + threadIdx.x, highest[threadIdx.x]);
+}
+
+// Squares to normalized distances. `squares` and `out` may be the same memory: a thread reads and writes its own
+// element alone. With equal spacing the inner boundary is where the squared distance is 1.
+template <typename T>
+__global__ void normalize(const std::uint8_t* mask, const T* squares, float* out, const int* peaks, Volumes size,
+                          unsigned blocks_an_item) {
+  const std::int64_t item = blockIdx.x / blocks_an_item, voxels = size.voxels(), plane = size.plane();
+  const std::int64_t within = std::int64_t{blockIdx.x % blocks_an_item} * kBlock + threadIdx.x;
+  if (within >= voxels) return;
+  const std::int64_t voxel = item * voxels + within;
+  const T v = squares[voxel];
   const Peak<float> longest{sqrtf(static_cast<float>(restored(peaks[2 * item], T{}))),
                             sqrtf(static_cast<float>(restored(peaks[2 * item + 1], T{})))};
-  const int x = static_cast<int>(within / plane), y = static_cast<int>(within % plane / size.z);
-  const int z = static_cast<int>(within % size.z);
-  const bool boundary = on_inner_boundary(mask + item * voxels, size, x, y, z);
+  bool boundary;
+  if constexpr (std::is_integral_v<T>) {
+    boundary = v == -1;
+  } else {
+    boundary = on_inner_boundary(mask + item * voxels, size, static_cast<int>(within / plane),
+                                 static_cast<int>(within % plane / size.z), static_cast<int>(within % size.z));
+  }
   out[voxel] = normalized_distance(v, boundary, longest);
 }
 
+// As many lines a tile as fit in shared memory, up to a few warps of work; lines too long for it stay where they are.
+Tiles tiles_of(int n, int lines_a_group, std::int64_t groups, bool side_by_side) {
+  const int room = kSharedBytes / static_cast<int>(sizeof(float)) / n;
+  const int wanted = side_by_side ? kColumns : larger(1, 8 * kBlock / n);
+  return {n,       larger(1, smaller(wanted, room)), lines_a_group,
+          groups,  std::int64_t{n} * lines_a_group,  side_by_side,
+          room > 0};
+}
+
 template <typename T>
-cudaError_t launch(const std::uint8_t* mask, float* out, void* scratch, const Volumes& size, const Spacing& spacing,
-                   bool normalized, cudaStream_t stream) {
+cudaError_t launch_search(const T* in, T* out, float* roots, int* peaks, const Tiles& tiles, std::int64_t items, T unit,
+                          float unit_length, cudaStream_t stream) {
+  const std::size_t shared = tiles.in_shared ? sizeof(T) * tiles.n * tiles.lines : 0;
+  return launch(search<T>, static_cast<unsigned>(tiles.groups * tiles.a_group()), kBlock, shared, stream, in, out,
+                roots, peaks, tiles, tiles.a_group(), tiles.groups / items, unit, unit_length);
+}
+
+template <typename T>
+cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volumes& size, const Spacing& spacing,
+                bool normalized, cudaStream_t stream) {
   static_assert(sizeof(T) == sizeof(float), "the result's memory holds intermediate values");
   const Units<T> units(spacing);
   const std::int64_t voxels = size.items * size.voxels();
-  T *first = reinterpret_cast<T*>(out), *second = static_cast<T*>(scratch);
-  int *hull = reinterpret_cast<int*>(second + voxels), *peaks = hull + voxels;
-  if (const auto error = cudaMemsetAsync(peaks, 0, 2 * size.items * sizeof(int), stream)) return error;
+  const bool volume = size.y > 1;
+  T *result = reinterpret_cast<T*>(out), *between = static_cast<T*>(scratch);
+  int* peaks = normalized ? reinterpret_cast<int*>(between + voxels) : nullptr;
+  if (normalized)
+    if (const auto error = cudaMemsetAsync(peaks, 0, 2 * size.items * sizeof(int), stream)) return error;
 
-  const std::int64_t columns = size.items * size.plane(), rows = size.items * size.x * size.z;
-  const std::int64_t lines = size.items * size.x * size.y;
-  scan_x<T><<<blocks(columns, kLineBlock), kLineBlock, 0, stream>>>(mask, first, size, units.x);
-  solve_y<T><<<blocks(rows, kLineBlock), kLineBlock, 0, stream>>>(first, second, hull, size, units.y);
-  solve_z<T><<<blocks(lines, kLineBlock), kLineBlock, 0, stream>>>(second, first, hull, peaks, size, units.z);
-  finish<T><<<blocks(voxels, kVoxelBlock), kVoxelBlock, 0, stream>>>(mask, first, out, peaks, size, units.length,
-                                                                     normalized);
-  return cudaGetLastError();
+  const unsigned columns = blocks_for(size.plane(), kColumns);
+  const std::size_t words = sizeof(std::uint32_t) * kColumns * blocks_for(size.x, 32);
+  if (const auto error = launch(scan_x<T>, static_cast<unsigned>(size.items * columns), kBlock, words, stream, mask,
+                                volume ? result : between, size, columns, units.x))
+    return error;
+  if (volume) {
+    const Tiles along_y = tiles_of(size.y, size.z, size.items * size.x, true);
+    if (const auto error = launch_search<T>(result, between, nullptr, nullptr, along_y, size.items, units.y, 1, stream))
+      return error;
+  }
+  const Tiles along_z = tiles_of(size.z, size.x * size.y, size.items, false);
+  if (const auto error = launch_search<T>(between, result, normalized ? nullptr : out, peaks, along_z, size.items,
+                                          units.z, units.length, stream))
+    return error;
+  if (!normalized) return cudaSuccess;
+  const unsigned of_item = blocks_for(size.voxels(), kBlock);
+  return launch(normalize<T>, static_cast<unsigned>(size.items * of_item), kBlock, 0, stream, mask, result, out, peaks,
+                size, of_item);
 }
 
 }  // namespace
 
-std::size_t signed_distance_scratch(const Volumes& size) { return size.items * (2 * size.voxels() + 2) * sizeof(int); }
+std::size_t signed_distance_scratch(const Volumes& size) { return size.items * (size.voxels() + 2) * sizeof(int); }
 
 cudaError_t launch_signed_distance(const std::uint8_t* mask, float* out, void* scratch, const Volumes& size,
                                    const Spacing& spacing, bool normalized, cudaStream_t stream) {
-  return spacing.equal() ? launch<std::int32_t>(mask, out, scratch, size, spacing, normalized, stream)
-                         : launch<float>(mask, out, scratch, size, spacing, normalized, stream);
+  return spacing.equal() ? run<std::int32_t>(mask, out, scratch, size, spacing, normalized, stream)
+                         : run<float>(mask, out, scratch, size, spacing, normalized, stream);
 }
 
 }  // namespace semiseg

@@ -325,7 +325,9 @@ def run_copy(folder, code):
     (folder / "utils").mkdir()
     (folder / "utils" / "__init__.py").touch()
     shutil.copytree(ROOT / "utils" / "ops", folder / "utils" / "ops", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
-    return subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=folder, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "SEMISEG_LIBRARY"}
+    command = [sys.executable, "-W", "always", "-c", code]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_not_built_means_one_warning_and_the_reference(tmp_path):

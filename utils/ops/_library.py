@@ -50,12 +50,20 @@ def _warn_once(message: str) -> None:
 
 
 def through_cpu(operator: Callable) -> Callable:
-    """The operator by its CPU kernel, for tensors that live elsewhere; the result goes back to where the first is."""
+    """The operator by its CPU kernel, for tensors that live elsewhere; the result goes back to where the first is.
+
+    What the schema says the operator writes is written where it lives.
+    """
+    arguments = operator._schema.arguments
+    written = [i for i, argument in enumerate(arguments) if argument.alias_info and argument.alias_info.is_write]
 
     def run(*args):
         _warn_once(_NO_CUDA)
         device = next(leaf.device for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
-        result = operator(*tree_map_only(torch.Tensor, torch.Tensor.cpu, args))
+        copies = tree_map_only(torch.Tensor, torch.Tensor.cpu, args)
+        result = operator(*copies)
+        for i in written:
+            args[i].copy_(copies[i])
         return tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), result)
 
     return run

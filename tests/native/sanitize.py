@@ -1,0 +1,113 @@
+"""Builds the operators with sanitizers and runs their tests on the builds: `make sanitize`.
+
+    cpu    the CPU kernels, with the address and undefined-behaviour sanitizers
+    cuda   the CUDA kernels on an emulated device (cuda_on_cpu/), with the same sanitizers; no GPU is needed
+    race   the union-find, hammered by threads, with the thread sanitizer
+
+    python tests/native/sanitize.py [cpu] [cuda] [race] [-- arguments for pytest]
+
+Linux and g++. Objects are kept in build/sanitize/ and made again where a source or header is newer.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CSRC, BUILD = ROOT / "csrc", ROOT / "build" / "sanitize"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+FLAGS = ["-O2", "-g1", "-std=c++17", "-fPIC", "-fopenmp", "-Wall", "-Wextra", "-Werror", *SANITIZE]
+FLAGS += [flag for folder in cpp_extension.include_paths() for flag in ("-isystem", folder)]
+FLAGS += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+
+
+def library(name, sources, flags=()):
+    """Compiles the sources, two at a time, and links them into build/sanitize/<name>/_C.so."""
+    folder = BUILD / name
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = [path for place in (CSRC, HERE) for path in place.rglob("*.h")]
+    newest = max(path.stat().st_mtime for path in [*headers, Path(__file__)])
+
+    def compiled(source):
+        made = folder / f"{source.parent.name}_{source.name}.o"
+        if not made.is_file() or made.stat().st_mtime < max(newest, source.stat().st_mtime):
+            run(["g++", *FLAGS, *flags, "-x", "c++", "-c", source, "-o", made])
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sources))
+    built = folder / "_C.so"
+    libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()]
+    run(["g++", "-shared", "-fopenmp", *SANITIZE, *objects, *libraries, "-lc10", "-ltorch", "-ltorch_cpu", "-o", built])
+    return built
+
+
+def run(command, **options):
+    done = subprocess.run([str(part) for part in command], check=False, **options)
+    if done.returncode:
+        sys.exit(f"sanitize: {' '.join(str(part) for part in command[:3])} … failed with status {done.returncode}")
+
+
+def test(built, arguments):
+    """The operators' tests on a build, in a Python that starts with the sanitizer's runtime."""
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    environment = os.environ | {
+        "SEMISEG_LIBRARY": str(built),
+        "LD_PRELOAD": ":".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps what it has until the end
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    run([sys.executable, "-m", "pytest", "-q", "--maxfail=5", *arguments, "tests/ops"], cwd=ROOT, env=environment)
+
+
+def sanitize_cpu(arguments):
+    test(library("cpu", [CSRC / "ops.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]), arguments)
+
+
+def sanitize_cuda(arguments):
+    emulated = HERE / "cuda_on_cpu"
+    flags = ["-I", emulated, "-include", emulated / "as_cpu.h", "-Wno-unknown-pragmas"]
+    sources = sorted([*(CSRC / "cuda").glob("*.cpp"), *(CSRC / "cuda").glob("*.cu")])
+    # The emulator has one instruction set, and real volumes would take it minutes.
+    os.environ["DATA_ROOT"] = os.devnull
+    test(library("cuda", [CSRC / "ops.cpp", *sources], flags), ["-k", "not instruction_sets", *arguments])
+
+
+def sanitize_race(_):
+    BUILD.mkdir(parents=True, exist_ok=True)
+    program = BUILD / "union_find_race"
+    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", "-Wall", "-Wextra", "-Werror"]
+    run(["g++", *flags, HERE / "union_find_race.cpp", "-o", program])
+    run([program])
+
+
+STAGES = {"cpu": sanitize_cpu, "cuda": sanitize_cuda, "race": sanitize_race}
+
+
+def main():
+    given = sys.argv[1:]
+    cut = given.index("--") if "--" in given else len(given)
+    stages, arguments = given[:cut] or list(STAGES), given[cut + 1 :]
+    if unknown := [stage for stage in stages if stage not in STAGES]:
+        sys.exit(f"sanitize: unknown stage {', '.join(unknown)}; choose from {', '.join(STAGES)}")
+    if sys.platform != "linux" or sysconfig.get_config_var("CC") is None:
+        sys.exit("sanitize: needs Linux and g++")
+    for stage in stages:
+        start = time.monotonic()
+        STAGES[stage](arguments)
+        print(f"sanitize: {stage} passed in {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

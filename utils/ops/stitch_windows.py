@@ -1,0 +1,251 @@
+"""Sliding windows put together: activation, weighted sum over the windows of a grid, and division, without copies."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from utils.ops import _library
+
+MAX_STARTS = 768  # WindowGrid::kMaxStarts in csrc/core/stitch_windows.h
+
+
+def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]) -> list[list[int]]:
+    """First voxel of every window along each axis, the last window moved back to end at the volume's edge.
+
+    There are ``ceil((S - P) / stride) + 1`` windows along an axis of S voxels, at ``min(i * stride, S - P)``.
+
+    Raises:
+        ValueError: lengths differ, a patch or stride below 1, a patch larger than the volume (pad first), or a stride
+            larger than the patch, which leaves holes.
+    """
+    if not len(shape) == len(patch) == len(stride):
+        raise ValueError(f"shape {tuple(shape)}, patch {tuple(patch)} and stride {tuple(stride)} differ in length")
+    starts = []
+    for axis, (size, extent, step) in enumerate(zip(shape, patch, stride, strict=True)):
+        if extent < 1 or step < 1 or extent > size:
+            raise ValueError(f"axis {axis}: need 1 <= patch <= size and stride >= 1, got {extent}, {size}, {step}")
+        if step > extent:
+            raise ValueError(f"axis {axis}: stride {step} leaves holes between windows of patch {extent}")
+        last = size - extent
+        starts.append([min(step * i, last) for i in range(math.ceil(last / step) + 1)])
+    return starts
+
+
+class WindowStitcher:
+    """Probabilities of a volume from the windows of a grid that come a few at a time.
+
+    The result is that of :func:`stitch_windows` to the bit, however the windows are split; memory is the result and
+    the windows at hand. ::
+
+        stitcher = WindowStitcher(shape, patch, window_starts(shape, patch, stride), num_classes)
+        for x in batches_of_windows:  # in C order of the grid
+            stitcher.add(network(x))
+        prob = stitcher.result()
+
+    Args:
+        shape: the volume, ``(X, Y, Z)`` or ``(X, Y)``, fewer than 2^31 voxels.
+        patch: the window.
+        starts: first voxels of the windows along each axis, ascending and without holes, as :func:`window_starts`
+            gives them; at most 768 over all axes.
+        num_classes: C.
+        activation: from logits to probabilities: ``"softmax"`` over the classes, ``"sigmoid"``, or None.
+        weights: float32 ``patch``, positive: how much each place of a window counts; None: all the same. (Not checked:
+            where the weights over a voxel sum to 0 it is NaN.)
+        device: where the logits will be.
+
+    Raises:
+        ValueError: starts that are not as said, an unknown activation, or weights of another shape.
+        TypeError: weights that are no floating-point tensor.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        patch: Sequence[int],
+        starts: Sequence[Sequence[int]],
+        num_classes: int,
+        *,
+        activation: str | None = "softmax",
+        weights: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.patch = tuple(int(extent) for extent in patch)
+        self._grid = _checked_grid(shape, self.patch, starts)
+        self._activation = _checked_activation(activation)
+        self._weights = _checked_weights(weights, self.patch, device)
+        self._total = torch.zeros((num_classes, *shape), device=device)
+        self._num_classes, self._device = num_classes, self._total.device
+        self.windows = math.prod(self._grid[1])
+        self.done = 0
+
+    def add(self, logits: Tensor) -> None:
+        """Adds the next windows in C order of the grid.
+
+        Args:
+            logits: ``(n, C, *patch)`` of any floating-point type and any strides; read as float32. No gradient.
+
+        Raises:
+            TypeError: not a floating-point tensor.
+            ValueError: another shape or device, or more windows than are left.
+        """
+        _check_logits(logits)
+        expected, device = (self._num_classes, *self.patch), self._device
+        if logits.shape[1:] != expected or logits.device != device:
+            got = f"{tuple(logits.shape)} on {logits.device}"
+            raise ValueError(f"expected logits (n, {', '.join(map(str, expected))}) on {device}, got {got}")
+        if len(logits) > self.windows - self.done:
+            raise ValueError(f"got {len(logits)} windows where {self.windows - self.done} of {self.windows} are left")
+        _add(self._total, logits.detach(), self._weights, *self._grid, self.done, self._activation)
+        self.done += len(logits)
+
+    def result(self) -> Tensor:
+        """``(C, *shape)`` float32; once, after the last window.
+
+        Raises:
+            ValueError: windows are missing, or the result has been given.
+        """
+        if self._total is None or self.done < self.windows:
+            raise ValueError(f"{self.done} of {self.windows} windows are there, and the result is given once")
+        total, self._total = self._total, None
+        _divide(total, self._weights, self.patch, *self._grid)
+        return total
+
+
+def stitch_windows(
+    logits: Tensor,
+    starts: Sequence[Sequence[int]],
+    shape: Sequence[int],
+    activation: str | None = "softmax",
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Probabilities of a volume: the weighted mean over the windows that cover a voxel.
+
+    Sliding-window inference as the field does it, with equal weights (UA-MT, DTC, MC-Net) or with Gaussian ones
+    (nnU-Net, MONAI). A voxel goes through its windows in the grid's order, so the result does not depend on threads.
+
+    Args:
+        logits: ``(N, C, *P)``, the windows in C order of the grid, ``P`` of 2 or 3 axes; any floating-point type, read
+            as float32 (float64 too), any strides, channels-last included.
+        starts: first voxels along each axis, see :class:`WindowStitcher`; N is the product of their numbers.
+        shape: the volume.
+        activation, weights: see :class:`WindowStitcher`.
+
+    Returns:
+        ``(C, *shape)`` float32 on the logits' device, no gradient. Softmax and sigmoid treat infinite logits and NaN as
+        torch does.
+
+    Raises:
+        TypeError, ValueError: as :class:`WindowStitcher`, or another number of windows than the grid's.
+    """
+    _check_logits(logits)
+    options = {"activation": activation, "weights": weights, "device": logits.device}
+    stitcher = WindowStitcher(shape, logits.shape[2:], starts, logits.shape[1], **options)
+    if logits.shape[0] != stitcher.windows:
+        raise ValueError(f"got {logits.shape[0]} windows for a grid of {stitcher.windows}")
+    stitcher.add(logits)
+    return stitcher.result()
+
+
+def stitch_windows_reference(
+    logits: Tensor,
+    starts: Sequence[Sequence[int]],
+    shape: Sequence[int],
+    activation: str | None = "softmax",
+    weights: Tensor | None = None,
+) -> Tensor:
+    """:func:`stitch_windows` by its definition, one window at a time, in float64 on the CPU."""
+    total = torch.zeros((logits.shape[1], *shape), dtype=torch.float64)
+    grid = _checked_grid(shape, logits.shape[2:], starts)
+    weights = None if weights is None else weights.cpu().double()
+    _reference_add(total, logits.cpu().double(), weights, *grid, 0, _checked_activation(activation))
+    _reference_divide(total, weights, logits.shape[2:], *grid)
+    return total
+
+
+def _check_logits(logits: Tensor) -> None:
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise TypeError(f"expected floating-point logits, got {got}")
+    if logits.ndim not in (4, 5):
+        raise ValueError(f"expected logits (N, C, X, Y) or (N, C, X, Y, Z), got {tuple(logits.shape)}")
+
+
+def _checked_grid(
+    shape: Sequence[int], patch: Sequence[int], starts: Sequence[Sequence[int]]
+) -> tuple[list[int], list[int]]:
+    """The starts of all axes in one list, and how many each axis has."""
+    if len(shape) not in (2, 3) or not len(shape) == len(patch) == len(starts):
+        lengths = f"{len(shape)}, {len(patch)} and {len(starts)}"
+        raise ValueError(f"expected shape, window and starts of 2 or 3 axes, got {lengths} axes")
+    if math.prod(shape) >= 2**31:
+        raise ValueError(f"expected a volume of fewer than 2^31 voxels, got {tuple(shape)}")
+    if sum(map(len, starts)) > MAX_STARTS:
+        raise ValueError(f"expected at most {MAX_STARTS} starts over all axes, got {sum(map(len, starts))}")
+    for axis, (size, extent, along) in enumerate(zip(shape, patch, starts, strict=True)):
+        if extent < 1 or not along or along[0] != 0 or along[-1] != size - extent:
+            raise ValueError(
+                f"axis {axis}: windows of {extent} at {list(along)} do not reach from end to end of {size} voxels"
+            )
+        if not all(0 < after - start <= extent for start, after in itertools.pairwise(along)):
+            raise ValueError(f"axis {axis}: windows of {extent} at {list(along)} leave holes or do not ascend")
+    return [int(start) for along in starts for start in along], [len(along) for along in starts]
+
+
+def _checked_activation(activation: str | None) -> str:
+    if activation not in ("softmax", "sigmoid", None):
+        raise ValueError(f"activation {activation!r}: expected 'softmax', 'sigmoid' or None")
+    return activation or "none"
+
+
+def _checked_weights(weights: Tensor | None, patch: Sequence[int], device: torch.device | str) -> Tensor | None:
+    if weights is None:
+        return None
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"expected floating-point weights, got {got}")
+    if tuple(weights.shape) != tuple(patch):
+        raise ValueError(f"expected weights of the window's shape {tuple(patch)}, got {tuple(weights.shape)}")
+    return weights.detach().to(device, torch.float32).contiguous()
+
+
+def _windows(patch: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> list[tuple[slice, ...]]:
+    """Where in the volume the windows lie, in the grid's order."""
+    given = iter(starts)
+    axes = [[slice(a, a + extent) for a in itertools.islice(given, n)] for extent, n in zip(patch, counts, strict=True)]
+    return list(itertools.product(*axes))
+
+
+def _reference_add(total, logits, weights, starts, counts, first, activation):
+    logits = logits.to(total.dtype)
+    prob = {"softmax": lambda: logits.softmax(1), "sigmoid": logits.sigmoid, "none": lambda: logits}[activation]()
+    if weights is not None:
+        prob = prob * weights
+    for i, window in enumerate(_windows(logits.shape[2:], starts, counts)[first : first + len(logits)]):
+        total[(slice(None), *window)] += prob[i]
+
+
+def _reference_divide(total, weights, patch, starts, counts):
+    cover = torch.zeros_like(total[0])
+    for window in _windows(patch, starts, counts):
+        cover[window] += 1 if weights is None else weights
+    total /= cover
+
+
+def _fake(*_) -> None:
+    """Nothing is returned: the total is written in place, the one exception among these operators."""
+
+
+_add = _library.register(
+    "stitch_add(Tensor(a!) total, Tensor logits, Tensor? weights, int[] starts, int[] counts, int first, "
+    "str activation) -> ()",
+    _reference_add,
+    _fake,
+)
+_divide = _library.register(
+    "stitch_divide(Tensor(a!) total, Tensor? weights, int[] patch, int[] starts, int[] counts) -> ()",
+    _reference_divide,
+    _fake,
+)
