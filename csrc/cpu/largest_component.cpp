@@ -13,7 +13,7 @@
 #include "../core/largest_component_arguments.h"
 #include "parallel.h"
 
-namespace semiseg {
+namespace semiseg::components {
 namespace {
 
 constexpr int kVoxelsPerRun = 4;      // a run takes four numbers, so runs never take more memory than voxels would
@@ -258,7 +258,7 @@ class Item {
 };
 
 at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
-  const LargestComponentArguments arguments(given, num_classes, connectivity);
+  const Arguments arguments(given, num_classes, connectivity);
   const auto& [labels, grid, classes] = arguments;
   at::Tensor out = at::empty(labels.sizes(), labels.options());
   if (labels.numel() == 0) return out;
@@ -286,4 +286,4 @@ at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes, 
 
 TORCH_LIBRARY_IMPL(semiseg, CPU, m) { m.impl("largest_component", largest_component); }
 
-}  // namespace semiseg
+}  // namespace semiseg::components
