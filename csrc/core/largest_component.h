@@ -14,7 +14,7 @@
 
 #include "host_device.h"
 
-namespace semiseg {
+namespace semiseg::components {
 
 struct Alone {
   static std::int32_t load(const std::int32_t* from) { return *from; }
@@ -99,7 +99,9 @@ SEMISEG_HOST_DEVICE Key key_of(std::int32_t size, std::int32_t root) {
 }
 
 // The root in a key; no element in 0.
-SEMISEG_HOST_DEVICE std::int32_t root_of(Key key) { return static_cast<std::int32_t>(~static_cast<std::uint32_t>(key)); }
+SEMISEG_HOST_DEVICE std::int32_t root_of(Key key) {
+  return static_cast<std::int32_t>(~static_cast<std::uint32_t>(key));
+}
 
 // Raises `best` to `key`. Most components are too small, and see so without writing.
 SEMISEG_HOST_DEVICE void propose(Key* best, Key key) {
@@ -118,8 +120,8 @@ SEMISEG_HOST_DEVICE bool is_foreground(T label, int classes) {
   return label != 0 && static_cast<std::uint64_t>(label) < static_cast<std::uint64_t>(classes);
 }
 
-// One item: x slowest, z contiguous, fewer than 2^31 voxels. Neighbours differ by at most one along at most `rank` axes:
-// across faces (1), edges (2), corners (3).
+// One item: x slowest, z contiguous, fewer than 2^31 voxels. Neighbours differ by at most one along at most `rank`
+// axes: across faces (1), edges (2), corners (3).
 struct Grid {
   int x, y, z, rank;
 
@@ -127,12 +129,13 @@ struct Grid {
   SEMISEG_HOST_DEVICE std::int32_t voxels() const { return x * y * z; }
 };
 
-// The rows that touch the row at (x, y) and are scanned before it: (x, y - 1), (x - 1, y - 1), (x - 1, y), (x - 1, y + 1).
+// The rows that touch the row at (x, y) and are scanned before it: (x, y - 1), (x - 1, y - 1), (x - 1, y), (x - 1, y +
+// 1).
 constexpr int kEarlierRows = 4;
 
 struct EarlierRow {
-  int planes, y;       // so many planes back; y relative to the row's
-  int reach;           // how far apart along z neighbours in the two rows may lie; none are neighbours if negative
+  int planes, y;      // so many planes back; y relative to the row's
+  int reach;          // how far apart along z neighbours in the two rows may lie; none are neighbours if negative
   std::int32_t back;  // so many voxels back
 
   SEMISEG_HOST_DEVICE EarlierRow(int i, const Grid& grid) : planes(i > 0), y(i == 0 ? -1 : i - 2) {
@@ -168,4 +171,4 @@ SEMISEG_HOST_DEVICE void for_each_contact(const T* labels, const Grid& grid, int
   }
 }
 
-}  // namespace semiseg
+}  // namespace semiseg::components

@@ -5,30 +5,27 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <limits>
-#include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "largest_component.h"
 
-namespace semiseg {
+namespace semiseg::components {
 
-struct LargestComponentArguments {
+struct Arguments {
   at::Tensor labels;  // contiguous
   Grid grid;
   int classes;  // at most as many as the type can name
 
-  LargestComponentArguments(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
+  Arguments(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
     TORCH_CHECK_TYPE(at::isIntegralType(given.scalar_type(), /*includeBool=*/true),
                      "largest_component: expected bool or integer labels, got ", given.scalar_type());
     TORCH_CHECK_VALUE(given.dim() == 3 || given.dim() == 4,
                       "largest_component: expected labels (B, X, Y) or (B, X, Y, Z), got ", given.sizes());
     TORCH_CHECK_VALUE(num_classes >= 2 && num_classes <= 1 << 15,
                       "largest_component: expected 2 to 32768 classes with the background, got ", num_classes);
-    const int rank = given.dim() == 3 ? connectivity == 4   ? 1
-                                        : connectivity == 8 ? 2
-                                                            : 0
+    const int rank = given.dim() == 3     ? connectivity == 4   ? 1
+                                            : connectivity == 8 ? 2
+                                                                : 0
                      : connectivity == 6  ? 1
                      : connectivity == 18 ? 2
                      : connectivity == 26 ? 3
@@ -43,7 +40,8 @@ struct LargestComponentArguments {
     if (given.scalar_type() == at::kChar) num_classes = std::min<std::int64_t>(num_classes, 128);
     classes = static_cast<int>(num_classes);
     labels = given.contiguous();
-    // Axes of one voxel say nothing: without them rows are as long as can be, and x is where there is something to share.
+    // Axes of one voxel say nothing: without them rows are as long as can be, and x is where there is something to
+    // share.
     std::vector<int> extents;
     for (const auto extent : sizes)
       if (extent != 1) extents.push_back(static_cast<int>(extent));
@@ -67,4 +65,4 @@ void with_unsigned(std::size_t bytes, const Use& use) {
   }
 }
 
-}  // namespace semiseg
+}  // namespace semiseg::components

@@ -13,12 +13,12 @@
 #include "../core/largest_component_arguments.h"
 #include "parallel.h"
 
-namespace semiseg {
+namespace semiseg::components {
 namespace {
 
-constexpr int kVoxelsPerRun = 3;          // a run takes three numbers, so runs never take more than voxels would
-constexpr int kSlabVoxels = 1 << 15;      // fewer are not worth a task
-constexpr int kSlabsPerThread = 4;        // a few, since the object fills some slabs more than others
+constexpr int kVoxelsPerRun = 4;      // a run takes four numbers, so runs never take more memory than voxels would
+constexpr int kSlabVoxels = 1 << 15;  // fewer are not worth a task
+constexpr int kSlabsPerThread = 4;    // a few, since the object fills some slabs more than others
 
 // The first element of [from, end) that is not `value`; `end` if all are. Eight bytes at a time.
 template <typename T>
@@ -65,8 +65,13 @@ bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int
   return true;
 }
 
+// A run of one label along z. Its place counts a voxel more at the end of each row and a row more at the end of each
+// plane, so that two runs touch in an earlier row if and only if their places do, so many places apart.
 struct Run {
-  std::int32_t begin, end;
+  std::uint32_t begin, end;
+  std::int32_t voxel;  // where it begins
+
+  std::int32_t size() const { return static_cast<std::int32_t>(end - begin); }
 };
 
 template <typename T>
@@ -100,7 +105,11 @@ class Item {
   std::int32_t* parents() { return scratch_.get(); }
   Run* runs() { return reinterpret_cast<Run*>(scratch_.get() + grid_.voxels() / kVoxelsPerRun); }
 
+  std::int64_t places_of_row() const { return grid_.z + 1; }
+  std::int64_t places_of_plane() const { return places_of_row() * (grid_.y > 1 ? grid_.y + 1 : 1); }
+
   bool solve_by_runs() {
+    if (grid_.x * places_of_plane() > UINT32_MAX) return false;
     std::vector<std::int32_t> ends(slabs_);
     std::atomic<bool> fits{true};
     for_each_slab([&](std::int64_t slab) {
@@ -109,72 +118,93 @@ class Item {
     });
     if (!fits) return false;
     if (slabs_ > 1) {
-      run_tasks(slabs_ - 1, [&] { return [&](std::int64_t slab) { join(slab + 1, ends[slab], ends[slab + 1]); }; });
+      run_tasks(slabs_ - 1, [&] { return [&](std::int64_t slab) { bridge(slab, ends[slab], ends[slab + 1]); }; });
     }
     for_each_slab([&](std::int64_t slab) {
-      for (std::int32_t run = first_run(slab); run < ends[slab]; ++run) nominate(run, runs()[run].begin);
+      for (std::int32_t run = first_run(slab); run < ends[slab]; ++run) nominate(run, runs()[run].voxel);
     });
     for_each_slab([&](std::int64_t slab) {
-      std::int32_t done = first_plane(slab) * grid_.plane();
+      T* done = out_ + first_plane(slab) * grid_.plane();
       for (std::int32_t run = first_run(slab); run < ends[slab]; ++run) {
-        const auto [begin, end] = runs()[run];
-        if (!wins(run, begin)) continue;
-        std::fill(out_ + done, out_ + begin, T{0});
-        std::fill(out_ + begin, out_ + end, labels_[begin]);
-        done = end;
+        const std::int32_t voxel = runs()[run].voxel;
+        if (!wins(run, voxel)) continue;
+        std::fill(done, out_ + voxel, T{0});
+        done = std::fill_n(out_ + voxel, runs()[run].size(), labels_[voxel]);
       }
-      std::fill(out_ + done, out_ + first_plane(slab + 1) * grid_.plane(), T{0});
+      std::fill(done, out_ + first_plane(slab + 1) * grid_.plane(), T{0});
     });
     return true;
   }
 
-  // Joins a run with those of its label that it touches in an earlier row, among runs [*cursor, stop). The next run to
-  // come touches nothing before *cursor.
-  template <typename Access>
-  void join_row(std::int32_t run, std::int32_t row_begin, const EarlierRow& row, std::int32_t* cursor,
-                std::int32_t stop) {
-    const auto [begin, end] = runs()[run];
-    const std::int32_t from = std::max(begin - row.reach, row_begin) - row.back;
-    const std::int32_t to = std::min(end + row.reach, row_begin + grid_.z) - row.back;
-    while (*cursor < stop && runs()[*cursor].end <= from) ++*cursor;
-    for (std::int32_t other = *cursor; other < stop && runs()[other].begin < to; ++other)
-      if (classes_ == 2 || labels_[runs()[other].begin] == labels_[begin]) unite<Access>(parents(), run, other);
-  }
-
   // Finds a slab's runs and joins them. Returns the end of their numbers, -1 where there are too many.
   std::int32_t collect(std::int64_t slab) {
-    const int first = first_plane(slab), last = first_plane(slab + 1);
     const std::int32_t begin = first_run(slab), limit = first_run(slab + 1);
-    std::int32_t run = begin;
-    std::int32_t cursors[kEarlierRows] = {begin, begin, begin, begin};
-    const EarlierRow rows[kEarlierRows] = {{0, grid_}, {1, grid_}, {2, grid_}, {3, grid_}};
-    const bool fits = for_each_run(labels_, grid_, classes_, first, last, [&](int x, int y, auto from, auto to) {
-      if (run == limit) return false;
-      runs()[run] = {from, to};
-      parents()[run] = ~(to - from);
-      const std::int32_t row_begin = (x * grid_.y + y) * grid_.z;
-      for (int i = 0; i < kEarlierRows; ++i)
-        if (rows[i].exists(grid_, x - first, y)) join_row<Alone>(run, row_begin, rows[i], &cursors[i], run);
-      ++run;
-      return true;
-    });
-    return fits ? run : -1;
+    std::int32_t end = begin;
+    std::int64_t place_of_voxel_0 = 0;  // as the current row counts
+    std::int32_t row_of_place = -1;
+    if (!for_each_run(labels_, grid_, classes_, first_plane(slab), first_plane(slab + 1),
+                      [&](int x, int y, std::int32_t from, std::int32_t to) {
+                        if (end == limit) return false;
+                        const std::int32_t row = x * grid_.y + y;
+                        if (row != row_of_place) {
+                          row_of_place = row;
+                          place_of_voxel_0 = x * places_of_plane() + y * places_of_row() - std::int64_t{row} * grid_.z;
+                        }
+                        const auto place = static_cast<std::uint32_t>(place_of_voxel_0 + from);
+                        runs()[end] = {place, place + (to - from), from};
+                        parents()[end] = ~(to - from);
+                        ++end;
+                        return true;
+                      }))
+      return -1;
+    for (int i = 0; i < kEarlierRows; ++i) join<Alone>(EarlierRow(i, grid_), begin, end, begin, end);
+    return end;
   }
 
-  // Joins the runs of a slab's first plane with those of the plane before.
-  void join(std::int64_t slab, std::int32_t stop, std::int32_t end) {
-    const std::int32_t border = first_plane(slab) * grid_.plane();
-    const auto ends_by = [](const Run& run, std::int32_t voxel) { return run.end <= voxel; };
-    const auto before = std::lower_bound(runs() + first_run(slab - 1), runs() + stop, border - grid_.plane(), ends_by);
-    for (int i = 0; i < kEarlierRows; ++i) {
-      const EarlierRow row(i, grid_);
-      auto cursor = static_cast<std::int32_t>(before - runs());
-      if (row.planes == 0) continue;
-      for (std::int32_t run = first_run(slab); run < end && runs()[run].begin < border + grid_.plane(); ++run) {
-        const int y = (runs()[run].begin - border) / grid_.z;
-        if (row.exists(grid_, 1, y)) join_row<Shared>(run, border + y * grid_.z, row, &cursor, stop);
+  // Joins a slab, whose runs end before `stop`, with the next one, whose runs end before `end`.
+  void bridge(std::int64_t slab, std::int32_t stop, std::int32_t end) {
+    const int border = first_plane(slab + 1);
+    const auto first_in = [&](int plane, std::int32_t first, std::int32_t last) {
+      const auto begins_before = [](const Run& run, std::int64_t place) { return run.begin < place; };
+      const Run* found = std::lower_bound(runs() + first, runs() + last, plane * places_of_plane(), begins_before);
+      return static_cast<std::int32_t>(found - runs());
+    };
+    const std::int32_t earlier = first_in(border - 1, first_run(slab), stop), later = first_run(slab + 1);
+    for (int i = 1; i < kEarlierRows; ++i)
+      join<Shared>(EarlierRow(i, grid_), later, first_in(border + 1, later, end), earlier, stop);
+  }
+
+  // Joins those of runs [later, later_end) and [earlier, earlier_end) that touch by way of this earlier row.
+  template <typename Access>
+  void join(const EarlierRow& row, std::int32_t later, std::int32_t later_end, std::int32_t earlier,
+            std::int32_t earlier_end) {
+    if (row.reach < 0 || (grid_.y == 1 && row.y != 0)) return;
+    const auto back = static_cast<std::uint32_t>(row.planes * places_of_plane() - row.y * places_of_row());
+    const std::uint32_t reach = row.reach;
+    const Run *const first = runs(), *run = first + later, *other = first + earlier;
+    const Run *const run_end = first + later_end, *const other_end = first + earlier_end;
+    while (run < run_end && other < other_end) {
+      const std::uint32_t begin = other->begin + back, end = other->end + back;
+      if ((begin < run->end + reach) & (run->begin < end + reach)) {
+        touch<Access>(run - first, other - first);
+        // A run of another class may follow at once: where both end, it touches by a corner.
+        if (run->end == end && reach && other + 1 < other_end && other[1].begin == other->end)
+          touch<Access>(run - first, other + 1 - first);
       }
+      // Whichever ends first is done. Which one is a coin's toss, so no branch.
+      const std::int64_t step = (std::int64_t{end} - run->end) >> 63;
+      other -= step;
+      run += 1 + step;
     }
+  }
+
+  template <typename Access>
+  void touch(std::int32_t run, std::int32_t other) {
+    if (classes_ > 2 && labels_[runs()[run].voxel] != labels_[runs()[other].voxel]) return;
+    // What a run was last joined to is often what it is joined to again.
+    const std::int32_t parent = Access::load(parents() + run);
+    if (parent < 0 || (parent != other && parent != Access::load(parents() + other)))
+      unite<Access>(parents(), run, other);
   }
 
   // ---- voxels
@@ -228,7 +258,7 @@ class Item {
 };
 
 at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
-  const LargestComponentArguments arguments(given, num_classes, connectivity);
+  const Arguments arguments(given, num_classes, connectivity);
   const auto& [labels, grid, classes] = arguments;
   at::Tensor out = at::empty(labels.sizes(), labels.options());
   if (labels.numel() == 0) return out;
@@ -256,4 +286,4 @@ at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes, 
 
 TORCH_LIBRARY_IMPL(semiseg, CPU, m) { m.impl("largest_component", largest_component); }
 
-}  // namespace semiseg
+}  // namespace semiseg::components
