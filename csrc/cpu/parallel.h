@@ -4,18 +4,31 @@
 
 #include <algorithm>
 #include <atomic>
+#include <vector>
 
 namespace semiseg {
 
-// Runs tasks 0 .. tasks - 1, each thread taking the next one as soon as it is free: tasks differ in cost, and another
+// Runs tasks 0 .. tasks - 1. Each thread begins with a share of neighbouring tasks, the same at every call, so that
+// what it left in its caches is there the next time; then it helps the others, because tasks differ in cost and another
 // process may hold a core. `make_worker()` is called once a thread, so that a worker can own its scratch memory.
 template <typename MakeWorker>
 void run_tasks(std::int64_t tasks, const MakeWorker& make_worker) {
-  std::atomic<std::int64_t> next{0};
+  struct alignas(64) Share {
+    std::atomic<std::int64_t> next;
+    std::int64_t end;
+  };
   const auto threads = std::min<std::int64_t>(tasks, at::get_num_threads());
-  at::parallel_for(0, threads, 1, [&](std::int64_t, std::int64_t) {
+  std::vector<Share> shares(threads);
+  for (std::int64_t i = 0; i < threads; ++i) {
+    shares[i].next = tasks * i / threads;
+    shares[i].end = tasks * (i + 1) / threads;
+  }
+  at::parallel_for(0, threads, 1, [&](std::int64_t own, std::int64_t) {
     auto worker = make_worker();
-    for (std::int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) worker(task);
+    for (std::int64_t i = 0; i < threads; ++i) {
+      Share& share = shares[(own + i) % threads];
+      for (std::int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) worker(task);
+    }
   });
 }
 
