@@ -4,8 +4,8 @@
 // words of 64, so that the nearest voxel of a row is a count of zeros.
 //
 // A search visits the rows around a voxel, near ones first, and leaves out those that lie too far away to hold anything
-// nearer than what it has. Far from home it visits tiles of rows, and enters only those whose rows, laid over each
-// other, hold something near enough.
+// nearer than what it has. Far from home it visits blocks of tiles of rows, and enters only those whose rows, laid over
+// each other, hold something near enough.
 //
 // T counts squared distances: int64_t for equal spacing (exact) and double for unequal spacing.
 
@@ -20,8 +20,8 @@ namespace semiseg::surfaces {
 using Word = std::uint64_t;
 
 constexpr int kWordBits = 64;
-constexpr int kTileRows = 8;  // rows along x, and along y, of a tile
-constexpr int kNearRows = 4;  // so many rows to each side are searched one by one before the tiles
+constexpr int kSide = 4;      // a tile is so many rows wide along x and along y, and a block so many tiles
+constexpr int kNearRows = 3;  // so many rows to each side are searched one by one before the tiles
 
 SEMISEG_HOST_DEVICE int zeros_below(Word word) {  // of a word that is not 0, as below
 #ifdef __CUDA_ARCH__
@@ -55,8 +55,8 @@ struct Grid {
   SEMISEG_HOST_DEVICE std::int64_t row(int i, int j) const { return (std::int64_t{i} * y + j) * words; }
   SEMISEG_HOST_DEVICE std::int64_t size() const { return std::int64_t{x} * y * words; }
   // One row for each tile of rows.
-  SEMISEG_HOST_DEVICE Grid tiles() const {
-    return {x / kTileRows + (x % kTileRows != 0), y / kTileRows + (y % kTileRows != 0), words, image};
+  SEMISEG_HOST_DEVICE Grid tiled() const {
+    return {x / kSide + (x % kSide != 0), y / kSide + (y % kSide != 0), words, image};
   }
 };
 
@@ -73,16 +73,19 @@ SEMISEG_HOST_DEVICE Word surface_word(const Word* mask, const Grid& grid, int i,
   return word & ~inner;
 }
 
-// A rectangle of rows or tiles.
-struct Range {
-  int x_begin, x_end, y_begin, y_end;
-};
+// Word k of tile (i, j): the union of its rows.
+SEMISEG_HOST_DEVICE Word tile_word(const Word* rows, const Grid& grid, int i, int j, int k) {
+  Word word = 0;
+  for (int a = i * kSide; a < grid.x && a < (i + 1) * kSide; ++a)
+    for (int b = j * kSide; b < grid.y && b < (j + 1) * kSide; ++b) word |= rows[grid.row(a, b) + k];
+  return word;
+}
 
-// The voxels of a surface; no tile outside of `range` has any, and the range of none is empty.
+// The voxels of a surface, the same by tiles, and by blocks, the tiles of the tiles.
 struct Surface {
   const Word* rows;
   const Word* tiles;
-  Range range;
+  const Word* blocks;
 };
 
 // What a step along each axis adds to the squared distance, and the length of T's unit.
@@ -104,6 +107,11 @@ SEMISEG_HOST_DEVICE T squared(T unit, std::int64_t steps) {
 template <typename T>
 SEMISEG_HOST_DEVICE T lesser(T a, T b) {
   return b < a ? b : a;
+}
+
+template <typename T>
+SEMISEG_HOST_DEVICE T larger(T a, T b) {
+  return a < b ? b : a;
 }
 
 // Squared distance to the nearest set bit of a row from its position z, where the row itself lies `base` away; `best`
@@ -134,63 +142,89 @@ SEMISEG_HOST_DEVICE T search_row(const Word* row, int words, int z, T base, T un
   return best;
 }
 
-// Calls visit(i, j) for all of the range that lie on the square ring of radius r around (x, y).
+// Calls visit(i, j) for all rows of the grid on the square ring of radius r around (x, y).
 template <typename Visit>
-SEMISEG_HOST_DEVICE void visit_ring(int x, int y, int r, const Range& range, const Visit& visit) {
-  const int low = y - r < range.y_begin ? range.y_begin : y - r, high = lesser(y + r + 1, range.y_end);
-  const int near = x - r, far = x + r;
-  if (near >= range.x_begin && near < range.x_end)
-    for (int j = low; j < high; ++j) visit(near, j);
-  if (r == 0) return;
-  if (far >= range.x_begin && far < range.x_end)
-    for (int j = low; j < high; ++j) visit(far, j);
-  const int first = near + 1 < range.x_begin ? range.x_begin : near + 1, last = lesser(far, range.x_end);
-  if (y - r >= range.y_begin && y - r < range.y_end)
-    for (int i = first; i < last; ++i) visit(i, y - r);
-  if (y + r >= range.y_begin && y + r < range.y_end)
-    for (int i = first; i < last; ++i) visit(i, y + r);
+SEMISEG_HOST_DEVICE void visit_ring(const Grid& grid, int x, int y, int r, const Visit& visit) {
+  const int left = larger(x - r, 0), right = lesser(x + r, grid.x - 1);
+  const int low = larger(y - r, 0), high = lesser(y + r, grid.y - 1);
+  if (x - r >= 0)
+    for (int j = low; j <= high; ++j) visit(x - r, j);
+  if (r > 0 && x + r < grid.x)
+    for (int j = low; j <= high; ++j) visit(x + r, j);
+  const int first = larger(left, x - r + 1), last = lesser(right, x + r - 1);
+  if (y - r >= 0)
+    for (int i = first; i <= last; ++i) visit(i, y - r);
+  if (r > 0 && y + r < grid.y)
+    for (int i = first; i <= last; ++i) visit(i, y + r);
 }
 
-SEMISEG_HOST_DEVICE int steps_into(int tile, int v) {  // from row v to the nearest row of a tile
-  const int first = tile * kTileRows, last = first + kTileRows - 1;
-  return v < first ? first - v : v > last ? v - last : 0;
+// Steps from row v to the nearest row of a tile or block, `side` rows wide.
+SEMISEG_HOST_DEVICE int steps_into(int tile, int side, int v) {
+  const int first = tile * side;
+  return v < first ? first - v : larger(v - first - (side - 1), 0);
 }
+
+// What a search knows: where it starts, and the lowest squared distance so far.
+template <typename T>
+struct Search {
+  const Surface& surface;
+  const Grid& grid;
+  const SquaredSteps<T>& step;
+  int x, y, z;
+  T best = kNowhere<T>;
+
+  SEMISEG_HOST_DEVICE T squared_steps(int along_x, int along_y) const {
+    return squared(step.x, along_x) + squared(step.y, along_y);
+  }
+
+  // Whether a tile, or a block, may hold anything nearer.
+  SEMISEG_HOST_DEVICE bool worth(const Word* tiles, const Grid& level, int side, int i, int j) const {
+    const T base = squared_steps(steps_into(i, side, x), steps_into(j, side, y));
+    return base < best && search_row(tiles + level.row(i, j), level.words, z, base, step.z, best) < best;
+  }
+
+  SEMISEG_HOST_DEVICE void visit_row(int i, int j) {
+    const T base = squared_steps(i - x, j - y);
+    if (base < best) best = search_row(surface.rows + grid.row(i, j), grid.words, z, base, step.z, best);
+  }
+
+  SEMISEG_HOST_DEVICE void visit_tile(const Grid& tiles, int i, int j) {
+    if (!worth(surface.tiles, tiles, kSide, i, j)) return;
+    for (int a = i * kSide; a < grid.x && a < (i + 1) * kSide; ++a)
+      for (int b = j * kSide; b < grid.y && b < (j + 1) * kSide; ++b) visit_row(a, b);
+  }
+
+  SEMISEG_HOST_DEVICE void visit_block(const Grid& blocks, const Grid& tiles, int i, int j) {
+    if (!worth(surface.blocks, blocks, kSide * kSide, i, j)) return;
+    for (int a = i * kSide; a < tiles.x && a < (i + 1) * kSide; ++a)
+      for (int b = j * kSide; b < tiles.y && b < (j + 1) * kSide; ++b) visit_tile(tiles, a, b);
+  }
+
+  SEMISEG_HOST_DEVICE void near(T least) {
+    for (int r = 0; r <= kNearRows && squared(least, r) < best; ++r)
+      visit_ring(grid, x, y, r, [this](int i, int j) { visit_row(i, j); });
+  }
+
+  SEMISEG_HOST_DEVICE void far(T least) {
+    constexpr int kBlockSide = kSide * kSide;
+    const Grid tiles = grid.tiled(), blocks = tiles.tiled();
+    const int block_x = x / kBlockSide, block_y = y / kBlockSide;
+    for (int r = 0; r < blocks.x || r < blocks.y; ++r) {
+      if (r > 0 && squared(least, std::int64_t{r - 1} * kBlockSide + 1) >= best) break;
+      visit_ring(blocks, block_x, block_y, r, [&](int i, int j) { visit_block(blocks, tiles, i, j); });
+    }
+  }
+};
 
 // Squared distance from voxel (x, y, z) to the nearest voxel of the surface; kNowhere if it has none.
 template <typename T>
 SEMISEG_HOST_DEVICE T nearest(const Surface& surface, const Grid& grid, const SquaredSteps<T>& step, int x, int y,
                               int z) {
-  T best = kNowhere<T>;
+  Search<T> search{surface, grid, step, x, y, z};
   const T least = lesser(step.x, step.y);
-  const auto visit_row = [&](int i, int j) {
-    const T base = squared(step.x, i - x) + squared(step.y, j - y);
-    if (base < best) best = search_row(surface.rows + grid.row(i, j), grid.words, z, base, step.z, best);
-  };
-  for (int r = 0; r <= kNearRows; ++r) {
-    if (squared(least, r) >= best) return best;
-    visit_ring(x, y, r, {0, grid.x, 0, grid.y}, visit_row);
-  }
-
-  const Grid tiles = grid.tiles();
-  const Range& range = surface.range;
-  const auto visit_tile = [&](int i, int j) {
-    const T base = squared(step.x, steps_into(i, x)) + squared(step.y, steps_into(j, y));
-    if (base >= best) return;
-    if (search_row(surface.tiles + tiles.row(i, j), grid.words, z, base, step.z, best) >= best) return;
-    const int x_end = lesser((i + 1) * kTileRows, grid.x), y_end = lesser((j + 1) * kTileRows, grid.y);
-    for (int a = i * kTileRows; a < x_end; ++a)
-      for (int b = j * kTileRows; b < y_end; ++b) visit_row(a, b);
-  };
-  const int tile_x = x / kTileRows, tile_y = y / kTileRows;
-  const auto beyond = [](int v, int begin, int end) { return v < begin ? begin - v : v >= end ? v - end + 1 : 0; };
-  const auto reach = [](int v, int begin, int end) { return v - begin > end - 1 - v ? v - begin : end - 1 - v; };
-  const int first_x = beyond(tile_x, range.x_begin, range.x_end), first_y = beyond(tile_y, range.y_begin, range.y_end);
-  const int last_x = reach(tile_x, range.x_begin, range.x_end), last_y = reach(tile_y, range.y_begin, range.y_end);
-  for (int r = first_x < first_y ? first_y : first_x; r <= (last_x < last_y ? last_y : last_x); ++r) {
-    if (r > 0 && squared(least, std::int64_t{r - 1} * kTileRows + 1) >= best) break;
-    visit_ring(tile_x, tile_y, r, range, visit_tile);
-  }
-  return best;
+  search.near(least);
+  if (squared(least, kNearRows + 1) < search.best) search.far(least);
+  return search.best;
 }
 
 // The distance itself; infinite where nothing was found.

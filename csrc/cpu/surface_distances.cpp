@@ -83,50 +83,41 @@ SEMISEG_AVX2_TOO Extent pack_plane(const std::uint8_t* pred, const std::uint8_t*
 class BoxedSurface {
  public:
   BoxedSurface(const Word* mask, const Grid& grid, const Grid& box, std::array<int, 3> corner)
-      : mask_(mask), grid_(grid), box_(box), tiles_(box.tiles()), corner_(corner) {
+      : mask_(mask), grid_(grid), box_(box), tiles_(box.tiled()), blocks_(tiles_.tiled()), corner_(corner) {
     row_words_.reset(new Word[box_.size()]);
     tile_words_.reset(new Word[tiles_.size()]);
+    block_words_.reset(new Word[blocks_.size()]);
     starts_.resize(box_.x + 1);
   }
 
-  // Marks the surface in the planes of one row of tiles.
-  SEMISEG_AVX2_TOO void mark(int tile) {
-    Word* const tile_row = &tile_words_[tiles_.row(tile, 0)];
-    std::fill_n(tile_row, tiles_.row(1, 0), 0);
-    for (int i = tile * kTileRows; i < std::min((tile + 1) * kTileRows, box_.x); ++i) {
+  int tasks() const { return blocks_.x; }
+
+  // Marks the surface in the planes of one row of blocks.
+  SEMISEG_AVX2_TOO void mark(int task) {
+    for (int i = task * kSide * kSide; i < std::min((task + 1) * kSide * kSide, box_.x); ++i) {
       std::int64_t voxels = 0;
       for (int j = 0; j < box_.y; ++j) {
         for (int k = 0; k < box_.words; ++k) {
           const Word word = surface_word(mask_, grid_, corner_[0] + i, corner_[1] + j, corner_[2] + k);
           row_words_[box_.row(i, j) + k] = word;
-          if (word == 0) continue;
-          tile_row[j / kTileRows * box_.words + k] |= word;
-          voxels += count_bits(word);
+          if (word != 0) voxels += count_bits(word);
         }
       }
       starts_[i + 1] = voxels;
     }
+    for (int i = task * kSide; i < std::min((task + 1) * kSide, tiles_.x); ++i) tile(row_words_, box_, tile_words_, i);
+    tile(tile_words_, tiles_, block_words_, task);
   }
 
   // To be called when all is marked.
-  void count() {
-    std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
-    for (int i = 0; i < tiles_.x; ++i) {
-      for (int j = 0; j < tiles_.y; ++j) {
-        const Word* row = &tile_words_[tiles_.row(i, j)];
-        if (std::all_of(row, row + box_.words, [](Word word) { return word == 0; })) continue;
-        range_ = {std::min(range_.x_begin, i), std::max(range_.x_end, i + 1),  //
-                  std::min(range_.y_begin, j), std::max(range_.y_end, j + 1)};
-      }
-    }
-  }
+  void count() { std::partial_sum(starts_.begin(), starts_.end(), starts_.begin()); }
 
   std::int64_t voxels() const { return starts_.back(); }
 
   // Writes the distances from this plane's voxels to another surface, at these voxels' places in the scan order.
   template <typename T>
   void measure(int i, const BoxedSurface& other, const SquaredSteps<T>& step, double* distances) const {
-    const Surface surface{other.row_words_.get(), other.tile_words_.get(), other.range_};
+    const Surface surface{other.row_words_.get(), other.tile_words_.get(), other.block_words_.get()};
     double* out = distances + starts_[i];
     for (int j = 0; j < box_.y; ++j)
       for (int k = 0; k < box_.words; ++k)
@@ -135,12 +126,20 @@ class BoxedSurface {
   }
 
  private:
+  using Words = std::unique_ptr<Word[]>;
+
+  // Row i of the tiles of a grid.
+  static void tile(const Words& rows, const Grid& grid, const Words& tiles, int i) {
+    const Grid to = grid.tiled();
+    for (int j = 0; j < to.y; ++j)
+      for (int k = 0; k < to.words; ++k) tiles[to.row(i, j) + k] = tile_word(rows.get(), grid, i, j, k);
+  }
+
   const Word* mask_;
-  Grid grid_, box_, tiles_;
+  Grid grid_, box_, tiles_, blocks_;
   std::array<int, 3> corner_;
-  std::unique_ptr<Word[]> row_words_, tile_words_;
-  std::vector<std::int64_t> starts_;     // of each plane's voxels in the scan order
-  Range range_{INT_MAX, 0, INT_MAX, 0};  // of the tiles that have voxels
+  Words row_words_, tile_words_, block_words_;
+  std::vector<std::int64_t> starts_;  // of each plane's voxels in the scan order
 };
 
 template <typename T>
@@ -180,7 +179,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tenso
   const Grid box = extent.box(grid.image);
   const std::array<int, 3> corner{extent.x_begin, extent.y_begin, extent.word_begin};
   BoxedSurface pred(pred_bits.get(), grid, box, corner), target(target_bits.get(), grid, box, corner);
-  run_tasks(2 * box.tiles().x, [&] {
+  run_tasks(2 * pred.tasks(), [&] {
     return [&](std::int64_t task) { (task % 2 == 0 ? pred : target).mark(static_cast<int>(task / 2)); };
   });
   pred.count();

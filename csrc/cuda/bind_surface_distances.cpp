@@ -28,9 +28,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tenso
     return {none, at::empty_like(none), totals.narrow(0, 0, 3)};
   }
 
-  const std::int64_t words = grid.size(), tiles = grid.tiles().size();
-  const at::Tensor bits = longs(2 * words), rows = longs(2 * words), tile_rows = longs(2 * tiles);
-  const at::Tensor range = at::zeros({8}, options.dtype(at::kInt));
+  const Grid tiles = grid.tiled();
+  const std::int64_t words = grid.size();
+  const at::Tensor bits = longs(2 * words), rows = longs(2 * words), tile_rows = longs(2 * tiles.size());
+  const at::Tensor block_rows = longs(2 * tiles.tiled().size());
   const at::Tensor sizes = at::empty({2 * words}, options.dtype(at::kInt));
   const auto as_words = [](const at::Tensor& tensor) {
     return reinterpret_cast<Word*>(tensor.mutable_data_ptr<std::int64_t>());
@@ -38,7 +39,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tenso
   const DeviceMemory memory{as_words(bits),
                             as_words(rows),
                             as_words(tile_rows),
-                            range.mutable_data_ptr<int>(),
+                            as_words(block_rows),
                             sizes.mutable_data_ptr<int>(),
                             reinterpret_cast<unsigned long long*>(totals.mutable_data_ptr<std::int64_t>())};
   const auto stream = c10::cuda::getCurrentCUDAStream();

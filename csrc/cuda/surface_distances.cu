@@ -48,24 +48,14 @@ __global__ void mark(DeviceMemory memory, Grid grid) {
     atomicAdd(&memory.totals[threadIdx.x], static_cast<unsigned long long>(counts[threadIdx.x]));
 }
 
-__global__ void lay_tiles(DeviceMemory memory, Grid grid) {
-  const Grid tiles = grid.tiles();
+// The tiles of two grids that follow each other.
+__global__ void tile(const Word* rows, Word* to, Grid grid) {
+  const Grid tiles = grid.tiled();
   const std::int64_t index = thread_index();
   if (index >= 2 * tiles.size()) return;
-  const int mask = index >= tiles.size(), k = static_cast<int>(index % grid.words);
-  const std::int64_t tile = index % tiles.size() / grid.words;
-  const int i = static_cast<int>(tile / tiles.y), j = static_cast<int>(tile % tiles.y);
-  const Word* rows = memory.rows + mask * grid.size() + k;
-  Word word = 0;
-  for (int a = i * kTileRows; a < grid.x && a < (i + 1) * kTileRows; ++a)
-    for (int b = j * kTileRows; b < grid.y && b < (j + 1) * kTileRows; ++b) word |= rows[grid.row(a, b)];
-  memory.tiles[index] = word;
-  if (word == 0) return;
-  int* range = memory.range + 4 * mask;
-  atomicMax(&range[0], tiles.x - i);
-  atomicMax(&range[1], i + 1);
-  atomicMax(&range[2], tiles.y - j);
-  atomicMax(&range[3], j + 1);
+  const std::int64_t mask = index / tiles.size(), row = index % tiles.size() / grid.words;
+  const int i = static_cast<int>(row / tiles.y), j = static_cast<int>(row % tiles.y);
+  to[index] = tile_word(rows + mask * grid.size(), grid, i, j, static_cast<int>(index % grid.words));
 }
 
 __global__ void list(const Word* rows, const int* sizes, const std::int64_t* ends, int* voxels, Grid grid, int z) {
@@ -84,11 +74,9 @@ __global__ void measure(DeviceMemory memory, const int* voxels, double* distance
   if (index >= there + back) return;
   const int other = index < there;  // whose surface is searched
   const int voxel = voxels[index], row = voxel / z;
-  const Grid tiles = grid.tiles();
-  const int* range = memory.range + 4 * other;
-  const Surface surface{memory.rows + other * grid.size(),
-                        memory.tiles + other * tiles.size(),
-                        {tiles.x - range[0], range[1], tiles.y - range[2], range[3]}};
+  const Grid tiles = grid.tiled(), blocks = tiles.tiled();
+  const Surface surface{memory.rows + other * grid.size(), memory.tiles + other * tiles.size(),
+                        memory.blocks + other * blocks.size()};
   const T best = nearest(surface, grid, step, row / grid.y, row % grid.y, voxel % z);
   double* const to = index < there ? distances_there + index : distances_back + (index - there);
   *to = surface_distance(best, step);
@@ -106,7 +94,11 @@ cudaError_t launch_mark(const std::uint8_t* pred, const std::uint8_t* target, co
       return error;
   }
   if (const auto error = launch(mark, blocks_for(words, kBlock), kBlock, 0, stream, memory, grid)) return error;
-  return launch(lay_tiles, blocks_for(2 * grid.tiles().size(), kBlock), kBlock, 0, stream, memory, grid);
+  const Grid tiles = grid.tiled(), blocks = tiles.tiled();
+  if (const auto error =
+          launch(tile, blocks_for(2 * tiles.size(), kBlock), kBlock, 0, stream, memory.rows, memory.tiles, grid))
+    return error;
+  return launch(tile, blocks_for(2 * blocks.size(), kBlock), kBlock, 0, stream, memory.tiles, memory.blocks, tiles);
 }
 
 template <typename T>

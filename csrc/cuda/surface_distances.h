@@ -6,13 +6,13 @@
 
 namespace semiseg::surfaces {
 
-// Device memory of both masks, prediction first. With n = grid.size() words and t = grid.tiles().size():
+// Device memory of both masks, prediction first, with n = grid.size() words.
 struct DeviceMemory {
-  Word* bits;   // 2 n, of the masks; free for other use once the surfaces are marked
-  Word* rows;   // 2 n, of the surfaces
-  Word* tiles;  // 2 t
-  int* range;   // 8, zero at first: of either surface how far it reaches into the grid of tiles, from each end
-  int* sizes;   // 2 n, surface voxels of each word
+  Word* bits;                  // 2 n, of the masks; free for other use once the surfaces are marked
+  Word* rows;                  // 2 n, of the surfaces
+  Word* tiles;                 // 2 grid.tiled().size()
+  Word* blocks;                // 2 grid.tiled().tiled().size()
+  int* sizes;                  // 2 n, surface voxels of each word
   unsigned long long* totals;  // 5, zero at first: voxels of prediction, target and both, then of the two surfaces
 };
 
