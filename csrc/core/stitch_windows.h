@@ -27,6 +27,14 @@ struct WindowGrid {
   SEMISEG_HOST_DEVICE int start_y(int j) const { return starts[counts[0] + j]; }
   SEMISEG_HOST_DEVICE int start_z(int k) const { return starts[counts[0] + counts[1] + k]; }
 
+  // How many starts along an axis have a window over `at`.
+  SEMISEG_HOST_DEVICE int covering(int axis, int at) const {
+    const int* along = starts + (axis > 0 ? counts[0] : 0) + (axis > 1 ? counts[1] : 0);
+    int covered = 0;
+    for (int i = 0; i < counts[axis] && along[i] <= at; ++i) covered += at - along[i] < patch[axis];
+    return covered;
+  }
+
   SEMISEG_HOST_DEVICE std::int64_t windows() const { return std::int64_t{counts[0]} * counts[1] * counts[2]; }
   SEMISEG_HOST_DEVICE std::int64_t voxels() const { return std::int64_t{size[0]} * size[1] * size[2]; }
   SEMISEG_HOST_DEVICE std::int64_t voxel(int x, int y, int z) const {
@@ -81,13 +89,6 @@ SEMISEG_HOST_DEVICE void visit_column(const WindowGrid& grid, const WindowRun& r
       for (int k = begin; k < end; ++k) visit(row + k - run.first, px, py, grid.start_z(k));
     }
   }
-}
-
-// How many of `count` ascending starts have a window over `at`.
-SEMISEG_HOST_DEVICE int covering(const int* starts, int count, int patch, int at) {
-  int windows = 0;
-  for (int i = 0; i < count && starts[i] <= at; ++i) windows += at - starts[i] < patch;
-  return windows;
 }
 
 // Where the elements of `(N, C, X, Y, Z)` logits lie.

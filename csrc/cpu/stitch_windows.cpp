@@ -61,11 +61,13 @@ SEMISEG_AVX512_TOO void divide(const float* __restrict numerator, float* __restr
   for (int i = 0; i < n; ++i) denominator[i] = numerator[i] / denominator[i];
 }
 
-// Classes side by side, as channels-last networks leave them.
-template <typename T, int C>
-SEMISEG_AVX512_TOO void unzip(const T* __restrict in, float* __restrict out, int n) {
-  for (int i = 0; i < n; ++i)
-    for (int c = 0; c < C; ++c) out[c * n + i] = to_float(in[i * C + c]);
+// Two classes side by side, as channels-last networks leave them.
+template <typename T>
+SEMISEG_AVX512_TOO void unzip(const T* __restrict in, float* __restrict out_0, float* __restrict out_1, int n) {
+  for (int i = 0; i < n; ++i) {
+    out_0[i] = to_float(in[2 * i]);
+    out_1[i] = to_float(in[2 * i + 1]);
+  }
 }
 
 template <typename T>
@@ -81,12 +83,8 @@ Rows rows_of(const T* in, const LogitStrides& strides, std::int64_t classes, int
   }
   if (strides.z == 1) {
     for (std::int64_t c = 0; c < classes; ++c) convert(in + c * strides.channel, scratch + c * n, n);
-  } else if (strides.channel == 1 && strides.z == 2 && classes == 2) {
-    unzip<T, 2>(in, scratch, n);
-  } else if (strides.channel == 1 && strides.z == 3 && classes == 3) {
-    unzip<T, 3>(in, scratch, n);
-  } else if (strides.channel == 1 && strides.z == 4 && classes == 4) {
-    unzip<T, 4>(in, scratch, n);
+  } else if (classes == 2 && strides.channel == 1 && strides.z == 2) {
+    unzip(in, scratch, scratch + n, n);
   } else {
     for (int i = 0; i < n; ++i)
       for (std::int64_t c = 0; c < classes; ++c) scratch[c * n + i] = to_float(in[i * strides.z + c * strides.channel]);
@@ -162,16 +160,6 @@ void stitch_add(at::Tensor& total, const at::Tensor& logits, const std::optional
   }
 }
 
-// The sum of the weights, or the number, of the windows over each voxel of a row.
-void cover_row(const WindowGrid& grid, const WindowRun& all, const float* weights, int x, int y,
-               const std::vector<float>& ones, float* cover) {
-  std::fill_n(cover, grid.size[2], 0.f);
-  visit_column(grid, all, x, y, [&](std::int64_t, int px, int py, int z) {
-    const float* weight = weights ? weights + (std::int64_t{px} * grid.patch[1] + py) * grid.patch[2] : ones.data();
-    add_plain(cover + z, weight, ones.data(), grid.patch[2]);
-  });
-}
-
 SEMISEG_AVX512_TOO void divide_row(float* __restrict sum, const float* __restrict cover, int n) {
   for (int i = 0; i < n; ++i) sum[i] /= cover[i];
 }
@@ -181,14 +169,25 @@ void stitch_divide(at::Tensor& given, const std::optional<at::Tensor>& weights, 
   const StitchArguments arguments(given, weights, patch, starts, counts);
   const WindowGrid& grid = arguments.grid;
   const WindowRun all(grid, 0, grid.windows());
-  const std::vector<float> ones(grid.patch[2], 1.f);
   float* total = given.mutable_data_ptr<float>();
   const std::int64_t rows = std::int64_t{grid.size[0]} * grid.size[1];
+  const std::vector<float> ones(grid.patch[2], 1.f);
+  std::vector<float> number(grid.size[2]);  // of windows over each place along z
+  for (int z = 0; z < grid.size[2]; ++z) number[z] = static_cast<float>(grid.covering(2, z));
   run_tasks(at::divup(rows, kRows), [&] {
     return [&, cover = std::vector<float>(grid.size[2])](std::int64_t task) mutable {
       for (std::int64_t row = task * kRows; row < std::min(rows, (task + 1) * kRows); ++row) {
         const int x = static_cast<int>(row / grid.size[1]), y = static_cast<int>(row % grid.size[1]);
-        cover_row(grid, all, arguments.weight_data(), x, y, ones, cover.data());
+        if (const float* weight = arguments.weight_data()) {
+          std::fill(cover.begin(), cover.end(), 0.f);
+          visit_column(grid, all, x, y, [&](std::int64_t, int px, int py, int z) {
+            add_plain(&cover[z], ones.data(), weight + (std::int64_t{px} * grid.patch[1] + py) * grid.patch[2],
+                      grid.patch[2]);
+          });
+        } else {
+          const auto columns = static_cast<float>(grid.covering(0, x) * grid.covering(1, y));
+          for (int z = 0; z < grid.size[2]; ++z) cover[z] = columns * number[z];
+        }
         for (std::int64_t c = 0; c < arguments.classes; ++c)
           divide_row(total + c * grid.voxels() + grid.voxel(x, y, 0), cover.data(), grid.size[2]);
       }

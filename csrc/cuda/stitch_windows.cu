@@ -86,8 +86,12 @@ __global__ void divide(float* total, const float* weights, std::int64_t classes,
   if (index >= voxels) return;
   const Voxel at = voxel_of(static_cast<unsigned>(index), all.origin, all.extent);
   float cover = 0;
-  visit_voxel(grid, all, at,
-              [&](std::int64_t, int px, int py, int pz) { cover += weight_at(weights, grid, px, py, pz); });
+  if (weights) {
+    visit_voxel(grid, all, at,
+                [&](std::int64_t, int px, int py, int pz) { cover += weight_at(weights, grid, px, py, pz); });
+  } else {
+    cover = static_cast<float>(grid.covering(0, at.x) * grid.covering(1, at.y)) * grid.covering(2, at.z);
+  }
   for (std::int64_t c = 0; c < classes; ++c) total[c * voxels + index] /= cover;
 }
 

@@ -20,7 +20,7 @@ constexpr int kThreads = 6;
 
 using Edge = std::pair<std::int32_t, std::int32_t>;
 
-// Each element's root and that root's size, by relabelling until nothing changes.
+// Each element's root and that root's size, found depth first.
 struct Expected {
   std::vector<std::int32_t> root;
   std::vector<std::int32_t> size;

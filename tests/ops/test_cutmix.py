@@ -221,68 +221,57 @@ BOX = torch.tensor([[0, 0], [1, 1]])
 @pytest.mark.parametrize(
     ("a", "b", "box", "error", "message"),
     [
-        (*pair(2, 4, 5), BOX.int(), TypeError, "int64 box, got torch.int32"),
-        (*pair(2, 4, 5), BOX.tolist(), TypeError, "got list"),
-        (np.zeros((2, 4, 5)), pair(2, 4, 5)[1], BOX, TypeError, "got ndarray"),
-        (torch.zeros(2, 4, 5), torch.zeros(2, 4, 5).double(), BOX, TypeError, "torch.float32 and torch.float64"),
-        (torch.zeros(2, 4, 5), torch.zeros(2, 5, 4), BOX, ValueError, r"\(2, 4, 5\) and \(2, 5, 4\)"),
-        (*pair(2, 4), BOX, ValueError, r"2 axes S.* got \(2, 4\)"),
-        (*pair(2, 4, 5), BOX[0], ValueError, r"\(2, D\) or \(B, 2, D\) of 1, 2 or 3 axes, got \(2,\)"),
-        (*pair(2, 4, 5), BOX[0, 0], ValueError, r"got \(\)"),
-        (*pair(2, 4, 5), torch.zeros(3, 2, dtype=torch.int64), ValueError, r"got \(3, 2\)"),
-        (*pair(2, 2, 2, 2, 2), torch.zeros(2, 4, dtype=torch.int64), ValueError, r"got \(2, 4\)"),
-        (*pair(2, 4, 5), torch.zeros(2, 0, dtype=torch.int64), ValueError, r"got \(2, 0\)"),
+        (*pair(2, 4, 5), BOX.int(), TypeError, "int64 box, got (torch.int32|Int)"),
+        (torch.zeros(2, 4, 5), torch.zeros(2, 4, 5).double(), BOX, TypeError, "pair of one dtype"),
+        (torch.zeros(2, 4, 5), torch.zeros(2, 5, 4), BOX, ValueError, r"pair of one shape.*2, 4, 5. and .2, 5, 4"),
+        (*pair(2, 4), BOX, ValueError, r"2 axes S.* got .2, 4"),
+        (*pair(2, 4, 5), BOX[0], ValueError, r"\(2, D\) or \(B, 2, D\) of 1, 2 or 3 axes, got .2"),
+        (*pair(2, 4, 5), BOX[0, 0], ValueError, r"expected a box"),
+        (*pair(2, 4, 5), torch.zeros(3, 2, dtype=torch.int64), ValueError, r"expected a box.* got .3, 2"),
+        (*pair(2, 2, 2, 2, 2), torch.zeros(2, 4, dtype=torch.int64), ValueError, r"expected a box.* got .2, 4"),
+        (*pair(2, 4, 5), torch.zeros(2, 0, dtype=torch.int64), ValueError, r"expected a box.* got .2, 0"),
+        (*pair(2, 4, 5), torch.zeros(1, 2, 2, 2, dtype=torch.int64), ValueError, r"expected a box.* got .1, 2, 2, 2"),
         (*pair(2, 4, 5), BOX.expand(3, 2, 2), ValueError, "one box or 2, got 3"),
-        (*pair(0, 1 << 16, 1 << 15), BOX, ValueError, r"fewer than 2\^31 voxels, got \(0, 65536, 32768\)"),
-        (torch.zeros(2, 4, 5), torch.zeros(2, 4, 5, device="meta"), BOX, ValueError, "one device, got cpu, meta"),
-        (*pair(2, 4, 5), BOX.to("meta"), ValueError, "a box on meta"),
+        (*pair(0, 1 << 16, 1 << 15), BOX, ValueError, r"fewer than 2\^31 voxels, got .0, 65536, 32768"),
     ],
 )
-def test_wrong_input(a, b, box, error, message):
+def test_wrong_input(device, a, b, box, error, message):
+    a, b, box = a.to(device), b.to(device), box.to(device)
     for op in (splice, splice_reference):
         with pytest.raises(error, match=message):
             op(a, b, box)
+    with pytest.raises(error, match=message):  # while torch.compile traces
+        torch.ops.semiseg.splice(*(tensor.to("meta") for tensor in (a, b, box)))
 
 
-def test_pairs_that_do_not_fit_each_other():
-    images = pair(2, 1, 4, 5)
+def test_pairs_that_do_not_fit_each_other(device):
+    images = [torch.zeros((2, 1, 4, 5), device=device)] * 2
     for op in (cutmix, cutmix_reference):
         for shape in [(3, 4, 5), (2, 5, 4), (2, 4, 6), (2, 5)]:
-            with pytest.raises(ValueError, match=r"same B and S for all, got \(2, 1, 4, 5\) and \(" + str(shape[0])):
-                op(*images, *pair(*shape), BOX)
-        with pytest.raises(TypeError, match=r"torch.int64 and torch.uint8"):
-            op(*images, torch.zeros(2, 4, 5).long(), torch.zeros(2, 4, 5).byte(), BOX)
+            labels = [torch.zeros(shape, device=device)] * 2
+            with pytest.raises(ValueError, match=rf"same B and S for all, got .2, 1, 4, 5. and .{str(shape)[1:-1]}"):
+                op(*images, *labels, BOX.to(device))
+        with pytest.raises(TypeError, match="pair of one dtype"):
+            op(*images, images[0].long(), images[0].byte(), BOX.to(device))
 
 
-def test_the_bare_operators_check_what_memory_safety_needs(device):
-    op = torch.ops.semiseg.splice
-    a, box = torch.zeros((2, 4, 5), device=device), BOX.to(device)
-    for wrong in (BOX[0], torch.zeros(3, 2).long(), torch.zeros(2, 4).long(), torch.zeros(2, 0).long(), BOX[0, 0]):
-        with pytest.raises(ValueError, match=r"expected a box"):
-            op(a, a, wrong.to(device))
-    for wrong in (torch.zeros(3, 2, 2).long(), torch.zeros(2, 3).long()):
-        with pytest.raises(ValueError, match=r"does not fit"):
-            op(a, a, wrong.to(device))
-    with pytest.raises(TypeError, match="int64 box"):
-        op(a, a, box.int())
-    with pytest.raises(ValueError, match="pair of one shape"):
-        op(a, a[:, :3], box)
-    with pytest.raises(TypeError, match="pair of one type"):
-        op(a, a.double(), box)
-    with pytest.raises(ValueError, match=r"2\^31"):
-        op(*[torch.zeros((0, 1 << 16, 1 << 15), device=device)] * 2, box)
-    with pytest.raises(ValueError, match="one batch size and volumes of one shape"):
-        torch.ops.semiseg.cutmix(a, a, a[:, 1:], a[:, 1:], box)
-    with pytest.raises(ValueError, match="one batch size and volumes of one shape"):
-        torch.ops.semiseg.cutmix(a, a, a[:1], a[:1], box)
+def test_what_is_no_tensor_or_elsewhere():
+    a, b = pair(2, 4, 5)
+    with pytest.raises(TypeError, match="expected tensors, got list"):
+        splice(a, b, BOX.tolist())
+    with pytest.raises(TypeError, match="expected tensors, got ndarray"):
+        cutmix(a, b, np.zeros((2, 4, 5)), a, BOX)
+    with pytest.raises(ValueError, match="one device, got cpu, meta and a box on cpu"):
+        splice(a, b.to("meta"), BOX)
+    with pytest.raises(ValueError, match="a box on meta"):
+        splice(a, b, BOX.to("meta"))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_opcheck(device, dtype):
     space = (4, 5, 6)
     box = random_box(space, 0.5, torch.Generator().manual_seed(0)).to(device)
-    needs = {"requires_grad": dtype.is_floating_point}
-    images = [numbers((2, 2, *space), dtype, device, seed).requires_grad_(**needs) for seed in (1, 2)]
+    images = [numbers((2, 2, *space), dtype, device, seed) for seed in (1, 2)]
     labels = [numbers((2, *space), torch.int64, device, seed) for seed in (3, 4)]
     torch.library.opcheck(torch.ops.semiseg.splice.default, (*images, box))
     torch.library.opcheck(torch.ops.semiseg.splice.default, (images[0].transpose(1, 2), images[1].transpose(1, 2), box))
