@@ -143,7 +143,7 @@ class BoxedSurface {
 };
 
 template <typename T>
-void measure(const BoxedSurface& pred, const BoxedSurface& target, const SquaredSteps<T>& step, int planes,
+void measure(const BoxedSurface& pred, const BoxedSurface& target, const SquaredSteps<T>& step, std::int64_t planes,
              double* there, double* back) {
   run_tasks(2 * planes, [&] {
     return [&](std::int64_t task) {

@@ -34,7 +34,8 @@ def surface_distances(
 
     Squared distances are int64, hence exact, when the spacing is equal along all axes, and float64 otherwise. Surface
     and distances are those of ``medpy.metric.binary`` (``__surface_distances`` with connectivity 1). Since the sizes
-    depend on the values, a GPU is waited for once, as for ``torch.nonzero``.
+    depend on the values, a GPU is waited for once, as for ``torch.nonzero``. Scratch memory is half a byte a voxel, and
+    more where the last axis is much shorter than a word of 64 voxels.
     """
     return _operator(pred, target, _checked(pred, target, spacing))[:2]
 
