@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ def compare(
     *,
     inputs: Iterable[torch.Tensor | np.ndarray] = (),
     atol: float | None = 0.0,
+    marks: Mapping[str, Callable] | None = None,
 ) -> list[dict]:
     """Rows for our operator and for each peer that is installed, after checking that all give the same.
 
@@ -62,6 +64,7 @@ def compare(
         inputs: what the operator reads; peak memory is printed as a multiple of inputs and outputs.
         atol: how far a peer may lie from ours, for peers that compute in another precision; None for a peer that
             computes something else and only sets a mark.
+        marks: name -> callable that is timed beside the peers and not compared, such as a plain copy.
 
     Raises:
         AssertionError: a peer gives another result.
@@ -77,10 +80,12 @@ def compare(
             for mine, theirs in zip(result, _arrays(run()), strict=True):
                 np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol, err_msg=f"{operation} against {name}")
         runs[name] = run
+    runs |= marks or {}
     peaks = {name: peak_bytes(run) for name, run in runs.items()}
     milliseconds = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
+    for number in range(rounds):
+        # In another order every round: whoever comes after one that read the same finds it in the caches.
+        for name, run in Random(number).sample(list(runs.items()), len(runs)):
             start = time.perf_counter()
             run()
             milliseconds[name].append(1e3 * (time.perf_counter() - start))

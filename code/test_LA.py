@@ -20,7 +20,8 @@ from utils import run
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation import EMPTY, SELECTION, evaluate, find_checkpoint, find_run, window_bar
-from utils.inference import largest_component, load_networks, mean_probability, sliding_window
+from utils.inference import load_networks, mean_probability, sliding_window
+from utils.ops import largest_component
 
 DATASETS = ("LA", "phantom")
 
@@ -81,8 +82,10 @@ def main():
             prob = sliding_window(
                 predictor, image, **windows, activation=None, device=device, precision=precision, progress=progress
             )
-        labels = prob.argmax(0).to("cpu", torch.uint8).numpy()
-        return largest_component(labels, data.num_classes) if args.nms else labels
+        labels = prob.argmax(0).to(torch.uint8)
+        if args.nms:
+            labels = largest_component(labels[None], data.num_classes)[0]
+        return labels.cpu().numpy()
 
     # ---- all of them
     tag = args.checkpoint + ("" if args.nms else "_nms0") + (f"_{args.empty}" if args.empty != "zero" else "")

@@ -12,7 +12,7 @@ TORCH_LIBRARY(semiseg, m) {
       " str activation) -> ()");
   def("stitch_divide(Tensor(a!) total, Tensor? weights, int[] patch, int[] starts, int[] counts) -> ()");
   def("largest_component(Tensor labels, int num_classes, int connectivity) -> Tensor");
-  def("surface_distances(Tensor pred, Tensor target, float[] spacing) -> (Tensor, Tensor)");
+  def("surface_distances(Tensor pred, Tensor target, float[] spacing) -> (Tensor, Tensor, Tensor)");
   def("crop_rot_flip(Tensor[] images, Tensor[] labels, int[] starts, int[] size, int[] rot, int[] flip)"
       " -> (Tensor, Tensor)");
 }

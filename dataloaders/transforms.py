@@ -1,13 +1,12 @@
 """What happens to a volume between the file and the network: half resolution, and one crop, rotation and flip a sample.
 
-The crop is taken first and turned afterwards, which moves a patch of memory instead of a volume and gives the same
-distribution as the field's order.
+The crop is drawn first and turned afterwards (`utils.ops.crop_rot_flip`), which moves a patch of memory instead of a
+volume and gives the same distribution as the field's order.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 
 def _blocks(volume, factor):
@@ -67,20 +66,3 @@ def draw_crop(rng, case, shape, patch, augment="rot_flip"):
 def turned(patch, rot):
     """The crop that becomes `patch` after `rot` quarter turns: x and y change places for an odd number."""
     return (patch[1], patch[0], *patch[2:]) if rot % 2 else tuple(patch)
-
-
-def take(volume, crop, patch):
-    """What `crop` takes from `volume` `(X, Y, Z)`: `(*patch)`, zeros where the crop leaves the volume."""
-    size = turned(patch, crop.rot)
-    inside = tuple(
-        slice(max(start, 0), min(start + p, extent))
-        for start, p, extent in zip(crop.start, size, volume.shape, strict=True)
-    )
-    voxels = volume[inside]
-    if tuple(voxels.shape) != size:
-        padded = volume.new_zeros(size)
-        place = tuple(slice(s.start - start, s.stop - start) for s, start in zip(inside, crop.start, strict=True))
-        padded[place] = voxels
-        voxels = padded
-    voxels = torch.rot90(voxels, crop.rot, (0, 1))
-    return voxels if crop.flip is None else voxels.flip(crop.flip)

@@ -12,8 +12,9 @@ import torch
 
 from dataloaders import open_dataset
 from dataloaders.cache import Resident
-from dataloaders.transforms import draw_crop, take
+from dataloaders.transforms import draw_crop
 from utils.errors import UserError
+from utils.ops import crop_rot_flip
 
 LABELED, UNLABELED, CROP = range(3)  # independent random streams of one seed
 
@@ -94,15 +95,20 @@ class TwoStream:
         for sample, case in enumerate(self.samples(step)):
             rng = np.random.default_rng((self.seed, CROP, step, sample))
             crops.append(draw_crop(rng, case, self.volumes.images[case].shape, self.patch, self.augment))
-        labeled = crops[: self.labeled_bs]
-        image = self.gather(self.volumes.images, crops).unsqueeze(1)
-        label = self.gather(self.volumes.labels, labeled).long()
-        return Batch(image, label, crops, [self.volumes.names[crop.case] for crop in crops], self.labeled_bs)
+        images = [self.volumes.images[crop.case] for crop in crops]
+        labels = [self.volumes.labels[crop.case] for crop in crops[: self.labeled_bs]]
+        image, label = self._take(crops, images, labels)
+        names = [self.volumes.names[crop.case] for crop in crops]
+        return Batch(image.unsqueeze(1), label.long(), crops, names, self.labeled_bs)
 
     def gather(self, store, crops):
-        """`(len(crops), *patch)` on the device, from any store of one volume a case: images, labels, pseudo-labels."""
-        taken = torch.stack([take(store[crop.case], crop, self.patch) for crop in crops])
-        return taken.to(self.device, non_blocking=True)
+        """`(len(crops), *patch)` on the device, from any store of one volume a case, such as pseudo-labels."""
+        return self._take(crops, [store[crop.case] for crop in crops])[0]
+
+    def _take(self, crops, images, labels=None):
+        starts, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
+        taken = crop_rot_flip(images, labels, starts, self.patch, rot, flip)
+        return [part.to(self.device, non_blocking=True) for part in taken if part is not None]
 
     def _order(self, stream, turn):
         rng = np.random.default_rng((self.seed, stream, turn))

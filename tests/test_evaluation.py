@@ -18,8 +18,9 @@ from scipy import ndimage
 from networks.vnet import VNet
 from utils.errors import UserError
 from utils.evaluation import evaluate, find_checkpoint, find_run, summarise, write_nifti
-from utils.inference import largest_component, mean_probability, sliding_window
+from utils.inference import mean_probability, sliding_window
 from utils.metrics import METRICS
+from utils.ops import largest_component
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = Path(__file__).resolve().parent.parent / "code" / "test_LA.py"
@@ -228,7 +229,7 @@ def test_script_alone_does_the_whole_job(place, script):
     with h5py.File("data/LA/2018LA_Seg_Training Set/CASE06/mri_norm2.h5") as file:
         image, label = file["image"][:], file["label"][:]
     prob = sliding_window(mean_probability(networks), image, PATCH, STRIDE, 2, activation=None)
-    expected = largest_component(prob.argmax(0).numpy(), 2)
+    expected = largest_component(prob.argmax(0)[None], 2)[0].numpy()
     for kind, array in (("pred", expected), ("label", label)):
         stored = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out / "nifti" / f"CASE06_{kind}.nii.gz")))
         assert (stored.transpose(2, 1, 0) == array).mean() > 0.999

@@ -6,12 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from torch import nn
 
 from networks.vnet import VNet
 from utils.errors import UserError
-from utils.inference import largest_component, load_networks, mean_probability, sliding_window, window_starts
+from utils.inference import load_networks, mean_probability, sliding_window, window_starts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -240,47 +239,3 @@ def test_load_networks_refuses_what_is_no_checkpoint(tmp_path, checkpoint):
     torch.save({"run": print}, path)  # a pickled function: weights_only refuses to load it
     with pytest.raises(UserError, match="damaged or not a checkpoint"):
         load_networks(path, "cpu")
-
-
-@pytest.mark.parametrize("connectivity", [6, 18, 26])
-@pytest.mark.parametrize("density", [0.05, 0.15, 0.4])
-def test_largest_component_of_noise(connectivity, density):
-    rng = np.random.default_rng(int(density * 100) + connectivity)
-    labels = (rng.random((23, 19, 17)) < density).astype(np.uint8) * rng.integers(1, 4, (23, 19, 17), dtype=np.uint8)
-    kept = largest_component(labels, 5, connectivity)
-    structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
-    assert kept.dtype == labels.dtype
-    for c in range(1, 5):
-        components, count = ndimage.label(labels == c, structure)
-        sizes = [np.count_nonzero(components == i) for i in range(1, count + 1)]
-        if not count:
-            assert not (kept == c).any()
-            continue
-        winners = [i for i in range(1, count + 1) if sizes[i - 1] == max(sizes)]
-        first = min(winners, key=lambda i: int(np.flatnonzero(components == i)[0]))
-        np.testing.assert_array_equal(kept == c, components == first)
-
-
-def test_largest_component_connectivity_and_ties():
-    labels = np.zeros((4, 4, 4), np.int64)
-    labels[0, 0, 0] = labels[1, 1, 1] = 1  # joined by a corner
-    labels[3, 3, 3] = labels[3, 2, 3] = 1  # joined by a face
-    assert largest_component(labels, 2, 26)[0, 0, 0] == 1  # two against two: the first in scan order
-    assert largest_component(labels, 2, 26)[3, 3, 3] == 0
-    assert largest_component(labels, 2, 18)[0, 0, 0] == 0
-    assert largest_component(labels, 2, 18)[3, 3, 3] == 1
-    np.testing.assert_array_equal(largest_component(np.eye(3, dtype=np.uint8), 2, 8), np.eye(3))
-    assert largest_component(np.eye(3, dtype=np.uint8), 2, 4).sum() == 1
-
-
-def test_largest_component_keeps_empty_and_input():
-    labels = np.zeros((5, 6, 7), np.uint8)
-    assert not largest_component(labels, 3).any()
-    labels[0, 0, 0] = labels[2:4, 2, 2] = 1
-    before = labels.copy()
-    assert largest_component(labels, 3).sum() == 2
-    np.testing.assert_array_equal(labels, before)
-    with pytest.raises(ValueError, match="integers"):
-        largest_component(labels.astype(float), 2)
-    with pytest.raises(ValueError, match="connectivity 8"):
-        largest_component(labels, 2, 8)

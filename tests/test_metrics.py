@@ -2,12 +2,14 @@
 
 import math
 
+import h5py
 import numpy as np
 import pytest
+import torch
 from medpy.metric import binary
 from scipy import ndimage
 
-from utils.metrics import METRICS, binary_metrics, multiclass_metrics, surface, surface_distances
+from utils.metrics import METRICS, binary_metrics, multiclass_metrics
 
 MEDPY = {
     "dice": binary.dc,
@@ -49,18 +51,21 @@ PAIRS = {
 }
 
 
+def assert_medpy(pred, target, spacing):
+    got = binary_metrics(pred, target, spacing)
+    assert tuple(got) == METRICS
+    for metric, function in MEDPY.items():
+        options = {"voxelspacing": spacing} if metric in ("hd", "hd95", "asd", "assd") else {}
+        assert got[metric] == pytest.approx(function(pred, target, **options), rel=0, abs=1e-9), metric
+
+
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("spacing", [None, (0.625, 1.25, 2.0)])
 def test_equal_to_medpy_on_the_whole_volume(name, spacing):
     pred, target = PAIRS[name]
     assert pred.any()
     assert target.any()
-    spacing = spacing and spacing[: pred.ndim]
-    got = binary_metrics(pred, target, spacing)
-    assert tuple(got) == METRICS
-    for metric, function in MEDPY.items():
-        options = {"voxelspacing": spacing} if metric in ("hd", "hd95", "asd", "assd") else {}
-        assert got[metric] == pytest.approx(function(pred, target, **options), rel=0, abs=1e-9), metric
+    assert_medpy(pred, target, spacing and spacing[: pred.ndim])
 
 
 def test_the_crop_is_exact():
@@ -71,25 +76,63 @@ def test_the_crop_is_exact():
     assert binary_metrics(*far) == binary_metrics(pred, target)
 
 
-def test_integer_and_boolean_masks_are_one():
+TYPES = [np.uint8, np.int8, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_any_type_counts_nonzero_as_foreground(dtype):
     pred, target = PAIRS["blobs"]
-    assert binary_metrics(pred.astype(np.uint8) * 255, target.astype(np.int64)) == binary_metrics(pred, target)
+    value = 0.25 if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).max
+    assert binary_metrics(pred.astype(dtype) * dtype(value), target) == binary_metrics(pred, target)
 
 
-@pytest.mark.parametrize("name", ["blobs", "checkerboard", "noise", "full and one voxel", "2-D"])
-def test_surface_is_the_mask_without_its_erosion(name):
-    for mask in PAIRS[name]:
-        before = mask.copy()
-        np.testing.assert_array_equal(surface(mask), mask ^ ndimage.binary_erosion(mask))
-        np.testing.assert_array_equal(mask, before)
+@pytest.mark.filterwarnings("error")  # torch warns of arrays that it could write to and must not
+def test_any_layout_and_kind_of_array(device):
+    pred, target = PAIRS["blobs"]
+    want = binary_metrics(pred, target)
+    frozen = pred.copy()
+    frozen.flags.writeable = False
+    tensors = [torch.from_numpy(mask).to(device) for mask in (pred, target)]
+    assert binary_metrics(frozen, target) == want
+    assert binary_metrics(np.asfortranarray(pred), target.tolist()) == want
+    assert binary_metrics(*tensors) == want
+    assert binary_metrics(tensors[0].float(), tensors[1].to(torch.int16)) == want
+    flipped = binary_metrics(pred[::-1], target[::-1])  # sums run in another order
+    assert flipped == pytest.approx(want, rel=0, abs=1e-12)
+
+
+def test_masks_stay_as_they_are():
+    pred, target = (mask.copy() for mask in PAIRS["sparse"])
+    binary_metrics(pred, target)
+    np.testing.assert_array_equal(pred, PAIRS["sparse"][0])
+    np.testing.assert_array_equal(target, PAIRS["sparse"][1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equal_to_medpy_on_random_pairs(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, [30, 25, 90]))[seed % 2 :]
+    fields = [ndimage.gaussian_filter(rng.normal(size=shape), rng.uniform(0, 3)) for _ in range(2)]
+    pred, target = (field >= np.quantile(field, rng.uniform(0.1, 1)) for field in fields)
+    spacing = None if seed % 3 == 0 else tuple(rng.uniform(0.3, 3, len(shape)))
+    assert_medpy(pred, target, spacing)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 11, 20, 21, 57])
+def test_percentiles_are_numpys_to_the_bit(count):
+    # A row of voxels at distances 0, 1, 2, … from one voxel, whose own distance is 0 too.
+    pred, target = np.ones((count, 1), bool), single((count, 1), (0, 0))
+    rows = np.arange(count, dtype=float)
+    assert binary_metrics(pred, target)["hd95"] == np.percentile([0, *rows], 95)
+    assert binary_metrics(pred, target, hd95="max")["hd95"] == np.percentile(rows, 95)
+    rows = np.sqrt(np.square(rows * 0.7))
+    got = binary_metrics(pred, target, spacing=(0.7, 1.0))["hd95"]
+    assert got == pytest.approx(np.percentile([0, *rows], 95), rel=0, abs=1e-12)
 
 
 def test_directions_and_percentiles_by_hand():
     # Prediction: one voxel at 0. Target: the same voxel, and one ten voxels away.
     pred, target = single((11, 1, 1), (0, 0, 0)), single((11, 1, 1), (0, 0, 0), (10, 0, 0))
-    there, back = surface_distances(pred, target)
-    assert there.tolist() == [0]
-    assert back.tolist() == [0, 10]
     got = binary_metrics(pred, target)
     assert got["asd"] == 0
     assert got["assd"] == pytest.approx(10 / 3)
@@ -124,14 +167,16 @@ def test_empty_masks(mode, one, both):
 
 def test_refuses():
     a = np.ones((3, 4, 5), bool)
-    with pytest.raises(ValueError, match=r"\(3, 4, 5\) and target \(3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(3, 4, 5\) and \(3, 4, 4\)"):
         binary_metrics(a, a[..., :4])
     with pytest.raises(ValueError, match=r"got \(1, 3, 4, 5\)"):
         binary_metrics(a[None], a[None])
-    with pytest.raises(ValueError, match=r"spacing must be 3 positive"):
+    with pytest.raises(ValueError, match="positive finite spacing for each of 3 axes"):
         binary_metrics(a, a, spacing=(1, 1))
-    with pytest.raises(ValueError, match=r"spacing must be 3 positive"):
+    with pytest.raises(ValueError, match="positive finite spacing for each of 3 axes"):
         binary_metrics(a, a, spacing=(1, 0, 1))
+    with pytest.raises(TypeError, match=r"complex128"):
+        binary_metrics(a.astype(complex), a)
     with pytest.raises(ValueError, match=r"hd95 'mean'"):
         binary_metrics(a, a, hd95="mean")
     with pytest.raises(ValueError, match=r"empty 'skip'"):
@@ -148,3 +193,26 @@ def test_multiclass_scores_each_class_against_all_else():
     for c in (1, 2):
         assert got[c] == binary_metrics(pred == c, target == c, hd95="max")
     assert all(math.isnan(v) for v in got[3].values())
+
+
+def test_multiclass_takes_any_labels(device):
+    rng = np.random.default_rng(11)
+    pred, target = rng.integers(0, 3, (8, 9, 10)), rng.integers(0, 3, (8, 9, 10))
+    want = multiclass_metrics(pred, target, 3)
+    for dtype in TYPES:
+        assert multiclass_metrics(pred.astype(dtype), target, 3) == want
+    assert multiclass_metrics(torch.from_numpy(pred).to(device), torch.from_numpy(target).to(device), 3) == want
+    assert multiclass_metrics(pred > 0, target > 0, 2)[1] == binary_metrics(pred > 0, target > 0)
+    with pytest.raises(ValueError, match="prediction holds labels 0 to 2, expected 0 to 1"):
+        multiclass_metrics(torch.from_numpy(pred).to(device), torch.from_numpy(target).to(device), 2)
+
+
+def test_real_left_atria_equal_medpy(la_root):
+    labels = []
+    for path in sorted(la_root.glob("**/mri_norm2.h5"))[:2]:
+        with h5py.File(path) as file:
+            labels.append(file["label"][30:130, 20:120, 10:80])
+    shape = np.min([label.shape for label in labels], axis=0)
+    first, second = (label[tuple(map(slice, shape))] for label in labels)
+    assert_medpy(first, second, None)
+    assert_medpy(first, np.roll(first, (2, -1, 1), (0, 1, 2)), (0.625, 0.625, 1.25))

@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import FOLDER
 
-from dataloaders.transforms import Crop, draw_crop, take
+from dataloaders.transforms import Crop, draw_crop
 from dataloaders.two_stream import two_stream_loader
 from utils.errors import UserError
+from utils.ops import crop_rot_flip_reference
 
 
 def loader(root, **changes):
@@ -135,7 +136,7 @@ def test_too_many_labels(tiny_la):
 @pytest.mark.parametrize("rot", range(4))
 @pytest.mark.parametrize("flip", [None, 0, 1])
 @pytest.mark.parametrize("patch", [(4, 6, 3), (12, 4, 8)])
-def test_take_equals_pad_crop_turn_flip(rot, flip, patch):
+def test_gather_pads_crops_turns_and_flips(tiny_la, rot, flip, patch):
     """The definition, written out with NumPy on a volume that is smaller than some patches."""
     volume = np.random.default_rng(3).integers(1, 100, (9, 10, 5))
     size = (patch[1], patch[0], patch[2]) if rot % 2 else patch
@@ -144,8 +145,22 @@ def test_take_equals_pad_crop_turn_flip(rot, flip, patch):
     crop = padded[tuple(slice(20 + s, 20 + s + p) for s, p in zip(start, size, strict=True))]
     expected = np.rot90(crop, rot, (0, 1))
     expected = expected if flip is None else np.flip(expected, flip)
-    seen = take(torch.from_numpy(volume), Crop(0, start, rot, flip), patch)
-    np.testing.assert_array_equal(seen.numpy(), expected)
+    seen = loader(tiny_la, patch=patch).gather({7: torch.from_numpy(volume)}, [Crop(7, start, rot, flip)])
+    np.testing.assert_array_equal(seen.numpy(), expected[None])
+
+
+def test_a_batch_holds_what_its_crops_say(tiny_la):
+    data = loader(tiny_la, patch=[18, 44, 20])  # larger than the volumes on an axis
+    for step in range(1, 5):
+        batch = data.batch(step)
+        images, labels = data.volumes.images, data.volumes.labels
+        for k, crop in enumerate(batch.crops):
+            label = [labels[crop.case]] if k < 2 else None
+            want = crop_rot_flip_reference(
+                [images[crop.case]], label, [crop.start], data.patch, [crop.rot], [crop.flip]
+            )
+            assert torch.equal(batch.image[k], want[0])
+            assert label is None or torch.equal(batch.label[k], want[1][0].long())
 
 
 def test_crops_cover_every_corner_and_turn():
@@ -157,8 +172,8 @@ def test_crops_cover_every_corner_and_turn():
     assert {(v.rot, v.flip) for v in plain} == {(0, None)}
 
 
-def test_a_small_volume_is_centred_in_zeros():
+def test_a_small_volume_is_centred_in_zeros(tiny_la):
     crop = draw_crop(np.random.default_rng(0), 0, (2, 8, 8), (4, 4, 4), "crop")
-    seen = take(torch.ones(2, 8, 8), crop, (4, 4, 4))
+    seen = loader(tiny_la, patch=[4, 4, 4]).gather([torch.ones(2, 8, 8)], [crop])[0]
     assert seen[1:3].eq(1).all()
     assert seen[[0, 3]].eq(0).all()

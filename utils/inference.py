@@ -1,4 +1,4 @@
-"""From a trained run to probabilities of a whole volume: networks, sliding window, largest component.
+"""From a trained run to probabilities of a whole volume: networks and sliding window.
 
 The windows, the padding and the averaging are those of the field's research code (UA-MT, DTC, MC-Net and every
 method compared with them), so that numbers are comparable with the published tables; a test holds them equal to that
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor, nn
 
 from utils.checkpoint import load_checkpoint, load_state
@@ -22,8 +21,6 @@ from utils.errors import UserError
 from utils.ops import WindowStitcher, window_starts
 
 Predictor = Callable[[Tensor], Tensor]
-
-_RANK = {(2, 4): 1, (2, 8): 2, (3, 6): 1, (3, 18): 2, (3, 26): 3}  # (dimensions, connectivity): scipy's structure rank
 
 
 def sliding_window(
@@ -193,32 +190,3 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
         raise UserError(f"{path}: its network {spec['class']} cannot be built here: {error}") from None
     load_state(path, name, network, state)
     return network.to(memory_format=torch.channels_last_3d)
-
-
-def largest_component(labels: np.ndarray, num_classes: int, connectivity: int = 26) -> np.ndarray:
-    """Keep the largest connected component of each foreground class, set the rest to 0.
-
-    Of components of one size the first met in scan order stays; a class without voxels stays without.
-
-    Args:
-        labels: ``(X, Y, Z)`` or ``(X, Y)`` integers in ``[0, num_classes)``.
-        num_classes: with the background.
-        connectivity: 6, 18 or 26 in 3-D, 4 or 8 in 2-D.
-
-    Raises:
-        ValueError: not integers, or a connectivity that the dimension does not have.
-    """
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iub":
-        raise ValueError(f"labels must be integers, got {labels.dtype}")
-    if (labels.ndim, connectivity) not in _RANK:
-        raise ValueError(f"connectivity {connectivity} is not defined for labels of shape {labels.shape}")
-    structure = ndimage.generate_binary_structure(labels.ndim, _RANK[labels.ndim, connectivity])
-    kept = np.zeros_like(labels)
-    for value, box in enumerate(ndimage.find_objects(labels.astype(np.int32), max_label=num_classes - 1), start=1):
-        if box is None:
-            continue
-        components, count = ndimage.label(labels[box] == value, structure)
-        sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
-        kept[box][components == 1 + int(sizes.argmax())] = value
-    return kept

@@ -1,0 +1,289 @@
+// largest_component on the CPU: union-find over runs of one label along z, slabs of planes at a time, then across the
+// borders of slabs. Where there are so many runs that voxels need less memory, union-find over voxels, as on CUDA.
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "../core/largest_component_arguments.h"
+#include "parallel.h"
+
+namespace semiseg::components {
+namespace {
+
+constexpr int kVoxelsPerRun = 4;      // a run takes four numbers, so runs never take more memory than voxels would
+constexpr int kSlabVoxels = 1 << 15;  // fewer are not worth a task
+constexpr int kSlabsPerThread = 4;    // a few, since the object fills some slabs more than others
+
+// The first element of [from, end) that is not `value`; `end` if all are. Eight bytes at a time.
+template <typename T>
+inline std::int32_t first_other(const T* elements, std::int32_t from, std::int32_t end, T value) {
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lowest bits are the first element's");
+  constexpr int kLanes = 8 / sizeof(T), kBlock = 8 * kLanes;
+  const std::uint64_t pattern = value * (~std::uint64_t{0} / static_cast<T>(~T{0}));
+  const auto difference = [&](std::int32_t i) {
+    std::uint64_t word;
+    std::memcpy(&word, elements + i, sizeof word);
+    return word ^ pattern;
+  };
+  while (end - from >= kLanes) {
+    if (const std::uint64_t found = difference(from)) return from + __builtin_ctzll(found) / (8 * sizeof(T));
+    from += kLanes;
+    for (; end - from >= kBlock; from += kBlock) {
+      std::uint64_t any = 0;
+      for (int k = 0; k < kBlock; k += kLanes) any |= difference(from + k);
+      if (any) break;
+    }
+  }
+  while (from < end && elements[from] == value) ++from;
+  return from;
+}
+
+// Calls visit(x, y, begin, end) for each run of a foreground label in planes [first, last), in scan order, until it
+// returns false.
+template <typename T, typename Visit>
+bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int last, const Visit& visit) {
+  const std::int32_t stop = last * grid.plane();
+  std::int32_t at = first * grid.plane(), row_end = at;
+  int x = first, y = 0;
+  while ((at = first_other(labels, at, stop, T{0})) < stop) {
+    if (at >= row_end) {
+      const std::int32_t row = at / grid.z;
+      x = row / grid.y;
+      y = row % grid.y;
+      row_end = row * grid.z + grid.z;
+    }
+    const std::int32_t end = first_other(labels, at + 1, row_end, labels[at]);
+    if (is_foreground(labels[at], classes) && !visit(x, y, at, end)) return false;
+    at = end;
+  }
+  return true;
+}
+
+// A run of one label along z. Its place counts a voxel more at the end of each row and a row more at the end of each
+// plane, so that two runs touch in an earlier row if and only if their places do, so many places apart.
+struct Run {
+  std::uint32_t begin, end;
+  std::int32_t voxel;  // where it begins
+
+  std::int32_t size() const { return static_cast<std::int32_t>(end - begin); }
+};
+
+template <typename T>
+class Item {
+ public:
+  Item(const T* labels, T* out, const Grid& grid, int classes)
+      : labels_(labels), out_(out), grid_(grid), classes_(classes), best_(classes) {
+    // Uninitialised: of the runs' memory only what they fill is ever touched.
+    scratch_.reset(new std::int32_t[grid.voxels()]);
+    const int wanted = at::in_parallel_region() ? 1 : kSlabsPerThread * at::get_num_threads();
+    const int worth = std::max(1, grid.voxels() / kSlabVoxels);
+    slabs_ = at::get_num_threads() == 1 ? 1 : std::min({wanted, worth, grid.x});
+  }
+
+  void solve() {
+    if (!solve_by_runs()) solve_by_voxels();
+  }
+
+ private:
+  template <typename Task>
+  void for_each_slab(const Task& task) {
+    run_tasks(slabs_, [&] { return task; });
+  }
+
+  int first_plane(std::int64_t slab) const { return static_cast<int>(slab * grid_.x / slabs_); }
+
+  // ---- runs. Those of a slab are numbered from its first voxel over kVoxelsPerRun, so that numbers follow the scan.
+
+  std::int32_t first_run(std::int64_t slab) const { return first_plane(slab) * grid_.plane() / kVoxelsPerRun; }
+
+  std::int32_t* parents() { return scratch_.get(); }
+  Run* runs() { return reinterpret_cast<Run*>(scratch_.get() + grid_.voxels() / kVoxelsPerRun); }
+
+  std::int64_t places_of_row() const { return grid_.z + 1; }
+  std::int64_t places_of_plane() const { return places_of_row() * (grid_.y > 1 ? grid_.y + 1 : 1); }
+
+  bool solve_by_runs() {
+    if (grid_.x * places_of_plane() > UINT32_MAX) return false;
+    std::vector<std::int32_t> ends(slabs_);
+    std::atomic<bool> fits{true};
+    for_each_slab([&](std::int64_t slab) {
+      ends[slab] = collect(slab);
+      if (ends[slab] < 0) fits = false;
+    });
+    if (!fits) return false;
+    if (slabs_ > 1) {
+      run_tasks(slabs_ - 1, [&] { return [&](std::int64_t slab) { bridge(slab, ends[slab], ends[slab + 1]); }; });
+    }
+    for_each_slab([&](std::int64_t slab) {
+      for (std::int32_t run = first_run(slab); run < ends[slab]; ++run) nominate(run, runs()[run].voxel);
+    });
+    for_each_slab([&](std::int64_t slab) {
+      T* done = out_ + first_plane(slab) * grid_.plane();
+      for (std::int32_t run = first_run(slab); run < ends[slab]; ++run) {
+        const std::int32_t voxel = runs()[run].voxel;
+        if (!wins(run, voxel)) continue;
+        std::fill(done, out_ + voxel, T{0});
+        done = std::fill_n(out_ + voxel, runs()[run].size(), labels_[voxel]);
+      }
+      std::fill(done, out_ + first_plane(slab + 1) * grid_.plane(), T{0});
+    });
+    return true;
+  }
+
+  // Finds a slab's runs and joins them. Returns the end of their numbers, -1 where there are too many.
+  std::int32_t collect(std::int64_t slab) {
+    const std::int32_t begin = first_run(slab), limit = first_run(slab + 1);
+    std::int32_t end = begin;
+    std::int64_t place_of_voxel_0 = 0;  // as the current row counts
+    std::int32_t row_of_place = -1;
+    if (!for_each_run(labels_, grid_, classes_, first_plane(slab), first_plane(slab + 1),
+                      [&](int x, int y, std::int32_t from, std::int32_t to) {
+                        if (end == limit) return false;
+                        const std::int32_t row = x * grid_.y + y;
+                        if (row != row_of_place) {
+                          row_of_place = row;
+                          place_of_voxel_0 = x * places_of_plane() + y * places_of_row() - std::int64_t{row} * grid_.z;
+                        }
+                        const auto place = static_cast<std::uint32_t>(place_of_voxel_0 + from);
+                        runs()[end] = {place, place + (to - from), from};
+                        parents()[end] = ~(to - from);
+                        ++end;
+                        return true;
+                      }))
+      return -1;
+    for (int i = 0; i < kEarlierRows; ++i) join<Alone>(EarlierRow(i, grid_), begin, end, begin, end);
+    return end;
+  }
+
+  // Joins a slab, whose runs end before `stop`, with the next one, whose runs end before `end`.
+  void bridge(std::int64_t slab, std::int32_t stop, std::int32_t end) {
+    const int border = first_plane(slab + 1);
+    const auto first_in = [&](int plane, std::int32_t first, std::int32_t last) {
+      const auto begins_before = [](const Run& run, std::int64_t place) { return run.begin < place; };
+      const Run* found = std::lower_bound(runs() + first, runs() + last, plane * places_of_plane(), begins_before);
+      return static_cast<std::int32_t>(found - runs());
+    };
+    const std::int32_t earlier = first_in(border - 1, first_run(slab), stop), later = first_run(slab + 1);
+    for (int i = 1; i < kEarlierRows; ++i)
+      join<Shared>(EarlierRow(i, grid_), later, first_in(border + 1, later, end), earlier, stop);
+  }
+
+  // Joins those of runs [later, later_end) and [earlier, earlier_end) that touch by way of this earlier row.
+  template <typename Access>
+  void join(const EarlierRow& row, std::int32_t later, std::int32_t later_end, std::int32_t earlier,
+            std::int32_t earlier_end) {
+    if (row.reach < 0 || (grid_.y == 1 && row.y != 0)) return;
+    const auto back = static_cast<std::uint32_t>(row.planes * places_of_plane() - row.y * places_of_row());
+    const std::uint32_t reach = row.reach;
+    const Run *const first = runs(), *run = first + later, *other = first + earlier;
+    const Run *const run_end = first + later_end, *const other_end = first + earlier_end;
+    while (run < run_end && other < other_end) {
+      const std::uint32_t begin = other->begin + back, end = other->end + back;
+      if ((begin < run->end + reach) & (run->begin < end + reach)) {
+        touch<Access>(run - first, other - first);
+        // A run of another class may follow at once: where both end, it touches by a corner.
+        if (run->end == end && reach && other + 1 < other_end && other[1].begin == other->end)
+          touch<Access>(run - first, other + 1 - first);
+      }
+      // Whichever ends first is done. Which one is a coin's toss, so no branch.
+      const std::int64_t step = (std::int64_t{end} - run->end) >> 63;
+      other -= step;
+      run += 1 + step;
+    }
+  }
+
+  template <typename Access>
+  void touch(std::int32_t run, std::int32_t other) {
+    if (classes_ > 2 && labels_[runs()[run].voxel] != labels_[runs()[other].voxel]) return;
+    // What a run was last joined to is often what it is joined to again.
+    const std::int32_t parent = Access::load(parents() + run);
+    if (parent < 0 || (parent != other && parent != Access::load(parents() + other)))
+      unite<Access>(parents(), run, other);
+  }
+
+  // ---- voxels
+
+  void solve_by_voxels() {
+    const auto for_each = [&](const auto& visit) {
+      for_each_slab([&](std::int64_t slab) {
+        for_each_run(labels_, grid_, classes_, first_plane(slab), first_plane(slab + 1),
+                     [&](int x, int y, std::int32_t begin, std::int32_t end) {
+                       visit(x, y, begin, end);
+                       return true;
+                     });
+      });
+    };
+    for_each([&](int, int, std::int32_t begin, std::int32_t end) {
+      parents()[begin] = ~(end - begin);
+      std::fill(parents() + begin + 1, parents() + end, begin);
+    });
+    for_each([&](int x, int y, std::int32_t begin, std::int32_t end) {
+      for (std::int32_t voxel = begin; voxel < end; ++voxel)
+        for_each_contact(labels_, grid_, x, y, voxel % grid_.z,
+                         [&](std::int32_t other) { unite<Shared>(parents(), voxel, other); });
+    });
+    for_each([&](int, int, std::int32_t begin, std::int32_t) { nominate(begin, begin); });
+    for_each_slab([&](std::int64_t slab) {
+      std::fill(out_ + first_plane(slab) * grid_.plane(), out_ + first_plane(slab + 1) * grid_.plane(), T{0});
+    });
+    for_each([&](int, int, std::int32_t begin, std::int32_t end) {
+      if (wins(begin, begin)) std::fill(out_ + begin, out_ + end, labels_[begin]);
+    });
+  }
+
+  // ---- both
+
+  // Enters a component, by its root, for the largest of its class.
+  void nominate(std::int32_t element, std::int32_t voxel) {
+    const std::int32_t held = parents()[element];
+    if (held < 0) propose(&best_[labels_[voxel]], key_of(~held, element));
+  }
+
+  bool wins(std::int32_t element, std::int32_t voxel) {
+    return find_root<Shared>(parents(), element) == root_of(best_[labels_[voxel]]);
+  }
+
+  const T* labels_;
+  T* out_;
+  Grid grid_;
+  int classes_, slabs_;
+  std::unique_ptr<std::int32_t[]> scratch_;
+  std::vector<Key> best_;
+};
+
+at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
+  const Arguments arguments(given, num_classes, connectivity);
+  const auto& [labels, grid, classes] = arguments;
+  at::Tensor out = at::empty(labels.sizes(), labels.options());
+  if (labels.numel() == 0) return out;
+  with_unsigned(labels.element_size(), [&, &labels = labels, &grid = grid, classes = classes](auto zero) {
+    using T = decltype(zero);
+    const auto* from = static_cast<const T*>(labels.const_data_ptr());
+    auto* to = static_cast<T*>(out.mutable_data_ptr());
+    const auto solve = [&](std::int64_t item) {
+      const std::int64_t start = item * grid.voxels();
+      Item<T>(from + start, to + start, grid, classes).solve();
+    };
+    // A thread an item, without waiting for each other, where that keeps all busy; else all threads on one item after
+    // the other. Inside a task run_tasks runs on its own thread.
+    const std::int64_t items = labels.size(0), threads = at::get_num_threads();
+    if (items % threads == 0 || items >= 4 * threads) {
+      run_tasks(items, [&] { return solve; });
+    } else {
+      for (std::int64_t item = 0; item < items; ++item) solve(item);
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(semiseg, CPU, m) { m.impl("largest_component", largest_component); }
+
+}  // namespace semiseg::components
