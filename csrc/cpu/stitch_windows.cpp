@@ -61,10 +61,11 @@ SEMISEG_AVX512_TOO void divide(const float* __restrict numerator, float* __restr
   for (int i = 0; i < n; ++i) denominator[i] = numerator[i] / denominator[i];
 }
 
-// Two classes side by side, as channels-last networks leave them.
+// Two classes side by side, as channels-last networks leave them. (An int times two might wrap, which would keep the
+// compiler from vectorising.)
 template <typename T>
 SEMISEG_AVX512_TOO void unzip(const T* __restrict in, float* __restrict out_0, float* __restrict out_1, int n) {
-  for (int i = 0; i < n; ++i) {
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
     out_0[i] = to_float(in[2 * i]);
     out_1[i] = to_float(in[2 * i + 1]);
   }
