@@ -10,6 +10,10 @@
 #include <memory>
 #include <vector>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include "../core/largest_component_arguments.h"
 #include "parallel.h"
 
@@ -20,49 +24,63 @@ constexpr int kVoxelsPerRun = 4;      // a run takes four numbers, so runs never
 constexpr int kSlabVoxels = 1 << 15;  // fewer are not worth a task
 constexpr int kSlabsPerThread = 4;    // a few, since the object fills some slabs more than others
 
-// The first element of [from, end) that is not `value`; `end` if all are. Eight bytes at a time.
+constexpr int kBlock = 64;       // voxels looked at together: a bit each of a word
+constexpr int kContacts = 1024;  // pairs of runs found before they are joined
+
+// Bit i: labels[i] is not labels[i - 1], for the block that begins at `labels`.
 template <typename T>
-inline std::int32_t first_other(const T* elements, std::int32_t from, std::int32_t end, T value) {
-  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lowest bits are the first element's");
-  constexpr int kLanes = 8 / sizeof(T), kBlock = 8 * kLanes;
-  const std::uint64_t pattern = value * (~std::uint64_t{0} / static_cast<T>(~T{0}));
-  const auto difference = [&](std::int32_t i) {
-    std::uint64_t word;
-    std::memcpy(&word, elements + i, sizeof word);
-    return word ^ pattern;
-  };
-  while (end - from >= kLanes) {
-    if (const std::uint64_t found = difference(from)) return from + __builtin_ctzll(found) / (8 * sizeof(T));
-    from += kLanes;
-    for (; end - from >= kBlock; from += kBlock) {
-      std::uint64_t any = 0;
-      for (int k = 0; k < kBlock; k += kLanes) any |= difference(from + k);
-      if (any) break;
+inline std::uint64_t changes(const T* labels) {
+  std::uint64_t bits = 0;
+#ifdef __SSE2__
+  if constexpr (sizeof(T) == 1) {
+    for (int i = 0; i < kBlock; i += 16) {
+      const __m128i here = _mm_loadu_si128(reinterpret_cast<const __m128i*>(labels + i));
+      const __m128i back = _mm_loadu_si128(reinterpret_cast<const __m128i*>(labels + i - 1));
+      bits |= std::uint64_t{0xffffu ^ _mm_movemask_epi8(_mm_cmpeq_epi8(here, back))} << i;
     }
+    return bits;
   }
-  while (from < end && elements[from] == value) ++from;
-  return from;
+#endif
+  for (int i = 0; i < kBlock; ++i) bits |= std::uint64_t{labels[i] != labels[i - 1]} << i;
+  return bits;
 }
 
-// Calls visit(x, y, begin, end) for each run of a foreground label in planes [first, last), in scan order, until it
-// returns false.
+template <typename T>
+inline bool all_zero(const T* labels) {
+  std::uint64_t any = 0, word;
+  for (std::size_t i = 0; i < kBlock; i += sizeof word / sizeof(T)) {
+    std::memcpy(&word, labels + i, sizeof word);
+    any |= word;
+  }
+  return any == 0;
+}
+
+// Calls visit(begin, end) for each run of a foreground label in planes [first, last), in scan order, until it returns
+// false. Runs end with their rows.
 template <typename T, typename Visit>
 bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int last, const Visit& visit) {
   const std::int32_t stop = last * grid.plane();
-  std::int32_t at = first * grid.plane(), row_end = at;
-  int x = first, y = 0;
-  while ((at = first_other(labels, at, stop, T{0})) < stop) {
-    if (at >= row_end) {
-      const std::int32_t row = at / grid.z;
-      x = row / grid.y;
-      y = row % grid.y;
-      row_end = row * grid.z + grid.z;
+  std::int32_t open = -1;  // where the run begins that is not at its end yet
+  for (std::int32_t at = first * grid.plane(); at < stop; at += std::min(kBlock, stop - at)) {
+    const bool whole = at > 0 && stop - at >= kBlock;
+    if (open < 0 && whole && all_zero(labels + at)) continue;
+    std::uint64_t bits = 0;
+    if (whole) {
+      bits = changes(labels + at);
+    } else {
+      for (int i = at == 0; i < std::min(kBlock, stop - at); ++i)
+        bits |= std::uint64_t{labels[at + i] != labels[at + i - 1]} << i;
     }
-    const std::int32_t end = first_other(labels, at + 1, row_end, labels[at]);
-    if (is_foreground(labels[at], classes) && !visit(x, y, at, end)) return false;
-    at = end;
+    const std::int32_t into_row = at % grid.z;
+    for (std::int64_t i = into_row == 0 ? 0 : grid.z - into_row; i < std::min(kBlock, stop - at); i += grid.z)
+      bits |= std::uint64_t{1} << i;
+    for (; bits != 0; bits &= bits - 1) {
+      const std::int32_t voxel = at + __builtin_ctzll(bits);
+      if (open >= 0 && !visit(open, voxel)) return false;
+      open = is_foreground(labels[voxel], classes) ? voxel : -1;
+    }
   }
-  return true;
+  return open < 0 || visit(open, stop);
 }
 
 // A run of one label along z. Its place counts a voxel more at the end of each row and a row more at the end of each
@@ -109,7 +127,7 @@ class Item {
   std::int64_t places_of_plane() const { return places_of_row() * (grid_.y > 1 ? grid_.y + 1 : 1); }
 
   bool solve_by_runs() {
-    if (grid_.x * places_of_plane() > UINT32_MAX) return false;
+    if ((grid_.x + 2) * places_of_plane() > UINT32_MAX) return false;
     std::vector<std::int32_t> ends(slabs_);
     std::atomic<bool> fits{true};
     for_each_slab([&](std::int64_t slab) {
@@ -140,17 +158,11 @@ class Item {
   std::int32_t collect(std::int64_t slab) {
     const std::int32_t begin = first_run(slab), limit = first_run(slab + 1);
     std::int32_t end = begin;
-    std::int64_t place_of_voxel_0 = 0;  // as the current row counts
-    std::int32_t row_of_place = -1;
     if (!for_each_run(labels_, grid_, classes_, first_plane(slab), first_plane(slab + 1),
-                      [&](int x, int y, std::int32_t from, std::int32_t to) {
+                      [&](std::int32_t from, std::int32_t to) {
                         if (end == limit) return false;
-                        const std::int32_t row = x * grid_.y + y;
-                        if (row != row_of_place) {
-                          row_of_place = row;
-                          place_of_voxel_0 = x * places_of_plane() + y * places_of_row() - std::int64_t{row} * grid_.z;
-                        }
-                        const auto place = static_cast<std::uint32_t>(place_of_voxel_0 + from);
+                        const std::int32_t row = from / grid_.z, skipped = grid_.y > 1 ? row / grid_.y : 0;
+                        const auto place = static_cast<std::uint32_t>(from + row + skipped * places_of_row());
                         runs()[end] = {place, place + (to - from), from};
                         parents()[end] = ~(to - from);
                         ++end;
@@ -181,20 +193,30 @@ class Item {
     if (row.reach < 0 || (grid_.y == 1 && row.y != 0)) return;
     const auto back = static_cast<std::uint32_t>(row.planes * places_of_plane() - row.y * places_of_row());
     const std::uint32_t reach = row.reach;
+    const bool adjacent = classes_ > 2 && reach > 0;
     const Run *const first = runs(), *run = first + later, *other = first + earlier;
     const Run *const run_end = first + later_end, *const other_end = first + earlier_end;
+    // What meets is written down first and joined later, and whichever run ends first is done: all without branches,
+    // since each would be a coin's toss.
+    struct Contact {
+      std::int32_t run, other;
+    } contacts[kContacts + 1];  // the last two come in one step
     while (run < run_end && other < other_end) {
-      const std::uint32_t begin = other->begin + back, end = other->end + back;
-      if ((begin < run->end + reach) & (run->begin < end + reach)) {
-        touch<Access>(run - first, other - first);
-        // A run of another class may follow at once: where both end, it touches by a corner.
-        if (run->end == end && reach && other + 1 < other_end && other[1].begin == other->end)
-          touch<Access>(run - first, other + 1 - first);
+      int count = 0;
+      while (run < run_end && other < other_end && count < kContacts) {
+        const std::uint32_t begin = other->begin + back, end = other->end + back;
+        contacts[count] = {static_cast<std::int32_t>(run - first), static_cast<std::int32_t>(other - first)};
+        count += (begin < run->end + reach) & (run->begin < end + reach);
+        // A run of another class may follow at once: where both end, it meets by a corner.
+        if (adjacent && run->end == end && other + 1 < other_end && other[1].begin == other->end) {
+          contacts[count] = contacts[count - 1];
+          ++contacts[count++].other;
+        }
+        const std::int64_t step = (std::int64_t{end} - run->end) >> 63;
+        other -= step;
+        run += 1 + step;
       }
-      // Whichever ends first is done. Which one is a coin's toss, so no branch.
-      const std::int64_t step = (std::int64_t{end} - run->end) >> 63;
-      other -= step;
-      run += 1 + step;
+      for (int i = 0; i < count; ++i) touch<Access>(contacts[i].run, contacts[i].other);
     }
   }
 
@@ -213,26 +235,27 @@ class Item {
     const auto for_each = [&](const auto& visit) {
       for_each_slab([&](std::int64_t slab) {
         for_each_run(labels_, grid_, classes_, first_plane(slab), first_plane(slab + 1),
-                     [&](int x, int y, std::int32_t begin, std::int32_t end) {
-                       visit(x, y, begin, end);
+                     [&](std::int32_t begin, std::int32_t end) {
+                       visit(begin, end);
                        return true;
                      });
       });
     };
-    for_each([&](int, int, std::int32_t begin, std::int32_t end) {
+    for_each([&](std::int32_t begin, std::int32_t end) {
       parents()[begin] = ~(end - begin);
       std::fill(parents() + begin + 1, parents() + end, begin);
     });
-    for_each([&](int x, int y, std::int32_t begin, std::int32_t end) {
+    for_each([&](std::int32_t begin, std::int32_t end) {
+      const std::int32_t row = begin / grid_.z;
       for (std::int32_t voxel = begin; voxel < end; ++voxel)
-        for_each_contact(labels_, grid_, x, y, voxel % grid_.z,
+        for_each_contact(labels_, grid_, row / grid_.y, row % grid_.y, voxel % grid_.z,
                          [&](std::int32_t other) { unite<Shared>(parents(), voxel, other); });
     });
-    for_each([&](int, int, std::int32_t begin, std::int32_t) { nominate(begin, begin); });
+    for_each([&](std::int32_t begin, std::int32_t) { nominate(begin, begin); });
     for_each_slab([&](std::int64_t slab) {
       std::fill(out_ + first_plane(slab) * grid_.plane(), out_ + first_plane(slab + 1) * grid_.plane(), T{0});
     });
-    for_each([&](int, int, std::int32_t begin, std::int32_t end) {
+    for_each([&](std::int32_t begin, std::int32_t end) {
       if (wins(begin, begin)) std::fill(out_ + begin, out_ + end, labels_[begin]);
     });
   }
