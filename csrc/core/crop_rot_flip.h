@@ -25,8 +25,6 @@ struct CropView {
 inline CropView crop_view(int axes, const std::int64_t* extents, const std::int64_t* start, const std::int64_t* size,
                           int rot, int flip) {
   CropView result{0, {0, 0, 0}, {0, 0, 0}, {1, 1, 1}};
-  const auto smaller = [](std::int64_t a, std::int64_t b) { return a < b ? a : b; };
-  const auto larger = [](std::int64_t a, std::int64_t b) { return a < b ? b : a; };
   for (int axis = 0; axis < axes; ++axis) {
     const int from = rot % 2 == 1 && axis < 2 ? 1 - axis : axis;  // the axis of the volume that this one walks along
     // torch.rot90(x, 1, (0, 1))[i, j] is x[j, -1 - i]; each further turn repeats that.
@@ -37,7 +35,8 @@ inline CropView crop_view(int axes, const std::int64_t* extents, const std::int6
 
     // Beyond these corners the crop has left the volume, and moving on changes nothing.
     const std::int64_t n = size[axis], corner = larger(-n, smaller(start[from], extents[from]));
-    const std::int64_t begin = larger(-corner, 0), end = larger(smaller(extents[from] - corner, n), begin);
+    const std::int64_t begin = larger<std::int64_t>(-corner, 0),
+                       end = larger(smaller(extents[from] - corner, n), begin);
     const int out = volume_axis(axis, axes);
     result.step[out] = backwards ? -stride : stride;
     result.first += (backwards ? corner + n - 1 : corner) * stride;

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "arguments.h"
 #include "crop_rot_flip.h"
 
 namespace semiseg {
@@ -34,13 +35,8 @@ struct CropRotFlipArguments {
     counted(flip, 1, "flip");
 
     int extents[] = {1, 1, 1};
-    std::int64_t voxels = 1;
-    for (int axis = 0; axis < axes; ++axis) {
-      TORCH_CHECK_VALUE(size[axis] >= 0 && (size[axis] == 0 || voxels < (std::int64_t{1} << 31) / size[axis]),
-                        "crop_rot_flip: expected a size of fewer than 2^31 voxels, got ", size);
-      voxels *= size[axis];
-      extents[volume_axis(axis, axes)] = static_cast<int>(size[axis]);
-    }
+    const bool nothing = checked_voxels("crop_rot_flip", size) == 0;
+    for (int axis = 0; !nothing && axis < axes; ++axis) extents[volume_axis(axis, axes)] = static_cast<int>(size[axis]);
     x = extents[0], y = extents[1], z = extents[2];
 
     for (std::int64_t k = 0; k < batch; ++k) {

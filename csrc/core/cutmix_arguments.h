@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "arguments.h"
 #include "cutmix.h"
 
 namespace semiseg {
@@ -47,14 +48,9 @@ struct SpliceArguments {
     boxes = {box.const_data_ptr<std::int64_t>(), static_cast<int>(axes), one_for_all};
 
     int extents[] = {1, 1, 1};
-    std::int64_t voxels = 1;
-    for (std::int64_t axis = 0; axis < axes; ++axis) {
-      const std::int64_t extent = first.size(axis - axes);
-      TORCH_CHECK_VALUE(extent == 0 || voxels < (std::int64_t{1} << 31) / extent, name,
-                        ": expected volumes of fewer than 2^31 voxels, got ", first.sizes());
-      voxels *= extent;
-      extents[volume_axis(static_cast<int>(axis), static_cast<int>(axes))] = static_cast<int>(extent);
-    }
+    const std::int64_t voxels = checked_voxels(name, first.sizes().slice(first.dim() - axes));
+    for (std::int64_t axis = 0; voxels > 0 && axis < axes; ++axis)
+      extents[volume_axis(static_cast<int>(axis), static_cast<int>(axes))] = static_cast<int>(first.size(axis - axes));
     size = {extents[0], extents[1], extents[2]};
 
     for (std::size_t k = 0; k < given.size(); k += 2) {

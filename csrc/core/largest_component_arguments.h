@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "arguments.h"
 #include "largest_component.h"
 
 namespace semiseg::components {
@@ -32,9 +33,7 @@ struct Arguments {
                                           : 0;
     TORCH_CHECK_VALUE(rank > 0, "largest_component: no connectivity ", connectivity, " for labels ", given.sizes());
     const auto sizes = given.sizes().slice(1);
-    double voxels = 1;
-    for (const auto extent : sizes) voxels *= static_cast<double>(extent);
-    TORCH_CHECK_VALUE(voxels < 2147483648.0, "largest_component: an item of ", given.sizes(), " has 2^31 voxels");
+    checked_voxels("largest_component", sizes);
     if (given.scalar_type() == at::kBool) num_classes = 2;
     if (given.scalar_type() == at::kByte) num_classes = std::min<std::int64_t>(num_classes, 256);
     if (given.scalar_type() == at::kChar) num_classes = std::min<std::int64_t>(num_classes, 128);

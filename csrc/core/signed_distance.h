@@ -80,33 +80,6 @@ struct Comparison<std::int32_t> {
   using Type = std::int64_t;
 };
 
-template <typename T>
-SEMISEG_HOST_DEVICE T smaller(T a, T b) {
-  return b < a ? b : a;
-}
-
-template <typename T>
-SEMISEG_HOST_DEVICE T larger(T a, T b) {
-  return a < b ? b : a;
-}
-
-// Positions of the lowest and the highest set bit of a word that has one.
-SEMISEG_HOST_DEVICE int lowest_bit(std::uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  return __ffs(static_cast<int>(bits)) - 1;
-#else
-  return __builtin_ctz(bits);
-#endif
-}
-
-SEMISEG_HOST_DEVICE int highest_bit(std::uint32_t bits) {
-#ifdef __CUDA_ARCH__
-  return 31 - __clz(static_cast<int>(bits));
-#else
-  return 31 - __builtin_clz(bits);
-#endif
-}
-
 // Steps from a voxel to the other label, given the count at its neighbour towards which we look.
 template <typename T>
 SEMISEG_HOST_DEVICE T steps_via(bool same_label, T steps_of_neighbour) {
@@ -157,13 +130,13 @@ SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_
       others(home) & (0xFFFFFFFEu << (i % 32));  // shifted once by type, so that 31 is no special case
   for (int j = home; found != 0 || j < last; found = others(++j)) {
     if (found == 0) continue;
-    steps = 32 * j + lowest_bit(found) - i;
+    steps = 32 * j + zeros_below(found) - i;
     break;
   }
   found = others(home) & ((1u << (i % 32)) - 1);
   for (int j = home; found != 0 || (j > 0 && i - (32 * j - 1) < steps); found = others(--j)) {
     if (found == 0) continue;
-    steps = smaller(steps, i - (32 * j + highest_bit(found)));
+    steps = smaller(steps, i - (32 * j + 63 - zeros_above(found)));
     break;
   }
   return steps < n ? static_cast<T>(steps) : Reach<T>::kFarSteps;

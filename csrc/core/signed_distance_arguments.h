@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include "arguments.h"
 #include "signed_distance.h"
 
 namespace semiseg {
@@ -13,15 +14,12 @@ struct SignedDistanceArguments {
   Volumes size;
   Spacing spacing;
 
-  SignedDistanceArguments(const at::Tensor& given, at::ArrayRef<double> steps) {
-    TORCH_CHECK_TYPE(at::isIntegralType(given.scalar_type(), /*includeBool=*/true),
-                     "signed_distance: expected a bool or integer mask, got ", given.scalar_type());
+  SignedDistanceArguments(const at::Tensor& given, at::ArrayRef<double> steps)
+      : mask(checked_mask("signed_distance", given)) {
     TORCH_CHECK_VALUE(given.dim() == 3 || given.dim() == 4,
                       "signed_distance: expected a mask (B, X, Y) or (B, X, Y, Z), got ", given.sizes());
     TORCH_CHECK_VALUE(static_cast<std::int64_t>(steps.size()) == given.dim() - 1,
                       "signed_distance: expected one spacing an axis, got ", steps, " for ", given.sizes());
-    const bool one_byte = given.element_size() == 1;
-    mask = (one_byte ? given : given.ne(0)).contiguous().view(at::kByte);
 
     double diagonal = 0;
     for (const auto extent : given.sizes().slice(1)) diagonal += static_cast<double>(extent) * extent;

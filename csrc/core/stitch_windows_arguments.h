@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "arguments.h"
 #include "stitch_windows.h"
 
 namespace semiseg {
@@ -27,7 +28,8 @@ struct StitchArguments {
                       " and numbers of starts ", counts, " do not fit a volume ", shape);
     TORCH_CHECK_VALUE(starts.size() <= WindowGrid::kMaxStarts, "stitch: expected at most ", int{WindowGrid::kMaxStarts},
                       " starts over all axes, got ", starts.size());
-    std::int64_t voxels = 1, given_starts = 0;
+    std::int64_t given_starts = 0;
+    checked_voxels("stitch", shape);
     for (std::size_t axis = 0; axis < shape.size(); ++axis) {
       TORCH_CHECK_VALUE(counts[axis] > 0 && counts[axis] <= static_cast<std::int64_t>(starts.size()) - given_starts,
                         "stitch: numbers of starts ", counts, " do not fit ", starts.size(), " starts");
@@ -36,9 +38,7 @@ struct StitchArguments {
                             std::is_sorted(along.begin(), along.end()),
                         "stitch: starts ", along, " are not ascending or leave an axis of ", shape[axis],
                         " voxels with windows of ", patch[axis]);
-      voxels *= shape[axis];
       given_starts += counts[axis];
-      TORCH_CHECK_VALUE(voxels < std::int64_t{1} << 31, "stitch: a volume ", shape, " has 2^31 voxels or more");
     }
     TORCH_CHECK_VALUE(given_starts == static_cast<std::int64_t>(starts.size()), "stitch: numbers of starts ", counts,
                       " do not fit ", starts.size(), " starts");

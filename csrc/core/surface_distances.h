@@ -23,22 +23,6 @@ constexpr int kWordBits = 64;
 constexpr int kSide = 4;      // a tile is so many rows wide along x and along y, and a block so many tiles
 constexpr int kNearRows = 3;  // so many rows to each side are searched one by one before the tiles
 
-SEMISEG_HOST_DEVICE int zeros_below(Word word) {  // of a word that is not 0, as below
-#ifdef __CUDA_ARCH__
-  return __ffsll(static_cast<long long>(word)) - 1;
-#else
-  return __builtin_ctzll(word);
-#endif
-}
-
-SEMISEG_HOST_DEVICE int zeros_above(Word word) {
-#ifdef __CUDA_ARCH__
-  return __clzll(static_cast<long long>(word));
-#else
-  return __builtin_clzll(word);
-#endif
-}
-
 SEMISEG_HOST_DEVICE int count_bits(Word word) {
 #ifdef __CUDA_ARCH__
   return __popcll(word);
@@ -104,16 +88,6 @@ SEMISEG_HOST_DEVICE T squared(T unit, std::int64_t steps) {
   return unit * static_cast<T>(steps) * static_cast<T>(steps);
 }
 
-template <typename T>
-SEMISEG_HOST_DEVICE T lesser(T a, T b) {
-  return b < a ? b : a;
-}
-
-template <typename T>
-SEMISEG_HOST_DEVICE T larger(T a, T b) {
-  return a < b ? b : a;
-}
-
 // Squared distance to the nearest set bit of a row from its position z, where the row itself lies `base` away; `best`
 // if that is less.
 template <typename T>
@@ -121,21 +95,21 @@ SEMISEG_HOST_DEVICE T search_row(const Word* row, int words, int z, T base, T un
   const int at = z / kWordBits, bit = z % kWordBits;
   const Word ahead = row[at] >> bit, back = row[at] << (kWordBits - 1 - bit);
   if (ahead != 0) {
-    best = lesser(best, base + squared(unit, zeros_below(ahead)));
+    best = smaller(best, base + squared(unit, zeros_below(ahead)));
   } else {
     for (int k = at + 1, steps = kWordBits - bit; k < words && base + squared(unit, steps) < best;
          ++k, steps += kWordBits) {
       if (row[k] == 0) continue;
-      best = lesser(best, base + squared(unit, steps + zeros_below(row[k])));
+      best = smaller(best, base + squared(unit, steps + zeros_below(row[k])));
       break;
     }
   }
   if (back != 0) {
-    best = lesser(best, base + squared(unit, zeros_above(back)));
+    best = smaller(best, base + squared(unit, zeros_above(back)));
   } else {
     for (int k = at - 1, steps = bit + 1; k >= 0 && base + squared(unit, steps) < best; --k, steps += kWordBits) {
       if (row[k] == 0) continue;
-      best = lesser(best, base + squared(unit, steps + zeros_above(row[k])));
+      best = smaller(best, base + squared(unit, steps + zeros_above(row[k])));
       break;
     }
   }
@@ -145,13 +119,13 @@ SEMISEG_HOST_DEVICE T search_row(const Word* row, int words, int z, T base, T un
 // Calls visit(i, j) for all rows of the grid on the square ring of radius r around (x, y).
 template <typename Visit>
 SEMISEG_HOST_DEVICE void visit_ring(const Grid& grid, int x, int y, int r, const Visit& visit) {
-  const int left = larger(x - r, 0), right = lesser(x + r, grid.x - 1);
-  const int low = larger(y - r, 0), high = lesser(y + r, grid.y - 1);
+  const int left = larger(x - r, 0), right = smaller(x + r, grid.x - 1);
+  const int low = larger(y - r, 0), high = smaller(y + r, grid.y - 1);
   if (x - r >= 0)
     for (int j = low; j <= high; ++j) visit(x - r, j);
   if (r > 0 && x + r < grid.x)
     for (int j = low; j <= high; ++j) visit(x + r, j);
-  const int first = larger(left, x - r + 1), last = lesser(right, x + r - 1);
+  const int first = larger(left, x - r + 1), last = smaller(right, x + r - 1);
   if (y - r >= 0)
     for (int i = first; i <= last; ++i) visit(i, y - r);
   if (r > 0 && y + r < grid.y)
@@ -221,7 +195,7 @@ template <typename T>
 SEMISEG_HOST_DEVICE T nearest(const Surface& surface, const Grid& grid, const SquaredSteps<T>& step, int x, int y,
                               int z) {
   Search<T> search{surface, grid, step, x, y, z};
-  const T least = lesser(step.x, step.y);
+  const T least = smaller(step.x, step.y);
   search.near(least);
   if (squared(least, kNearRows + 1) < search.best) search.far(least);
   return search.best;

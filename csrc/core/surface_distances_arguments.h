@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include "arguments.h"
 #include "surface_distances.h"
 
 namespace semiseg::surfaces {
@@ -17,7 +18,7 @@ struct Arguments {
   SquaredSteps<double> real;
 
   Arguments(const at::Tensor& given_pred, const at::Tensor& given_target, at::ArrayRef<double> spacing)
-      : pred(bytes(given_pred)), target(bytes(given_target)) {
+      : pred(checked_mask("surface_distances", given_pred)), target(checked_mask("surface_distances", given_target)) {
     TORCH_CHECK_VALUE(pred.sizes() == target.sizes() && pred.device() == target.device(),
                       "surface_distances: expected masks of one shape on one device, got ", pred.sizes(), " on ",
                       pred.device(), " and ", target.sizes(), " on ", target.device());
@@ -36,13 +37,6 @@ struct Arguments {
     equal = x == y && y == spacing.back();
     whole = {1, 1, 1, x};
     real = {x * x, y * y, spacing.back() * spacing.back(), 1};
-  }
-
- private:
-  static at::Tensor bytes(const at::Tensor& given) {
-    TORCH_CHECK_TYPE(at::isIntegralType(given.scalar_type(), /*includeBool=*/true),
-                     "surface_distances: expected bool or integer masks, got ", given.scalar_type());
-    return (given.element_size() == 1 ? given : given.ne(0)).contiguous().view(at::kByte);
   }
 };
 

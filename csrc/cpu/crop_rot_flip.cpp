@@ -56,12 +56,13 @@ void transpose_rows(const Element* image, Element* out, const CropView& view, in
 }
 
 template <typename Element>
-void run(const Sample& sample, int x, int y, int z, int task) {
+void run(const Sample& sample, int x, int y, int z, std::int64_t task) {
   const CropView& view = *sample.view;
   const auto* volume = static_cast<const Element*>(sample.volume);
   auto* out = static_cast<Element*>(sample.out);
   const auto range = [task](int n, int each) {
-    return std::pair(std::min(task * each, n), std::min((task + 1) * each, n));
+    const auto first = [=](std::int64_t at) { return static_cast<int>(std::min<std::int64_t>(at * each, n)); };
+    return std::pair(first(task), first(task + 1));
   };
   if (std::abs(view.step[2]) != 1) {
     const auto [begin, end] = range(x, kSquare);
@@ -95,12 +96,12 @@ std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::Tens
   };
   add(given.images, given.image);
   add(given.labels, given.label);
-  const int tasks = (std::max(x, y) + kPlanes - 1) / kPlanes;  // of a sample, enough whichever way it was turned
+  const std::int64_t tasks =
+      at::divup(std::int64_t{std::max(x, y)}, kPlanes);  // of a sample, enough whichever way it was turned
   run_tasks(static_cast<std::int64_t>(samples.size()) * tasks, [&] {
     return [&](std::int64_t task) {
       const Sample& sample = samples[task / tasks];
-      with_element(sample.bytes,
-                   [&](auto element) { run<decltype(element)>(sample, x, y, z, static_cast<int>(task % tasks)); });
+      with_element(sample.bytes, [&](auto element) { run<decltype(element)>(sample, x, y, z, task % tasks); });
     };
   });
   return {given.image, given.label};

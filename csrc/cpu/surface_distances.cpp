@@ -145,7 +145,7 @@ class BoxedSurface {
 template <typename T>
 void measure(const BoxedSurface& pred, const BoxedSurface& target, const SquaredSteps<T>& step, std::int64_t planes,
              double* there, double* back) {
-  run_tasks(2 * planes, [&] {
+  run_tasks(std::int64_t{2} * planes, [&] {
     return [&](std::int64_t task) {
       const int plane = static_cast<int>(task / 2);
       task % 2 == 0 ? pred.measure(plane, target, step, there) : target.measure(plane, pred, step, back);

@@ -1,8 +1,8 @@
-// The torch side of crop_rot_flip on CUDA. Where the volumes lie travels with the launch: nothing is copied.
+// The torch side of crop_rot_flip.cu: memory, device and stream. The .cu files know nothing of torch.
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
@@ -18,7 +18,7 @@ namespace {
 std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::TensorList labels, at::IntArrayRef starts,
                                                  at::IntArrayRef size, at::IntArrayRef rot, at::IntArrayRef flip) {
   TORCH_CHECK_VALUE(!images.empty(), "crop_rot_flip: expected at least one image");
-  const c10::cuda::CUDAGuard guard(images[0].device());
+  const c10::DeviceGuard guard(images[0].device());
   const CropRotFlipArguments given(images, labels, starts, size, rot, flip);
   if (given.image.numel() == 0) return {given.image, given.label};
   std::vector<CropSample> samples;

@@ -1,8 +1,8 @@
-// The torch side of splice and cutmix on CUDA.
+// The torch side of cutmix.cu: memory, device and stream. The .cu files know nothing of torch.
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
@@ -15,7 +15,7 @@ namespace semiseg {
 namespace {
 
 std::vector<at::Tensor> run(const char* name, at::ArrayRef<at::Tensor> tensors, const at::Tensor& box) {
-  const c10::cuda::CUDAGuard guard(tensors.front().device());
+  const c10::DeviceGuard guard(tensors.front().device());
   const SpliceArguments given(name, tensors, box);
   C10_CUDA_CHECK(launch_splice(given.pairs.data(), static_cast<int>(given.pairs.size()), given.size, given.boxes,
                                c10::cuda::getCurrentCUDAStream()));

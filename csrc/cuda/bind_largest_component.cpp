@@ -1,8 +1,8 @@
-// The torch side of the CUDA kernels: memory, device and stream. The .cu files know nothing of torch.
+// The torch side of largest_component.cu: memory, device and stream. The .cu files know nothing of torch.
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
@@ -13,7 +13,7 @@ namespace semiseg::components {
 namespace {
 
 at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
-  const c10::cuda::CUDAGuard guard(given.device());
+  const c10::DeviceGuard guard(given.device());
   const Arguments arguments(given, num_classes, connectivity);
   const auto& [labels, grid, classes] = arguments;
   at::Tensor out = at::empty(labels.sizes(), labels.options());

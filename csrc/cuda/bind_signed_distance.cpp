@@ -1,8 +1,8 @@
-// The torch side of the CUDA kernels: memory, device and stream. The .cu files know nothing of torch.
+// The torch side of signed_distance.cu: memory, device and stream. The .cu files know nothing of torch.
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
@@ -13,7 +13,7 @@ namespace semiseg {
 namespace {
 
 at::Tensor signed_distance(const at::Tensor& given, at::ArrayRef<double> steps, bool normalized) {
-  const c10::cuda::CUDAGuard guard(given.device());
+  const c10::DeviceGuard guard(given.device());
   const SignedDistanceArguments arguments(given, steps);
   const auto& [mask, size, spacing] = arguments;
   at::Tensor out = at::empty(mask.sizes(), mask.options().dtype(at::kFloat));

@@ -1,8 +1,8 @@
-// The torch side of stitch_windows.cu: memory, device and stream.
+// The torch side of stitch_windows.cu: memory, device and stream. The .cu files know nothing of torch.
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
@@ -14,7 +14,7 @@ namespace {
 
 void stitch_add(at::Tensor& total, const at::Tensor& given, const std::optional<at::Tensor>& weights,
                 at::IntArrayRef starts, at::IntArrayRef counts, std::int64_t first, c10::string_view name) {
-  const c10::cuda::CUDAGuard guard(total.device());
+  const c10::DeviceGuard guard(total.device());
   const StitchArguments arguments(total, weights, patch_of(total, given), starts, counts);
   check_logits(total, given, arguments, first);
   const Activation activation = activation_of(name);
@@ -40,7 +40,7 @@ void stitch_add(at::Tensor& total, const at::Tensor& given, const std::optional<
 
 void stitch_divide(at::Tensor& total, const std::optional<at::Tensor>& weights, at::IntArrayRef patch,
                    at::IntArrayRef starts, at::IntArrayRef counts) {
-  const c10::cuda::CUDAGuard guard(total.device());
+  const c10::DeviceGuard guard(total.device());
   const StitchArguments arguments(total, weights, patch, starts, counts);
   C10_CUDA_CHECK(launch_stitch_divide(total.mutable_data_ptr<float>(), arguments.weight_data(), arguments.classes,
                                       arguments.grid, c10::cuda::getCurrentCUDAStream()));

@@ -1,8 +1,8 @@
-// The torch side of the CUDA kernels: memory, device and stream. The .cu files know nothing of torch.
+// The torch side of surface_distances.cu: memory, device and stream. The .cu files know nothing of torch.
 
 #include <ATen/ATen.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
@@ -17,7 +17,7 @@ namespace {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tensor& given_pred,
                                                                  const at::Tensor& given_target,
                                                                  at::ArrayRef<double> spacing) {
-  const c10::cuda::CUDAGuard guard(given_pred.device());
+  const c10::DeviceGuard guard(given_pred.device());
   const Arguments arguments(given_pred, given_target, spacing);
   const Grid& grid = arguments.grid;
   const auto options = arguments.pred.options();

@@ -56,13 +56,13 @@ __global__ void crop(Samples samples, std::int64_t first, std::int64_t labelled,
 cudaError_t launch_crop_rot_flip(const CropSample* samples, std::int64_t count, std::int64_t labelled,
                                  const CropResult& image, const CropResult& label, int x, int y, int z,
                                  cudaStream_t stream) {
-  const unsigned blocks = blocks_for(std::int64_t{x} * y * z, kBlock);
+  const auto blocks = static_cast<unsigned>(blocks_for(std::int64_t{x} * y * z, kBlock));
   for (std::int64_t first = 0; first < count; first += kSamples) {
     const int here = count - first < kSamples ? static_cast<int>(count - first) : kSamples;
     Samples chunk{};
     for (int s = 0; s < here; ++s) chunk.of[s] = samples[first + s];
-    const auto error =
-        launch(crop, here * blocks, kBlock, 0, stream, chunk, first, labelled, blocks, image, label, x, y, z);
+    const auto error = launch(crop, std::int64_t{here} * blocks, kBlock, 0, stream, chunk, first, labelled, blocks,
+                              image, label, x, y, z);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -88,7 +88,7 @@ Work work_of(const SplicePair& pair, const SpliceSize& size) {
   const std::int64_t bytes = std::int64_t{size.voxels()} * pair.bytes;
   const bool wide =
       bytes % sizeof(Word) == 0 && begins_a_word(pair.a) && begins_a_word(pair.b) && begins_a_word(pair.out);
-  return {pair, wide, blocks_for(bytes / (wide ? int{sizeof(Word)} : pair.bytes), kBlock)};
+  return {pair, wide, static_cast<unsigned>(blocks_for(bytes / (wide ? int{sizeof(Word)} : pair.bytes), kBlock))};
 }
 
 }  // namespace
@@ -99,8 +99,7 @@ cudaError_t launch_splice(const SplicePair* pairs, int count, const SpliceSize& 
   const Work image = work_of(pairs[0], size), label = work_of(pairs[count - 1], size);
   const std::int64_t image_blocks = pairs[0].slabs * image.blocks_a_volume;
   const std::int64_t label_blocks = count == 1 ? 0 : pairs[1].slabs * label.blocks_a_volume;
-  if (image_blocks + label_blocks > INT32_MAX) return cudaErrorInvalidValue;
-  return launch(splice_pairs, static_cast<unsigned>(image_blocks + label_blocks), kBlock, 0, stream, image, label,
+  return launch(splice_pairs, image_blocks + label_blocks, kBlock, 0, stream, image, label,
                 static_cast<unsigned>(image_blocks), size, boxes);
 }
 

@@ -121,8 +121,8 @@ cudaError_t launch_largest_component(const T* labels, T* out, void* scratch, std
   const std::int64_t keys = items * classes;
   auto* const best = static_cast<Key*>(scratch);
   auto* const parents = reinterpret_cast<std::int32_t*>(best + keys);
-  const unsigned item_blocks = blocks_for(grid.voxels(), kBlock);
-  const auto blocks = static_cast<unsigned>(items * item_blocks);
+  const auto item_blocks = static_cast<unsigned>(blocks_for(grid.voxels(), kBlock));
+  const std::int64_t blocks = items * item_blocks;
   if (const auto error =
           launch(plant<T>, blocks, kBlock, 0, stream, labels, parents, best, keys, grid, classes, item_blocks))
     return error;

@@ -9,20 +9,20 @@
 namespace semiseg {
 
 // Blocks that hold `threads` threads. The grid's first dimension takes 2^31 - 1 blocks.
-inline unsigned blocks_for(std::int64_t threads, int block) {
-  return static_cast<unsigned>((threads + block - 1) / block);
-}
+inline std::int64_t blocks_for(std::int64_t threads, int block) { return (threads + block - 1) / block; }
 
 #ifdef __CUDACC__
 
 __device__ inline std::int64_t thread_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
-// Runs kernel(arguments...) on the stream. A launch of no blocks is no error: there is nothing to do.
+// Runs kernel(arguments...) on the stream. A launch of no blocks is no error: there is nothing to do; one of more than
+// a grid can hold is.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, int block, std::size_t shared_bytes,
+cudaError_t launch(void (*kernel)(Parameters...), std::int64_t blocks, int block, std::size_t shared_bytes,
                    cudaStream_t stream, Arguments&&... arguments) {
   if (blocks == 0) return cudaSuccess;
-  kernel<<<blocks, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  kernel<<<static_cast<unsigned>(blocks), block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
   return cudaGetLastError();
 }
 

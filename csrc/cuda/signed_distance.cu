@@ -9,7 +9,7 @@ namespace semiseg {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kColumns = 32;            // columns of a block: one warp's width of neighbours along z
+constexpr int kLanes = 32;              // neighbours along z that a block takes at most: one warp's width
 constexpr int kSharedBytes = 48 << 10;  // what every device gives a block without asking
 
 // Non-negative floats order as their bits do.
@@ -18,27 +18,27 @@ __device__ int ordered(float square) { return __float_as_int(square); }
 __device__ std::int32_t restored(int bits, std::int32_t) { return bits; }
 __device__ float restored(int bits, float) { return __int_as_float(bits); }
 
-// A block takes kColumns neighbouring columns along x of one item.
+// A block takes `columns` neighbouring columns along x of one item.
 template <typename T>
-__global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, unsigned blocks_an_item, T unit) {
+__global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, int columns, unsigned blocks_an_item, T unit) {
   SEMISEG_DYNAMIC_SHARED(std::uint32_t, words);
   const std::int64_t plane = size.plane(), item = blockIdx.x / blocks_an_item;
-  const int lane = static_cast<int>(threadIdx.x) % kColumns, team = static_cast<int>(threadIdx.x) / kColumns;
-  const std::int64_t column = std::int64_t{blockIdx.x % blocks_an_item} * kColumns + lane;
+  const int lane = static_cast<int>(threadIdx.x) % columns, team = static_cast<int>(threadIdx.x) / columns;
+  const std::int64_t column = std::int64_t{blockIdx.x % blocks_an_item} * columns + lane;
   const std::int64_t first = item * size.voxels() + column;
   const bool valid = column < plane;
 
-  for (int j = team; 32 * j < size.x; j += kBlock / kColumns) {
+  for (int j = team; 32 * j < size.x; j += kBlock / columns) {
     std::uint32_t word = 0;
     const int count = smaller(32, size.x - 32 * j);
     for (int bit = 0; valid && bit < count; ++bit)
       word |= std::uint32_t{mask[first + (32 * j + bit) * plane] != 0} << bit;
-    words[j * kColumns + lane] = word;
+    words[j * columns + lane] = word;
   }
   __syncthreads();
-  for (int x = team; valid && x < size.x; x += kBlock / kColumns) {
-    const bool inside = words[x / 32 * kColumns + lane] >> (x % 32) & 1;
-    out[first + x * plane] = signed_square(steps_among_bits<T>(words + lane, kColumns, size.x, x), inside, unit);
+  for (int x = team; valid && x < size.x; x += kBlock / columns) {
+    const bool inside = words[x / 32 * columns + lane] >> (x % 32) & 1;
+    out[first + x * plane] = signed_square(steps_among_bits<T>(words + lane, columns, size.x, x), inside, unit);
   }
 }
 
@@ -50,7 +50,7 @@ struct Tiles {
   bool side_by_side;
   bool in_shared;
 
-  unsigned a_group() const { return (lines_a_group + lines - 1) / lines; }
+  unsigned a_group() const { return static_cast<unsigned>(blocks_for(lines_a_group, lines)); }
 };
 
 // Lowest parabolas along one axis, from `in` to `out`. With `peaks`, an item's largest squares are collected there;
@@ -122,7 +122,7 @@ __global__ void normalize(const std::uint8_t* mask, const T* squares, float* out
 // As many lines a tile as fit in shared memory, up to a few warps of work; lines too long for it stay where they are.
 Tiles tiles_of(int n, int lines_a_group, std::int64_t groups, bool side_by_side) {
   const int room = kSharedBytes / static_cast<int>(sizeof(float)) / n;
-  const int wanted = side_by_side ? kColumns : larger(1, 8 * kBlock / n);
+  const int wanted = side_by_side ? kLanes : larger(1, 8 * kBlock / n);
   return {n,       larger(1, smaller(wanted, room)), lines_a_group,
           groups,  std::int64_t{n} * lines_a_group,  side_by_side,
           room > 0};
@@ -132,8 +132,8 @@ template <typename T>
 cudaError_t launch_search(const T* in, T* out, float* roots, int* peaks, const Tiles& tiles, std::int64_t items, T unit,
                           float unit_length, cudaStream_t stream) {
   const std::size_t shared = tiles.in_shared ? sizeof(T) * tiles.n * tiles.lines : 0;
-  return launch(search<T>, static_cast<unsigned>(tiles.groups * tiles.a_group()), kBlock, shared, stream, in, out,
-                roots, peaks, tiles, tiles.a_group(), tiles.groups / items, unit, unit_length);
+  return launch(search<T>, tiles.groups * tiles.a_group(), kBlock, shared, stream, in, out, roots, peaks, tiles,
+                tiles.a_group(), tiles.groups / items, unit, unit_length);
 }
 
 template <typename T>
@@ -148,10 +148,12 @@ cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volum
   if (normalized)
     if (const auto error = cudaMemsetAsync(peaks, 0, 2 * size.items * sizeof(int), stream)) return error;
 
-  const unsigned columns = blocks_for(size.plane(), kColumns);
-  const std::size_t words = sizeof(std::uint32_t) * kColumns * blocks_for(size.x, 32);
-  if (const auto error = launch(scan_x<T>, static_cast<unsigned>(size.items * columns), kBlock, words, stream, mask,
-                                volume ? result : between, size, columns, units.x))
+  // The bits of 32 columns of 12288 voxels fill a block's shared memory; those of 8 columns of any volume fit.
+  const int columns = size.x <= 12288 ? kLanes : 8;
+  const auto of_item = static_cast<unsigned>(blocks_for(size.plane(), columns));
+  const std::size_t words = sizeof(std::uint32_t) * columns * blocks_for(size.x, 32);
+  if (const auto error = launch(scan_x<T>, size.items * of_item, kBlock, words, stream, mask, volume ? result : between,
+                                size, columns, of_item, units.x))
     return error;
   if (volume) {
     const Tiles along_y = tiles_of(size.y, size.z, size.items * size.x, true);
@@ -163,9 +165,8 @@ cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volum
                                           units.z, units.length, stream))
     return error;
   if (!normalized) return cudaSuccess;
-  const unsigned of_item = blocks_for(size.voxels(), kBlock);
-  return launch(normalize<T>, static_cast<unsigned>(size.items * of_item), kBlock, 0, stream, mask, result, out, peaks,
-                size, of_item);
+  const auto pieces = static_cast<unsigned>(blocks_for(size.voxels(), kBlock));
+  return launch(normalize<T>, size.items * pieces, kBlock, 0, stream, mask, result, out, peaks, size, pieces);
 }
 
 }  // namespace

@@ -101,7 +101,7 @@ template <typename Scalar>
 cudaError_t launch_stitch_add(float* total, const Scalar* logits, const float* weights, std::int64_t classes,
                               const LogitStrides& strides, const WindowGrid& grid, const WindowRun& run,
                               Activation activation, cudaStream_t stream) {
-  const unsigned blocks = blocks_for(run.voxels(), kBlock);
+  const std::int64_t blocks = blocks_for(run.voxels(), kBlock);
   const auto go = [&](auto* kernel) {
     return launch(kernel, blocks, kBlock, 0, stream, total, logits, weights, strides, grid, run, activation);
   };

@@ -40,7 +40,7 @@ struct dim3 {
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
@@ -194,7 +194,6 @@ inline void run_cooperating(unsigned threads) {
 }
 
 inline void run(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& thread) {
-  if (threads > 1024) std::abort();
   body = &thread;
   blockDim.x = threads;
   gridDim.x = blocks;
@@ -234,9 +233,11 @@ namespace semiseg {
 inline std::int64_t thread_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, int block, std::size_t shared_bytes, cudaStream_t,
-                   Arguments&&... arguments) {
-  emulator::run(blocks, static_cast<unsigned>(block), shared_bytes,
+cudaError_t launch(void (*kernel)(Parameters...), std::int64_t blocks, int block, std::size_t shared_bytes,
+                   cudaStream_t, Arguments&&... arguments) {
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a device holds no more parameters");
+  if (blocks > INT32_MAX || block > 1024 || shared_bytes > 48 << 10) return cudaErrorInvalidConfiguration;
+  emulator::run(static_cast<unsigned>(blocks), static_cast<unsigned>(block), shared_bytes,
                 [&] { kernel(static_cast<Parameters>(arguments)...); });
   return cudaSuccess;
 }
