@@ -23,9 +23,8 @@ namespace {
 constexpr int kVoxelsPerRun = 4;      // a run takes four numbers, so runs never take more memory than voxels would
 constexpr int kSlabVoxels = 1 << 15;  // fewer are not worth a task
 constexpr int kSlabsPerThread = 4;    // a few, since the object fills some slabs more than others
-
-constexpr int kBlock = 64;       // voxels looked at together: a bit each of a word
-constexpr int kContacts = 1024;  // pairs of runs found before they are joined
+constexpr int kBlock = 64;            // voxels looked at together: a bit each of a word
+constexpr int kContacts = 1024;       // pairs of runs found before they are joined
 
 // Bit i: labels[i] is not labels[i - 1], for the block that begins at `labels`.
 template <typename T>
@@ -55,8 +54,8 @@ inline bool all_zero(const T* labels) {
   return any == 0;
 }
 
-// Calls visit(begin, end) for each run of a foreground label in planes [first, last), in scan order, until it returns
-// false. Runs end with their rows.
+// Calls visit(begin, end) for each run of a foreground label along z in planes [first, last), in scan order, until it
+// returns false.
 template <typename T, typename Visit>
 bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int last, const Visit& visit) {
   const std::int32_t stop = last * grid.plane();
@@ -84,7 +83,7 @@ bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int
 }
 
 // A run of one label along z. Its place counts a voxel more at the end of each row and a row more at the end of each
-// plane, so that two runs touch in an earlier row if and only if their places do, so many places apart.
+// plane, so that two runs meet by way of an earlier row if and only if their places do, so many places apart.
 struct Run {
   std::uint32_t begin, end;
   std::int32_t voxel;  // where it begins
@@ -116,14 +115,15 @@ class Item {
 
   int first_plane(std::int64_t slab) const { return static_cast<int>(slab * grid_.x / slabs_); }
 
-  // ---- runs. Those of a slab are numbered from its first voxel over kVoxelsPerRun, so that numbers follow the scan.
+  // ---- runs. Those of a slab are numbered from its first voxel over kVoxelsPerRun on, so that numbers follow the
+  // scan.
 
   std::int32_t first_run(std::int64_t slab) const { return first_plane(slab) * grid_.plane() / kVoxelsPerRun; }
 
   std::int32_t* parents() { return scratch_.get(); }
   Run* runs() { return reinterpret_cast<Run*>(scratch_.get() + grid_.voxels() / kVoxelsPerRun); }
 
-  std::int64_t places_of_row() const { return grid_.z + 1; }
+  std::int64_t places_of_row() const { return std::int64_t{grid_.z} + 1; }
   std::int64_t places_of_plane() const { return places_of_row() * (grid_.y > 1 ? grid_.y + 1 : 1); }
 
   bool solve_by_runs() {
@@ -162,7 +162,8 @@ class Item {
                       [&](std::int32_t from, std::int32_t to) {
                         if (end == limit) return false;
                         const std::int32_t row = from / grid_.z, skipped = grid_.y > 1 ? row / grid_.y : 0;
-                        const auto place = static_cast<std::uint32_t>(from + row + skipped * places_of_row());
+                        const auto place =
+                            static_cast<std::uint32_t>(std::int64_t{from} + row + skipped * places_of_row());
                         runs()[end] = {place, place + (to - from), from};
                         parents()[end] = ~(to - from);
                         ++end;
