@@ -10,7 +10,7 @@ from torch import nn
 
 from networks.vnet import VNet
 from utils.errors import UserError
-from utils.inference import load_networks, mean_probability, sliding_window, window_starts
+from utils.inference import gaussian_weights, load_networks, mean_probability, sliding_window, window_starts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -127,6 +127,62 @@ def test_predictor_sees_channels_last_without_gradient_and_under_autocast():
     assert seen == [(channels_last, False, True), (channels_last, False, False)]
 
 
+@pytest.mark.parametrize("shape", [(29, 37), (20, 40), (11, 37), (5, 6)], ids=["odd", "even", "small x", "small"])
+@pytest.mark.parametrize("leading", [False, True])
+def test_an_image_is_a_volume_of_one_slice(shape, leading):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)).eval()
+    image = torch.randn(shape)
+    prob = sliding_window(network, image[None] if leading else image, (16, 18), (5, 6), 3)
+    assert prob.shape == (3, *shape)
+    volume = sliding_window(lambda x: network(x[:, :, 0])[:, :, None], image[None], (1, 16, 18), (1, 5, 6), 3, batch=7)
+    torch.testing.assert_close(prob, volume[:, 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("patch", [(16, 12, 20), (15, 13, 7), (31, 18)])
+@pytest.mark.parametrize("sigma_scale", [1 / 8, 0.3])
+def test_gaussian_weights_are_monais(patch, sigma_scale):
+    utils = pytest.importorskip("monai.data.utils")
+    weights = gaussian_weights(patch, sigma_scale)
+    torch.testing.assert_close(weights, utils.compute_importance_map(patch, "gaussian", sigma_scale))
+    assert weights.min() >= 1e-3
+    with pytest.raises(ValueError, match="sigma_scale"):
+        gaussian_weights(patch, 0)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_sliding_window_with_gaussian_weights_is_monais(axes, batch):
+    inferers = pytest.importorskip("monai.inferers")
+    torch.manual_seed(0)
+    network = (nn.Conv2d if axes == 2 else nn.Conv3d)(1, 3, 3, padding=1)
+    patch, stride, image = (16, 12, 20)[:axes], (8, 6, 10)[:axes], torch.randn((40, 25, 33)[:axes])
+    prob = sliding_window(network, image, patch, stride, 3, batch=batch, weights=gaussian_weights(patch))
+    with torch.no_grad():
+        want = inferers.sliding_window_inference(
+            image[None, None], patch, 1, lambda x: network(x).softmax(1), overlap=0.5, mode="gaussian"
+        )
+    torch.testing.assert_close(prob, want[0], rtol=0, atol=1e-5)
+
+
+def test_default_batch_on_the_cpu_is_one_window():
+    seen = []
+
+    def predict(x):
+        seen.append(len(x))
+        return torch.cat((x, x), 1)
+
+    sliding_window(predict, torch.zeros(8, 8), (4, 4), (4, 4), 2)
+    assert seen == [1] * 4
+
+
+def test_the_predictor_may_give_bfloat16():
+    image = torch.randn(9, 8, 7)
+    prob = sliding_window(lambda x: torch.cat((x, -x), 1).bfloat16(), image, (8, 8, 4), (3, 3, 3), 2)
+    assert prob.dtype == torch.float32
+    torch.testing.assert_close(prob, torch.stack((image, -image)).bfloat16().float().softmax(0))
+
+
 def test_sliding_window_refuses():
     image = torch.zeros(8, 8, 8)
 
@@ -144,8 +200,17 @@ def test_sliding_window_refuses():
         window(batch=4)
     with pytest.raises(ValueError, match=r"image must be"):
         window(image=torch.zeros(2, 8, 8, 8))
+    with pytest.raises(ValueError, match=r"image must be \(X, Y\) or \(1, X, Y\), got \(8, 8, 8\)"):
+        window(patch=(4, 4), stride=(4, 4))
+    with pytest.raises(ValueError, match=r"patch must have 2 or 3 axes"):
+        window(patch=(4,), stride=(4,))
     with pytest.raises(ValueError, match=r"activation 'relu'"):
         window(activation="relu")
+    with pytest.raises(ValueError, match=r"weights of the window's shape \(4, 4, 4\), got \(4, 4\)"):
+        window(weights=torch.ones(4, 4))
+    for value in (float("nan"), float("inf")):  # an infinite logit is no certainty
+        with pytest.raises(UserError, match=r"not finite"):
+            window(predictor=lambda x, value=value: torch.cat((x, x + value), 1))
     with pytest.raises(ValueError, match=r"batch"):
         window(batch=0)
     with pytest.raises(UserError, match=r"not finite"):
