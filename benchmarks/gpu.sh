@@ -6,12 +6,24 @@
 # builds the CUDA kernels, runs the operators' tests on the device, runs compute-sanitizer over a small driver, and times
 # every operator beside its peers. Each section has a time limit of its own, and the file is written anew after each, so
 # that a run cut short leaves what it had. A section that fails is recorded as failed, and the rest goes on; the exit
-# status then is 1. Needs a CUDA build of torch and nvcc of the same major version.
+# status then is 1, as it is where compute-sanitizer is missing. Where the build fails, or torch sees no GPU, the rest is
+# recorded as not run. Needs a CUDA build of torch and nvcc of the same major version. The peers: `pip install .[bench]`
+# and CuPy for the same CUDA, `pip install cupy-cuda12x` or `cupy-cuda13x`; those that are missing are recorded as such.
 set -uo pipefail
-cd "$(dirname "$0")/.."
 
+# absolute PATH: the path, from where the caller stands.
+absolute() {
+  case $1 in
+    /*) printf '%s\n' "$1" ;;
+    *) printf '%s\n' "$PWD/$1" ;;
+  esac
+}
+
+OUT=${1:+$(absolute "$1")}
 PYTHON=${PYTHON:-python3}
-OUT=${1:-benchmarks/results/gpu-$(date +%F).json}
+case $PYTHON in */*) PYTHON=$(absolute "$PYTHON") ;; esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+OUT=${OUT:-$PWD/benchmarks/results/gpu-$(date +%F).json}
 LOGS=$(mktemp -d)
 failed=0
 
@@ -25,20 +37,36 @@ section() {
   "$PYTHON" benchmarks/bench_gpu.py --json "$OUT" --record "$name" --status "$status" \
     --seconds $((SECONDS - start)) --log "$LOGS/$name" || failed=1
   [ "$status" -eq 0 ] || failed=1
+  return "$status"
 }
 
-section build 300 env FORCE_CUDA=1 "$PYTHON" setup.py build_ext --inplace
-section tests 300 "$PYTHON" -m pytest -q tests/ops -k "cuda or not cpu"
-if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck; do
-    section "$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/bench_gpu.py drive
-  done
+# not_run WHY NAME...: records sections that are left out.
+not_run() {
+  local why=$1
+  shift
+  echo "== not run, $why: $*"
+  "$PYTHON" benchmarks/bench_gpu.py --json "$OUT" --record "$@" --not-run "$why"
+  failed=1
+}
+
+mapfile -t timings < <("$PYTHON" benchmarks/bench_gpu.py --list)
+if ! section build 300 env FORCE_CUDA=1 "$PYTHON" setup.py build_ext --inplace; then
+  not_run "build failed" check tests memcheck racecheck "${timings[@]}"
+elif ! section check 60 "$PYTHON" benchmarks/bench_gpu.py --check; then
+  not_run "check failed" tests memcheck racecheck "${timings[@]}"
 else
-  echo "== compute-sanitizer is not installed: memcheck and racecheck are left out"
+  section tests 300 "$PYTHON" -m pytest -q tests/ops -k "cuda or not cpu"
+  if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+      section "$tool" 120 compute-sanitizer --tool "$tool" --error-exitcode 9 "$PYTHON" benchmarks/bench_gpu.py drive
+    done
+  else
+    not_run "compute-sanitizer is not installed" memcheck racecheck
+  fi
+  for name in "${timings[@]}"; do
+    section "$name" 90 "$PYTHON" benchmarks/bench_gpu.py "$name" --json "$OUT"
+  done
 fi
-for name in $("$PYTHON" benchmarks/bench_gpu.py --list); do
-  section "$name" 60 "$PYTHON" benchmarks/bench_gpu.py "$name" --json "$OUT"
-done
 rm -rf "$LOGS"
 echo "written to $OUT"
 exit "$failed"
