@@ -51,7 +51,7 @@ def compare(
     rounds: int,
     *,
     inputs: Iterable[torch.Tensor | np.ndarray] = (),
-    atol: float | None = 0.0,
+    atol: float = 0.0,
     marks: Mapping[str, Callable] | None = None,
 ) -> list[dict]:
     """Rows for our operator and for each peer that is installed, after checking that all give the same.
@@ -62,8 +62,7 @@ def compare(
         peers: name -> (packages it needs, callable that returns the same).
         rounds: how often each is timed; all take turns, so that a busy machine slows all alike.
         inputs: what the operator reads; peak memory is printed as a multiple of inputs and outputs.
-        atol: how far a peer may lie from ours, for peers that compute in another precision; None for a peer that
-            computes something else and only sets a mark.
+        atol: how far a peer may lie from ours, for peers that compute in another precision.
         marks: name -> callable that is timed beside the peers and not compared, such as a plain copy.
 
     Raises:
@@ -76,9 +75,8 @@ def compare(
         if missing:
             print(f"skipped {name}: no {', '.join(missing)}; pip install .[bench]", file=sys.stderr)
             continue
-        if atol is not None:
-            for mine, theirs in zip(result, _arrays(run()), strict=True):
-                np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol, err_msg=f"{operation} against {name}")
+        for mine, theirs in zip(result, _arrays(run()), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol, err_msg=f"{operation} against {name}")
         runs[name] = run
     runs |= marks or {}
     peaks = {name: peak_bytes(run) for name, run in runs.items()}
