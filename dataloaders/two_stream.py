@@ -106,8 +106,8 @@ class TwoStream:
         return self._take(crops, [store[crop.case] for crop in crops])[0]
 
     def _take(self, crops, images, labels=None):
-        starts, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
-        taken = crop_rot_flip(images, labels, starts, self.patch, rot, flip)
+        corners, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
+        taken = crop_rot_flip(images, labels, corners, self.patch, rot, flip)
         return [part.to(self.device, non_blocking=True) for part in taken if part is not None]
 
     def _order(self, stream, turn):

@@ -195,6 +195,19 @@ def test_gradients_follow_the_voxels(device):
     assert torch.equal(b.grad, splice_reference(torch.zeros_like(weight), weight, box))
 
 
+def test_functional_gradients(device):
+    box = torch.tensor([[1, 0], [3, 1]], device=device)
+    a, b = (torch.rand((2, 2, 3, 2), device=device) for _ in range(2))
+    weight = torch.rand_like(a)
+    found = torch.func.grad(lambda a, b: (splice(a, b, box) * weight).sum(), argnums=(0, 1))(a, b)
+    zeros = torch.zeros_like(weight)
+    for got, want in zip(found, (splice(weight, zeros, box), splice(zeros, weight, box)), strict=True):
+        assert torch.equal(got, want)
+    label = torch.zeros((2, 3, 2), dtype=torch.int64, device=device)
+    found = torch.func.grad(lambda a: (cutmix(a, b, label, label, box)[0] * weight).sum())(a)
+    assert torch.equal(found, splice(weight, zeros, box))
+
+
 def test_integer_labels_have_no_gradient_and_one_side_may_need_none(device):
     box = torch.tensor([[1, 0], [3, 2]], device=device)
     a, b = (torch.rand((2, 1, 4, 3), device=device) for _ in range(2))
@@ -232,7 +245,7 @@ BOX = torch.tensor([[0, 0], [1, 1]])
         (*pair(2, 4, 5), torch.zeros(2, 0, dtype=torch.int64), ValueError, r"expected a box.* got .2, 0"),
         (*pair(2, 4, 5), torch.zeros(1, 2, 2, 2, dtype=torch.int64), ValueError, r"expected a box.* got .1, 2, 2, 2"),
         (*pair(2, 4, 5), BOX.expand(3, 2, 2), ValueError, "one box or 2, got 3"),
-        (*pair(0, 1 << 16, 1 << 15), BOX, ValueError, r"fewer than 2\^31 voxels, got .0, 65536, 32768"),
+        (*pair(0, 1 << 16, 1 << 15), BOX, ValueError, r"fewer than 2\^31 voxels, got .*65536, 32768"),
     ],
 )
 def test_wrong_input(device, a, b, box, error, message):
@@ -352,7 +365,47 @@ def test_random_box_goes_to_its_device(device):
     assert box.device == torch.zeros(0, device=device).device
     assert (box[:, 0] >= 0).all()
     assert (box[:, 1] <= torch.tensor([8, 9], device=device)).all()
-    assert random_box((8, 9), 0.5, count=0).shape == (0, 2, 2)
+
+
+def test_random_box_takes_any_numbers():
+    def draw(shape, ratio, count=2):
+        return random_box(shape, ratio, torch.Generator().manual_seed(0), count)
+
+    want = draw((8, 9), 0.5)
+    for ratio in (
+        np.float32(0.5),
+        np.float64(0.5),
+        (0.5, np.float32(0.5)),
+        np.array([0.5, 0.5]),
+        torch.full((2,), 0.5),
+    ):
+        assert torch.equal(draw((8, 9), ratio), want)
+    assert torch.equal(draw(torch.Size((8, 9)), 0.5, np.int64(2)), want)
+    assert torch.equal(draw(np.array((8, 9)), 0.5), want)
+
+
+def test_an_empty_box_leaves_the_first():
+    a, b = pair(2, 3, 4)
+    assert torch.equal(splice(a, b + 1, random_box((3, 4), 0.1)), a)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"shape": ()}, ValueError, r"1, 2 or 3 extents of at least 0, got \(\)"),
+        ({"shape": (2, 3, 4, 5)}, ValueError, r"got \(2, 3, 4, 5\)"),
+        ({"shape": (2, -3)}, ValueError, r"got \(2, -3\)"),
+        ({"shape": (2, 3.0)}, TypeError, r"integer as each of shape, got 3\.0"),
+        ({"shape": 8}, TypeError, "sequence of shape, got 8"),
+        ({"count": 0}, ValueError, "count of at least 1, got 0"),
+        ({"count": -1}, ValueError, "count of at least 1, got -1"),
+        ({"count": 1.5}, TypeError, r"integer as count, got 1\.5"),
+        ({"ratio": None}, TypeError, "NoneType"),
+    ],
+)
+def test_random_box_wrong_input(options, error, message):
+    with pytest.raises(error, match=message):
+        random_box(**{"shape": (8, 9), "ratio": 0.5, **options})
 
 
 @pytest.mark.parametrize("ratio", [0, -0.1, 1.1, float("nan"), (0.5,), (0.5, 0.5, 0.5), (0.5, 0.0)])

@@ -156,23 +156,34 @@ def test_the_reference_is_the_definition():
             np.testing.assert_array_equal(got, want, err_msg=f"{name}, {connectivity}")
 
 
-@pytest.mark.parametrize("connectivity", [4, 8, 6, 18, 26])
-def test_is_skimage_and_cc3d(device, connectivity):
-    measure = pytest.importorskip("skimage.measure")
-    cc3d = pytest.importorskip("cc3d")
-    axes = 2 if connectivity < 6 or connectivity == 8 else 3
-    shape = (61, 53, 47)[:axes]
+def noises(connectivity, device):
+    """Pairs of noise and its largest component, as arrays."""
+    shape = (61, 53) if connectivity in CONNECTIVITY[2] else (61, 53, 47)
     for density in (0.1, 0.3, 0.6):
         item = noise(shape, density)
-        got = largest_component(item[None].to(device), 2, connectivity)[0].cpu().numpy()
-        components = measure.label(item.numpy(), connectivity=RANK[connectivity])
+        yield item.numpy(), largest_component(item[None].to(device), 2, connectivity)[0].cpu().numpy()
+
+
+@pytest.mark.parametrize("connectivity", [4, 8, 6, 18, 26])
+def test_is_skimage(device, connectivity):
+    from skimage import measure
+
+    for item, got in noises(connectivity, device):
+        components = measure.label(item, connectivity=RANK[connectivity])
         np.testing.assert_array_equal(got, components == 1 + np.bincount(components.flat)[1:].argmax())
-        components = cc3d.connected_components(item.numpy(), connectivity=connectivity)
+
+
+@pytest.mark.parametrize("connectivity", [4, 8, 6, 18, 26])
+def test_is_cc3d(device, connectivity):
+    import cc3d
+
+    for item, got in noises(connectivity, device):
+        components = cc3d.connected_components(item, connectivity=connectivity)
         sizes = np.bincount(components.flat)[1:]
         assert got.sum() == sizes.max()
         if (sizes == sizes.max()).sum() == 1:  # among equals cc3d may take another
             np.testing.assert_array_equal(got, components == 1 + sizes.argmax())
-            np.testing.assert_array_equal(got, cc3d.largest_k(item.numpy(), k=1, connectivity=connectivity) > 0)
+            np.testing.assert_array_equal(got, cc3d.largest_k(item, k=1, connectivity=connectivity) > 0)
 
 
 def test_default_is_full_connectivity(device):
@@ -315,6 +326,10 @@ def test_inputs_stay(device):
         (torch.zeros(1, 2, 3, dtype=torch.bool), 2, 0, ValueError, "got 0"),
         (torch.zeros(1, 2, 3, dtype=torch.bool), 1, None, ValueError, "2 to 32768 classes with the background, got 1"),
         (torch.zeros(1, 2, 3, dtype=torch.int64), 32769, None, ValueError, "got 32769"),
+        (torch.zeros(1, 2, 3, dtype=torch.bool), 2.5, None, TypeError, r"integer as the number of classes, got 2\.5"),
+        (torch.zeros(1, 2, 3, dtype=torch.bool), "3", None, TypeError, "integer as the number of classes, got '3'"),
+        (torch.zeros(1, 2, 3, dtype=torch.bool), True, None, TypeError, "number of classes, got True"),
+        (torch.zeros(1, 2, 3, 4, dtype=torch.bool), 2, 6.0, TypeError, r"integer as the connectivity, got 6\.0"),
         (torch.zeros((), dtype=torch.bool).expand(1, 1 << 16, 1 << 15), 2, None, ValueError, r"2\^31 voxels"),
     ],
 )
@@ -322,6 +337,12 @@ def test_wrong_input(labels, num_classes, connectivity, error, message):
     for op in (largest_component, largest_component_reference):
         with pytest.raises(error, match=message):
             op(labels, num_classes, connectivity)
+
+
+def test_numbers_of_any_integer_type():
+    item = ADVERSARIAL["noise 0.3, 4 classes"][None]
+    for kind in (np.int64, np.uint8, torch.tensor):
+        assert torch.equal(largest_component(item, kind(4), kind(6)), largest_component(item, 4, 6))
 
 
 def test_the_bare_operator_checks_what_memory_safety_needs(device):

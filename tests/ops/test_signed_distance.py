@@ -148,7 +148,8 @@ def test_references_are_scipy_and_the_research_formula(spacing):
 
 
 def test_inner_boundary_is_that_of_skimage_and_where_the_inside_distance_is_one(device):
-    segmentation = pytest.importorskip("skimage.segmentation")
+    from skimage import segmentation
+
     for name, mask in ADVERSARIAL.items():
         boundary = segmentation.find_boundaries(mask.numpy().astype(np.uint8), mode="inner").astype(bool)
         for spacing in (None, UNEQUAL[: mask.ndim]):
@@ -231,6 +232,7 @@ def test_inputs_stay_and_outputs_need_no_gradient(device):
         (torch.zeros(1, 2, 3, 4, dtype=torch.bool), (1.0, 0.0, 1.0), ValueError, r"3 axes, got \(1.0, 0.0, 1.0\)"),
         (torch.zeros(1, 2, 3, dtype=torch.bool), (1.0, float("nan")), ValueError, "positive finite"),
         (torch.zeros(1, 2, 3, dtype=torch.bool), (float("inf"), 1.0), ValueError, "positive finite"),
+        (torch.zeros(1, 2, 3, dtype=torch.bool), 2.0, TypeError, r"positive finite spacing .* 2 axes, got 2\.0"),
         (torch.zeros(0, 1 << 15, 1, dtype=torch.bool), None, ValueError, r"under 2\^15 voxels, got \(0, 32768, 1\)"),
     ],
 )

@@ -92,7 +92,7 @@ def test_reference_is_the_research_loop(name):
 
 @pytest.mark.parametrize("axes", [2, 3])
 def test_is_monai_with_gaussian_weights(device, axes):
-    inferers = pytest.importorskip("monai.inferers")
+    from monai import inferers
     from monai.data.utils import compute_importance_map
 
     shape, patch, stride = (40, 24, 33)[:axes], (16, 12, 20)[:axes], (8, 6, 10)[:axes]
@@ -226,8 +226,20 @@ def test_the_most_starts_there_may_be(device):
         assert_reference(make_logits((shape, patch, starts), 1, device), (shape, patch, starts), None)
 
 
-def test_no_classes(device):
-    assert stitch_windows(torch.zeros(1, 0, 3, 4, device=device), [[0], [0]], (3, 4)).shape == (0, 3, 4)
+def test_any_integers_will_do(device):
+    shape, patch, starts = ODD
+    logits = make_logits(ODD, 2, device)
+    want = stitch_windows(logits, starts, shape)
+    assert window_starts(torch.Size(shape), np.array(patch), torch.tensor((5, 4, 7))) == starts
+    for kind in (np.array, torch.tensor, tuple):
+        given = [kind(along) for along in starts]
+        assert torch.equal(stitch_windows(logits, given, kind(shape)), want)
+        stitcher = WindowStitcher(kind(shape), kind(patch), given, np.int64(2), device=device)
+        assert stitcher.patch == patch
+        stitcher.add(logits)
+        assert torch.equal(stitcher.result(), want)
+    with pytest.raises(TypeError, match=r"expected an integer as each of shape, got 8\.0"):
+        window_starts((8.0, 8), (4, 4), (2, 2))
 
 
 def test_inputs_stay_and_outputs_need_no_gradient(device):
@@ -257,6 +269,11 @@ def test_weights_of_any_float_type_and_strides(device):
         ({"logits": torch.zeros(3, 2, 4, 4)}, ValueError, "got 3 windows for a grid of 4"),
         ({"logits": torch.zeros(5, 2, 4, 4)}, ValueError, "got 5 windows for a grid of 4"),
         ({"logits": torch.zeros(4, 2, 4, 4, 4)}, ValueError, "2, 3 and 2 axes"),
+        ({"logits": torch.zeros(4, 0, 4, 4)}, ValueError, "at least 1 class, got 0"),
+        ({"shape": (6.0, 6)}, TypeError, r"integer as each of shape, got 6\.0"),
+        ({"shape": 6}, TypeError, "sequence of shape, got 6"),
+        ({"starts": [[0, 2.5], [0, 2]]}, TypeError, r"integer as each of starts, got 2\.5"),
+        ({"starts": [0, 2]}, TypeError, "sequence of starts, got 0"),
         ({"shape": (6, 6, 6)}, ValueError, "3, 2 and 2 axes"),
         ({"shape": (6, 7)}, ValueError, r"axis 1: windows of 4 at \[0, 2\] do not reach from end to end of 7"),
         ({"starts": [[0, 2], [1, 2]]}, ValueError, r"axis 1: windows of 4 at \[1, 2\] do not reach"),
@@ -264,12 +281,20 @@ def test_weights_of_any_float_type_and_strides(device):
         ({"starts": [[], [0, 2]]}, ValueError, "axis 0"),
         ({"starts": [[0, 0, 2], [0, 2]]}, ValueError, r"axis 0: .*\[0, 0, 2\] leave holes or do not ascend"),
         ({"starts": [[0, 5], [0, 2]], "shape": (9, 6)}, ValueError, r"axis 0: .*\[0, 5\] leave holes"),
-        ({"starts": [list(range(767)), [0, 2]], "shape": (770, 6)}, ValueError, "at most 768 starts .* got 769"),
+        (
+            {"starts": [list(range(767)), [0, 2]], "shape": (770, 6)},
+            ValueError,
+            "768 starts .* got 769: .*larger stride",
+        ),
         ({"shape": (1 << 16, 1 << 15)}, ValueError, r"fewer than 2\^31 voxels"),
         ({"activation": "none"}, ValueError, "activation 'none': expected 'softmax', 'sigmoid' or None"),
         ({"weights": torch.ones(4, 5)}, ValueError, r"weights of the window's shape \(4, 4\), got \(4, 5\)"),
         ({"weights": torch.ones(4, 4, dtype=torch.int64)}, TypeError, "floating-point weights, got torch.int64"),
         ({"weights": np.ones((4, 4))}, TypeError, "floating-point weights, got ndarray"),
+        ({"weights": torch.eye(4)}, ValueError, r"positive and finite weights, got 0\.0 to 1\.0"),
+        ({"weights": torch.full((4, 4), 1e-60).double()}, ValueError, "positive and finite weights"),
+        ({"weights": torch.ones(4, 4).index_fill(0, torch.tensor(1), math.nan)}, ValueError, "got nan to nan"),
+        ({"weights": torch.full((4, 4), math.inf)}, ValueError, "got inf to inf"),
     ],
 )
 def test_wrong_input(change, error, message):
@@ -291,14 +316,17 @@ def test_stitcher_refuses_what_does_not_fit(device):
     stitcher.add(logits)
     with pytest.raises(ValueError, match="got 3 windows where 1 of 4 are left"):
         stitcher.add(logits)
-    with pytest.raises(ValueError, match="3 of 4 windows are there"):
+    with pytest.raises(ValueError, match="windows are missing: 3 of 4 are there"):
         stitcher.result()
     stitcher.add(logits[:1])
     stitcher.result()
-    with pytest.raises(ValueError, match="given once"):
+    with pytest.raises(ValueError, match="the result has been given"):
         stitcher.result()
-    with pytest.raises(ValueError, match="got 1 windows where 0 of 4 are left"):
-        stitcher.add(logits[:1])
+    for late in (logits[:1], logits[:0]):
+        with pytest.raises(ValueError, match="the result has been given"):
+            stitcher.add(late)
+    with pytest.raises(TypeError, match=r"integer as the number of classes, got 2\.0"):
+        WindowStitcher((6, 6), (4, 4), [[0, 2], [0, 2]], 2.0)
 
 
 def test_the_bare_operators_check_what_memory_safety_needs(device):

@@ -5,12 +5,8 @@ from medpy.metric import binary
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from utils.ops import (
-    _library,
-    surface_distances,
-    surface_distances_and_overlap,
-    surface_distances_reference,
-)
+from utils.ops import _library, surface_distances, surface_distances_reference
+from utils.ops.surface_distances import surface_distances_and_overlap
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32]
 EQUAL, UNEQUAL, FLAT = (1.3, 1.3, 1.3), (0.7, 1.9, 3.1), (0.01, 30.0, 1.0)
@@ -283,6 +279,8 @@ HUGE = FALSE[:1, :1, :1].expand(2048, 2048, 512)
         (FALSE[0], FALSE[0], (1.0, 0.0), ValueError, r"2 axes, got \(1.0, 0.0\)"),
         (FALSE, FALSE, (1.0, 1.0, float("nan")), ValueError, "positive finite"),
         (FALSE, FALSE, (1.0, float("inf"), 1.0), ValueError, "positive finite"),
+        (FALSE, FALSE, 2.0, TypeError, r"positive finite spacing for each of 3 axes, got 2\.0"),
+        (FALSE, FALSE, (1.0, None, 1.0), TypeError, r"positive finite spacing .*got \(1\.0, None, 1\.0\)"),
     ],
 )
 def test_wrong_input(pred, target, spacing, error, message):

@@ -14,11 +14,7 @@ from utils.ops.signed_distance import (
     signed_distance_reference,
 )
 from utils.ops.stitch_windows import WindowStitcher, stitch_windows, stitch_windows_reference, window_starts
-from utils.ops.surface_distances import (
-    surface_distances,
-    surface_distances_and_overlap,
-    surface_distances_reference,
-)
+from utils.ops.surface_distances import surface_distances, surface_distances_reference
 
 __all__ = [
     "WindowStitcher",
@@ -38,7 +34,6 @@ __all__ = [
     "stitch_windows",
     "stitch_windows_reference",
     "surface_distances",
-    "surface_distances_and_overlap",
     "surface_distances_reference",
     "window_starts",
 ]

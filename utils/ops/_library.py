@@ -31,15 +31,18 @@ def load(folder: Path) -> bool:
 
 
 BUILT = load(Path(__file__).resolve().parent)
-"""Whether the operators are compiled; else their NumPy references run in their place."""
+"""Whether the operators are compiled; else their references run in their place."""
+
+CUDA = any(name.startswith("semiseg::") for name in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"))
+"""Whether the library has their CUDA kernels; else what is on a GPU goes through the CPU."""
 
 
 _NOT_BUILT = (
-    "the compiled operators are not built, so their slow NumPy references run: "
+    "the compiled operators are not built, so their slow references run: "
     "build them with `pip install --no-build-isolation -e .`"
 )
 _NO_CUDA = (
-    "the operators' CUDA kernels are not built, so masks on a GPU go through the CPU: "
+    "the operators' CUDA kernels are not built, so tensors on a GPU go through the CPU: "
     "build them with `FORCE_CUDA=1 pip install --no-build-isolation -e .`, which needs nvcc"
 )
 

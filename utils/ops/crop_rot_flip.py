@@ -1,17 +1,18 @@
 """Crops of volumes of any shape, turned and flipped into one batch: image and label in one pass."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-from utils.ops import _library
+from utils.ops import _checks, _library
 
 
 def crop_rot_flip(
-    image: Sequence[torch.Tensor],
-    label: Sequence[torch.Tensor] | None,
-    starts: Sequence[Sequence[int]],
+    images: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor] | None,
+    corners: Sequence[Sequence[int]],
     size: Sequence[int],
     rot: Sequence[int],
     flip: Sequence[int | None],
@@ -22,39 +23,40 @@ def crop_rot_flip(
     turns. Turning and flipping are those of ``torch.rot90(crop, rot, (0, 1))`` and ``.flip(flip)``.
 
     Args:
-        image: B volumes ``(X, Y, Z)`` or images ``(X, Y)``, each of its own shape, one dtype, any, and one device.
-        label: the labels of the first samples, each of its image's shape, one dtype. The rest, or all for None or an
-            empty sequence, have none.
-        starts: B corners of crops, in voxels; where a crop leaves its volume the result is 0.
+        images: a sequence of B volumes ``(X, Y, Z)`` or images ``(X, Y)``, each of its own shape, one dtype, any, and
+            one device.
+        labels: a sequence, the labels of the first samples, each of its image's shape, one dtype. The rest, or all for
+            None or an empty sequence, have none.
+        corners: B corners of crops, in voxels; where a crop leaves its volume the result is 0.
         size: extents of the result.
         rot: B numbers of quarter turns from axis 0 to axis 1: 0, 1, 2 or 3.
         flip: B axes reversed after turning, None for none.
 
     Returns:
-        image: ``(B, *size)``, no gradient.
-        label: ``(len(label), *size)``, or None where no label was given.
+        images: ``(B, *size)``, no gradient.
+        labels: ``(len(labels), *size)``, or None where no label was given.
 
     Raises:
-        TypeError: no tensors, or of several dtypes.
+        TypeError: no tensors, or of several dtypes; no sequence, or not of integers (a bool is none).
         ValueError: no image; shapes, numbers or devices do not fit; or a result has 2^31 voxels or more.
     """
-    arguments = _checked(image, label, starts, size, rot, flip)
-    crops, labels = _operator(*arguments)
-    return crops, labels if arguments[1] else None
+    arguments = _checked(images, labels, corners, size, rot, flip)
+    crops, targets = _operator(*arguments)
+    return crops, targets if arguments[1] else None
 
 
 def crop_rot_flip_reference(
-    image: Sequence[torch.Tensor],
-    label: Sequence[torch.Tensor] | None,
-    starts: Sequence[Sequence[int]],
+    images: Sequence[torch.Tensor],
+    labels: Sequence[torch.Tensor] | None,
+    corners: Sequence[Sequence[int]],
     size: Sequence[int],
     rot: Sequence[int],
     flip: Sequence[int | None],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """:func:`crop_rot_flip` by its definition: pad, crop, ``rot90`` and ``flip``, volume by volume."""
-    arguments = _checked(image, label, starts, size, rot, flip)
-    crops, labels = _reference(*arguments)
-    return crops, labels if arguments[1] else None
+    arguments = _checked(images, labels, corners, size, rot, flip)
+    crops, targets = _reference(*arguments)
+    return crops, targets if arguments[1] else None
 
 
 def _one(volume: torch.Tensor, start: Sequence[int], size: Sequence[int], rot: int, flip: int) -> torch.Tensor:
@@ -79,9 +81,10 @@ def _reference(images, labels, starts, size, rot, flip) -> tuple[torch.Tensor, t
     return crops(images), crops(labels) if labels else _fake(images, labels, starts, size, rot, flip)[1]
 
 
-def _checked(image, label, starts, size, rot, flip) -> tuple[list, list, list[int], list[int], list[int], list[int]]:
+def _checked(images, labels, corners, size, rot, flip) -> tuple[list, list, list[int], list[int], list[int], list[int]]:
     """The operator's arguments, of samples that are fit for use."""
-    images, labels = list(image), [] if label is None else list(label)
+    images = _checks.sequence(images, "images")
+    labels = [] if labels is None else _checks.sequence(labels, "labels")
     for volume in [*images, *labels]:
         if not isinstance(volume, torch.Tensor):
             raise TypeError(f"expected tensors, got {type(volume).__name__}")
@@ -92,8 +95,8 @@ def _checked(image, label, starts, size, rot, flip) -> tuple[list, list, list[in
             raise TypeError(f"expected one dtype, got {', '.join(str(volume.dtype) for volume in volumes)}")
     if len({volume.device for volume in [*images, *labels]}) > 1:
         raise ValueError(f"expected one device, got {', '.join(str(v.device) for v in [*images, *labels])}")
-    size = [int(extent) for extent in size]
-    if len(size) not in (2, 3) or min(size) < 0 or torch.Size(size).numel() >= 2**31:
+    size = _checks.integers(size, "size")
+    if len(size) not in (2, 3) or min(size) < 0 or max(max(size), math.prod(size)) >= 2**31:
         raise ValueError(f"expected a size of 2 or 3 axes and fewer than 2^31 voxels, got {tuple(size)}")
     if any(volume.ndim != len(size) for volume in images):
         raise ValueError(f"expected volumes of {len(size)} axes, got {[tuple(volume.shape) for volume in images]}")
@@ -102,17 +105,21 @@ def _checked(image, label, starts, size, rot, flip) -> tuple[list, list, list[in
     for k, (volume, target) in enumerate(zip(images, labels, strict=False)):
         if volume.shape != target.shape:
             raise ValueError(f"label {k} has shape {tuple(target.shape)}, but its image has {tuple(volume.shape)}")
-    if any(len(given) != len(images) for given in (starts, rot, flip)):
-        counts = f"{len(starts)} starts, {len(rot)} rot and {len(flip)} flip"
-        raise ValueError(f"expected one start, rot and flip for each of {len(images)} images, got {counts}")
-    if any(len(start) != len(size) for start in starts):
-        raise ValueError(f"expected starts of {len(size)} numbers, got {starts}")
-    rot, flip = [int(turns) for turns in rot], [-1 if axis is None else int(axis) for axis in flip]
+    corners = [_checks.integers(corner, "a corner") for corner in _checks.sequence(corners, "corners")]
+    rot, flip = _checks.integers(rot, "rot"), _checks.sequence(flip, "flip, each an axis or None")
+    if any(len(given) != len(images) for given in (corners, rot, flip)):
+        counts = f"{len(corners)} corners, {len(rot)} rot and {len(flip)} flip"
+        raise ValueError(f"expected one corner, rot and flip for each of {len(images)} images, got {counts}")
+    if any(len(corner) != len(size) for corner in corners):
+        raise ValueError(f"expected corners of {len(size)} numbers, got {corners}")
+    if not all(-(2**63) <= number < 2**63 for corner in corners for number in corner):
+        raise ValueError(f"expected corners within 64 bits, got {corners}")
     if not all(0 <= turns < 4 for turns in rot):
         raise ValueError(f"expected 0, 1, 2 or 3 quarter turns, got {rot}")
-    if not all(-1 <= axis < len(size) for axis in flip):
-        raise ValueError(f"expected axes below {len(size)} to flip, or None, got {flip}")
-    return images, labels, [int(corner) for start in starts for corner in start], size, rot, flip
+    axes = [-1 if axis is None else _checks.integer(axis, "the axis to flip") for axis in flip]
+    if not all(0 <= axis < len(size) or given is None for axis, given in zip(axes, flip, strict=True)):
+        raise ValueError(f"expected axes from 0 to {len(size) - 1} to flip, or None, got {flip}")
+    return images, labels, [number for corner in corners for number in corner], size, rot, axes
 
 
 def _fake(images, labels, starts, size, rot, flip) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from utils.ops import _library
+from utils.ops import _checks, _library
 
 
 def splice(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
     """`b` inside the box and `a` elsewhere.
 
     Args:
-        a, b: ``(B, ..., *S)``, of one shape, dtype and device, any dtype; `S` are the last D axes, D = 1, 2 or 3. All
-            axes between, such as channels, share the sample's box.
+        a, b: batches ``(B, ..., *S)``, of one shape, dtype and device, any dtype; `S` are the last D axes, D = 1, 2 or
+            3. All axes between, such as channels, share the sample's box.
         box: int64 ``(2, D)``, first and last corner, the last one excluded, the same box for all samples; or
             ``(B, 2, D)``, one a sample. In voxels. What lies outside the volume is cut off; a box that holds nothing
             leaves `a`. On the device of `a` and `b`, or on the CPU: then it is copied to them without blocking. To be
@@ -36,7 +36,7 @@ def cutmix(
     CutMix (Yun et al., ICCV 2019) with one label a voxel. Further labels go through :func:`splice` with the same box.
 
     Args:
-        image_a, image_b: ``(B, C, *S)``, of one shape and dtype.
+        image_a, image_b: batches ``(B, C, *S)``, of one shape and dtype.
         label_a, label_b: ``(B, *S)`` or ``(B, ..., *S)``, of one shape and dtype.
         box: as for :func:`splice`.
 
@@ -58,8 +58,10 @@ def random_box(
 ) -> torch.Tensor:
     """A box of `ratio` of each axis, rounded down, at a place drawn uniformly from all where it fits.
 
+    A ratio under one voxel rounds down to none: the box is empty, and mixing by it leaves `a`.
+
     Args:
-        shape: extents of the volume, `S`.
+        shape: extents of the volume, `S`, 1, 2 or 3.
         ratio: in (0, 1], one number or one an axis.
         generator: drawn from, on its own device; torch's default on the CPU if not given.
         count: how many boxes; None for one without an axis of its own.
@@ -69,11 +71,18 @@ def random_box(
         int64 ``(2, D)`` or ``(count, 2, D)``, as :func:`splice` takes it.
 
     Raises:
-        ValueError: a ratio outside (0, 1], not one number an axis, or no axis.
+        TypeError: extents or count are no integers, or the ratio is no number.
+        ValueError: other than 1, 2 or 3 extents of at least 0, a ratio outside (0, 1] or not one number an axis, or a
+            count below 1.
     """
-    ratios = [ratio] * len(shape) if isinstance(ratio, int | float) else list(ratio)
-    if len(ratios) != len(shape) or not len(shape) or not all(0 < r <= 1 for r in ratios):
+    shape = _checks.integers(shape, "shape")
+    if not 1 <= len(shape) <= 3 or min(shape) < 0:
+        raise ValueError(f"expected 1, 2 or 3 extents of at least 0, got {tuple(shape)}")
+    ratios = [float(r) for r in (ratio if hasattr(ratio, "__len__") else [ratio] * len(shape))]
+    if len(ratios) != len(shape) or not all(0 < r <= 1 for r in ratios):
         raise ValueError(f"expected a ratio in (0, 1] for each axis of {tuple(shape)}, got {ratio}")
+    if count is not None and _checks.integer(count, "count") < 1:
+        raise ValueError(f"expected a count of at least 1, got {count}")
     drawn_on = torch.device("cpu") if generator is None else generator.device
     boxes = torch.empty((1 if count is None else count, 2, len(shape)), dtype=torch.int64, device=drawn_on)
     for axis, (extent, r) in enumerate(zip(shape, ratios, strict=True)):
@@ -140,10 +149,13 @@ class _Differentiable(torch.autograd.Function):
     """An operator with its gradient: that goes to `b` inside the box and to `a` elsewhere, again by splicing."""
 
     @staticmethod
-    def forward(ctx, operator, box, *tensors):
-        ctx.save_for_backward(box)
-        ctx.set_materialize_grads(False)
+    def forward(operator, box, *tensors):
         return operator(*tensors, box)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *grads):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from utils.ops import _library
+from utils.ops import _checks, _library
 
 _RANK = {(2, 4): 1, (2, 8): 2, (3, 6): 1, (3, 18): 2, (3, 26): 3}  # (axes, connectivity): SciPy's structure rank
 _FULL = {2: 8, 3: 26}
@@ -22,8 +22,9 @@ def largest_component(labels: torch.Tensor, num_classes: int, connectivity: int 
     ``np.bincount`` of skimage's labels, which fails on an empty mask where this leaves it empty.
 
     Args:
-        labels: ``(B, X, Y)`` or ``(B, X, Y, Z)``, bool or any integer type; a label outside ``[0, num_classes)`` counts
-            as background and becomes 0. Made contiguous if it is not.
+        labels: a batch, ``(B, X, Y)`` or ``(B, X, Y, Z)``, bool or any integer type. One volume is ``labels[None]``:
+            ``(X, Y, Z)`` is read as X images. A label outside ``[0, num_classes)`` counts as background and becomes 0.
+            Made contiguous if it is not.
         num_classes: with the background; 2 to 32768.
         connectivity: how many neighbours a voxel has: 4 or 8 in images, 6, 18 or 26 in volumes; 8 and 26 if not given.
 
@@ -31,21 +32,21 @@ def largest_component(labels: torch.Tensor, num_classes: int, connectivity: int 
         Labels of the same shape and type, no gradient.
 
     Raises:
-        TypeError: the labels are not a bool or integer tensor.
+        TypeError: the labels are not a bool or integer tensor, or the numbers are no integers.
         ValueError: other than 3 or 4 axes, an item of 2^31 voxels or more, a connectivity that the dimension does not
             have, or a number of classes out of range.
 
     The method is union-find, over runs of voxels on the CPU and over voxels on CUDA, with links from the later to the
     earlier component, so that the result does not depend on the order in which threads come.
     """
-    return _operator(labels, num_classes, _checked(labels, num_classes, connectivity))
+    return _operator(labels, *_checked(labels, num_classes, connectivity))
 
 
 def largest_component_reference(
     labels: torch.Tensor, num_classes: int, connectivity: int | None = None
 ) -> torch.Tensor:
     """:func:`largest_component` by its definition, with SciPy."""
-    connectivity = _checked(labels, num_classes, connectivity)
+    num_classes, connectivity = _checked(labels, num_classes, connectivity)
     structure = ndimage.generate_binary_structure(labels.ndim - 1, _RANK[labels.ndim - 1, connectivity])
     items = labels.cpu().numpy()
     kept = np.zeros_like(items)
@@ -59,23 +60,22 @@ def largest_component_reference(
     return torch.from_numpy(kept).to(labels.device)
 
 
-def _checked(labels: torch.Tensor, num_classes: int, connectivity: int | None) -> int:
-    """The connectivity, as a number, of labels that are fit for use."""
-    if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
-        got = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
-        raise TypeError(f"expected labels of bool or an integer type, got {got}")
+def _checked(labels: torch.Tensor, num_classes: int, connectivity: int | None) -> tuple[int, int]:
+    """The number of classes and the connectivity, as a number, of labels that are fit for use."""
+    _checks.integral(labels, "labels")
     if labels.ndim not in (3, 4):
         raise ValueError(f"expected labels (B, X, Y) or (B, X, Y, Z), got {tuple(labels.shape)}")
     if labels[:1].numel() >= 2**31:
         raise ValueError(f"expected items of fewer than 2^31 voxels, got {tuple(labels.shape)}")
+    num_classes = _checks.integer(num_classes, "the number of classes")
     if not 2 <= num_classes <= _MOST_CLASSES:
         raise ValueError(f"expected 2 to {_MOST_CLASSES} classes with the background, got {num_classes}")
     axes = labels.ndim - 1
-    connectivity = _FULL[axes] if connectivity is None else connectivity
+    connectivity = _FULL[axes] if connectivity is None else _checks.integer(connectivity, "the connectivity")
     if (axes, connectivity) not in _RANK:
         known = " or ".join(str(number) for dimension, number in _RANK if dimension == axes)
         raise ValueError(f"expected connectivity {known} for labels {tuple(labels.shape)}, got {connectivity}")
-    return connectivity
+    return num_classes, connectivity
 
 
 def _fake(labels: torch.Tensor, num_classes: int, connectivity: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from utils.ops import _library
+from utils.ops import _checks, _library
 
 
 def signed_distance(mask: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
@@ -17,8 +17,8 @@ def signed_distance(mask: torch.Tensor, spacing: Sequence[float] | None = None) 
     smallest spacing. The edge of the volume is no boundary. Items of a batch do not see each other.
 
     Args:
-        mask: ``(B, X, Y)`` or ``(B, X, Y, Z)``, bool or any integer type; nonzero is foreground. Made contiguous if
-            it is not.
+        mask: a batch, ``(B, X, Y)`` or ``(B, X, Y, Z)``, bool or any integer type; nonzero is foreground. One volume
+            is ``mask[None]``: ``(X, Y, Z)`` is read as X images. Made contiguous if it is not.
         spacing: the size of a voxel along each axis, any unit; 1 if not given.
 
     Returns:
@@ -26,7 +26,7 @@ def signed_distance(mask: torch.Tensor, spacing: Sequence[float] | None = None) 
         nothing to measure to: ``+inf`` everywhere for an empty mask, ``-inf`` everywhere for a full one.
 
     Raises:
-        TypeError: the mask is not a bool or integer tensor.
+        TypeError: the mask is not a bool or integer tensor, or the spacing is a single number.
         ValueError: the mask has other than 3 or 4 axes or a diagonal of 2^15 voxels or more, or the spacing is not one
             positive finite number an axis.
 
@@ -96,18 +96,12 @@ def _stack(maps: list[np.ndarray], mask: torch.Tensor) -> torch.Tensor:
 
 def _checked(mask: torch.Tensor, spacing: Sequence[float] | None) -> list[float]:
     """The spacing, one number an axis, of a mask that is fit for use."""
-    if not isinstance(mask, torch.Tensor) or mask.is_floating_point() or mask.is_complex():
-        got = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise TypeError(f"expected a mask of bool or an integer type, got {got}")
+    _checks.integral(mask, "a mask")
     if mask.ndim not in (3, 4):
         raise ValueError(f"expected a mask (B, X, Y) or (B, X, Y, Z), got {tuple(mask.shape)}")
-    axes = mask.ndim - 1
     if sum(extent**2 for extent in mask.shape[1:]) >= 2**30:
         raise ValueError(f"expected a mask with a diagonal under 2^15 voxels, got {tuple(mask.shape)}")
-    spacing = [1.0] * axes if spacing is None else [float(step) for step in spacing]
-    if len(spacing) != axes or not all(0 < step < float("inf") for step in spacing):
-        raise ValueError(f"expected a positive finite spacing for each of {axes} axes, got {tuple(spacing)}")
-    return spacing
+    return _checks.voxel_size(spacing, mask.ndim - 1)
 
 
 def _reference(mask: torch.Tensor, spacing: Sequence[float], normalized: bool) -> torch.Tensor:

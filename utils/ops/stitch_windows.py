@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from utils.ops import _library
+from utils.ops import _checks, _library
 
 MAX_STARTS = 768  # WindowGrid::kMaxStarts in csrc/core/stitch_windows.h
 
@@ -18,9 +18,12 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[i
     There are ``ceil((S - P) / stride) + 1`` windows along an axis of S voxels, at ``min(i * stride, S - P)``.
 
     Raises:
+        TypeError: not integers.
         ValueError: lengths differ, a patch or stride below 1, a patch larger than the volume (pad first), or a stride
             larger than the patch, which leaves holes.
     """
+    shape, patch = _checks.integers(shape, "shape"), _checks.integers(patch, "patch")
+    stride = _checks.integers(stride, "stride")
     if not len(shape) == len(patch) == len(stride):
         raise ValueError(f"shape {tuple(shape)}, patch {tuple(patch)} and stride {tuple(stride)} differ in length")
     starts = []
@@ -35,7 +38,7 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[i
 
 
 class WindowStitcher:
-    """Probabilities of a volume from the windows of a grid that come a few at a time.
+    """Probabilities of one volume from the windows of a grid that come a few at a time.
 
     The result is that of :func:`stitch_windows` to the bit, however the windows are split; memory is the result and
     the windows at hand. ::
@@ -50,15 +53,22 @@ class WindowStitcher:
         patch: the window.
         starts: first voxels of the windows along each axis, ascending and without holes, as :func:`window_starts`
             gives them; at most 768 over all axes.
-        num_classes: C.
+        num_classes: C, at least 1.
         activation: from logits to probabilities: ``"softmax"`` over the classes, ``"sigmoid"``, or None.
-        weights: float32 ``patch``, positive: how much each place of a window counts; None: all the same. (Not checked:
-            where the weights over a voxel sum to 0 it is NaN.)
+        weights: ``patch``, any floating-point type, read as float32, positive and finite: how much each place of a
+            window counts; None: all the same. Their values are checked where they are given on the CPU; on a GPU that
+            would wait for it and break the capture of a CUDA graph, and in ``torch.compile`` break the graph.
         device: where the logits will be.
 
+    Attributes:
+        patch: the window, a tuple.
+        windows: how many windows the grid has.
+        done: how many have been added.
+
     Raises:
-        ValueError: starts that are not as said, an unknown activation, or weights of another shape.
-        TypeError: weights that are no floating-point tensor.
+        ValueError: starts that are not as said, no class, an unknown activation, or weights of another shape or not
+            positive and finite.
+        TypeError: extents, starts or classes that are no integers, or weights that are no floating-point tensor.
     """
 
     def __init__(
@@ -72,8 +82,10 @@ class WindowStitcher:
         weights: Tensor | None = None,
         device: torch.device | str = "cpu",
     ):
-        self.patch = tuple(int(extent) for extent in patch)
-        self._grid = _checked_grid(shape, self.patch, starts)
+        shape, self.patch, self._grid = _checked_grid(shape, patch, starts)
+        num_classes = _checks.integer(num_classes, "the number of classes")
+        if num_classes < 1:
+            raise ValueError(f"expected at least 1 class, got {num_classes}")
         self._activation = _checked_activation(activation)
         self._weights = _checked_weights(weights, self.patch, device)
         self._total = torch.zeros((num_classes, *shape), device=device)
@@ -89,9 +101,10 @@ class WindowStitcher:
 
         Raises:
             TypeError: not a floating-point tensor.
-            ValueError: another shape or device, or more windows than are left.
+            ValueError: another shape or device, more windows than are left, or the result has been given.
         """
         _check_logits(logits)
+        self._check_open()
         expected, device = (self._num_classes, *self.patch), self._device
         if logits.shape[1:] != expected or logits.device != device:
             got = f"{tuple(logits.shape)} on {logits.device}"
@@ -107,11 +120,16 @@ class WindowStitcher:
         Raises:
             ValueError: windows are missing, or the result has been given.
         """
-        if self._total is None or self.done < self.windows:
-            raise ValueError(f"{self.done} of {self.windows} windows are there, and the result is given once")
+        self._check_open()
+        if self.done < self.windows:
+            raise ValueError(f"windows are missing: {self.done} of {self.windows} are there")
         total, self._total = self._total, None
         _divide(total, self._weights, self.patch, *self._grid)
         return total
+
+    def _check_open(self) -> None:
+        if self._total is None:
+            raise ValueError("the result has been given; it is given once, and another volume takes another stitcher")
 
 
 def stitch_windows(
@@ -121,14 +139,14 @@ def stitch_windows(
     activation: str | None = "softmax",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Probabilities of a volume: the weighted mean over the windows that cover a voxel.
+    """Probabilities of one volume: the weighted mean over the windows that cover a voxel.
 
     Sliding-window inference as the field does it, with equal weights (UA-MT, DTC, MC-Net) or with Gaussian ones
     (nnU-Net, MONAI). A voxel goes through its windows in the grid's order, so the result does not depend on threads.
 
     Args:
-        logits: ``(N, C, *P)``, the windows in C order of the grid, ``P`` of 2 or 3 axes; any floating-point type, read
-            as float32 (float64 too), any strides, channels-last included.
+        logits: ``(N, C, *P)``, the windows of one volume in C order of the grid, ``P`` of 2 or 3 axes; any
+            floating-point type, read as float32 (float64 too), any strides, channels-last included.
         starts: first voxels along each axis, see :class:`WindowStitcher`; N is the product of their numbers.
         shape: the volume.
         activation, weights: see :class:`WindowStitcher`.
@@ -157,41 +175,42 @@ def stitch_windows_reference(
     weights: Tensor | None = None,
 ) -> Tensor:
     """:func:`stitch_windows` by its definition, one window at a time, in float64 on the CPU."""
+    shape, patch, grid = _checked_grid(shape, logits.shape[2:], starts)
     total = torch.zeros((logits.shape[1], *shape), dtype=torch.float64)
-    grid = _checked_grid(shape, logits.shape[2:], starts)
     weights = None if weights is None else weights.cpu().double()
     _reference_add(total, logits.cpu().double(), weights, *grid, 0, _checked_activation(activation))
-    _reference_divide(total, weights, logits.shape[2:], *grid)
+    _reference_divide(total, weights, patch, *grid)
     return total
 
 
 def _check_logits(logits: Tensor) -> None:
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"expected floating-point logits, got {got}")
+    _checks.floating(logits, "logits")
     if logits.ndim not in (4, 5):
         raise ValueError(f"expected logits (N, C, X, Y) or (N, C, X, Y, Z), got {tuple(logits.shape)}")
 
 
 def _checked_grid(
     shape: Sequence[int], patch: Sequence[int], starts: Sequence[Sequence[int]]
-) -> tuple[list[int], list[int]]:
-    """The starts of all axes in one list, and how many each axis has."""
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[list[int], list[int]]]:
+    """Shape, window, and the grid: the starts of all axes in one list, and how many each axis has."""
+    shape, patch = tuple(_checks.integers(shape, "shape")), tuple(_checks.integers(patch, "the window"))
+    starts = [_checks.integers(along, "starts") for along in _checks.sequence(starts, "starts, one list an axis")]
     if len(shape) not in (2, 3) or not len(shape) == len(patch) == len(starts):
         lengths = f"{len(shape)}, {len(patch)} and {len(starts)}"
         raise ValueError(f"expected shape, window and starts of 2 or 3 axes, got {lengths} axes")
     if math.prod(shape) >= 2**31:
-        raise ValueError(f"expected a volume of fewer than 2^31 voxels, got {tuple(shape)}")
+        raise ValueError(f"expected a volume of fewer than 2^31 voxels, got {shape}")
     if sum(map(len, starts)) > MAX_STARTS:
-        raise ValueError(f"expected at most {MAX_STARTS} starts over all axes, got {sum(map(len, starts))}")
+        got = f"got {sum(map(len, starts))}: take a larger stride"
+        raise ValueError(f"expected at most {MAX_STARTS} starts over all axes, {got}")
     for axis, (size, extent, along) in enumerate(zip(shape, patch, starts, strict=True)):
         if extent < 1 or not along or along[0] != 0 or along[-1] != size - extent:
             raise ValueError(
-                f"axis {axis}: windows of {extent} at {list(along)} do not reach from end to end of {size} voxels"
+                f"axis {axis}: windows of {extent} at {along} do not reach from end to end of {size} voxels"
             )
         if not all(0 < after - start <= extent for start, after in itertools.pairwise(along)):
-            raise ValueError(f"axis {axis}: windows of {extent} at {list(along)} leave holes or do not ascend")
-    return [int(start) for along in starts for start in along], [len(along) for along in starts]
+            raise ValueError(f"axis {axis}: windows of {extent} at {along} leave holes or do not ascend")
+    return shape, patch, ([start for along in starts for start in along], [len(along) for along in starts])
 
 
 def _checked_activation(activation: str | None) -> str:
@@ -203,12 +222,15 @@ def _checked_activation(activation: str | None) -> str:
 def _checked_weights(weights: Tensor | None, patch: Sequence[int], device: torch.device | str) -> Tensor | None:
     if weights is None:
         return None
-    if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
-        raise TypeError(f"expected floating-point weights, got {got}")
+    _checks.floating(weights, "weights")
     if tuple(weights.shape) != tuple(patch):
         raise ValueError(f"expected weights of the window's shape {tuple(patch)}, got {tuple(weights.shape)}")
-    return weights.detach().to(device, torch.float32).contiguous()
+    weights = weights.detach().float()
+    if weights.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (value.item() for value in weights.aminmax())
+        if not 0 < low <= high < math.inf:  # NaN is neither
+            raise ValueError(f"expected positive and finite weights, got {low} to {high}")
+    return weights.to(device).contiguous()
 
 
 def _windows(patch: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> list[tuple[slice, ...]]:

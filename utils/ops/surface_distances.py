@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from utils.ops import _library
+from utils.ops import _checks, _library
 
 
 def surface_distances(
@@ -18,8 +18,8 @@ def surface_distances(
     lies outside of the volume is background. Distances are between voxel centres.
 
     Args:
-        pred, target: ``(X, Y, Z)`` or ``(X, Y)``, one shape and one device, bool or any integer type; nonzero is
-            foreground. Made contiguous if they are not.
+        pred, target: one pair, no batch: ``(X, Y, Z)`` or ``(X, Y)``, one shape and one device, bool or any integer
+            type; nonzero is foreground. Made contiguous if they are not.
         spacing: the size of a voxel along each axis, any unit; 1 if not given.
 
     Returns:
@@ -28,7 +28,7 @@ def surface_distances(
         has no voxel its vector is empty and the other's is ``+inf`` everywhere: there is nothing to measure to.
 
     Raises:
-        TypeError: a mask is not a bool or integer tensor.
+        TypeError: a mask is not a bool or integer tensor, or the spacing is a single number.
         ValueError: the masks differ in shape or device, have other than 2 or 3 axes or 2^31 - 64 voxels or more, or the
             spacing is not one positive finite number an axis.
 
@@ -73,9 +73,7 @@ def _directed(surface: np.ndarray, other: np.ndarray, spacing: Sequence[float]) 
 def _checked(pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None) -> list[float]:
     """The spacing, one number an axis, of masks that are fit for use."""
     for mask in (pred, target):
-        if not isinstance(mask, torch.Tensor) or mask.is_floating_point() or mask.is_complex():
-            got = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
-            raise TypeError(f"expected masks of bool or an integer type, got {got}")
+        _checks.integral(mask, "masks")
     if pred.shape != target.shape:
         raise ValueError(f"expected masks of one shape, got {tuple(pred.shape)} and {tuple(target.shape)}")
     if pred.device != target.device:
@@ -84,10 +82,7 @@ def _checked(pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] 
         raise ValueError(f"expected masks (X, Y) or (X, Y, Z), got {tuple(pred.shape)}")
     if pred.numel() >= 2**31 - 64:
         raise ValueError(f"expected masks under 2^31 - 64 voxels, got {tuple(pred.shape)}")
-    spacing = [1.0] * pred.ndim if spacing is None else [float(step) for step in spacing]
-    if len(spacing) != pred.ndim or not all(0 < step < float("inf") for step in spacing):
-        raise ValueError(f"expected a positive finite spacing for each of {pred.ndim} axes, got {tuple(spacing)}")
-    return spacing
+    return _checks.voxel_size(spacing, pred.ndim)
 
 
 def _reference(
