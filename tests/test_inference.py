@@ -183,6 +183,22 @@ def test_the_predictor_may_give_bfloat16():
     torch.testing.assert_close(prob, torch.stack((image, -image)).bfloat16().float().softmax(0))
 
 
+@pytest.mark.filterwarnings("error")  # torch warns of arrays that it could write to and must not
+def test_any_array():
+    image = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    arrays = [image[::-1, ::-1].copy()[::-1, ::-1], image.astype(">f4"), np.asfortranarray(image), frozen]
+    for array in [*arrays, image.astype(np.float64), image.tolist(), torch.from_numpy(image).double()]:
+        prob = sliding_window(lambda x: x, array, (8, 8, 4), (3, 3, 3), 1, activation=None)
+        np.testing.assert_allclose(prob[0], image, rtol=1e-6)
+
+
+def test_large_values_are_finite():
+    image = torch.full((8, 8, 8), 3e38)
+    assert sliding_window(lambda x: x, image, (8, 8, 8), (8, 8, 8), 1, activation=None).amax() == 3e38
+
+
 def test_sliding_window_refuses():
     image = torch.zeros(8, 8, 8)
 
@@ -213,8 +229,15 @@ def test_sliding_window_refuses():
             window(predictor=lambda x, value=value: torch.cat((x, x + value), 1))
     with pytest.raises(ValueError, match=r"batch"):
         window(batch=0)
-    with pytest.raises(UserError, match=r"not finite"):
-        window(num_classes=1, activation=None, predictor=lambda x: x / 0 + float("nan"))
+    with pytest.raises(ValueError, match=r"precision 'fp16' is neither fp32 nor bf16"):
+        window(precision="fp16")
+    with pytest.raises(ValueError, match=r"positive and finite weights, got 0\.0 to 0\.0"):
+        window(weights=torch.zeros(4, 4, 4))
+    with pytest.raises(ValueError, match=r"at most 768 starts .*take a larger stride"):
+        window(image=torch.zeros(4, 4, 800), stride=(4, 4, 1))
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(UserError, match=r"not finite"):
+            window(num_classes=1, activation=None, predictor=lambda x, value=value: x + value)
 
 
 def test_mean_probability_averages_probabilities_not_logits():

@@ -83,7 +83,9 @@ TYPES = [np.uint8, np.int8, np.uint16, np.int32, np.uint32, np.int64, np.uint64,
 def test_any_type_counts_nonzero_as_foreground(dtype):
     pred, target = PAIRS["blobs"]
     value = 0.25 if np.issubdtype(dtype, np.floating) else np.iinfo(dtype).max
-    assert binary_metrics(pred.astype(dtype) * dtype(value), target) == binary_metrics(pred, target)
+    want = binary_metrics(pred, target)
+    assert binary_metrics(pred.astype(dtype) * dtype(value), target) == want
+    assert binary_metrics(torch.from_numpy(pred.astype(dtype) * dtype(value)), target) == want
 
 
 @pytest.mark.filterwarnings("error")  # torch warns of arrays that it could write to and must not
@@ -95,6 +97,7 @@ def test_any_layout_and_kind_of_array(device):
     tensors = [torch.from_numpy(mask).to(device) for mask in (pred, target)]
     assert binary_metrics(frozen, target) == want
     assert binary_metrics(np.asfortranarray(pred), target.tolist()) == want
+    assert binary_metrics(pred.astype(">i4"), target.astype(">f8")) == want
     assert binary_metrics(*tensors) == want
     assert binary_metrics(tensors[0].float(), tensors[1].to(torch.int16)) == want
     flipped = binary_metrics(pred[::-1], target[::-1])  # sums run in another order
@@ -175,14 +178,31 @@ def test_refuses():
         binary_metrics(a, a, spacing=(1, 1))
     with pytest.raises(ValueError, match="positive finite spacing for each of 3 axes"):
         binary_metrics(a, a, spacing=(1, 0, 1))
-    with pytest.raises(TypeError, match=r"complex128"):
-        binary_metrics(a.astype(complex), a)
+    with pytest.raises(TypeError, match=r"positive finite spacing .* got 2\.0"):
+        binary_metrics(a, a, spacing=2.0)
+    for refused in (a.astype(complex), torch.from_numpy(a.astype(complex)), a.astype(object), a.astype(str)):
+        for metrics in (lambda pred: binary_metrics(pred, a), lambda pred: multiclass_metrics(pred, a, 2)):
+            with pytest.raises(
+                TypeError, match=r"bools, integers or floats, got (torch\.complex128|complex128|object|<U5)"
+            ):
+                metrics(refused)
     with pytest.raises(ValueError, match=r"hd95 'mean'"):
         binary_metrics(a, a, hd95="mean")
     with pytest.raises(ValueError, match=r"empty 'skip'"):
         binary_metrics(a, a, empty="skip")
     with pytest.raises(ValueError, match=r"labels 0 to 3, expected 0 to 2"):
         multiclass_metrics(np.array([[0, 3]]), np.array([[0, 1]]), 3)
+    with pytest.raises(ValueError, match=r"target holds labels -1 to 1, expected 0 to 2"):
+        multiclass_metrics(np.array([[0, 2]]), np.array([[-1, 1]]), 3)
+    with pytest.raises(ValueError, match=r"prediction holds labels nan to nan"):
+        multiclass_metrics(np.array([[0, np.nan]]), np.array([[0, 1]]), 3)
+    with pytest.raises(ValueError, match=r"prediction holds labels that are no integers"):
+        multiclass_metrics(np.array([[0, 0.5]]), np.array([[0, 1]]), 3)
+    for num_classes in (1, 0, -1):
+        with pytest.raises(ValueError, match=f"at least 2 classes with the background, got {num_classes}"):
+            multiclass_metrics(a, a, num_classes)
+    with pytest.raises(TypeError, match=r"integer as the number of classes, got 2\.0"):
+        multiclass_metrics(a, a, 2.0)
 
 
 def test_multiclass_scores_each_class_against_all_else():
@@ -201,6 +221,8 @@ def test_multiclass_takes_any_labels(device):
     want = multiclass_metrics(pred, target, 3)
     for dtype in TYPES:
         assert multiclass_metrics(pred.astype(dtype), target, 3) == want
+        tensor = torch.from_numpy(pred.astype(dtype)).to(device)
+        assert multiclass_metrics(tensor, torch.from_numpy(target).to(device), 3) == want
     assert multiclass_metrics(torch.from_numpy(pred).to(device), torch.from_numpy(target).to(device), 3) == want
     assert multiclass_metrics(pred > 0, target > 0, 2)[1] == binary_metrics(pred > 0, target > 0)
     with pytest.raises(ValueError, match="prediction holds labels 0 to 2, expected 0 to 1"):

@@ -124,7 +124,13 @@ class Forward(torch.nn.Module):
 
 
 def autocast(device, precision):
-    """Context in which convolutions run in `precision` (`fp32` or `bf16`, not `auto`)."""
+    """Context in which convolutions run in `precision` (`fp32` or `bf16`, not `auto`).
+
+    Raises:
+        ValueError: another precision.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision {precision!r} is neither fp32 nor bf16")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -7,6 +7,7 @@ loop written out one window at a time.
 
 import importlib
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -46,14 +47,14 @@ def sliding_window(
     Args:
         predictor: ``(B, 1, *patch)`` float32, channels last, to ``(B, C, *patch)`` logits (or probabilities), of any
             floating-point type. It may not keep its input, which the next windows overwrite.
-        image: ``(*S)`` or ``(1, *S)``, of 3 or 2 axes as the patch has.
+        image: one, no batch: ``(*S)`` or ``(1, *S)``, of 3 or 2 axes as the patch has; read as float32.
         patch, stride: voxels along each axis.
         num_classes: C.
         batch: windows per forward pass; memory grows with it, the result does not depend on it. None: 4 on a GPU, and
             1 on the CPU, where a window fills the caches and all threads.
         activation: ``softmax`` or ``sigmoid`` for logits, None for a predictor that gives probabilities.
-        weights: ``(*patch)``, how much each place of a window counts, such as :func:`gaussian_weights`; None, the
-            field's protocol: all the same.
+        weights: ``(*patch)``, positive and finite, how much each place of a window counts, such as
+            :func:`gaussian_weights`; None, the field's protocol: all the same.
         device: where the predictor lives; the volume is summed and returned there.
         precision: ``fp32`` or ``bf16``, as :func:`utils.device.resolve_precision` gives it.
         progress: called with (windows done, windows in all) after each batch.
@@ -62,7 +63,8 @@ def sliding_window(
         ``(C, *S)`` float32 on ``device``.
 
     Raises:
-        ValueError: wrong image shape, activation, weights, batch, or output shape of the predictor.
+        ValueError: wrong image shape, activation, weights, batch, precision, or output shape of the predictor; or more
+            than 768 first voxels of windows over all axes: take a larger stride.
         UserError: the predictor's output is not finite.
     """
     device, patch = torch.device(device), tuple(patch)
@@ -72,7 +74,9 @@ def sliding_window(
         batch = 1 if device.type == "cpu" else 4
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    volume = torch.as_tensor(image).to(device, torch.float32)
+    if not isinstance(image, Tensor):  # torch takes no negative strides, no foreign byte order and no read-only array
+        image = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
+    volume = image.to(device, torch.float32)
     if volume.ndim == len(patch) + 1 and volume.shape[0] == 1:
         volume = volume[0]
     if volume.ndim != len(patch):
@@ -107,7 +111,8 @@ def sliding_window(
             if progress is not None:
                 progress(first + len(chunk), len(corners))
     prob = stitcher.result()
-    if not torch.isfinite(prob.sum()):
+    low, high = prob.aminmax()  # NaN passes through; a sum of large values may overflow
+    if not math.isfinite(low) or not math.isfinite(high):
         raise UserError("the network's output is not finite: its weights diverged, or the image holds NaN or infinity")
     return prob[(slice(None), *crop)]
 

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from utils.ops import surface_distances_and_overlap
+from utils.ops import _checks
+from utils.ops.surface_distances import surface_distances_and_overlap
 
 METRICS = ("dice", "jaccard", "precision", "recall", "hd", "hd95", "asd", "assd")
 OVERLAPS, DISTANCES = METRICS[:4], METRICS[4:]
@@ -29,8 +30,8 @@ def binary_metrics(
     over both directions together. Distances are in the unit of ``spacing``, in voxels without it.
 
     Args:
-        pred, target: ``(X, Y, Z)`` or ``(X, Y)``, arrays of any type or tensors on one device; what is not zero is
-            foreground.
+        pred, target: one pair, no batch: ``(X, Y, Z)`` or ``(X, Y)``, arrays or tensors on one device, of bools,
+            integers or floats; what is not zero is foreground.
         spacing: size of a voxel along each axis.
         hd95: ``pooled``, the 95th percentile of both directions together (medpy), or ``max``, the larger of the two
             directed percentiles (MONAI, DeepMind surface-distance).
@@ -48,6 +49,7 @@ def binary_metrics(
             ========== ============================================ ==================================
 
     Raises:
+        TypeError: complex numbers, objects or text, or a spacing that is a single number.
         ValueError: shapes differ, neither 2-D nor 3-D, a bad spacing, or an unknown mode.
     """
     if hd95 not in ("pooled", "max"):
@@ -84,23 +86,35 @@ def multiclass_metrics(
     """:func:`binary_metrics` of each foreground class 1 … num_classes - 1 against all else.
 
     Raises:
-        ValueError: as :func:`binary_metrics`, or a label outside of ``[0, num_classes)``.
+        TypeError: as :func:`binary_metrics`, or a number of classes that is no integer.
+        ValueError: as :func:`binary_metrics`; a label outside of ``[0, num_classes)`` or between two integers; or fewer
+            than 2 classes.
     """
+    if _checks.integer(num_classes, "the number of classes") < 2:
+        raise ValueError(f"expected at least 2 classes with the background, got {num_classes}")
     pred, target = _tensor(pred), _tensor(target)
     for name, labels in (("prediction", pred), ("target", target)):
-        if labels.numel() and not 0 <= (low := labels.min().item()) <= (high := labels.max().item()) < num_classes:
+        if not labels.numel():
+            continue
+        low, high = labels.min().item(), labels.max().item()
+        if not 0 <= low <= high < num_classes:  # NaN is in no range
             raise ValueError(f"{name} holds labels {low} to {high}, expected 0 to {num_classes - 1}")
+        if labels.is_floating_point() and labels.frac().any():
+            raise ValueError(f"{name} holds labels that are no integers")
     return {c: binary_metrics(pred == c, target == c, **options) for c in range(1, num_classes)}
 
 
 def _tensor(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
     """The labels as a tensor; copied only where torch could not hold them as they are."""
-    if isinstance(labels, torch.Tensor):
-        return labels
-    labels = np.asarray(labels)
-    if labels.dtype.kind == "u" and labels.itemsize > 1:  # torch knows these, but computes little with them
-        labels = labels.astype(np.int64)
-    return torch.from_numpy(np.require(labels, requirements=["C", "W"]))
+    if not isinstance(labels, torch.Tensor):
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "biuf":
+            raise TypeError(f"expected labels of bools, integers or floats, got {labels.dtype}")
+        labels = torch.from_numpy(np.require(labels, labels.dtype.newbyteorder("="), ["C", "W"]))
+    if labels.is_complex():
+        raise TypeError(f"expected labels of bools, integers or floats, got {labels.dtype}")
+    # torch knows these, but computes little with them.
+    return labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
 
 
 def _mask(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
