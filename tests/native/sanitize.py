@@ -43,6 +43,7 @@ NOT_EMULATED = [
     "references_are",
     "random_box",
     "skimage",
+    "peak_memory",  # the emulator takes its time over volumes of that size
 ]
 
 
