@@ -69,9 +69,13 @@ inline void search_plane(std::int16_t* plane, int ny, int nz, int padded, int ma
     std::fill_n(end, padded - nz, end[-1]);
   }
   for (int z = 0; ny > 1 && z < nz; z += kLanes) {
-    // A column that is far from end to end lies in a slice of one label: nothing along y comes nearer.
+    // A column of one label that is far from end to end: nothing along y comes nearer.
+    const Lanes inside = load(rows + z) < Lanes{};
     Lanes closed = all(-1);
-    for (int y = 0; y < ny; ++y) closed &= is_far(load(rows + std::int64_t{y} * padded + z));
+    for (int y = 0; y < ny; ++y) {
+      const Lanes v = load(rows + std::int64_t{y} * padded + z);
+      closed &= is_far(v) & ((v < Lanes{}) == inside);
+    }
     for (int y = 0; y < ny; ++y)
       store(plane + std::int64_t{y} * nz + z, search(rows + z, padded, y, 0, ny - 1, std::max(y, ny - 1 - y), closed),
             std::min(kLanes, nz - z));

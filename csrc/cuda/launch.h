@@ -11,6 +11,10 @@ namespace semiseg {
 // Blocks that hold `threads` threads. The grid's first dimension takes 2^31 - 1 blocks.
 inline std::int64_t blocks_for(std::int64_t threads, int block) { return (threads + block - 1) / block; }
 
+// Dynamic shared memory that every device gives a block without asking, where the kernel's static shared memory, which
+// counts too, takes no more than the 64 bytes left of 48 KiB (.ci/compile_cuda sees to it).
+constexpr int kDynamicSharedBytes = (48 << 10) - 64;
+
 #ifdef __CUDACC__
 
 __device__ inline std::int64_t thread_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }

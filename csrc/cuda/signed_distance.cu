@@ -9,8 +9,7 @@ namespace semiseg {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kLanes = 32;              // neighbours along z that a block takes at most: one warp's width
-constexpr int kSharedBytes = 48 << 10;  // what every device gives a block without asking
+constexpr int kLanes = 32;  // neighbours along z that a block takes at most: one warp's width
 
 // Non-negative floats order as their bits do.
 __device__ int ordered(std::int32_t square) { return square; }
@@ -121,7 +120,7 @@ __global__ void normalize(const std::uint8_t* mask, const T* squares, float* out
 
 // As many lines a tile as fit in shared memory, up to a few warps of work; lines too long for it stay where they are.
 Tiles tiles_of(int n, int lines_a_group, std::int64_t groups, bool side_by_side) {
-  const int room = kSharedBytes / static_cast<int>(sizeof(float)) / n;
+  const int room = kDynamicSharedBytes / static_cast<int>(sizeof(float)) / n;
   const int wanted = side_by_side ? kLanes : larger(1, 8 * kBlock / n);
   return {n,       larger(1, smaller(wanted, room)), lines_a_group,
           groups,  std::int64_t{n} * lines_a_group,  side_by_side,
@@ -148,8 +147,8 @@ cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volum
   if (normalized)
     if (const auto error = cudaMemsetAsync(peaks, 0, 2 * size.items * sizeof(int), stream)) return error;
 
-  // The bits of 32 columns of 12288 voxels fill a block's shared memory; those of 8 columns of any volume fit.
-  const int columns = size.x <= 12288 ? kLanes : 8;
+  // The bits of 32 columns of some 12000 voxels fill a block's shared memory; those of 8 columns of any volume fit.
+  const int columns = size.x <= kDynamicSharedBytes / 4 / kLanes * 32 ? kLanes : 8;
   const auto of_item = static_cast<unsigned>(blocks_for(size.plane(), columns));
   const std::size_t words = sizeof(std::uint32_t) * columns * blocks_for(size.x, 32);
   if (const auto error = launch(scan_x<T>, size.items * of_item, kBlock, words, stream, mask, volume ? result : between,

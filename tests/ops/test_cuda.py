@@ -33,7 +33,7 @@ def give_operators():
     generator = torch.Generator("cuda").manual_seed(0)
     image = torch.rand((3, *SHAPE), device="cuda", generator=generator)
     label = (image > 0.4).byte()
-    box = random_box(SHAPE, 0.5, generator, count=3)
+    box = random_box(SHAPE, 0.5, generator, count=3, device="cuda")
     starts = window_starts(SHAPE, PATCH, (8, 10, 12))
     logits = torch.randn((math.prod(map(len, starts)), 2, *PATCH), device="cuda", generator=generator)
     corners = [(3, -4, 5), (0, 8, 9), (30, 1, 1)]
@@ -114,6 +114,14 @@ def test_nothing_waits_for_the_device(name):
         op(*inputs)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_box_drawn_on_the_gpu_is_there_when_the_host_reads_it():
+    torch.cuda._sleep(50_000_000)
+    first = random_box(SHAPE, 0.5, torch.Generator("cuda").manual_seed(3))
+    read = first.clone()
+    torch.cuda.synchronize()
+    assert torch.equal(read, random_box(SHAPE, 0.5, torch.Generator("cuda").manual_seed(3), device="cuda").cpu())
 
 
 @pytest.fixture

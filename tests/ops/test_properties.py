@@ -10,7 +10,9 @@ from utils.ops import (
     cutmix,
     largest_component,
     normalized_sdm,
+    normalized_sdm_reference,
     signed_distance,
+    signed_distance_reference,
     splice,
     stitch_windows,
     surface_distances,
@@ -32,7 +34,7 @@ hypothesis.settings.load_profile("operators")
 
 @st.composite
 def masks(draw, axes=3, longest=12, items=3):
-    """`(B, *S)` bool: noise of any density, smoothed or not, so that blobs and dust both come."""
+    """`(B, *S)` bool: noise of any density, smoothed or not, so that blobs and dust both come; along some axes all alike."""
     shape = draw(st.lists(st.integers(1, longest), min_size=axes, max_size=axes))
     count = draw(st.integers(1, items))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -40,6 +42,8 @@ def masks(draw, axes=3, longest=12, items=3):
     if draw(st.booleans()):
         for axis in range(1, axes + 1):
             noise = noise + np.roll(noise, 1, axis) + np.roll(noise, -1, axis)
+    for axis in draw(st.sets(st.integers(1, axes))):
+        noise = np.repeat(noise.take([0], axis), shape[axis - 1], axis)
     return torch.from_numpy(noise < np.quantile(noise, draw(st.floats(0, 1))))
 
 
@@ -53,6 +57,18 @@ def permuted(values, order):
 
 def turned_mask(mask, order):
     return mask.permute(0, *(axis + 1 for axis in order))
+
+
+@hypothesis.settings(max_examples=300)
+@hypothesis.given(
+    st.one_of(masks(), masks(axes=2, longest=40), masks(longest=3), masks(longest=30, items=1)), st.data()
+)
+def test_distances_are_those_of_the_reference(device, mask, data):
+    spacing = data.draw(spacings)
+    spacing = spacing and spacing[: mask.ndim - 1]
+    for op, reference in ((signed_distance, signed_distance_reference), (normalized_sdm, normalized_sdm_reference)):
+        expected = reference(mask, spacing).float()
+        torch.testing.assert_close(op(mask.to(device), spacing).cpu(), expected, rtol=1e-6, atol=1e-6)
 
 
 @hypothesis.given(masks(), st.sampled_from([(1,), (2,), (3,), (1, 3), (1, 2, 3)]), spacings)

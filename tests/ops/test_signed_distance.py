@@ -159,6 +159,28 @@ def test_inner_boundary_is_that_of_skimage_and_where_the_inside_distance_is_one(
         np.testing.assert_array_equal(one, boundary, err_msg=name)
 
 
+@pytest.mark.parametrize("shape", [(1, 384, 2, 2), (1, 1, 384, 3), (1, 512, 32), (1, 1, 1024, 2), (1, 2, 1, 2048)])
+def test_axes_that_fill_shared_memory(device, shape):
+    places = torch.arange(max(shape), device=device) % 300 < 117
+    mask = places.view([n if n == max(shape) else 1 for n in shape]).expand(shape)
+    assert torch.equal(signed_distance(mask), signed_distance_reference(mask).float())
+
+
+@pytest.mark.parametrize("extent", [12256, 12257, 12272, 12273])
+def test_axes_that_do_not_fit_in_shared_memory(device, extent):
+    mask = (torch.arange(extent, device=device) % 40 < 17)[None, :, None]
+    for given in (mask, mask.transpose(1, 2)):
+        assert torch.equal(signed_distance(given), signed_distance_reference(given).float())
+
+
+def test_a_mask_that_is_all_alike_along_x(device):
+    y, z = torch.arange(112.0)[None, :, None], torch.arange(80.0)[None, None]
+    wave = (z < 40 + 25 * torch.sin(y / 3)).expand(112, 112, 80)[None].to(device)
+    steps = torch.tensor([[[[0, 1], [1, 0]], [[1, 1], [0, 0]]]], device=device)
+    for mask in (wave, steps):
+        assert torch.equal(signed_distance(mask), signed_distance_reference(mask).float())
+
+
 def test_a_row(device):
     row = torch.tensor([1, 1, 1, 0, 0, 0, 0], device=device)
     want = torch.tensor([-1, -2 / 3, 0, 0.25, 0.5, 0.75, 1], device=device)

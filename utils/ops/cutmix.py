@@ -89,7 +89,8 @@ def random_box(
         inside = int(round(r * extent, 6))  # 0.29 · 100 is a hair under 29
         torch.randint(extent - inside + 1, (len(boxes),), generator=generator, out=boxes[:, 0, axis])
         boxes[:, 1, axis] = boxes[:, 0, axis] + inside
-    return (boxes[0] if count is None else boxes).to(device, non_blocking=True)
+    boxes = boxes[0] if count is None else boxes
+    return boxes.to(device, non_blocking=drawn_on.type == "cpu")  # the host may read at once what comes back to it
 
 
 def splice_reference(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor:

@@ -236,7 +236,7 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), std::int64_t blocks, int block, std::size_t shared_bytes,
                    cudaStream_t, Arguments&&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a device holds no more parameters");
-  if (blocks > INT32_MAX || block > 1024 || shared_bytes > 48 << 10) return cudaErrorInvalidConfiguration;
+  if (blocks > INT32_MAX || block > 1024 || shared_bytes > (48 << 10) - 64) return cudaErrorInvalidConfiguration;
   emulator::run(static_cast<unsigned>(blocks), static_cast<unsigned>(block), shared_bytes,
                 [&] { kernel(static_cast<Parameters>(arguments)...); });
   return cudaSuccess;
