@@ -165,6 +165,16 @@ def test_sliding_window_with_gaussian_weights_is_monais(axes, batch):
     torch.testing.assert_close(prob, want[0], rtol=0, atol=1e-5)
 
 
+def test_gaussian_weights_refuses():
+    with pytest.raises(TypeError, match=r"each of patch, got 4\.5"):
+        gaussian_weights((4.5, 4))
+    for patch in ((), (4, 0), (-4,)):
+        with pytest.raises(ValueError, match="extents of at least 1"):
+            gaussian_weights(patch)
+    with pytest.raises(ValueError, match="sigma_scale must be positive"):
+        gaussian_weights((4, 4), 0)
+
+
 def test_default_batch_on_the_cpu_is_one_window():
     seen = []
 
@@ -189,7 +199,8 @@ def test_any_array():
     frozen = image.copy()
     frozen.flags.writeable = False
     arrays = [image[::-1, ::-1].copy()[::-1, ::-1], image.astype(">f4"), np.asfortranarray(image), frozen]
-    for array in [*arrays, image.astype(np.float64), image.tolist(), torch.from_numpy(image).double()]:
+    arrays += [image[None][::-1], image.astype(np.float64), image.astype(np.longdouble), image.tolist()]
+    for array in [*arrays, torch.from_numpy(image).double()]:
         prob = sliding_window(lambda x: x, array, (8, 8, 4), (3, 3, 3), 1, activation=None)
         np.testing.assert_allclose(prob[0], image, rtol=1e-6)
 
@@ -227,11 +238,21 @@ def test_sliding_window_refuses():
     for value in (float("nan"), float("inf")):  # an infinite logit is no certainty
         with pytest.raises(UserError, match=r"not finite"):
             window(predictor=lambda x, value=value: torch.cat((x, x + value), 1))
+    with pytest.raises(TypeError, match="the predictor gave a tuple, expected one tensor of logits"):
+        window(predictor=lambda x: (x, x))
+    with pytest.raises(TypeError, match="an image of bools, integers or floats, got <U1"):
+        window(image=np.full((8, 8, 8), "a"))
+    with pytest.raises(TypeError, match=r"an image of bools, integers or floats, got torch\.complex64"):
+        window(image=image.to(torch.complex64))
+    with pytest.raises(TypeError, match="a sequence of patch, got 4"):
+        window(patch=4)
+    with pytest.raises(TypeError, match=r"an integer as batch, got 2\.5"):
+        window(batch=2.5)
     with pytest.raises(ValueError, match=r"batch"):
         window(batch=0)
     with pytest.raises(ValueError, match=r"precision 'fp16' is neither fp32 nor bf16"):
         window(precision="fp16")
-    with pytest.raises(ValueError, match=r"positive and finite weights, got 0\.0 to 0\.0"):
+    with pytest.raises(ValueError, match=r"weights from 1e-30 to 1e\+30, got 0\.0 to 0\.0"):
         window(weights=torch.zeros(4, 4, 4))
     with pytest.raises(ValueError, match=r"at most 768 starts .*take a larger stride"):
         window(image=torch.zeros(4, 4, 800), stride=(4, 4, 1))

@@ -98,6 +98,8 @@ def test_any_layout_and_kind_of_array(device):
     assert binary_metrics(frozen, target) == want
     assert binary_metrics(np.asfortranarray(pred), target.tolist()) == want
     assert binary_metrics(pred.astype(">i4"), target.astype(">f8")) == want
+    assert binary_metrics(pred.astype(np.longdouble), target) == want
+    assert binary_metrics(pred[:1][::-1], target[:1]) == binary_metrics(pred[:1], target[:1])
     assert binary_metrics(*tensors) == want
     assert binary_metrics(tensors[0].float(), tensors[1].to(torch.int16)) == want
     flipped = binary_metrics(pred[::-1], target[::-1])  # sums run in another order
@@ -178,6 +180,9 @@ def test_refuses():
         binary_metrics(a, a, spacing=(1, 1))
     with pytest.raises(ValueError, match="positive finite spacing for each of 3 axes"):
         binary_metrics(a, a, spacing=(1, 0, 1))
+    for spacing in ("111", ["1", "1", "1"], [1, 1, 10**400]):
+        with pytest.raises(TypeError, match="positive finite spacing"):
+            binary_metrics(a, a, spacing)
     with pytest.raises(TypeError, match=r"positive finite spacing .* got 2\.0"):
         binary_metrics(a, a, spacing=2.0)
     for refused in (a.astype(complex), torch.from_numpy(a.astype(complex)), a.astype(object), a.astype(str)):

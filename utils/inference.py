@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from utils.checkpoint import load_checkpoint, load_state
 from utils.device import autocast
 from utils.errors import UserError
-from utils.ops import WindowStitcher, window_starts
+from utils.ops import WindowStitcher, _checks, window_starts
 
 Predictor = Callable[[Tensor], Tensor]
 
@@ -53,7 +53,7 @@ def sliding_window(
         batch: windows per forward pass; memory grows with it, the result does not depend on it. None: 4 on a GPU, and
             1 on the CPU, where a window fills the caches and all threads.
         activation: ``softmax`` or ``sigmoid`` for logits, None for a predictor that gives probabilities.
-        weights: ``(*patch)``, positive and finite, how much each place of a window counts, such as
+        weights: ``(*patch)``, from 1e-30 to 1e30, how much each place of a window counts, such as
             :func:`gaussian_weights`; None, the field's protocol: all the same.
         device: where the predictor lives; the volume is summed and returned there.
         precision: ``fp32`` or ``bf16``, as :func:`utils.device.resolve_precision` gives it.
@@ -63,20 +63,20 @@ def sliding_window(
         ``(C, *S)`` float32 on ``device``.
 
     Raises:
+        TypeError: an image of other than bools, integers or floats, extents that are no integers, or a predictor that
+            gives no tensor.
         ValueError: wrong image shape, activation, weights, batch, precision, or output shape of the predictor; or more
             than 768 first voxels of windows over all axes: take a larger stride.
         UserError: the predictor's output is not finite.
     """
-    device, patch = torch.device(device), tuple(patch)
+    device, patch = torch.device(device), tuple(_checks.integers(patch, "patch"))
     if len(patch) not in (2, 3):
         raise ValueError(f"patch must have 2 or 3 axes, got {patch}")
     if batch is None:
         batch = 1 if device.type == "cpu" else 4
-    if batch < 1:
+    if _checks.integer(batch, "batch") < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
-    if not isinstance(image, Tensor):  # torch takes no negative strides, no foreign byte order and no read-only array
-        image = torch.from_numpy(np.require(image, np.float32, ["C", "W"]))
-    volume = image.to(device, torch.float32)
+    volume = _checks.real(image, "an image").to(device, torch.float32)
     if volume.ndim == len(patch) + 1 and volume.shape[0] == 1:
         volume = volume[0]
     if volume.ndim != len(patch):
@@ -103,6 +103,8 @@ def sliding_window(
                 x[i, 0].copy_(volume[tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))])
             with autocast(device, precision):
                 output = predictor(x[: len(chunk)])
+            if not isinstance(output, Tensor):
+                raise TypeError(f"the predictor gave a {type(output).__name__}, expected one tensor of logits")
             if output.shape != (len(chunk), num_classes, *patch):
                 expected = (len(chunk), num_classes, *patch)
                 raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {expected}")
@@ -119,7 +121,7 @@ def sliding_window(
 
 def gaussian_weights(patch: Sequence[int], sigma_scale: float = 1 / 8) -> Tensor:
     """Weights for :func:`sliding_window` that trust a window's centre most: a Gaussian of ``sigma_scale`` times the
-    patch along each axis, 1 at the centre and nowhere below a thousandth.
+    patch along each axis, 1 at the centre (between two voxels where an extent is even) and nowhere below a thousandth.
 
     MONAI's ``compute_importance_map(patch, "gaussian")``, to its rounding; nnU-Net's map is this one without the floor.
 
@@ -127,8 +129,12 @@ def gaussian_weights(patch: Sequence[int], sigma_scale: float = 1 / 8) -> Tensor
         ``patch`` float32 on the CPU.
 
     Raises:
-        ValueError: a scale that is not positive.
+        TypeError: extents that are no integers.
+        ValueError: an extent below 1, or a scale that is not positive.
     """
+    patch = _checks.integers(patch, "patch")
+    if min(patch, default=0) < 1:
+        raise ValueError(f"expected extents of at least 1, got {tuple(patch)}")
     if not sigma_scale > 0:
         raise ValueError(f"sigma_scale must be positive, got {sigma_scale}")
     weights = torch.ones((), dtype=torch.float64)

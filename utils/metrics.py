@@ -58,6 +58,8 @@ def binary_metrics(
         raise ValueError(f"empty {empty!r} is none of zero, nan, diagonal")
 
     pred, target = _mask(pred), _mask(target)
+    if spacing is not None:
+        spacing = _checks.numbers(spacing, f"a positive finite spacing for each of {pred.ndim} axes")
     there, back, voxels = surface_distances_and_overlap(pred, target, spacing)
     n_pred, n_target, both = voxels.tolist()
     if not n_pred or not n_target:
@@ -92,7 +94,7 @@ def multiclass_metrics(
     """
     if _checks.integer(num_classes, "the number of classes") < 2:
         raise ValueError(f"expected at least 2 classes with the background, got {num_classes}")
-    pred, target = _tensor(pred), _tensor(target)
+    pred, target = _checks.real(pred, "labels"), _checks.real(target, "labels")
     for name, labels in (("prediction", pred), ("target", target)):
         if not labels.numel():
             continue
@@ -104,21 +106,8 @@ def multiclass_metrics(
     return {c: binary_metrics(pred == c, target == c, **options) for c in range(1, num_classes)}
 
 
-def _tensor(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """The labels as a tensor; copied only where torch could not hold them as they are."""
-    if not isinstance(labels, torch.Tensor):
-        labels = np.asarray(labels)
-        if labels.dtype.kind not in "biuf":
-            raise TypeError(f"expected labels of bools, integers or floats, got {labels.dtype}")
-        labels = torch.from_numpy(np.require(labels, labels.dtype.newbyteorder("="), ["C", "W"]))
-    if labels.is_complex():
-        raise TypeError(f"expected labels of bools, integers or floats, got {labels.dtype}")
-    # torch knows these, but computes little with them.
-    return labels.long() if labels.dtype in (torch.uint16, torch.uint32, torch.uint64) else labels
-
-
 def _mask(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
-    mask = _tensor(labels)
+    mask = _checks.real(labels, "labels")
     return mask != 0 if mask.is_floating_point() else mask
 
 

@@ -146,6 +146,8 @@ def test_inputs_stay_and_outputs_are_new(device):
     crops.zero_(), labels.zero_()
     assert torch.equal(volume, before[0])
     assert torch.equal(label, before[1])
+    for op in (crop_rot_flip, crop_rot_flip_reference):
+        assert not op([volume.requires_grad_()], None, [(0, 0, 0)], (3, 4, 5), [0], [None])[0].requires_grad
 
 
 def test_any_sequence_will_do(device):

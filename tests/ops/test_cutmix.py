@@ -208,6 +208,26 @@ def test_functional_gradients(device):
     assert torch.equal(found, splice(weight, zeros, box))
 
 
+def test_tangents_follow_the_voxels(device):
+    box = torch.tensor([[1, 0], [3, 2]], device=device)
+    a, b = numbers((2, 4, 3), torch.float64, device), numbers((2, 4, 3), torch.float64, device, 5)
+    label = torch.zeros((2, 4, 3), dtype=torch.int64, device=device)
+    tangents = torch.randn(2, 2, 4, 3, device=device, dtype=torch.float64)
+    _, got = torch.func.jvp(lambda *pair: splice(*pair, box), (a, b), tuple(tangents))
+    assert torch.equal(got, splice(*tangents, box))
+    _, got = torch.func.jvp(lambda b: cutmix(a, b, label, label, box)[0], (b,), (tangents[1],))
+    assert torch.equal(got, splice(torch.zeros_like(a), tangents[1], box))
+    pair = [a.requires_grad_(), b.requires_grad_()]
+    assert torch.autograd.gradcheck(lambda *pair: splice(*pair, box), pair, check_forward_ad=True)
+
+
+def test_gradients_of_each_sample(device):
+    box = torch.tensor([[1, 0], [3, 2]], device=device)
+    a, b = numbers((5, 2, 4, 3), torch.float32, device), numbers((5, 2, 4, 3), torch.float32, device, 5)
+    got = torch.func.vmap(torch.func.grad(lambda a, b: splice(a, b, box).square().sum()))(a, b)
+    assert torch.equal(got, splice(2 * a.flatten(0, 1), torch.zeros_like(b).flatten(0, 1), box).view_as(a))
+
+
 def test_integer_labels_have_no_gradient_and_one_side_may_need_none(device):
     box = torch.tensor([[1, 0], [3, 2]], device=device)
     a, b = (torch.rand((2, 1, 4, 3), device=device) for _ in range(2))
@@ -384,6 +404,12 @@ def test_random_box_takes_any_numbers():
     assert torch.equal(draw(np.array((8, 9)), 0.5), want)
 
 
+def test_random_box_compiles_without_a_graph_break():
+    for count in (None, 4):
+        box = torch.compile(lambda count=count: random_box((9, 8, 7), 0.5, count=count), fullgraph=True)()
+        assert box.shape == ((2, 3) if count is None else (4, 2, 3))
+
+
 def test_an_empty_box_leaves_the_first():
     a, b = pair(2, 3, 4)
     assert torch.equal(splice(a, b + 1, random_box((3, 4), 0.1)), a)
@@ -400,7 +426,8 @@ def test_an_empty_box_leaves_the_first():
         ({"count": 0}, ValueError, "count of at least 1, got 0"),
         ({"count": -1}, ValueError, "count of at least 1, got -1"),
         ({"count": 1.5}, TypeError, r"integer as count, got 1\.5"),
-        ({"ratio": None}, TypeError, "NoneType"),
+        ({"ratio": None}, TypeError, r"a ratio in \(0, 1\], got \[None, None\]"),
+        ({"ratio": "0.5"}, TypeError, "a ratio"),
     ],
 )
 def test_random_box_wrong_input(options, error, message):

@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("operators")
 
 @st.composite
 def masks(draw, axes=3, longest=12, items=3):
-    """`(B, *S)` bool: noise of any density, smoothed or not, so that blobs and dust both come; along some axes all alike."""
+    """`(B, *S)` bool: noise of any density, smoothed or not (blobs and dust both come), along some axes all alike."""
     shape = draw(st.lists(st.integers(1, longest), min_size=axes, max_size=axes))
     count = draw(st.integers(1, items))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

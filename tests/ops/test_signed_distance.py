@@ -254,6 +254,13 @@ def test_inputs_stay_and_outputs_need_no_gradient(device):
         (torch.zeros(1, 2, 3, 4, dtype=torch.bool), (1.0, 0.0, 1.0), ValueError, r"3 axes, got \(1.0, 0.0, 1.0\)"),
         (torch.zeros(1, 2, 3, dtype=torch.bool), (1.0, float("nan")), ValueError, "positive finite"),
         (torch.zeros(1, 2, 3, dtype=torch.bool), (float("inf"), 1.0), ValueError, "positive finite"),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            (1, 1e20),
+            ValueError,
+            r"spacings from 1e-12 to 1e\+12, .*another unit",
+        ),
+        (torch.zeros(1, 2, 3, dtype=torch.bool), (1, 1e-25), ValueError, "spacings from 1e-12"),
         (torch.zeros(1, 2, 3, dtype=torch.bool), 2.0, TypeError, r"positive finite spacing .* 2 axes, got 2\.0"),
         (torch.zeros(0, 1 << 15, 1, dtype=torch.bool), None, ValueError, r"under 2\^15 voxels, got \(0, 32768, 1\)"),
     ],

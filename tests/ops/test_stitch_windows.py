@@ -291,10 +291,11 @@ def test_weights_of_any_float_type_and_strides(device):
         ({"weights": torch.ones(4, 5)}, ValueError, r"weights of the window's shape \(4, 4\), got \(4, 5\)"),
         ({"weights": torch.ones(4, 4, dtype=torch.int64)}, TypeError, "floating-point weights, got torch.int64"),
         ({"weights": np.ones((4, 4))}, TypeError, "floating-point weights, got ndarray"),
-        ({"weights": torch.eye(4)}, ValueError, r"positive and finite weights, got 0\.0 to 1\.0"),
-        ({"weights": torch.full((4, 4), 1e-60).double()}, ValueError, "positive and finite weights"),
+        ({"weights": torch.eye(4)}, ValueError, "weights from 1e-30 to 1e\\+30, got 0.0 to 1.0"),
+        ({"weights": torch.full((4, 4), 1e-60).double()}, ValueError, "weights from 1e-30 to 1e\\+30, got 0.0 to 0.0"),
         ({"weights": torch.ones(4, 4).index_fill(0, torch.tensor(1), math.nan)}, ValueError, "got nan to nan"),
         ({"weights": torch.full((4, 4), math.inf)}, ValueError, "got inf to inf"),
+        ({"weights": torch.full((4, 4), 3e38)}, ValueError, "weights from 1e-30"),
     ],
 )
 def test_wrong_input(change, error, message):

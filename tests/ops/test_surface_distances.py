@@ -280,7 +280,7 @@ HUGE = FALSE[:1, :1, :1].expand(2048, 2048, 512)
         (FALSE, FALSE, (1.0, 1.0, float("nan")), ValueError, "positive finite"),
         (FALSE, FALSE, (1.0, float("inf"), 1.0), ValueError, "positive finite"),
         (FALSE, FALSE, 2.0, TypeError, r"positive finite spacing for each of 3 axes, got 2\.0"),
-        (FALSE, FALSE, (1.0, None, 1.0), TypeError, r"positive finite spacing .*got \(1\.0, None, 1\.0\)"),
+        (FALSE, FALSE, (1.0, None, 1.0), TypeError, r"positive finite spacing .*got \[1\.0, None, 1\.0\]"),
     ],
 )
 def test_wrong_input(pred, target, spacing, error, message):

@@ -1,9 +1,13 @@
 """Checks of arguments that several operators share."""
 
+import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+
+_FINEST, _COARSEST = 1e-12, 1e12  # their squares times the longest diagonal squared are numbers in float32
 
 
 def integer(value, what: str) -> int:
@@ -43,23 +47,58 @@ def integers(values, what: str) -> list[int]:
     return [integer(value, f"each of {what}") for value in sequence(values, what)]
 
 
+def numbers(values, what: str) -> list[float]:
+    """The numbers of any sequence, an array or a tensor included.
+
+    Raises:
+        TypeError: no sequence, or not of numbers; text is none.
+    """
+    try:
+        values = list(values)
+        if any(isinstance(value, str | bytes) for value in values):
+            raise TypeError
+        return [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"expected {what}, got {values!r}") from None
+
+
 def voxel_size(spacing: Sequence[float] | None, axes: int) -> list[float]:
     """The spacing, one number an axis; 1 if not given.
 
     Raises:
         TypeError: not a sequence of numbers.
-        ValueError: not one positive finite number an axis.
+        ValueError: not one positive finite number an axis, or one so far from 1 that its square is none in float32.
     """
     if spacing is None:
         return [1.0] * axes
-    wanted = f"expected a positive finite spacing for each of {axes} axes"
-    try:
-        steps = [float(step) for step in spacing]
-    except TypeError:
-        raise TypeError(f"{wanted}, got {spacing!r}") from None
-    if len(steps) != axes or not all(0 < step < float("inf") for step in steps):
-        raise ValueError(f"{wanted}, got {tuple(steps)}")
+    wanted = f"a positive finite spacing for each of {axes} axes"
+    steps = numbers(spacing, wanted)
+    if len(steps) != axes or not all(0 < step < math.inf for step in steps):
+        raise ValueError(f"expected {wanted}, got {tuple(steps)}")
+    if not all(_FINEST <= step <= _COARSEST for step in steps):
+        raise ValueError(f"expected spacings from {_FINEST:g} to {_COARSEST:g}, got {tuple(steps)}: take another unit")
     return steps
+
+
+def real(values, what: str) -> torch.Tensor:
+    """A tensor of an array or a tensor; copied only where torch could not hold the values as they are.
+
+    Raises:
+        TypeError: neither bools, integers nor floats.
+    """
+    if not isinstance(values, torch.Tensor):
+        values = np.asarray(values)
+        if values.dtype.kind not in "biuf":
+            raise TypeError(f"expected {what} of bools, integers or floats, got {values.dtype}")
+        native = values.dtype.newbyteorder("=") if values.itemsize <= 8 else np.float64
+        values = np.require(values, native, ["C", "W"])
+        if any(stride < 0 for stride in values.strides):  # of one step, and so contiguous all the same
+            values = values.copy()
+        values = torch.from_numpy(values)
+    if values.is_complex():
+        raise TypeError(f"expected {what} of bools, integers or floats, got {values.dtype}")
+    # torch knows these, but computes little with them.
+    return values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
 
 
 def integral(tensor: torch.Tensor, what: str) -> None:

@@ -38,7 +38,7 @@ def crop_rot_flip(
 
     Raises:
         TypeError: no tensors, or of several dtypes; no sequence, or not of integers (a bool is none).
-        ValueError: no image; shapes, numbers or devices do not fit; or a result has 2^31 voxels or more.
+        ValueError: no image; shapes, numbers or devices do not fit; or a crop has 2^31 voxels or more.
     """
     arguments = _checked(images, labels, corners, size, rot, flip)
     crops, targets = _operator(*arguments)
@@ -88,6 +88,7 @@ def _checked(images, labels, corners, size, rot, flip) -> tuple[list, list, list
     for volume in [*images, *labels]:
         if not isinstance(volume, torch.Tensor):
             raise TypeError(f"expected tensors, got {type(volume).__name__}")
+    images, labels = ([volume.detach() for volume in volumes] for volumes in (images, labels))
     if not images:
         raise ValueError("expected at least one image")
     for volumes in (images, labels):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.autograd import forward_ad
 
 from utils.ops import _checks, _library
 
@@ -78,7 +79,8 @@ def random_box(
     shape = _checks.integers(shape, "shape")
     if not 1 <= len(shape) <= 3 or min(shape) < 0:
         raise ValueError(f"expected 1, 2 or 3 extents of at least 0, got {tuple(shape)}")
-    ratios = [float(r) for r in (ratio if hasattr(ratio, "__len__") else [ratio] * len(shape))]
+    one_an_axis = isinstance(ratio, list | tuple) or getattr(ratio, "ndim", 0) > 0
+    ratios = _checks.numbers(ratio if one_an_axis else [ratio] * len(shape), "a ratio in (0, 1]")
     if len(ratios) != len(shape) or not all(0 < r <= 1 for r in ratios):
         raise ValueError(f"expected a ratio in (0, 1] for each axis of {tuple(shape)}, got {ratio}")
     if count is not None and _checks.integer(count, "count") < 1:
@@ -87,7 +89,7 @@ def random_box(
     boxes = torch.empty((1 if count is None else count, 2, len(shape)), dtype=torch.int64, device=drawn_on)
     for axis, (extent, r) in enumerate(zip(shape, ratios, strict=True)):
         inside = int(round(r * extent, 6))  # 0.29 · 100 is a hair under 29
-        torch.randint(extent - inside + 1, (len(boxes),), generator=generator, out=boxes[:, 0, axis])
+        boxes[:, 0, axis] = torch.randint(extent - inside + 1, (len(boxes),), generator=generator, device=drawn_on)
         boxes[:, 1, axis] = boxes[:, 0, axis] + inside
     boxes = boxes[0] if count is None else boxes
     return boxes.to(device, non_blocking=drawn_on.type == "cpu")  # the host may read at once what comes back to it
@@ -149,6 +151,8 @@ def _fake_cutmix(image_a, image_b, label_a, label_b, box) -> tuple[torch.Tensor,
 class _Differentiable(torch.autograd.Function):
     """An operator with its gradient: that goes to `b` inside the box and to `a` elsewhere, again by splicing."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(operator, box, *tensors):
         return operator(*tensors, box)
@@ -170,12 +174,34 @@ class _Differentiable(torch.autograd.Function):
         return (None, None, *found)
 
 
+class _ForwardToo(_Differentiable):
+    """The same with tangents, which are spliced as values are; on its own because torch.compile takes no `jvp`."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _Differentiable.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx, _operator, _box, *tangents):
+        (box,) = ctx.saved_tensors
+        found = []
+        for a, b in zip(tangents[::2], tangents[1::2], strict=True):
+            if a is None and b is None:
+                found.append(None)
+                continue
+            found.append(splice(torch.zeros_like(b) if a is None else a, torch.zeros_like(a) if b is None else b, box))
+        return found[0] if len(found) == 1 else tuple(found)
+
+
 def _run(operator: Callable, tensors: Sequence[torch.Tensor], box: torch.Tensor):
     # The operator checks what it gets, and has no torch.library.register_autograd: Python that runs at every call, its
     # instructions gone from the caches, was a fifth of the time of a batch.
     for tensor in (*tensors, box):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"expected tensors, got {type(tensor).__name__}")
+    if forward_ad._current_level >= 0:
+        return _ForwardToo.apply(operator, box, *tensors)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return _Differentiable.apply(operator, box, *tensors)
     return operator(*tensors, box)

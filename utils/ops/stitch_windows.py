@@ -10,6 +10,7 @@ from torch import Tensor
 from utils.ops import _checks, _library
 
 MAX_STARTS = 768  # WindowGrid::kMaxStarts in csrc/core/stitch_windows.h
+_LEAST, _MOST = 1e-30, 1e30  # weights whose sums and quotients are numbers in float32
 
 
 def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]) -> list[list[int]]:
@@ -55,7 +56,7 @@ class WindowStitcher:
             gives them; at most 768 over all axes.
         num_classes: C, at least 1.
         activation: from logits to probabilities: ``"softmax"`` over the classes, ``"sigmoid"``, or None.
-        weights: ``patch``, any floating-point type, read as float32, positive and finite: how much each place of a
+        weights: ``patch``, any floating-point type, read as float32, from 1e-30 to 1e30: how much each place of a
             window counts; None: all the same. Their values are checked where they are given on the CPU; on a GPU that
             would wait for it and break the capture of a CUDA graph, and in ``torch.compile`` break the graph.
         device: where the logits will be.
@@ -66,8 +67,8 @@ class WindowStitcher:
         done: how many have been added.
 
     Raises:
-        ValueError: starts that are not as said, no class, an unknown activation, or weights of another shape or not
-            positive and finite.
+        ValueError: starts that are not as said, no class, an unknown activation, or weights of another shape or out
+            of range.
         TypeError: extents, starts or classes that are no integers, or weights that are no floating-point tensor.
     """
 
@@ -228,8 +229,8 @@ def _checked_weights(weights: Tensor | None, patch: Sequence[int], device: torch
     weights = weights.detach().float()
     if weights.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (value.item() for value in weights.aminmax())
-        if not 0 < low <= high < math.inf:  # NaN is neither
-            raise ValueError(f"expected positive and finite weights, got {low} to {high}")
+        if not _LEAST <= low <= high <= _MOST:  # NaN is not
+            raise ValueError(f"expected weights from {_LEAST:g} to {_MOST:g}, got {low} to {high}")
     return weights.to(device).contiguous()
 
 
