@@ -214,22 +214,29 @@ def signed_distance(bench):
             same(ops.signed_distance(mask), torch.from_dlpack(cupy_both_sides()), atol=1e-3)
 
         bench.peer("CuPy distance_transform_edt, both sides", data, cupy_both_sides, ["cupy"], repeats=3, check=check)
-    mask = bench.labels((4, *bench.patch)).cpu().numpy()
-    from ops.signed_distance import research_normalized
+    mask = bench.labels((4, *bench.patch))
+
+    def research():
+        from ops.signed_distance import research_normalized
+
+        maps = np.stack([research_normalized(item) for item in mask.cpu().numpy()])
+        return torch.from_numpy(maps).to(bench.device, torch.float32)
 
     bench.peer(
-        "research compute_sdf, and the copy to the device",
+        "research compute_sdf, with the copies",
         harness.times(mask.shape),
-        lambda: torch.from_numpy(np.stack([research_normalized(item) for item in mask])).to(bench.device).float(),
+        research,
         ["skimage"],
         repeats=1,
+        check=lambda: same(ops.normalized_sdm(mask), research(), atol=1e-5),
     )
 
 
 def cutmix(bench):
     for shape, expected in (((2, 1, *bench.patch), "12-15"), ((1, 1, *bench.scan), None)):
         images = [torch.rand(shape, device=bench.device) for _ in range(2)]
-        labels = [bench.labels((shape[0], *shape[2:]), torch.int64) for _ in range(2)]
+        label = bench.labels((shape[0], *shape[2:]), torch.int64)
+        labels = [label, 3 - label]
         box = ops.random_box(shape[2:], 0.5).to(bench.device)
         inside = torch.zeros(shape[2:], dtype=torch.bool, device=bench.device)
         inside[tuple(slice(*pair) for pair in box.T.tolist())] = True
@@ -333,15 +340,18 @@ def inference(bench):
     def monai():
         from monai.inferers import sliding_window_inference
 
+        overlap = [
+            1 - (step + 0.5) / extent for step, extent in zip(stride, bench.patch, strict=True)
+        ]  # it rounds down
         with torch.no_grad():
-            return sliding_window_inference(
-                image[None, None].to(bench.device), bench.patch, 4, lambda x: network(x).softmax(1), overlap=0.84
+            prob = sliding_window_inference(
+                image[None, None].to(bench.device), bench.patch, 4, lambda x: network(x).softmax(1), overlap
             )
+        return prob[0]
 
-    same(ours(), research(), atol=1e-5)
     bench.ours("sliding_window", data, ours, graph=False)
-    bench.peer("research loop", data, research, repeats=3)
-    bench.peer("MONAI sliding_window_inference, overlap 0.84", data, monai, ["monai"], repeats=3)
+    for name, packages, run in (("research loop", [], research), ("MONAI sliding_window_inference", ["monai"], monai)):
+        bench.peer(name, data, run, packages, repeats=3, check=lambda run=run: same(ours(), run(), atol=1e-5))
 
 
 def surface_distances(bench):

@@ -14,6 +14,8 @@ SPACES = {
     "Nx1x1": (21, 1, 1),
 }
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # from within torch.func
+
 
 def numbers(shape, dtype, device, seed=0):
     values = torch.randint(-100, 100, shape, generator=torch.Generator().manual_seed(seed))
@@ -221,6 +223,7 @@ def test_tangents_follow_the_voxels(device):
     assert torch.autograd.gradcheck(lambda *pair: splice(*pair, box), pair, check_forward_ad=True)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_gradients_of_each_sample(device):
     box = torch.tensor([[1, 0], [3, 2]], device=device)
     a, b = numbers((5, 2, 4, 3), torch.float32, device), numbers((5, 2, 4, 3), torch.float32, device, 5)
