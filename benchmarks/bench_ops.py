@@ -3,14 +3,17 @@
     python benchmarks/bench_ops.py [OP …] [--large] [--threads 2] [--json benchmarks/results/<machine>-<date>.json]
 
 Prints a Markdown table an operator; a ratio says how many times the time of ours a peer takes. The peers take turns
-with us in every round, so that a busy machine slows all alike. Data are real left atria where $DATA_ROOT (default:
-data/) holds LA, and synthetic blobs, said so in the table, where it does not. The peers: `pip install .[bench]`.
+with us in every round, so that a busy machine slows all alike; as many rounds before are not counted. Freed memory is
+kept for the next tensor, as in every script. Data are real left atria where $DATA_ROOT (default: data/) holds LA, and
+synthetic blobs, said so in the table, where it does not. The peers: `pip install .[bench]`.
 """
 
 import importlib
 
 import harness
 import torch
+
+from utils.device import keep_large_blocks
 
 OPS = [path.stem for path in sorted((harness.ROOT / "benchmarks" / "ops").glob("*.py"))]
 
@@ -23,6 +26,7 @@ def main():
     if unknown := set(args.ops) - set(OPS):
         parser.error(f"unknown {', '.join(sorted(unknown))}: choose from {', '.join(OPS)}")
     torch.set_num_threads(args.threads)
+    keep_large_blocks()
     facts = harness.conditions(args.threads)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     rows = []

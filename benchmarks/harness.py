@@ -60,7 +60,8 @@ def compare(
         operation, data: what the table says.
         ours: calls the operator; returns a tensor, an array, a number, or a sequence or dict of them.
         peers: name -> (packages it needs, callable that returns the same).
-        rounds: how often each is timed; all take turns, so that a busy machine slows all alike.
+        rounds: how often each is timed, after as many runs that are not; all take turns, so that a busy machine slows
+            all alike.
         inputs: what the operator reads; peak memory is printed as a multiple of inputs and outputs.
         atol: how far a peer may lie from ours, for peers that compute in another precision.
         marks: name -> callable that is timed beside the peers and not compared, such as a plain copy.
@@ -81,12 +82,13 @@ def compare(
     runs |= marks or {}
     peaks = {name: peak_bytes(run) for name, run in runs.items()}
     milliseconds = {name: [] for name in runs}
-    for number in range(rounds):
+    for number in range(-rounds, rounds):  # before 0, the heap is still growing: page faults would be what is timed
         # In another order every round: whoever comes after one that read the same finds it in the caches.
         for name, run in Random(number).sample(list(runs.items()), len(runs)):
             start = time.perf_counter()
             run()
-            milliseconds[name].append(1e3 * (time.perf_counter() - start))
+            if number >= 0:
+                milliseconds[name].append(1e3 * (time.perf_counter() - start))
     medians = {name: statistics.median(values) for name, values in milliseconds.items()}
     reference = next(iter(medians.values()))
     touched = sum(array.nbytes for array in [*inputs, *result])
