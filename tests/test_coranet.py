@@ -132,11 +132,12 @@ def test_gradcheck(case):
     )
     label, pseudo, certain = (torch.from_numpy(v.copy()) for v in (small.label, small.pseudo, small.certain))
     targets = [torch.from_numpy(t.copy()) for t in small.targets]
-    args = Namespace(alpha=ALPHA, train="full", preset="paper")  # Dice computes in float32, too coarse for gradcheck
     outputs = [torch.from_numpy(z.copy()).requires_grad_() for z in small.outputs]
-    assert torch.autograd.gradcheck(
-        lambda *z: coranet.objective(list(z), label, args, pseudo, certain, targets, EPOCH)[0], outputs
-    )
+    for preset in ("paper", "released"):
+        args = Namespace(alpha=ALPHA, train="full", preset=preset)
+        assert torch.autograd.gradcheck(
+            lambda *z, args=args: coranet.objective(list(z), label, args, pseudo, certain, targets, EPOCH)[0], outputs
+        )
 
 
 def test_a_false_object_costs_alpha_in_the_conservative_branch():

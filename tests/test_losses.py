@@ -54,6 +54,7 @@ def test_gradients():
     values = torch.randn(6, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([1, 0, 1, 1, 0, 0])
     assert torch.autograd.gradcheck(lambda v: masked_mean(v.square(), mask), values)
+    assert torch.autograd.gradcheck(lambda z: foreground_dice_loss(z.softmax(1), label), logits)
 
 
 def test_masked_mean():

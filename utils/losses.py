@@ -1,6 +1,6 @@
 """Losses that several methods share; what a single paper introduces stands in its own script.
 
-All compute in float32 whatever the precision of the network's output.
+All compute in float32 or better, whatever the precision of the network's output.
 """
 
 import torch
@@ -19,7 +19,8 @@ def dice_loss(prob, target, eps=1e-5):
     """
     if prob.shape != target.shape:
         raise ValueError(f"prob {tuple(prob.shape)} and target {tuple(target.shape)} must have one shape")
-    prob, target = prob.float(), target.float()
+    dtype = torch.promote_types(prob.dtype, torch.float32)
+    prob, target = prob.to(dtype), target.to(dtype)
     overlap = (prob * target).sum()
     return 1 - (2 * overlap + eps) / (prob.square().sum() + target.square().sum() + eps)
 

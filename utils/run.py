@@ -82,6 +82,7 @@ def _number(convert, holds, description):
 
 positive_int = _number(int, lambda v: v >= 1, "a whole number from 1")
 non_negative_int = _number(int, lambda v: v >= 0, "a whole number from 0")
+non_negative = _number(float, lambda v: 0 <= v < math.inf, "a number from 0")
 positive = _number(float, lambda v: 0 < v < math.inf, "a number above 0")
 fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 

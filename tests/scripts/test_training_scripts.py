@@ -19,6 +19,7 @@ SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--log_every", 
 SHORT = {
     "train_supervised.py": ["--max_iterations", 3, "--labeled_bs", 2],
     "train_coranet.py": ["--labeled_bs", 2, "--unlabeled_bs", 2, "--pretrain_epochs", 1, "--selftrain_epochs", 2],
+    "train_dmd.py": ["--max_iterations", 3],
 }
 # every flag alone, against the same command without it
 FLAGS = {
@@ -46,6 +47,14 @@ FLAGS = {
         ["--relabel_stride", 32, 16, 16],
         ["--ema_decay", 0.4],
         *(["--train", mode] for mode in ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask")),
+    ],
+    "train_dmd.py": [
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--unlabeled_bs", 1],
+        ["--distill", "kl"],
+        ["--temperature", 4],
+        ["--lambda_distill", 0],
     ],
 }
 
@@ -87,7 +96,7 @@ def weights(tmp_path_factory):
         losses = [line["loss/loss"] for line in records(path.parent)]
         assert np.isfinite(losses).all()
         state = torch.load(path, weights_only=True)
-        return {key: state[key] for key in ("net", "teacher") if key in state}
+        return {key: state[key] for key in ("net", "net_2", "teacher") if key in state}
 
     return call
 
@@ -95,7 +104,7 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", SHORT)
 def test_trains_and_falls(name, tiny_la, tmp_path, script):
     """The loss on a few easy volumes goes down within the run, so gradients reach the weights."""
-    longer = {"train_supervised.py": ["--max_iterations", 30], "train_coranet.py": ["--pretrain_epochs", 12]}[name]
+    longer = {"train_coranet.py": ["--pretrain_epochs", 12]}.get(name, ["--max_iterations", 30])
     done = script(name, *arguments(name, tiny_la, tmp_path / "runs", *longer, "--base_lr", 0.02))
     assert done.returncode == 0, done.stderr
     losses = [line.get("loss/loss_crm", line["loss/loss"]) for line in records(folder(tmp_path / "runs", name))]
@@ -112,7 +121,7 @@ def test_every_flag_has_an_effect(name, flag, weights):
 @pytest.mark.parametrize("name", SHORT)
 def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted run's."""
-    longer = {"train_supervised.py": ["--max_iterations", 30], "train_coranet.py": ["--selftrain_epochs", 12]}[name]
+    longer = {"train_coranet.py": ["--selftrain_epochs", 12]}.get(name, ["--max_iterations", 30])
     longer = [*longer, "--precision", "bf16", "--patch", 64, 16, 16]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = script(name, *arguments(name, tiny_la, whole, *longer))
