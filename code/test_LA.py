@@ -40,6 +40,7 @@ def options():
     test.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
     test.add_argument("--cases", type=run.positive_int, help="the first so many of the test list alone")
     test.add_argument("--stride", type=run.positive_int, nargs=3, metavar=("X", "Y", "Z"), help="default: data set's")
+    test.add_argument("--network", help="one of the checkpoint's networks (default: those that the paper tests)")
     test.add_argument("--nms", type=int, choices=(0, 1), default=1, help="1: keep the largest component alone")
     test.add_argument("--empty", choices=tuple(EMPTY), default="zero", help="how empty masks score; zero: as papers")
     test.add_argument("--batch", type=run.positive_int, help="windows at once (default: 4, CPU 1): memory, not numbers")
@@ -58,7 +59,7 @@ def main():
     path = find_checkpoint(folder, args.checkpoint)
     device = select_device(args.gpu)
     precision = resolve_precision(args.precision, device)
-    networks, checkpoint = load_networks(path, device)
+    networks, checkpoint = load_networks(path, device, args.network)
     trained, step = checkpoint["args"], checkpoint["step"]
     if trained["dataset"] not in DATASETS:
         raise UserError(f"{folder}: trained on {trained['dataset']}; test it with code/test_{trained['dataset']}.py")
@@ -88,7 +89,8 @@ def main():
         return labels.cpu().numpy()
 
     # ---- all of them
-    tag = args.checkpoint + ("" if args.nms else "_nms0") + (f"_{args.empty}" if args.empty != "zero" else "")
+    tag = args.checkpoint + (f"_{args.network}" if args.network else "") + ("" if args.nms else "_nms0")
+    tag += f"_{args.empty}" if args.empty != "zero" else ""
     tag += f"_stride{'-'.join(map(str, stride))}" if args.stride else ""
     recorded = Path(trained["root"] or default_root(trained["dataset"]))
     root = Path(args.root or recorded).resolve()

@@ -64,10 +64,11 @@ class VNet(nn.Module):
         normalization: `batchnorm`, `instancenorm`, `groupnorm` or `none`.
         dropout: probability of dropping a channel after stages five and nine in training; 0 for none.
         sdm_head: add a head of `num_classes - 1` signed distance maps through tanh (DTC, DTML, UG-MCL).
+        segmentation_head: False for a network of distance maps alone (DTML's second).
         branches: 1 for a 1×1×1 segmentation head, or CoraNet's 3: normal, conservative, radical.
 
     `forward` maps `(B, in_channels, X, Y, Z)` to logits `(B, num_classes, X, Y, Z)`; with `branches > 1` to a tuple of
-    them; with `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, X, Y, Z)` in [-1, 1].
+    them; with `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, X, Y, Z)` in [-1, 1], or to sdm alone.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class VNet(nn.Module):
         dropout=0.5,
         sdm_head=False,
         branches=1,
+        segmentation_head=True,
     ):
         super().__init__()
         self.config = {
@@ -89,7 +91,10 @@ class VNet(nn.Module):
             "dropout": dropout,
             "sdm_head": sdm_head,
             "branches": branches,
+            "segmentation_head": segmentation_head,
         }
+        if not segmentation_head and not (sdm_head and branches == 1):
+            raise ValueError("a V-Net without a segmentation head needs sdm_head, and has no branches")
         widths = [n_filters * 2**i for i in range(5)]  # 16, 32, 64, 128, 256
         self.encoder = nn.ModuleList(
             stage(n, in_channels if i == 0 else width, width, normalization)
@@ -101,7 +106,9 @@ class VNet(nn.Module):
             stage(n, width, width, normalization) for n, width in zip(CONVOLUTIONS[5:], widths[-2::-1], strict=True)
         )
         self.dropout = nn.Dropout3d(dropout)
-        if branches == 1:
+        if not segmentation_head:
+            self.heads = nn.ModuleList()
+        elif branches == 1:
             self.heads = nn.ModuleList([nn.Conv3d(n_filters, num_classes, 1)])
         else:
             self.heads = nn.ModuleList(branch(n_filters, num_classes, normalization) for _ in range(branches))
@@ -124,12 +131,20 @@ class VNet(nn.Module):
         return self.dropout(x)
 
     def segment(self, x):
-        """Logits of the first head alone: the one that is tested, without the cost of the others."""
-        return self.heads[0](self.decode(self.encode(x)))
+        """Logits of the first head alone: the one that is tested, without the cost of the others.
+
+        Of distance maps alone: 0 for the background and -1500 d for a class, so that softmax gives σ(-1500 d).
+        """
+        x = self.decode(self.encode(x))
+        if self.heads:
+            return self.heads[0](x)
+        sdm = torch.tanh(self.sdm(x))
+        return torch.cat((torch.zeros_like(sdm[:, :1]), -1500 * sdm), 1)
 
     def forward(self, x):
         x = self.decode(self.encode(x))
         logits = tuple(head(x) for head in self.heads)
         if self.sdm is not None:
-            return logits[0], torch.tanh(self.sdm(x))
+            sdm = torch.tanh(self.sdm(x))
+            return (logits[0], sdm) if logits else sdm
         return logits if len(logits) > 1 else logits[0]

@@ -266,6 +266,16 @@ def test_nms_keeps_one_component(place, call):
     assert ndimage.label(kept, structure)[1] == 1
 
 
+def test_one_network_can_be_tested_alone(place, call):
+    folder, _ = place
+    dice = {}
+    for name in ("net", "twin"):
+        call("--network", name, "--cases", "1", "--precision", "fp32", "--figures", "0", "--nifti", "0")
+        summary = json.loads((folder / "test" / f"last_{name}_fp32_cases1" / "summary.json").read_text())
+        dice[name] = summary["mean"]["dice"]["mean"]
+    assert len(set(dice.values())) == 2
+
+
 def test_batch_moves_no_number(place, call):
     folder, _ = place
     dice = []

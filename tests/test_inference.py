@@ -301,6 +301,14 @@ def test_load_networks_restores_every_tested_network(tmp_path, checkpoint):
         assert all(torch.equal(state[k], v) for k, v in checkpoint[name].items())
 
 
+def test_load_networks_takes_one_by_its_name(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "last.pth")
+    (network,), _ = load_networks(tmp_path / "last.pth", "cpu", "other")
+    assert network.config["normalization"] == "instancenorm"
+    with pytest.raises(UserError, match="holds no network 'third'; choose from net, other"):
+        load_networks(tmp_path / "last.pth", "cpu", "third")
+
+
 def set_kwargs(c, **kwargs):
     c["networks"]["net"] = {"class": "networks.vnet.VNet", "kwargs": kwargs}
 

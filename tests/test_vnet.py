@@ -50,6 +50,21 @@ def test_sdm_head_is_bounded_and_one_a_foreground_class():
     assert sdm.abs().max() <= 1
 
 
+def test_a_network_of_distances_alone_segments_by_their_sign():
+    net = VNet(1, 3, 4, sdm_head=True, segmentation_head=False).eval()
+    sdm = net(X)
+    assert sdm.shape == (2, 2, 32, 16, 16)
+    prob = net.segment(X).softmax(1)
+    inside = (sdm < -0.01).any(1)
+    assert torch.equal(prob.argmax(1)[inside], sdm.argmin(1)[inside] + 1)
+    assert prob.argmax(1)[(sdm > 0.01).all(1)].eq(0).all()
+    binary = VNet(1, 2, 4, sdm_head=True, segmentation_head=False).eval()
+    torch.testing.assert_close(binary.segment(X).softmax(1)[:, 1:], torch.sigmoid(-1500 * binary(X)))
+    for options in ({}, {"sdm_head": True, "branches": 3}):
+        with pytest.raises(ValueError, match="without a segmentation head"):
+            VNet(1, 2, 4, segmentation_head=False, **options)
+
+
 def test_branches_are_independent_and_the_first_is_tested():
     net = VNet(1, 2, 4, branches=3).eval()
     first, second, third = net(X)

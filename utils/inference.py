@@ -161,15 +161,20 @@ def mean_probability(networks: Sequence[nn.Module]) -> Predictor:
     return predict
 
 
-def load_networks(path: str | Path, device: torch.device | str) -> tuple[list[nn.Module], dict]:
+def load_networks(
+    path: str | Path, device: torch.device | str, only: str | None = None
+) -> tuple[list[nn.Module], dict]:
     """The networks of a checkpoint that are tested, in eval mode on ``device``, and the checkpoint itself (on the CPU).
+
+    ``only`` names one of its networks to take in their place.
 
     The checkpoint names the class and the constructor's arguments of each network (``networks``), and which of them
     are tested (``test_networks``). It is read with ``weights_only=True`` and classes come from the package
     ``networks`` alone, so a checkpoint of unknown origin cannot run code.
 
     Raises:
-        UserError: no such file, not a checkpoint, a class that does not exist, or weights that do not fit it.
+        UserError: no such file, not a checkpoint, no network of that name, a class that does not exist, or weights that
+            do not fit it.
     """
     path = Path(path)
     if not path.is_file():
@@ -180,7 +185,10 @@ def load_networks(path: str | Path, device: torch.device | str) -> tuple[list[nn
         raise UserError(f"{path}: not a checkpoint of these scripts, which hold {', '.join(keys)}")
     if not checkpoint["test_networks"]:
         raise UserError(f"{path}: lists no network to test")
-    return [_build(checkpoint, name, path).to(device).eval() for name in checkpoint["test_networks"]], checkpoint
+    if only is not None and only not in checkpoint["networks"]:
+        raise UserError(f"{path}: holds no network {only!r}; choose from {', '.join(checkpoint['networks'])}")
+    names = checkpoint["test_networks"] if only is None else [only]
+    return [_build(checkpoint, name, path).to(device).eval() for name in names], checkpoint
 
 
 def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:

@@ -7,6 +7,11 @@ import torch
 import torch.nn.functional as F
 
 
+def _wide(values):
+    """Float32, or float64 where it is that already, as where gradients are checked."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def dice_loss(prob, target, eps=1e-5):
     """Dice loss with squares in the denominator (Milletari et al., 3DV 2016): 1 - (2 Σpy + ε) / (Σp² + Σy² + ε).
 
@@ -19,8 +24,7 @@ def dice_loss(prob, target, eps=1e-5):
     """
     if prob.shape != target.shape:
         raise ValueError(f"prob {tuple(prob.shape)} and target {tuple(target.shape)} must have one shape")
-    dtype = torch.promote_types(prob.dtype, torch.float32)
-    prob, target = prob.to(dtype), target.to(dtype)
+    prob, target = _wide(prob), _wide(target)
     overlap = (prob * target).sum()
     return 1 - (2 * overlap + eps) / (prob.square().sum() + target.square().sum() + eps)
 
@@ -33,8 +37,13 @@ def foreground_dice_loss(prob, label):
 
 def supervised_loss(logits, label):
     """(CE + Dice) / 2, Dice over the foreground: logits `(B, C, *S)`, label `(B, *S)` int64."""
-    logits = logits.float()
+    logits = _wide(logits)
     return (F.cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)) / 2
+
+
+def distance_to_mask(sdm, steepness=1500.0):
+    """σ(-k d), a mask from a signed distance map that is negative inside (Luo et al., AAAI 2021)."""
+    return torch.sigmoid(-steepness * sdm)
 
 
 def masked_mean(values, mask):

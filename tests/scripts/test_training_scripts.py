@@ -20,6 +20,7 @@ SHORT = {
     "train_supervised.py": ["--max_iterations", 3, "--labeled_bs", 2],
     "train_coranet.py": ["--labeled_bs", 2, "--unlabeled_bs", 2, "--pretrain_epochs", 1, "--selftrain_epochs", 2],
     "train_dmd.py": ["--max_iterations", 3],
+    "train_dtml.py": ["--max_iterations", 3],
 }
 # every flag alone, against the same command without it
 FLAGS = {
@@ -55,6 +56,15 @@ FLAGS = {
         ["--distill", "kl"],
         ["--temperature", 4],
         ["--lambda_distill", 0],
+    ],
+    "train_dtml.py": [
+        ["--preset", "released"],
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--unlabeled_bs", 1],
+        ["--unlabeled", 0],
+        ["--consistency", 0],
+        *(["--dis_loss", loss] for loss in ("sdm", "sdm2", "both")),
     ],
 }
 
@@ -96,7 +106,7 @@ def weights(tmp_path_factory):
         losses = [line["loss/loss"] for line in records(path.parent)]
         assert np.isfinite(losses).all()
         state = torch.load(path, weights_only=True)
-        return {key: state[key] for key in ("net", "net_2", "teacher") if key in state}
+        return {key: state[key] for key in state["networks"]}
 
     return call
 

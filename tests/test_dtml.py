@@ -1,0 +1,114 @@
+"""DTML's objective against the equations in NumPy float64, its gradients and its limits."""
+
+import math
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+import train_dtml as dtml
+
+from utils.losses import supervised_loss
+from utils.ops import normalized_sdm_reference
+
+LABELED, WEIGHT = 2, 0.07
+
+
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def dice(p, q):
+    return 1 - (2 * (p * q).sum() + 1e-5) / ((p**2).sum() + (q**2).sum() + 1e-5)
+
+
+@pytest.fixture(params=[2, 3], ids=["binary", "three classes"])
+def case(request):
+    """Logits of M_s, distances of M_d (some so near 0 that σ(-1500 d) is soft), and labels."""
+    rng = np.random.default_rng(0)
+    shape = (4, 3, 2)
+    logits = rng.standard_normal((4, request.param, *shape))
+    sdm = np.tanh(rng.standard_normal((4, request.param - 1, *shape)) * 10 ** rng.uniform(-5, 0, shape))
+    return logits, sdm, rng.integers(0, request.param, (LABELED, *shape))
+
+
+def ours(case, dis_loss="mask", weight=WEIGHT):
+    logits, sdm = (torch.from_numpy(z.copy()).requires_grad_() for z in case[:2])
+    loss, terms = dtml.objective(logits, sdm, torch.from_numpy(case[2]), weight, dis_loss)
+    return loss, terms, logits, sdm
+
+
+@pytest.mark.parametrize("dis_loss", ["mask", "sdm", "sdm2", "both"])
+def test_objective_against_numpy(case, dis_loss):
+    logits, sdm, label = case
+    classes = range(1, logits.shape[1])
+    prob, prob_d = softmax(logits), 1 / (1 + np.exp(np.clip(1500 * sdm, -700, 700)))
+    ce = -np.log(np.take_along_axis(prob[:LABELED], label[:, None], 1)).mean()
+    seg = (ce + np.mean([dice(prob[:LABELED, c], (label == c).astype(float)) for c in classes])) / 2
+    mask = np.mean([dice(prob_d[:LABELED, c - 1], (label == c).astype(float)) for c in classes])
+    truth = np.stack([normalized_sdm_reference(torch.from_numpy(label == c)).numpy() for c in classes], 1)
+    difference = sdm[:LABELED] - truth
+    distance = (difference**2).mean() if dis_loss == "sdm2" else np.abs(difference).mean()
+    dis = {"mask": mask, "both": mask + distance}.get(dis_loss, distance)
+    con = ((prob[:, 1:] - prob_d) ** 2).mean()
+    loss, terms, *_ = ours(case, dis_loss)
+    assert loss.item() == pytest.approx(seg + dis + WEIGHT * con, rel=1e-6)
+    assert [terms[f"loss_{name}"].item() for name in ("seg", "dis", "con")] == pytest.approx([seg, dis, con], rel=1e-6)
+
+
+def test_inside_is_where_the_distance_is_negative():
+    """A perfect M_d by hand: distances of the label give its mask, and no loss."""
+    label = torch.zeros(1, 1, 1, 8, dtype=torch.int64)
+    label[..., 2:6] = 1
+    sdm = torch.tensor([1.0, 0.5, -0.5, -1, -1, -0.5, 0.5, 1]).view(1, 1, 1, 1, 8)
+    _, terms = dtml.objective(torch.zeros(1, 2, 1, 1, 8), sdm, label, 0.0, "mask")
+    assert terms["loss_dis"].item() == pytest.approx(0, abs=1e-5)
+    _, terms = dtml.objective(torch.zeros(1, 2, 1, 1, 8), -sdm, label, 0.0, "mask")
+    assert terms["loss_dis"].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_each_network_learns_from_its_own_labels_and_both_from_the_consistency(case):
+    loss, _, logits, sdm = ours(case, weight=0.0)
+    loss.backward()
+    alone = torch.from_numpy(case[0][:LABELED]).requires_grad_()
+    supervised_loss(alone, torch.from_numpy(case[2])).backward()
+    torch.testing.assert_close(logits.grad[:LABELED], alone.grad)
+    assert logits.grad[LABELED:].eq(0).all()
+    assert sdm.grad[LABELED:].eq(0).all()
+    loss, terms, logits, sdm = ours(case)
+    terms["loss_con"].backward()
+    soft = sdm.abs() < 0.005  # elsewhere σ(-1500 d) is 0 or 1 and has no slope
+    assert logits.grad[LABELED:].ne(0).all()
+    assert sdm.grad[LABELED:][soft[LABELED:]].ne(0).all()
+    assert soft[LABELED:].any()
+
+
+def test_gradcheck(case):
+    logits, sdm = (torch.from_numpy(z[1:3, :, :2, :1].copy()).requires_grad_() for z in case[:2])
+    label = torch.from_numpy(case[2][1:, :2, :1].copy())
+    sdm = (1e-3 * sdm.detach()).requires_grad_()  # where the steep sigmoid is soft
+    for dis_loss in ("mask", "sdm2", "both"):
+        assert torch.autograd.gradcheck(
+            lambda z, d, kind=dis_loss: dtml.objective(z, d, label, WEIGHT, kind)[0], (logits, sdm), eps=1e-9, atol=1e-4
+        )
+
+
+def test_consistency_weight():
+    paper = Namespace(preset="paper", consistency=0.1, max_iterations=6000)
+    assert dtml.consistency_weight(6000, paper) == pytest.approx(0.1)
+    assert dtml.consistency_weight(3000, paper) == pytest.approx(0.1 * math.exp(-5 / 4))
+    released = Namespace(preset="released", consistency=1.0, max_iterations=6000)
+    assert dtml.consistency_weight(149, released) == dtml.consistency_weight(1, released) == 2 * math.exp(-5)
+    assert dtml.consistency_weight(6000, released) == pytest.approx(2)
+
+
+def test_released_is_both_losses_back_propagated_into_both_networks(case):
+    """Two backward passes, of L_s and of L_d, each with the consistency, against the one sum with it twice."""
+    total, _, *mine = ours(case, weight=2 * WEIGHT)
+    total.backward()
+    _, terms, *theirs = ours(case)
+    (terms["loss_seg"] + WEIGHT * terms["loss_con"]).backward(retain_graph=True)
+    (terms["loss_dis"] + WEIGHT * terms["loss_con"]).backward()
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
