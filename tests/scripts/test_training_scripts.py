@@ -21,6 +21,7 @@ SHORT = {
     "train_coranet.py": ["--labeled_bs", 2, "--unlabeled_bs", 2, "--pretrain_epochs", 1, "--selftrain_epochs", 2],
     "train_dmd.py": ["--max_iterations", 3],
     "train_dtml.py": ["--max_iterations", 3],
+    "train_ugmcl.py": ["--max_iterations", 3, "--passes", 2],
 }
 # every flag alone, against the same command without it
 FLAGS = {
@@ -65,6 +66,17 @@ FLAGS = {
         ["--unlabeled", 0],
         ["--consistency", 0],
         *(["--dis_loss", loss] for loss in ("sdm", "sdm2", "both")),
+    ],
+    "train_ugmcl.py": [
+        ["--preset", "released"],
+        ["--lr_step", 1],
+        ["--terms", "dis"],
+        ["--terms", "itc", "ctc"],
+        ["--beta", 0],
+        ["--consistency", 10],
+        ["--threshold_start", 0.5],
+        ["--passes", 1],
+        ["--ema_decay", 0.4],
     ],
 }
 

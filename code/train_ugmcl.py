@@ -1,0 +1,143 @@
+"""UG-MCL, uncertainty-guided mutual consistency learning (Zhang et al., Artificial Intelligence in Medicine, 2022).
+
+    L = L_sup + λ(t) (L_itc + L_ctc)                       λ(t) = 0.1 exp(-5 (1 - t/t_max)²)
+
+    L_sup = CE(p, Y) + Dice(p, Y) + L_dis                  on L;  L_dis = mean (d - SDM(Y))²
+    L_itc = β mean_M (p - p')² + (1 - β) mean_M (d - d')²  on L and U; p', d' are the mean teacher's
+    L_ctc = mean (p - σ(-k d))²                            on L and U; k = 1500
+
+    M = where u < H(t), u the entropy of the mean of T = 8 passes of the teacher with noise and dropout,
+    H(t) = (3/4 + 1/4 exp(-5 (1 - t/t_max)²)) ln C
+
+    python code/train_ugmcl.py --labelnum 16 --gpu 0
+    python code/test_LA.py --method ugmcl --labelnum 16
+
+One V-Net with two heads: probabilities p, and through tanh signed distance maps d, negative inside, normalised over the
+crop, one a foreground class. SGD 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops
+a step, β = 0.75, teacher's decay 0.99. Squares are means over classes. The teacher's input has noise clamp(N(0, 0.1²),
+±0.2), and it stays in train mode. Tested: the student's p, its largest component.
+
+`--preset released` is the released code (for BraTS) where it differs: L_sup = (CE + Dice + Dice(σ(-k d), Y)) / 2, L_itc
+of the probabilities alone, 30 000 iterations without decay of the learning rate. Kept from the paper even then: V-Net
+in the place of a 3-D U-Net, and the protocol of the data set.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+
+import _root  # noqa: F401
+from dataloaders.two_stream import two_stream_loader
+from networks.vnet import VNet
+from utils import run
+from utils.losses import dice_loss, distance_to_mask, foreground_dice_loss, masked_mean
+from utils.ops import normalized_sdm
+from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
+
+PRESETS = {
+    "paper": {"max_iterations": 6000, "lr_step": 2500},
+    "released": {"max_iterations": 30000, "lr_step": 0},
+}
+TERMS = ("dis", "itc", "ctc")
+
+
+def noisy(image):
+    """The teacher's input: noise of a tenth of the image's deviation, cut off at twice that."""
+    return image + (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)
+
+
+@torch.no_grad()
+def uncertainty(teacher, image, passes):
+    """Entropy `(B, X, Y, Z)`, from 0 to ln C, of the mean softmax of some noisy passes of `teacher`."""
+    prob = sum(teacher(noisy(image))[0].float().softmax(1) for _ in range(passes)) / passes
+    return -torch.xlogy(prob, prob).sum(1)
+
+
+def objective(logits, sdm, label, weight, args, targets=None, certain=None):
+    """The whole loss of a step.
+
+    Args:
+        logits, sdm: the student's, float32 `(B, C, X, Y, Z)` and `(B, C - 1, X, Y, Z)`, labelled crops first.
+        label: int64 `(B_l, X, Y, Z)`.
+        weight: λ(t).
+        args: `terms`, `beta` and `preset`.
+        targets: logits and sdm of the teacher; needed for the term `itc`.
+        certain: M, bool `(B, X, Y, Z)`; as targets.
+
+    Returns:
+        The loss, and its terms by name.
+    """
+    n, released, classes = len(label), args.preset == "released", range(1, logits.shape[1])
+    prob, prob_d = logits.softmax(1), distance_to_mask(sdm)
+    masks = torch.stack([label == c for c in classes], 1)
+    loss_seg = F.cross_entropy(logits[:n], label) + foreground_dice_loss(prob[:n], label)
+    terms, loss = {"loss_seg": loss_seg}, loss_seg
+    if "dis" in args.terms:
+        if released:
+            pairs = zip(prob_d[:n].unbind(1), masks.unbind(1), strict=True)
+            loss_dis = torch.stack([dice_loss(p, mask) for p, mask in pairs]).mean()
+        else:
+            loss_dis = (sdm[:n] - normalized_sdm(masks.flatten(0, 1)).view_as(masks)).square().mean()
+        terms["loss_dis"] = loss_dis
+        loss = loss + loss_dis
+    loss = loss / 2 if released else loss
+    if "itc" in args.terms:
+        beta = 1.0 if released else args.beta
+        squares = (prob - targets[0].softmax(1)).square().mean(1), (sdm - targets[1]).square().mean(1)
+        loss_itc = beta * masked_mean(squares[0], certain) + (1 - beta) * masked_mean(squares[1], certain)
+        terms |= {"loss_itc": loss_itc, "certain": certain.float().mean()}
+        loss = loss + weight * loss_itc
+    if "ctc" in args.terms:
+        terms["loss_ctc"] = (prob[:, 1:] - prob_d).square().mean()
+        loss = loss + weight * terms["loss_ctc"]
+    return loss, terms
+
+
+def main():
+    parser = run.parser(__doc__)
+    method = parser.add_argument_group("method")
+    method.add_argument("--max_iterations", type=run.positive_int, help="steps in all")
+    method.add_argument("--lr_step", type=run.non_negative_int, help="lr ×0.1 every so many steps; 0: never")
+    method.add_argument("--terms", choices=TERMS, nargs="*", default=list(TERMS), help="of the loss, beside CE + Dice")
+    method.add_argument("--beta", type=run.fraction, default=0.75, help="share of the probabilities in L_itc (Fig. 3)")
+    method.add_argument("--consistency", type=run.non_negative, default=0.1, help="λ at the end")
+    method.add_argument(
+        "--threshold_start", type=run.fraction, default=0.75, help="H at the start over ln C; 1: constant (Fig. 3)"
+    )
+    method.add_argument("--passes", type=run.positive_int, default=8, help="T, passes of the teacher that measure u")
+    method.add_argument("--ema_decay", type=run.fraction, default=0.99, help="of the teacher, at most")
+    args = run.parse(parser, PRESETS)
+    job = run.Run(args, __file__)
+
+    data = two_stream_loader(args, job.device)
+    net = job.to_device(VNet(1, data.num_classes, args.n_filters, args.normalization, sdm_head=True))
+    teacher = copy.deepcopy(net).requires_grad_(False)
+    student, mean_teacher = job.parallel(net), job.parallel(teacher)
+    optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
+    job.resume(net=net, teacher=teacher, optimizer=optimizer)
+
+    for step, batch in job.steps(data, args.max_iterations):
+        ramp = gaussian_rampup(step, args.max_iterations)
+        set_lr(optimizer, lr := step_decay(args.base_lr, step, args.lr_step))
+        targets = certain = None
+        if "itc" in args.terms:
+            with torch.no_grad():
+                targets = [output.float() for output in mean_teacher(noisy(batch.image))]
+            start = args.threshold_start
+            threshold = (start + (1 - start) * ramp) * math.log(data.num_classes)
+            certain = uncertainty(mean_teacher, batch.image, args.passes) < threshold
+        logits, sdm = (output.float() for output in student(batch.image))
+        weight = args.consistency * ramp
+        loss, terms = objective(logits, sdm, batch.label, weight, args, targets, certain)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        update_teacher(teacher, net, ema_decay(step - 1, args.ema_decay))
+        job.log(step, loss=loss, **terms, consistency_weight=weight, lr=lr)
+        job.checkpoint(step)
+
+
+if __name__ == "__main__":
+    run.main(main)
