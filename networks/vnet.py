@@ -42,11 +42,18 @@ def down(channels, kind):
     )
 
 
-def up(channels, kind):
-    """Twice the size, half the channels."""
-    return nn.Sequential(
-        nn.ConvTranspose3d(channels, channels // 2, 2, stride=2), norm(kind, channels // 2), nn.ReLU(inplace=True)
-    )
+def up(channels, kind, upsampling):
+    """Twice the size, half the channels: a `transposed` convolution, or `trilinear` and a convolution 3×3×3."""
+    if upsampling == "transposed":
+        grow = [nn.ConvTranspose3d(channels, channels // 2, 2, stride=2)]
+    elif upsampling == "trilinear":
+        grow = [
+            nn.Upsample(scale_factor=2, mode="trilinear", align_corners=False),
+            nn.Conv3d(channels, channels // 2, 3, padding=1),
+        ]
+    else:
+        raise ValueError(f"upsampling is transposed or trilinear, got {upsampling!r}")
+    return nn.Sequential(*grow, norm(kind, channels // 2), nn.ReLU(inplace=True))
 
 
 def branch(channels, num_classes, kind):
@@ -65,10 +72,13 @@ class VNet(nn.Module):
         dropout: probability of dropping a channel after stages five and nine in training; 0 for none.
         sdm_head: add a head of `num_classes - 1` signed distance maps through tanh (DTC, DTML, UG-MCL).
         segmentation_head: False for a network of distance maps alone (DTML's second).
+        upsampling: `transposed` or `trilinear` (the second network of CML, MC-Net).
+        deepest: give the encoder's deepest features too (CML).
         branches: 1 for a 1×1×1 segmentation head, or CoraNet's 3: normal, conservative, radical.
 
     `forward` maps `(B, in_channels, X, Y, Z)` to logits `(B, num_classes, X, Y, Z)`; with `branches > 1` to a tuple of
-    them; with `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, X, Y, Z)` in [-1, 1], or to sdm alone.
+    them; with `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, X, Y, Z)` in [-1, 1], or to sdm alone;
+    with `deepest` to `(logits, features)`, features `(B, 16·n_filters, X/16, Y/16, Z/16)`.
     """
 
     def __init__(
@@ -81,6 +91,8 @@ class VNet(nn.Module):
         sdm_head=False,
         branches=1,
         segmentation_head=True,
+        upsampling="transposed",
+        deepest=False,
     ):
         super().__init__()
         self.config = {
@@ -92,16 +104,20 @@ class VNet(nn.Module):
             "sdm_head": sdm_head,
             "branches": branches,
             "segmentation_head": segmentation_head,
+            "upsampling": upsampling,
+            "deepest": deepest,
         }
         if not segmentation_head and not (sdm_head and branches == 1):
             raise ValueError("a V-Net without a segmentation head needs sdm_head, and has no branches")
+        if deepest and (sdm_head or branches > 1):
+            raise ValueError("a V-Net gives its deepest features beside logits alone")
         widths = [n_filters * 2**i for i in range(5)]  # 16, 32, 64, 128, 256
         self.encoder = nn.ModuleList(
             stage(n, in_channels if i == 0 else width, width, normalization)
             for i, (n, width) in enumerate(zip(CONVOLUTIONS[:5], widths, strict=True))
         )
         self.downs = nn.ModuleList(down(width, normalization) for width in widths[:4])
-        self.ups = nn.ModuleList(up(width, normalization) for width in widths[:0:-1])
+        self.ups = nn.ModuleList(up(width, normalization, upsampling) for width in widths[:0:-1])
         self.decoder = nn.ModuleList(
             stage(n, width, width, normalization) for n, width in zip(CONVOLUTIONS[5:], widths[-2::-1], strict=True)
         )
@@ -142,9 +158,12 @@ class VNet(nn.Module):
         return torch.cat((torch.zeros_like(sdm[:, :1]), -1500 * sdm), 1)
 
     def forward(self, x):
-        x = self.decode(self.encode(x))
+        features = self.encode(x)
+        x = self.decode(features)
         logits = tuple(head(x) for head in self.heads)
         if self.sdm is not None:
             sdm = torch.tanh(self.sdm(x))
             return (logits[0], sdm) if logits else sdm
+        if self.config["deepest"]:
+            return logits[0], features[-1]
         return logits if len(logits) > 1 else logits[0]

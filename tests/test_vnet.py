@@ -50,6 +50,23 @@ def test_sdm_head_is_bounded_and_one_a_foreground_class():
     assert sdm.abs().max() <= 1
 
 
+def test_trilinear_upsampling_keeps_the_size_and_has_its_own_weights():
+    net = VNet(1, 2, 4, upsampling="trilinear").eval()
+    assert net(X).shape == (2, 2, 32, 16, 16)
+    assert not any(isinstance(module, torch.nn.ConvTranspose3d) for module in net.modules())
+    with pytest.raises(ValueError, match="upsampling is transposed or trilinear, got 'nearest'"):
+        VNet(upsampling="nearest")
+
+
+def test_deepest_features_beside_the_logits():
+    net = VNet(1, 2, 4, deepest=True).eval()
+    logits, features = net(X)
+    assert torch.equal(features, net.encode(X)[-1])
+    assert torch.equal(logits, net.segment(X))
+    with pytest.raises(ValueError, match="beside logits alone"):
+        VNet(deepest=True, sdm_head=True)
+
+
 def test_a_network_of_distances_alone_segments_by_their_sign():
     net = VNet(1, 3, 4, sdm_head=True, segmentation_head=False).eval()
     sdm = net(X)

@@ -22,6 +22,7 @@ SHORT = {
     "train_dmd.py": ["--max_iterations", 3],
     "train_dtml.py": ["--max_iterations", 3],
     "train_ugmcl.py": ["--max_iterations", 3, "--passes", 2],
+    "train_cml.py": ["--labeled_bs", 2, "--unlabeled_bs", 2, "--pretrain_iterations", 1, "--max_iterations", 2],
 }
 # every flag alone, against the same command without it
 FLAGS = {
@@ -78,6 +79,16 @@ FLAGS = {
         ["--passes", 1],
         ["--ema_decay", 0.4],
     ],
+    "train_cml.py": [
+        ["--pretrain_iterations", 2],
+        ["--max_iterations", 1],
+        ["--lr_step", 1],
+        ["--lambda_u", 0],
+        ["--lambda_dis", 0],
+        ["--beta", 0.4],
+        ["--framework", "cfl"],
+        ["--framework", "cps"],
+    ],
 }
 
 
@@ -126,10 +137,12 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", SHORT)
 def test_trains_and_falls(name, tiny_la, tmp_path, script):
     """The loss on a few easy volumes goes down within the run, so gradients reach the weights."""
-    longer = {"train_coranet.py": ["--pretrain_epochs", 12]}.get(name, ["--max_iterations", 30])
+    longer = {"train_coranet.py": ["--pretrain_epochs", 12], "train_cml.py": ["--pretrain_iterations", 30]}
+    longer = longer.get(name, ["--max_iterations", 30])
     done = script(name, *arguments(name, tiny_la, tmp_path / "runs", *longer, "--base_lr", 0.02))
     assert done.returncode == 0, done.stderr
-    losses = [line.get("loss/loss_crm", line["loss/loss"]) for line in records(folder(tmp_path / "runs", name))]
+    term = {"train_coranet.py": "loss/loss_crm", "train_cml.py": "loss/loss_l"}.get(name, "loss/loss")
+    losses = [line[term] for line in records(folder(tmp_path / "runs", name))]
     assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:3])
 
 
@@ -187,6 +200,19 @@ def test_errors_are_one_line(name, tiny_la, tmp_path, script):
     with h5py.File(tiny_la / FOLDER / "CASE01" / "mri_norm2.h5", "r+") as file:
         file["image"][0, 0, 0] = np.nan
     assert "CASE01/mri_norm2.h5: image has 1 voxels that are NaN" in fails()
+
+
+def test_cml_mixes_pairs(tiny_la, tmp_path, script):
+    for options, message in (
+        (["--labeled_bs", 3], "--labeled_bs and --unlabeled_bs must be even"),
+        (["--beta", 0], "--beta 0 leaves no box"),
+    ):
+        done = script("train_cml.py", *arguments("train_cml.py", tiny_la, tmp_path / "runs", *options))
+        assert done.returncode == 2
+        assert message in done.stderr.splitlines()[-1]
+    odd = ["--labeled_bs", 3, "--framework", "cps"]
+    done = script("train_cml.py", *arguments("train_cml.py", tiny_la, tmp_path / "runs", *odd))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_diverging_run_names_step_and_cases(tiny_la, tmp_path, script):

@@ -1,0 +1,140 @@
+"""CML, cross-view mutual learning (Wu et al., ACM Multimedia 2024).
+
+    pre-training      L = L_l + λ₂ D_l                                        on L
+    self-training     L = L_l + λ₁ L_u + λ₂ (D_l + D_u)                       on L and U
+
+    L = Σᵢ (CE(pᵢ, Yᵢ) + Dice(pᵢ, Yᵢ)) / 2               of both networks on mixed crops X = X_a M + X_b (1 - M)
+    D = Σᵢ 1 + mean cos(fᵢ, stopgrad f₁₋ᵢ)               f: the encoder's deepest features, compared over channels
+    Yᵢ = Ŷ_a,₁₋ᵢ M + Ŷ_b,ᵢ (1 - M)  on U                 outside of the box what the other network says, inside its own
+
+    python code/train_cml.py --labelnum 8 --gpu 0
+    python code/test_LA.py --method cml --labelnum 8
+
+Two V-Nets, the second with trilinear upsampling, one SGD 0.01 over both with momentum 0.9 and weight decay 1e-4, ×0.1
+every 2500 iterations of either phase; 2000 + 15000 iterations; 4 + 4 crops a step, which CutMix makes 2 + 2; λ₁ = 1,
+λ₂ = 0.2; the box (M = 0) is β = 2/3 of each axis, one for L and one for U a step. The pseudo-labels Ŷ are the argmax of
+each network on the unmixed crops, in train mode without gradient, the largest component of each class kept. Tested: the
+mean of both networks, its largest component.
+
+`--framework cfl` (conflict-based feature learning) leaves CutMix out: each network learns from the other's
+pseudo-labels alone; `cps` (Chen et al., CVPR 2021) leaves D out too. Both keep the largest component of the
+pseudo-labels, and find them as CML does, in a pass of their own.
+"""
+
+import torch
+import torch.nn.functional as F
+
+import _root  # noqa: F401
+from dataloaders.two_stream import two_stream_loader
+from networks.vnet import VNet
+from utils import run
+from utils.errors import UserError
+from utils.losses import supervised_loss
+from utils.ops import largest_component, random_box, splice
+from utils.schedules import set_lr, step_decay
+
+
+def mix(values, box):
+    """CutMix `(B, ...)` to `(B/2, ...)`, the first half outside of the box and the second inside; as it is without."""
+    return values if box is None else splice(*values.chunk(2), box)
+
+
+def targets(pseudo_1, pseudo_2, box):
+    """What each network learns from on U: pseudo-labels int64 `(B, X, Y, Z)` of both to a target for each."""
+    if box is None:
+        return pseudo_2, pseudo_1
+    (a_1, b_1), (a_2, b_2) = pseudo_1.chunk(2), pseudo_2.chunk(2)
+    return splice(a_2, b_1, box), splice(a_1, b_2, box)
+
+
+def discrepancy(features_1, features_2):
+    """D of the deepest features `(B, F, X, Y, Z)` of both networks, from 0 (opposite) to 4 (alike)."""
+    features_1, features_2 = features_1.float(), features_2.float()
+    return 2 + sum(
+        F.cosine_similarity(own, other.detach(), dim=1).mean()
+        for own, other in ((features_1, features_2), (features_2, features_1))
+    )
+
+
+def objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args):
+    """The whole loss of a step.
+
+    Args:
+        outputs_1, outputs_2: of each network, logits `(B, C, X, Y, Z)` and deepest features, labelled crops first.
+        labels_1, labels_2: what each learns from, int64 `(B, X, Y, Z)`.
+        labelled: how many crops are labelled.
+        args: `lambda_u`, `lambda_dis` and `framework`.
+
+    Returns:
+        The loss, and its terms by name.
+    """
+    terms, loss = {}, 0.0
+    for name, part in (("l", slice(labelled)), ("u", slice(labelled, None))):
+        if not len(labels_1[part]):
+            continue
+        weight = 1.0 if name == "l" else args.lambda_u
+        both = ((outputs_1, labels_1), (outputs_2, labels_2))
+        terms[f"loss_{name}"] = sum(supervised_loss(outputs[0][part], label[part]) for outputs, label in both)
+        loss = loss + weight * terms[f"loss_{name}"]
+        if args.framework != "cps":
+            terms[f"loss_dis_{name}"] = discrepancy(outputs_1[1][part], outputs_2[1][part])
+            loss = loss + args.lambda_dis * terms[f"loss_dis_{name}"]
+    return loss, terms
+
+
+def main():
+    parser = run.parser(__doc__, unlabeled_bs=4, labeled_bs=4)
+    method = parser.add_argument_group("method")
+    method.add_argument("--pretrain_iterations", type=run.non_negative_int, default=2000, help="steps on L alone")
+    method.add_argument("--max_iterations", type=run.non_negative_int, default=15000, help="steps of self-training")
+    method.add_argument(
+        "--lr_step", type=run.non_negative_int, default=2500, help="lr ×0.1 every so many steps of a phase; 0: never"
+    )
+    method.add_argument("--lambda_u", type=run.non_negative, default=1.0, help="λ₁, of the pseudo-labels")
+    method.add_argument("--lambda_dis", type=run.non_negative, default=0.2, help="λ₂, of the feature discrepancy")
+    method.add_argument("--beta", type=run.fraction, default=2 / 3, help="box of CutMix over each axis (Fig. 5)")
+    method.add_argument("--framework", choices=("cml", "cfl", "cps"), default="cml", help="Fig. 6")
+    args = run.parse(parser)
+    cutmix = args.framework == "cml"
+    if cutmix and (args.labeled_bs % 2 or args.unlabeled_bs % 2):
+        raise UserError("CutMix mixes pairs: --labeled_bs and --unlabeled_bs must be even (or --framework cfl, cps)")
+    if not args.beta:
+        raise UserError("--beta 0 leaves no box: --framework cfl trains without CutMix")
+    job = run.Run(args, __file__)
+
+    data = two_stream_loader(args, job.device)
+    shape = (1, data.num_classes, args.n_filters, args.normalization)
+    net_1, net_2 = (job.to_device(VNet(*shape, upsampling=kind, deepest=True)) for kind in ("transposed", "trilinear"))
+    student_1, student_2 = job.parallel(net_1), job.parallel(net_2)
+    parameters = [*net_1.parameters(), *net_2.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
+    job.resume(["net", "net_2"], net=net_1, net_2=net_2, optimizer=optimizer)
+
+    for step, batch in job.steps(data, args.pretrain_iterations + args.max_iterations):
+        n, pretraining = batch.labeled_bs, step <= args.pretrain_iterations
+        phase_step = step if pretraining else step - args.pretrain_iterations
+        set_lr(optimizer, lr := step_decay(args.base_lr, phase_step, args.lr_step))
+
+        box = random_box(args.patch, args.beta, device=job.device) if cutmix else None
+        image = mix(batch.image[:n], box)
+        labels_1 = labels_2 = mix(batch.label, box)
+        labelled = len(image)
+        if not pretraining:
+            with torch.no_grad():
+                pseudo = [
+                    largest_component(student(batch.image[n:])[0].argmax(1), data.num_classes)
+                    for student in (student_1, student_2)
+                ]
+            box = random_box(args.patch, args.beta, device=job.device) if cutmix else None
+            image = torch.cat((image, mix(batch.image[n:], box)))
+            labels_1, labels_2 = (torch.cat((labels_1, target)) for target in targets(*pseudo, box))
+        loss, terms = objective(student_1(image), student_2(image), labels_1, labels_2, labelled, args)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        job.log(step, loss=loss, **terms, lr=lr)
+        job.checkpoint(step)
+
+
+if __name__ == "__main__":
+    run.main(main)
