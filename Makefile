@@ -34,7 +34,7 @@ lint: env
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 sanitize: env
 	$(BIN)/python tests/native/sanitize.py

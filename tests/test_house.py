@@ -39,9 +39,9 @@ def test_training_never_opens_the_test_list(path, tiny_la, tmp_path, script, mon
     (tmp_path / "sitecustomize.py").write_text(hook)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     short = {
-        "train_supervised.py": ["--max_iterations", 1],
         "train_coranet.py": ["--unlabeled_bs", 1, "--pretrain_epochs", 1, "--selftrain_epochs", 1],
-    }[path.name]
+        "train_cml.py": ["--labeled_bs", 2, "--pretrain_iterations", 1, "--max_iterations", 1],
+    }.get(path.name, ["--max_iterations", 1])
     small = ["--gpu", -1, "--patch", 32, 16, 16, "--n_filters", 2, "--labelnum", 2, "--labeled_bs", 1]
     done = script(path.name, "--root", tiny_la, "--runs", tmp_path / "runs", *small, *short)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDER, ROOT, make_tiny_la, run_script
+from conftest import FOLDER, ROOT, make_tiny_la
 
 SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--log_every", 1, "--labelnum", 3]
 # what makes each script finish in a few steps, and one line for each of its own flags
@@ -92,6 +92,22 @@ FLAGS = {
 }
 
 
+# runs the script named on the command line with each of the commands on stdin
+ONE_BY_ONE = """
+import json, os, runpy, sys
+script = sys.argv[1]
+sys.path[0] = os.path.dirname(script)
+for command in json.load(sys.stdin):
+    sys.argv = [script, *command]
+    runpy.run_path(script, run_name="__main__")
+"""
+
+
+def without(flag):
+    """The flags of the run that one with `flag` is compared with."""
+    return (*flag[flag.index("--patch") :], "--precision", "fp32") if "--patch" in flag else ()
+
+
 def arguments(name, root, runs, *extra):
     return [*SMALL, *SHORT[name], "--root", root, "--runs", runs, *extra]
 
@@ -116,16 +132,31 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The networks that a script's short run with some flags ends in; each command is run once."""
+    """The networks that a script's short run with some flags ends in; all commands of a script share one process."""
     root, runs = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("runs")
     make_tiny_la(root)
 
+    def label(name, flags):
+        return name + ("_".join(map(str, flags)).replace("--", "") or "plain")
+
+    @functools.cache
+    def run_all(name):
+        variants = {(), *map(tuple, FLAGS[name]), *(without(flag) for flag in FLAGS[name])}
+        commands = [arguments(name, root, runs, *flags, "--name", label(name, flags)) for flags in variants]
+        done = subprocess.run(
+            [sys.executable, "-c", ONE_BY_ONE, str(ROOT / "code" / name)],
+            input=json.dumps([list(map(str, command)) for command in commands]),
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
     @functools.cache
     def call(name, *flags):
-        label = "_".join(map(str, flags)).replace("--", "") or "plain"
-        done = run_script(name, *arguments(name, root, runs, *flags, "--name", name + label))
-        assert done.returncode == 0, done.stderr
-        (path,) = (runs / "LA" / (name + label)).glob("*/last.pth")
+        run_all(name)
+        (path,) = (runs / "LA" / label(name, flags)).glob("*/last.pth")
         losses = [line["loss/loss"] for line in records(path.parent)]
         assert np.isfinite(losses).all()
         state = torch.load(path, weights_only=True)
@@ -148,15 +179,13 @@ def test_trains_and_falls(name, tiny_la, tmp_path, script):
 
 @pytest.mark.parametrize(("name", "flag"), [(name, flag) for name, flags in FLAGS.items() for flag in flags], ids=str)
 def test_every_flag_has_an_effect(name, flag, weights):
-    rest = flag[flag.index("--patch") :] if "--patch" in flag else []
-    without = weights(name, *rest, "--precision", "fp32") if rest else weights(name)
-    assert not same(weights(name, *flag), without), f"{flag[0]} changed nothing"
+    assert not same(weights(name, *flag), weights(name, *without(flag))), f"{flag[0]} changed nothing"
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted run's."""
-    longer = {"train_coranet.py": ["--selftrain_epochs", 12]}.get(name, ["--max_iterations", 30])
+    longer = {"train_coranet.py": ["--selftrain_epochs", 12]}.get(name, ["--max_iterations", 20])
     longer = [*longer, "--precision", "bf16", "--patch", 64, 16, 16]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = script(name, *arguments(name, tiny_la, whole, *longer))
