@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from utils.figures import DPI, PREDICTION, REFERENCE, case_figure, summary_figure
+from utils.figures import CLASSES, DPI, PREDICTION, REFERENCE, case_figure, summary_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORE = {"dice": 0.9123, "jaccard": 0.8387, "hd95": 5.25, "asd": 1.5}
@@ -91,6 +91,38 @@ def test_case_figure_of_many_classes_and_odd_shapes(tmp_path):
     case_figure(tmp_path / "case.png", constant, constant.astype(int), constant.astype(int), "constant image")
 
 
+def test_case_figure_of_classes_gives_each_its_colour(tmp_path, case):
+    image, pred, target = case
+    names = ("atrium", "scar", "vein")
+    target = np.where(target * (np.arange(20) > 8), 2, target)
+    path = tmp_path / "case.png"
+    case_figure(path, image, np.where(target == 2, 0, target), target, "A case", SCORE, class_names=names)
+    planes = imread(path)[: -int(0.25 * DPI), :, :3]  # without the legend, which shows all colours
+    # the prediction's line is pure colour; a filled reference, through which the image shows, is not
+    drawn = [bool((np.abs(planes - to_rgb(colour)).max(-1) < 0.02).any()) for colour in CLASSES[:3]]
+    assert drawn == [True, False, False]
+    text = text_of(tmp_path, lambda path: case_figure(path, image, pred, target, "", SCORE, class_names=names))
+    assert all(f">{word}<" in text for word in (*names, "reference", "prediction"))
+    assert "mean over classes" in text
+
+
+def test_case_figure_of_slices_shows_three_of_those_with_a_reference(tmp_path, case):
+    image, pred, target = case  # the reference stands in slices 5 to 11
+    text = text_of(tmp_path, lambda path: case_figure(path, image, pred, target, "", slices=True))
+    assert all(f">slice {index}<" in text for index in (6, 8, 10))
+    assert "axial" not in text
+    one = target * (np.arange(20) == 7)
+    text = text_of(tmp_path, lambda path: case_figure(path, image, pred, one, "", slices=True))
+    assert text.count(">slice ") == text.count(">slice 7<") == 1
+    image = np.zeros(image.shape)
+    image[:10] = 1  # the upper rows: a stack of slices is shown as it lies in memory
+    case_figure(tmp_path / "case.png", image, 0 * pred, one, "", slices=True)
+    plane = imread(tmp_path / "case.png")[int(0.3 * DPI) : -int(0.3 * DPI), :, 0]
+    middle = plane.shape[1] // 2
+    assert plane[20, middle] > 0.9
+    assert plane[-20, middle] < 0.1
+
+
 def test_case_figure_refuses_other_shapes(tmp_path, case):
     image, pred, target = case
     with pytest.raises(ValueError, match=r"\(40, 30, 20\), \(40, 30, 19\) and \(40, 30, 20\)"):
@@ -131,6 +163,18 @@ def test_summary_figure_leaves_nan_out(tmp_path):
     assert "1.60 ± 0.57" in text
     assert text.count("worst CASE1") == 2
     assert text.count("worst CASE0") == 2
+
+
+def test_summary_figure_shows_the_metrics_asked_for(tmp_path):
+    rows = [row | {"hd": 7.0, "precision": 0.5} for row in rows_of([0.9, 0.8])]
+    text = text_of(tmp_path, lambda path: summary_figure(path, rows, "", metrics=("dice", "precision", "hd")))
+    assert [name for name in ("Dice", "Jaccard", "Precision", "HD", "95HD") if f">{name} (" in text] == [
+        "Dice",
+        "Precision",
+        "HD",
+    ]
+    assert "50.00 ± 0.00" in text
+    assert "7.00 ± 0.00" in text
 
 
 def test_summary_figure_of_classes_and_of_one_case(tmp_path):

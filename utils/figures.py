@@ -13,11 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from utils.checkpoint import write_atomically
+from utils.metrics import OVERLAPS
 
 REFERENCE, PREDICTION, INK, FAINT = "#56B4E9", "#E69F00", "#222222", "#8A8A8A"
+CLASSES = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")  # where there are several
 DPI = 300
 WIDTH = 7.0  # inches: two columns of a journal page
 
@@ -27,7 +30,10 @@ _PLANES = (("axial", 2, (0, 1), "upper"), ("coronal", 1, (0, 2), "lower"), ("sag
 
 _EDGE = [withStroke(linewidth=1.2, foreground="#000000B0")]  # white on grey stays legible on bright tissue
 
-_PANELS = (("dice", "Dice (%)", 100), ("jaccard", "Jaccard (%)", 100), ("hd95", "95HD", 1), ("asd", "ASD", 1))
+# How the metrics are written; overlaps in percent.
+NAMES = {"dice": "Dice", "jaccard": "Jaccard", "precision": "Precision", "recall": "Recall"}
+NAMES |= {"hd": "HD", "hd95": "95HD", "asd": "ASD", "assd": "ASSD"}
+SHOWN = ("dice", "jaccard", "hd95", "asd")  # where nothing else is asked for: the columns of the field's tables
 
 
 def case_figure(
@@ -39,20 +45,28 @@ def case_figure(
     metrics: Mapping[str, float] | None = None,
     spacing: Sequence[float] | None = None,
     unit: str = "voxels",
+    class_names: Sequence[str] = ("",),
+    slices: bool = False,
 ) -> None:
-    """Axial, coronal and sagittal plane of a case with the contours of reference and prediction.
+    """Three planes of a case with its reference and prediction: of one class both as contours in two colours, of
+    several the reference filled and the prediction as contours, in a colour a class.
 
-    Each plane goes through the reference where its cut is largest; without a reference through the prediction, without
-    either through the middle. Grey values are clipped to the 0.5th and 99.8th percentile.
+    The planes are axial, coronal and sagittal, each through the reference where its cut is largest; without a
+    reference through the prediction, without either through the middle. Of a stack of ``slices``, too thick to be cut
+    across, they are three slices: near both ends of the reference and half-way. Grey values are clipped to the 0.5th
+    and 99.8th percentile.
 
     Args:
         path: file to write, whole or not at all.
-        image: ``(X, Y, Z)``.
-        pred, target: labels ``(X, Y, Z)``, 0 the background; every class gets its contour.
+        image: ``(X, Y, Z)``, or ``(rows, columns, slices)``.
+        pred, target: labels of the image's shape, 0 the background.
         title: set in bold above the planes, commonly the name of the case.
-        metrics: ``dice`` and ``jaccard`` in [0, 1], ``hd95`` and ``asd`` in ``unit``, set after the title.
+        metrics: names of :data:`utils.metrics.METRICS` and values, overlaps in [0, 1] and distances in ``unit``, set
+            after the title.
         spacing: size of a voxel along each axis in mm: gives the aspect, and a scale bar of 20 mm.
         unit: of the distances in ``metrics``.
+        class_names: of the foreground classes; their number chooses the style.
+        slices: the last axis counts slices.
 
     Raises:
         ValueError: the three arrays are not 3-D of one shape.
@@ -62,36 +76,51 @@ def case_figure(
     size = np.asarray(spacing if spacing is not None else (1, 1, 1), dtype=float)
     extent = np.asarray(image.shape) * size
     window = np.percentile(image, (0.5, 99.8))
-    cuts = _cuts(pred, target)
+    if slices:
+        planes = [("slice", 2, (1, 0), "upper", index) for index in _spread(pred, target)]
+    else:
+        cuts = _cuts(pred, target)
+        planes = [(name, axis, across_up, origin, cuts[axis]) for name, axis, across_up, origin in _PLANES]
 
     # One row of planes of equal height, each with its own aspect, as wide as the page.
     gap, head, foot = 0.05, 0.24, 0.22  # inches
-    aspects = [extent[across] / extent[up] for _, _, (across, up), _ in _PLANES]
-    tall = min((WIDTH - 2 * gap) / sum(aspects), 3.0)
-    width, height = tall * sum(aspects) + 2 * gap, tall + head + foot
+    aspects = [extent[across] / extent[up] for _, _, (across, up), *_ in planes]
+    gaps = gap * (len(planes) - 1)
+    tall = min((WIDTH - gaps) / sum(aspects), 3.0)
+    width, height = tall * sum(aspects) + gaps, tall + head + foot
     figure = Figure(figsize=(max(width, 4.5), height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
     page = figure.get_figwidth()
     left = (page - width) / 2
-    for (name, axis, (across, up), origin), aspect in zip(_PLANES, aspects, strict=True):
+    for (name, axis, (across, up), origin, index), aspect in zip(planes, aspects, strict=True):
         ax = figure.add_axes((left / page, foot / height, tall * aspect / page, tall / height))
         left += tall * aspect + gap
-        _draw_plane(ax, image, pred, target, axis, cuts[axis], window, origin, size[up] / size[across])
-        _white_text(ax, 0.03 / aspect, 0.96, f"{name} {cuts[axis]}", va="top", transform=ax.transAxes)
+        cut = [volume.take(index, axis) for volume in (image, pred, target)]
+        cut = [plane.T if across < up else plane for plane in cut]
+        _draw_plane(ax, *cut, len(class_names), window, origin, size[up] / size[across])
+        _white_text(ax, 0.03 / aspect, 0.96, f"{name} {index}", va="top", transform=ax.transAxes)
         if spacing is not None:
             _scale_bar(ax, 20 / size[across], "20 mm")
 
     line = 1 - 0.45 * head / height
     figure.text(0, line, title, size=8, weight="bold", color=INK, va="center")
     if metrics is not None:
-        figure.text(1, line, _line(metrics, unit), size=7.5, color=INK, va="center", ha="right")
+        text = ("mean over classes   " if len(class_names) > 1 else "") + _line(metrics, unit)
+        figure.text(1, line, text, size=7.5, color=INK, va="center", ha="right")
+    prediction = "prediction" if pred.any() else "prediction (empty)"
+    if len(class_names) > 1:
+        handles = [Patch(color=_colour(c)) for c in range(1, len(class_names) + 1)]
+        handles += [Patch(color=FAINT, alpha=0.5, lw=0), Line2D([], [], color=FAINT, lw=1.2)]
+    else:
+        handles = [Line2D([], [], color=REFERENCE, lw=2.4), Line2D([], [], color=PREDICTION, lw=1.2)]
+    labels = [*class_names, "reference", prediction][-len(handles) :]
     figure.legend(
-        handles=[Line2D([], [], color=REFERENCE, lw=2.4), Line2D([], [], color=PREDICTION, lw=1.2)],
-        labels=["reference", "prediction" if pred.any() else "prediction (empty)"],
+        handles=handles,
+        labels=labels,
         loc="lower center",
-        bbox_to_anchor=(0.5, 0.02),
-        ncol=2,
+        bbox_to_anchor=(0.5, 0.03 / height),
+        ncol=len(handles),
         frameon=False,
         fontsize=7.5,
         labelcolor=INK,
@@ -101,17 +130,22 @@ def case_figure(
 
 
 def summary_figure(
-    path: str | Path, rows: Sequence[Mapping], title: str, unit: str = "voxels", class_names: Sequence[str] = ()
+    path: str | Path,
+    rows: Sequence[Mapping],
+    title: str,
+    unit: str = "voxels",
+    class_names: Sequence[str] = (),
+    metrics: Sequence[str] = SHOWN,
 ) -> None:
-    """Dice, Jaccard, 95HD and ASD of every case: points, box (median, quartiles), mean ± sample sd, best and worst.
+    """Every case's metrics: points, box (median, quartiles), mean ± sample sd, best and worst, in a panel a metric.
 
     Args:
         path: file to write, whole or not at all.
-        rows: one per case and class, with ``case``, ``class`` (from 1), ``dice``, ``jaccard``, ``hd95``, ``asd``; NaN
-            is left out.
+        rows: one per case and class, with ``case``, ``class`` (from 1) and the metrics; NaN is left out.
         title: set in bold above the panels.
         unit: of the distances.
         class_names: names of the foreground classes, for more than one.
+        metrics: names of :data:`utils.metrics.METRICS`.
 
     Raises:
         ValueError: no rows.
@@ -119,15 +153,17 @@ def summary_figure(
     if not rows:
         raise ValueError("a summary needs at least one case")
     classes = sorted({row["class"] for row in rows})
-    lines = 1 if len(classes) == 1 else 2  # several boxes in a panel need twice the width
+    columns = min(len(metrics), 4 if len(classes) == 1 else 2)  # several boxes in a panel need twice the width
+    lines = -(-len(metrics) // columns)
     figure = Figure(figsize=(WIDTH, 2.3 * lines), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, len(_PANELS) // lines)
-    for ax, (metric, label, factor) in zip(axes.flat, _PANELS, strict=True):
+    for place, metric in enumerate(metrics, 1):
+        ax = figure.add_subplot(lines, columns, place)
+        factor = 100 if metric in OVERLAPS else 1
         for position, c in enumerate(classes):
             cases = [(factor * row[metric], str(row["case"])) for row in rows if row["class"] == c]
             _strip(ax, position, [case for case in cases if np.isfinite(case[0])], higher_is_better=factor == 100)
-        ax.set_title(label if factor == 100 else f"{label} ({unit})", size=8, color=INK, pad=14)
+        ax.set_title(f"{NAMES[metric]} ({'%' if metric in OVERLAPS else unit})", size=8, color=INK, pad=14)
         ax.set_xlim(-0.6, len(classes) - 0.4)
         ax.set_xticks(range(len(classes)) if len(classes) > 1 else [])
         if len(classes) > 1:
@@ -143,26 +179,46 @@ def summary_figure(
     _save(figure, path)
 
 
+def _mask(pred: np.ndarray, target: np.ndarray) -> np.ndarray | None:
+    """What a figure is to show: the reference if there is one, else the prediction, None without either."""
+    return next((labels > 0 for labels in (target, pred) if labels.any()), None)
+
+
 def _cuts(pred: np.ndarray, target: np.ndarray) -> list[int]:
-    """The plane of largest area along each axis, of the reference if there is one."""
-    mask = next((m for m in (target > 0, pred > 0) if m.any()), None)
+    """The plane of largest area along each axis."""
+    mask = _mask(pred, target)
     if mask is None:
         return [s // 2 for s in pred.shape]
     return [int(mask.sum(axis=tuple(a for a in range(3) if a != axis)).argmax()) for axis in range(3)]
 
 
-def _draw_plane(ax: Axes, image, pred, target, axis, index, window, origin, aspect) -> None:
+def _spread(pred: np.ndarray, target: np.ndarray) -> list[int]:
+    """Up to three slices at a sixth, the half and five sixths of those that show something."""
+    mask = _mask(pred, target)
+    shown = np.arange(pred.shape[2]) if mask is None else np.flatnonzero(mask.any((0, 1)))
+    return sorted({int(shown[len(shown) * sixth // 6]) for sixth in (1, 3, 5)})
+
+
+def _colour(c: int) -> str:
+    return CLASSES[(c - 1) % len(CLASSES)]
+
+
+def _draw_plane(ax: Axes, grey, pred, target, classes, window, origin, aspect) -> None:
     ax.set_axis_off()
-    grey = image.take(index, axis).T
     ax.imshow(grey, cmap="gray", vmin=window[0], vmax=window[1], origin=origin, aspect=aspect, interpolation="bilinear")
-    # The reference is the wider line beneath: where the two agree, both can be seen.
+    # The reference is the wider line beneath: where the two agree, both can be seen. Lines of several classes would
+    # hide one another where the classes touch, so their reference is filled.
     for labels, color, width in ((target, REFERENCE, 1.2), (pred, PREDICTION, 0.6)):
-        plane = labels.take(index, axis).T
-        for c in np.unique(plane[plane > 0]):
+        for c in np.unique(labels[labels > 0]):
             # a border of background closes contours at the volume's edge
-            mask = np.pad(plane == c, 1).astype(np.float32)
+            mask = np.pad(labels == c, 1).astype(np.float32)
             x, y = np.arange(-1, mask.shape[1] - 1), np.arange(-1, mask.shape[0] - 1)
-            ax.contour(x, y, mask, levels=[0.5], colors=color, linewidths=width)
+            if classes == 1:
+                ax.contour(x, y, mask, levels=[0.5], colors=color, linewidths=width)
+            elif labels is target:
+                ax.contourf(x, y, mask, levels=[0.5, 1.5], colors=_colour(c), alpha=0.4)
+            else:
+                ax.contour(x, y, mask, levels=[0.5], colors=_colour(c), linewidths=0.9)
     ax.set_xlim(-0.5, grey.shape[1] - 0.5)
     ax.set_ylim(*((-0.5, grey.shape[0] - 0.5) if origin == "lower" else (grey.shape[0] - 0.5, -0.5)))
 
@@ -179,9 +235,9 @@ def _white_text(ax: Axes, x: float, y: float, text: str, **options) -> None:
 
 
 def _line(metrics: Mapping[str, float], unit: str) -> str:
-    return (
-        f"Dice {100 * metrics['dice']:.2f} %   Jaccard {100 * metrics['jaccard']:.2f} %   "
-        f"95HD {metrics['hd95']:.2f} {unit}   ASD {metrics['asd']:.2f} {unit}"
+    return "   ".join(
+        f"{NAMES[m]} {100 * value:.2f} %" if m in OVERLAPS else f"{NAMES[m]} {value:.2f} {unit}"
+        for m, value in metrics.items()
     )
 
 
