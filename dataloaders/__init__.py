@@ -3,11 +3,20 @@
 from importlib import import_module
 
 # name of --dataset: (file, class, folder below data/)
-DATASETS = {"LA": ("la", "LA", "LA"), "phantom": ("phantom", "Phantom", "phantom")}
+DATASETS = {
+    "LA": ("la", "LA", "LA"),
+    "ACDC": ("acdc", "ACDC", "ACDC"),
+    "Pancreas": ("pancreas", "Pancreas", "Pancreas"),
+    "Pancreas2d": ("pancreas", "Pancreas2d", "Pancreas"),
+    "BraTS2019": ("brats", "BraTS2019", "BraTS2019"),
+    "endocardium": ("endocardium", "Endocardium", "endocardium"),
+    "phantom": ("phantom", "Phantom", "phantom"),
+    "phantom2d": ("phantom", "Phantom2d", "phantom"),
+}
 
 
 def dataset_class(name):
-    """The class of a data set, with its defaults `num_classes`, `patch`, `stride` and `spacing`."""
+    """The class of a data set, whose attributes are its protocol (:class:`dataloaders.volumes.Volumes`)."""
     module, cls, _ = DATASETS[name]
     return getattr(import_module(f"dataloaders.{module}"), cls)
 
@@ -18,5 +27,5 @@ def default_root(name):
 
 
 def open_dataset(name, root=None, split="train", downsample=1):
-    """A split of data set `name`; `root` is `data/<name>` by default."""
+    """A split of data set `name`; `root` is its folder below `data/` by default."""
     return dataset_class(name)(root or default_root(name), split, downsample)

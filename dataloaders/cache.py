@@ -1,21 +1,21 @@
-"""Volumes decoded once and kept in memory: the slowest part of the field's loaders, gone after the first second."""
+"""Volumes or slices decoded once and kept in memory: the slowest part of other loaders, gone after the first second."""
 
 import torch
 from tqdm import tqdm
 
 
 class Resident:
-    """The volumes of a data set in RAM.
+    """The samples of a data set in RAM.
 
     Args:
         dataset: has `names`, `num_classes` and `load(index, label)`.
         labeled: indices whose label is read; every other label stays unread.
-        cases: indices to decode.
+        cases: indices to decode, of volumes or, in 2-D, of slices.
 
     Attributes:
         names, num_classes: of the data set.
-        images: index to float32 tensor `(X, Y, Z)`.
-        labels: index to uint8 tensor `(X, Y, Z)`, for the labelled cases alone.
+        images: index to float32 tensor `(X, Y, Z)` or `(H, W)`.
+        labels: index to uint8 tensor of the image's shape, for the labelled cases alone.
     """
 
     def __init__(self, dataset, labeled, cases):

@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 def read_list(path):
-    """The case names of a list file, one a line; blank lines are skipped.
+    """The case names of a list file, one a line, with or without the file's `.h5`; blank lines are skipped.
 
     Raises:
         UserError: the file is missing, no text, empty, or names a case twice.
@@ -24,7 +24,7 @@ def read_list(path):
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a list of case names in UTF-8, one a line ({error})") from None
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [line.strip().removesuffix(".h5") for line in text.splitlines() if line.strip()]
     if not names:
         raise UserError(f"{path}: the list is empty")
     seen = set()
@@ -35,16 +35,17 @@ def read_list(path):
     return names
 
 
-def check_disjoint(a, names_a, b, names_b):
-    """Raise `UserError` where a case stands in both of two lists (files `a` and `b`)."""
-    both = [name for name in names_a if name in set(names_b)]
+def check_disjoint(a, names_a, b, names_b, unit="case"):
+    """Raise `UserError` where a case (or what `unit` calls it) stands in both of two lists (files `a` and `b`)."""
+    known = set(names_b)
+    both = [name for name in dict.fromkeys(names_a) if name in known]
     if both:
         more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
-        raise UserError(f"case {both[0]}{more} is in both {a} and {b}; a case belongs to one split")
+        raise UserError(f"{unit} {both[0]}{more} is in both {a} and {b}; a {unit} belongs to one list")
 
 
-def _dataset(path, key):
-    """The array under `key`, whatever can go wrong turned into a `UserError` that names the file."""
+def _dataset(path, key, read=lambda found: found[()]):
+    """What `read` makes of the array under `key`, whatever can go wrong turned into a `UserError` with the file."""
     try:
         with h5py.File(path, "r") as file:
             if key not in file:
@@ -55,13 +56,29 @@ def _dataset(path, key):
                 raise UserError(f"{path}: {key} is {what}, an array is expected")
             if found.dtype.kind not in "biuf":
                 raise UserError(f"{path}: {key} has dtype {found.dtype}, numbers are expected")
-            return found[()]
+            return read(found)
     except FileNotFoundError:
         raise UserError(f"{path}: file not found, though its case is listed") from None
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         # h5py raises whatever damaged bytes happen to mean, a shape of petabytes among it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: damaged or not an h5 file ({reason}); download or prepare it again") from None
+
+
+def image_shape(path, ndim=3):
+    """The shape of a case's image, of which no voxel is read, and of its label nothing.
+
+    Raises:
+        UserError: missing, damaged, of another number of axes, or empty.
+    """
+    shape = _dataset(path, "image", lambda found: found.shape)
+    _check_axes(path, shape, ndim)
+    return shape
+
+
+def _check_axes(path, shape, ndim):
+    if len(shape) != ndim or 0 in shape:
+        raise UserError(f"{path}: image has shape {shape}, {ndim} axes are expected")
 
 
 def read_image(path, ndim=3):
@@ -71,8 +88,7 @@ def read_image(path, ndim=3):
         UserError: missing, damaged, of another number of axes, empty, or with values that are not finite.
     """
     image = np.asarray(_dataset(path, "image"), dtype=np.float32)
-    if image.ndim != ndim or not image.size:
-        raise UserError(f"{path}: image has shape {image.shape}, {ndim} axes are expected")
+    _check_axes(path, image.shape, ndim)
     if not np.isfinite(image).all():
         bad = int(np.count_nonzero(~np.isfinite(image)))
         raise UserError(f"{path}: image has {bad} voxels that are NaN or infinite")

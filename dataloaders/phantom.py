@@ -24,6 +24,7 @@ import numpy as np
 from scipy import ndimage
 
 from dataloaders.la import FOLDER, LA
+from dataloaders.slices import Slices
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 
@@ -475,10 +476,10 @@ class Phantom(LA):
     """One split of a phantom that :func:`write_dataset` made; see :class:`dataloaders.la.LA`."""
 
     name = "phantom"
-    num_classes = 2
-    patches = MappingProxyType({1: (48, 48, 32)})  # by --downsample
+    patches = MappingProxyType({1: (48, 48, 32)})
     stride = (16, 16, 8)
     spacing = tuple((FIELD_OF_VIEW / SIZE).tolist())  # mm
+    source = "LA's protocol on volumes of half the size"
 
     def __init__(self, root, split="train", downsample=1):
         settings = read_settings(root)
@@ -486,6 +487,18 @@ class Phantom(LA):
             raise UserError(f"{root}: no phantom here; make it with: python code/prepare_phantom.py --root {root}")
         self.spacing = tuple((FIELD_OF_VIEW / settings["size"]).tolist())
         super().__init__(root, split, downsample)
+
+
+class Phantom2d(Slices, Phantom):
+    """The axial slices `(x, y)` of a phantom, for trying a 2-D method in minutes."""
+
+    name = "phantom2d"
+    patches = MappingProxyType({1: (64, 64)})
+    stride = None
+    net = "unet"
+    augment = "rotate"
+    labeled_bs, unlabeled_bs = 4, 4
+    source = "ACDC's protocol on the phantom's axial slices"
 
 
 def read_settings(root):

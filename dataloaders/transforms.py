@@ -1,12 +1,17 @@
-"""What happens to a volume between the file and the network: half resolution, and one crop, rotation and flip a sample.
+"""What happens between the file and the network: half resolution, and one look at the volume or the slice a sample.
 
-The crop is drawn first and turned afterwards (`utils.ops.crop_rot_flip`), which moves a patch of memory instead of a
-volume and gives the same distribution as the field's order.
+A volume is cropped first and turned afterwards (`utils.ops.crop_rot_flip`), which moves a patch of memory instead of a
+volume and gives the same distribution as the field's order. A slice is turned, flipped, scaled and resized by one
+lookup, where the field's code rounds or interpolates two or three times.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+AUGMENTS = {"rot_flip": 3, "crop": 3, "rotate": 2, "affine": 2, "resize": 2}  # --augment: axes of the samples
 
 
 def _blocks(volume, factor):
@@ -66,3 +71,92 @@ def draw_crop(rng, case, shape, patch, augment="rot_flip"):
 def turned(patch, rot):
     """The crop that becomes `patch` after `rot` quarter turns: x and y change places for an odd number."""
     return (patch[1], patch[0], *patch[2:]) if rot % 2 else tuple(patch)
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Where the pixels of a sample come from: the offset of one from the sample's centre, times a matrix, is an offset
+    from the slice's centre, in pixels.
+
+    Attributes:
+        case: index of the slice.
+        matrix: `((a, b), (c, d))`; the result's rows are the slice's.
+    """
+
+    case: int
+    matrix: tuple
+
+
+def draw_warp(rng, case, shape, patch, augment):
+    """Draw a sample's `Warp`: the whole slice, turned as `augment` says, resized so that corners meet corners.
+
+    `rotate` turns by quarters and flips one sample in two, and turns one in four by up to 20°, as the ACDC protocol
+    does; `affine` turns each by up to 30°, scales it by 0.5 to 2 and flips each axis of one in two, as CoraNet's
+    does; `resize` does neither.
+    """
+    rot, flips, angle, scale = 0, [False, False], 0.0, 1.0
+    if augment == "affine":
+        angle, scale, flips = rng.uniform(-30, 30), rng.uniform(0.5, 2), rng.random(2) < 0.5
+    elif augment == "rotate" and rng.random() < 0.5:
+        rot, flips[int(rng.integers(2))] = int(rng.integers(4)), True
+    elif augment == "rotate" and rng.random() < 0.5:
+        angle = rng.uniform(-20, 20)
+    return Warp(case, warp_matrix(shape, patch, rot, flips, angle, scale))
+
+
+def warp_matrix(shape, patch, rot=0, flips=(False, False), angle=0.0, scale=1.0):
+    """The matrix of a `Warp` from a slice of extents `shape` to a sample of extents `patch`.
+
+    The slice is turned by `rot` quarters and by `angle` in degrees (as `numpy.rot90` and `scipy.ndimage.rotate` turn),
+    enlarged by `scale` about its centre, reversed along the axes of `flips`, and resized.
+    """
+    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[rot]  # exact
+    if angle:
+        at = math.radians(90 * rot + angle)
+        cosine, sine = math.cos(at), math.sin(at)
+    resize = [(extent - 1) / max(p - 1, 1) for extent, p in zip(turned(shape, rot), patch, strict=True)]
+    columns = [-r / scale if flip else r / scale for r, flip in zip(resize, flips, strict=True)]
+    return (cosine * columns[0], sine * columns[1]), (-sine * columns[0], cosine * columns[1])
+
+
+def warp_slices(images, labels, warps, patch, smooth=False):
+    """A batch of slices through their `Warp`s: nearest neighbour, and 0 where that lies outside of the slice.
+
+    Args:
+        images: a sequence of B slices `(H, W)`, each of its own shape.
+        labels: a sequence, the labels of the first samples; the rest have none. Or None.
+        warps: of each.
+        patch: extents of the result.
+        smooth: images, and never labels, interpolated bilinearly.
+
+    Returns:
+        images: `(B, *patch)`.
+        labels: `(len(labels), *patch)`, or None.
+    """
+    looked_up, targets = [], []
+    for k, (image, warp) in enumerate(zip(images, warps, strict=True)):
+        offsets = [torch.arange(p, dtype=torch.float64, device=image.device) - (p - 1) / 2 for p in patch]
+        places = [
+            (extent - 1) / 2 + (row[0] * offsets[0])[:, None] + row[1] * offsets[1]
+            for extent, row in zip(image.shape, warp.matrix, strict=True)
+        ]
+        x, y = ((place + 0.5).floor_().long() for place in places)
+        height, width = image.shape
+        inside = (x >= 0) & (x < height) & (y >= 0) & (y < width)
+        index = x.clamp_(0, height - 1).mul_(width).add_(y.clamp_(0, width - 1))
+        looked_up.append((_bilinear(image, *places) if smooth else image.take(index)).mul_(inside))
+        if labels is not None and k < len(labels):
+            targets.append(labels[k].take(index).mul_(inside))
+    return torch.stack(looked_up), torch.stack(targets) if targets else None
+
+
+def _bilinear(image, x, y):
+    """`image` at places `(x, y)`; what lies between the outermost pixels' centres and the edge is as they are."""
+    height, width = image.shape
+    x, y = x.clamp(0, height - 1), y.clamp(0, width - 1)
+    i, j = x.long().clamp_(max=max(height - 2, 0)), y.long().clamp_(max=max(width - 2, 0))
+    u, v = (x - i).float(), (y - j).float()
+    first, down, right = i * width + j, min(1, height - 1) * width, min(1, width - 1)
+    upper = torch.lerp(image.take(first), image.take(first + right), v)
+    lower = torch.lerp(image.take(first + down), image.take(first + down + right), v)
+    return torch.lerp(upper, lower, u)

@@ -1,4 +1,4 @@
-"""Batches of labelled and unlabelled crops, indexed by the step: batch 4711 is the same whenever it is asked for.
+"""Batches of labelled and unlabelled crops or slices, indexed by the step: batch 4711 is always the same.
 
 Every draw is seeded by (seed, step, sample) and every order of cases by (seed, stream, pass), so a resumed run, or one
 that looks ahead, sees exactly what an uninterrupted one would.
@@ -12,7 +12,7 @@ import torch
 
 from dataloaders import open_dataset
 from dataloaders.cache import Resident
-from dataloaders.transforms import draw_crop
+from dataloaders.transforms import AUGMENTS, draw_crop, draw_warp, warp_slices
 from utils.errors import UserError
 from utils.ops import crop_rot_flip
 
@@ -24,10 +24,10 @@ class Batch:
     """One step's samples, the labelled ones first.
 
     Attributes:
-        image: float32 `(B, 1, X, Y, Z)`.
-        label: int64 `(labeled_bs, X, Y, Z)`: there is none for the unlabelled.
-        crops: the `Crop` of each sample.
-        names: the case name of each sample.
+        image: float32 `(B, 1, *patch)`.
+        label: int64 `(labeled_bs, *patch)`: there is none for the unlabelled.
+        crops: the `Crop`, in 2-D the `Warp`, of each sample.
+        names: of the case, in 2-D of the slice, of each sample.
         labeled_bs: how many samples are labelled.
     """
 
@@ -39,7 +39,7 @@ class Batch:
 
 
 class TwoStream:
-    """Step-indexed loader over resident volumes.
+    """Step-indexed loader over resident volumes or, where the patch has two extents, slices; a case below is either.
 
     An epoch is one pass over the labelled cases, in an order of its own; where `labeled_bs` does not divide their
     number the last batch is filled up from the pass's start. The unlabelled stream passes over its own cases without
@@ -53,9 +53,9 @@ class TwoStream:
         volumes: `Resident`.
         labeled, unlabeled: case indices of the two streams.
         labeled_bs, unlabeled_bs: samples a step from each; `unlabeled_bs` 0 for supervised training.
-        patch: extents of a crop.
+        patch: extents of a sample.
         seed: of the orders and the crops.
-        augment: `rot_flip` or `crop`.
+        augment: of `dataloaders.transforms.AUGMENTS`, for as many axes as the patch has.
         device: where batches go.
     """
 
@@ -91,23 +91,29 @@ class TwoStream:
 
     def batch(self, step):
         """The `Batch` of step `step` (from 1), on the device."""
-        crops = []
+        crops, draw = [], draw_crop if len(self.patch) == 3 else draw_warp
         for sample, case in enumerate(self.samples(step)):
             rng = np.random.default_rng((self.seed, CROP, step, sample))
-            crops.append(draw_crop(rng, case, self.volumes.images[case].shape, self.patch, self.augment))
+            crops.append(draw(rng, case, self.volumes.images[case].shape, self.patch, self.augment))
         images = [self.volumes.images[crop.case] for crop in crops]
         labels = [self.volumes.labels[crop.case] for crop in crops[: self.labeled_bs]]
-        image, label = self._take(crops, images, labels)
+        image, label = self._take(crops, images, labels, smooth=self.augment == "affine")
         names = [self.volumes.names[crop.case] for crop in crops]
         return Batch(image.unsqueeze(1), label.long(), crops, names, self.labeled_bs)
 
     def gather(self, store, crops):
-        """`(len(crops), *patch)` on the device, from any store of one volume a case, such as pseudo-labels."""
+        """`(len(crops), *patch)` on the device, from any store of one tensor a case, such as pseudo-labels.
+
+        Slices are looked up by nearest neighbour, whatever `augment` says of images.
+        """
         return self._take(crops, [store[crop.case] for crop in crops])[0]
 
-    def _take(self, crops, images, labels=None):
-        corners, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
-        taken = crop_rot_flip(images, labels, corners, self.patch, rot, flip)
+    def _take(self, crops, images, labels=None, smooth=False):
+        if len(self.patch) == 2:
+            taken = warp_slices(images, labels, crops, self.patch, smooth)
+        else:
+            corners, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
+            taken = crop_rot_flip(images, labels, corners, self.patch, rot, flip)
         return [part.to(self.device, non_blocking=True) for part in taken if part is not None]
 
     def _order(self, stream, turn):
@@ -116,7 +122,7 @@ class TwoStream:
 
 
 def two_stream_loader(args, device):
-    """Decode a training split and make its `TwoStream`: the first `labelnum` cases are labelled, the rest unlabelled.
+    """Decode a training split and make its `TwoStream`: the first `labelnum` units are labelled, the rest unlabelled.
 
     Args:
         args: the options of `utils.run.parser`: dataset, root, downsample, labelnum, labeled_bs, unlabeled_bs (absent
@@ -124,17 +130,23 @@ def two_stream_loader(args, device):
         device: where batches go.
 
     Raises:
-        UserError: fewer cases than `labelnum`, or no case left for the unlabelled stream; and see the data set's own.
+        UserError: fewer units than `labelnum`, or none left for the unlabelled stream; a patch or an augmentation of
+            another number of axes than the data set's; and see the data set's own.
     """
     dataset = open_dataset(args.dataset, args.root, "train", args.downsample)
+    axes = len(dataset.patches[1])
+    if len(args.patch) != axes:
+        patch = " ".join(map(str, args.patch))
+        raise UserError(f"--patch {patch}: {dataset.name} is {axes}-D, its patch has {axes} numbers")
+    if AUGMENTS.get(args.augment) != axes:
+        fit = ", ".join(name for name, of in AUGMENTS.items() if of == axes)
+        raise UserError(f"--augment {args.augment}: {dataset.name} is {axes}-D, choose one of {fit}")
     unlabeled_bs = getattr(args, "unlabeled_bs", 0)
-    total = len(dataset.names)
-    if args.labelnum > total:
-        raise UserError(f"--labelnum {args.labelnum}: {dataset.name} has {total} training cases")
-    if unlabeled_bs and args.labelnum == total:
-        raise UserError(f"--labelnum {args.labelnum} leaves no unlabelled case; train_supervised.py needs none")
-    labeled, unlabeled = range(args.labelnum), range(args.labelnum, total)
-    unlabeled = unlabeled if unlabeled_bs else range(0)
+    labeled = dataset.labeled(args.labelnum)
+    if unlabeled_bs and args.labelnum == dataset.total:
+        unit = dataset.unit.removesuffix("s")
+        raise UserError(f"--labelnum {args.labelnum} leaves no unlabelled {unit}; train_supervised.py needs none")
+    unlabeled = sorted(set(range(len(dataset))) - set(labeled)) if unlabeled_bs else []
     volumes = Resident(dataset, labeled, [*labeled, *unlabeled])
     return TwoStream(
         volumes, labeled, unlabeled, args.labeled_bs, unlabeled_bs, args.patch, args.seed, args.augment, device

@@ -1,0 +1,51 @@
+"""ACDC: cine MR of 100 hearts at end diastole and end systole, 4 classes (Bernard et al., IEEE TMI 37(11), 2018).
+
+The published layout of SSL4MIS (Luo et al.), read as it is:
+
+    <root>/train_slices.list                             1312 slices of 70 patients; 3 and 7 patients are 68 and 136
+    <root>/val.list, <root>/test.list                    20 and 40 volumes of 10 and 20 patients
+    <root>/data/slices/<volume>_slice_<k>.h5             image float32 (y, x), label uint8 {0, 1, 2, 3}
+    <root>/data/<volume>.h5                              image float32 (slice, y, x), label uint8
+
+A volume is called `<patient>_frame<01|02>`, and a volume's slices are as far apart as 5 to 10 mm: the data is 2-D.
+"""
+
+from types import MappingProxyType
+
+from dataloaders.h5 import read_image, read_label
+from dataloaders.slices import with_axes
+from dataloaders.volumes import Volumes
+
+
+class ACDC(Volumes):
+    """One split of the data set: slices `(H, W)` in the train split, volumes `(H, W, slices)` in the others; see
+    :class:`dataloaders.volumes.Volumes`."""
+
+    name = "ACDC"
+    num_classes = 4
+    class_names = ("RV", "Myo", "LV")
+    patches = MappingProxyType({1: (256, 256)})
+    stride = None
+    spacing = None
+    net = "unet"
+    augment = "rotate"
+    labelnum = 7
+    labeled_bs, unlabeled_bs = 12, 12
+    unit = "patients"
+    splits = ("train", "val", "test")
+    source = "Luo et al., SSL4MIS"
+
+    def list_files(self, split):
+        return [self.root / ("train_slices.list" if split == "train" else f"{split}.list")]
+
+    def path(self, name):
+        return self.root / "data" / ("slices" if self.split == "train" else "") / f"{name}.h5"
+
+    def unit_of(self, name):
+        return name.partition("_")[0]
+
+    def read(self, path, label=True):
+        train = self.split == "train"
+        image = read_image(path, 2 if train else 3)
+        target = read_label(path, image.shape, self.num_classes) if label else None
+        return (image, target) if train else with_axes(image, target, (1, 2, 0))

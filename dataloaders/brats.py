@@ -1,0 +1,40 @@
+"""BraTS 2019: FLAIR volumes of 335 gliomas, 1 mm, the whole tumour (Menze et al., IEEE TMI 34(10), 2015).
+
+The published layout of SSL4MIS (Luo et al.), read as it is:
+
+    <root>/train.txt, <root>/val.txt, <root>/test.txt    250, 25 and 60 cases; the first 25 or 50 are the labelled ones
+    <root>/data/<case>.h5                                image float32 (X, Y, Z), label integers
+
+The label may be the whole tumour as 1, or the challenge's 1, 2 and 4 (necrosis, oedema, enhancing), which are joined.
+"""
+
+from types import MappingProxyType
+
+import numpy as np
+
+from dataloaders.h5 import read_image, read_label
+from dataloaders.volumes import Volumes
+
+
+class BraTS2019(Volumes):
+    """One split of the data set; see :class:`dataloaders.volumes.Volumes`."""
+
+    name = "BraTS2019"
+    num_classes = 2
+    class_names = ("whole tumour",)
+    patches = MappingProxyType({1: (96, 96, 96)})
+    stride = (64, 64, 64)
+    spacing = (1.0, 1.0, 1.0)
+    net = "vnet"
+    augment = "rot_flip"
+    labelnum = 25
+    labeled_bs, unlabeled_bs = 2, 2
+    splits = ("train", "val", "test")
+    source = "Luo et al., SSL4MIS"
+
+    def list_files(self, split):
+        return [self.root / f"{split}.txt"]
+
+    def read(self, path, label=True):
+        image = read_image(path)
+        return image, (read_label(path, image.shape, 5) > 0).astype(np.uint8) if label else None

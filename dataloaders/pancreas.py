@@ -1,0 +1,73 @@
+"""Pancreas-CT: 80 abdominal CT volumes of the NIH, in 3-D and slice by slice (Roth et al., MICCAI 2015).
+
+The published layouts, read as they are (CoraNet's, or that of DTC and MC-Net):
+
+    <root>/train_lab.txt, <root>/train_unlab.txt         12 + 50 cases, or one train.list: the labelled ones first
+    <root>/test.txt                                      18 cases, or test.list
+    <root>/<case>.h5                                     image float32 (X, Y, Z) in [0, 1], label uint8 {0, 1}
+
+The files may lie in a folder `Pancreas_h5`, and be called `<case>_norm.h5`. They hold 1 mm voxels around the pancreas.
+Cases 25 and 70 of the original 82 repeat two others, which would put one patient into training and test: they may not
+be listed.
+"""
+
+import re
+from types import MappingProxyType
+
+from dataloaders.slices import Slices
+from dataloaders.volumes import Volumes
+from utils.errors import UserError
+
+REPEATED = re.compile(r"(image|label|case|pancreas|pancreas_ct)?[-_]?0*(25|70)", re.IGNORECASE)
+
+
+class Pancreas(Volumes):
+    """One split of the data set; see :class:`dataloaders.volumes.Volumes`."""
+
+    name = "Pancreas"
+    num_classes = 2
+    class_names = ("pancreas",)
+    patches = MappingProxyType({1: (96, 96, 96)})
+    stride = (16, 16, 4)
+    spacing = (1.0, 1.0, 1.0)
+    net = "vnet"
+    augment = "crop"
+    labelnum = 12
+    labeled_bs, unlabeled_bs = 4, 4
+    source = "Shi et al., IEEE TMI 2021 (CoraNet)"
+
+    def __init__(self, root, split="train", downsample=1):
+        super().__init__(root, split, downsample)
+        repeated = [unit for unit in dict.fromkeys(self.units) if REPEATED.fullmatch(unit)]
+        if repeated:
+            raise UserError(
+                f"{self.root}: case {repeated[0]} of the {split} list repeats another patient's scan, as 25 and 70 of "
+                "the 82 do; remove its line"
+            )
+
+    def list_files(self, split):
+        kinds = (["train_lab.txt", "train_unlab.txt"] if split == "train" else [f"{split}.txt"], [f"{split}.list"])
+        kind = next((files for files in kinds if (self.root / files[0]).exists()), kinds[0])
+        return [self.root / file for file in kind]
+
+    def unit_of(self, name):
+        return name.removesuffix("_norm")
+
+    def path(self, name):
+        folder = self.root / "Pancreas_h5"
+        folder = folder if folder.is_dir() else self.root
+        file = folder / f"{name}.h5"
+        return file if file.exists() or name.endswith("_norm") else folder / f"{name}_norm.h5"
+
+
+class Pancreas2d(Slices, Pancreas):
+    """Its axial slices `(y, x)`, as a reader sees them; see :class:`dataloaders.slices.Slices`."""
+
+    name = "Pancreas2d"
+    patches = MappingProxyType({1: (192, 240)})
+    stride = None
+    net = "unet"
+    augment = "affine"
+    labelnum = 31
+    source = "Shi et al., IEEE TMI 2021 (CoraNet), 1 labelled : 1 unlabelled"
+    axes = (1, 0, 2)

@@ -1,0 +1,122 @@
+"""What all data sets share: lists of cases, one h5 file a case, half resolution. A data set's own file is what is left:
+its protocol, its layout, and what its voxels mean."""
+
+from pathlib import Path
+
+from dataloaders.h5 import check_disjoint, read_image, read_label, read_list
+from dataloaders.transforms import downsample_image, downsample_label
+from utils.errors import UserError
+
+
+class Volumes:
+    """One split of a data set.
+
+    Args:
+        root: folder of the data set's layout.
+        split: one of `splits`. A split opens its own list and those before it, to see that no unit is in both: the
+            train split opens neither the validation nor the test list.
+        downsample: 2 for half the resolution: images averaged over 2×2×2 voxels, labels by majority.
+
+    Attributes:
+        names: one a sample.
+        units: the unit of each sample.
+
+    Class attributes, the protocol:
+        name: as in `--dataset`.
+        num_classes, class_names: background included; the foreground's names alone.
+        patches: patch by `--downsample`; of two extents for a data set of slices.
+        stride: of the sliding window; None in 2-D.
+        spacing: mm; None where it differs from case to case.
+        net, augment, labelnum, labeled_bs, unlabeled_bs: defaults of the options of these names.
+        unit: what `labelnum` counts.
+        splits: the lists that are published, in the order of their use.
+        source: whose protocol this is.
+
+    Raises:
+        UserError: a list or a case is missing, a case is listed twice or a unit in two lists.
+    """
+
+    unit = "cases"
+    splits = ("train", "test")
+
+    def __init__(self, root, split="train", downsample=1):
+        self.root, self.split, self.downsample = Path(root), split, downsample
+        if not self.root.is_dir():
+            raise UserError(
+                f"{self.root}: no such folder; get {self.name} as the README says, or name its folder with --root"
+            )
+        if split not in self.splits:
+            raise UserError(f"{self.name} has no {split} list; it has {', '.join(self.splits)}")
+        if downsample != 1 and len(self.patches[1]) == 2:
+            raise UserError(f"--downsample {downsample}: {self.name} is made of slices, choose their size with --patch")
+        earlier = self.splits[: self.splits.index(split)]
+        lists = {path: read_list(path) for other in earlier for path in self.list_files(other) if path.exists()}
+        self.names, self.paths = [], []
+        for path in self.list_files(split):
+            names = read_list(path)
+            for other, others in lists.items():
+                units, known = ([self.unit_of(name) for name in listed] for listed in (names, others))
+                check_disjoint(path, units, other, known, self.unit.removesuffix("s"))
+            lists[path] = names
+            files = [self.path(name) for name in names]
+            missing = [file for file in files if not file.is_file()]
+            if missing:
+                more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+                raise UserError(f"{missing[0]}{more}: file not found, though {path} lists its case")
+            self.names += names
+            self.paths += files
+        self.units = [self.unit_of(name) for name in self.names]
+
+    # ---- the layout: what a data set's file overrides
+
+    def list_files(self, split):
+        """The list files of a split, which together name its cases."""
+        return [self.root / f"{split}.list"]
+
+    def path(self, name):
+        """The h5 file of a listed case."""
+        return self.root / "data" / f"{name}.h5"
+
+    def unit_of(self, name):
+        """The unit that a listed case belongs to."""
+        return name
+
+    def read(self, path, label=True):
+        """A file as `(image, label)`, with the axes and the classes that `load` promises."""
+        image = read_image(path)
+        return image, read_label(path, image.shape, self.num_classes) if label else None
+
+    # ---- what the loaders use
+
+    @property
+    def total(self):
+        """How many units the split has."""
+        return len(set(self.units))
+
+    def __len__(self):
+        return len(self.names)
+
+    def labeled(self, labelnum):
+        """Indices of the samples of the first `labelnum` units, in the order of the list.
+
+        Raises:
+            UserError: the split has fewer units.
+        """
+        if labelnum > self.total:
+            raise UserError(f"--labelnum {labelnum}: {self.name} has {self.total} training {self.unit}")
+        first = set(list(dict.fromkeys(self.units))[:labelnum])
+        return [index for index, unit in enumerate(self.units) if unit in first]
+
+    def load(self, index, label=True):
+        """Sample `index` as `(image, label)`: float32 and uint8, both `(X, Y, Z)`.
+
+        With `label=False` the label is neither opened nor needed, and None is returned in its place.
+        """
+        path = self.paths[index]
+        image, target = self.read(path, label)
+        if self.downsample > 1:
+            if min(image.shape) < self.downsample:
+                raise UserError(f"{path}: shape {image.shape} is too small for --downsample {self.downsample}")
+            image = downsample_image(image, self.downsample)
+            target = downsample_label(target, self.downsample, self.num_classes) if label else None
+        return image, target
