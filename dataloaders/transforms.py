@@ -75,12 +75,11 @@ def turned(patch, rot):
 
 @dataclass(frozen=True)
 class Warp:
-    """Where the pixels of a sample come from: the offset of one from the sample's centre, times a matrix, is an offset
-    from the slice's centre, in pixels.
+    """Where the pixels of a sample come from: what is `offset` from its centre is `matrix @ offset` from the slice's.
 
     Attributes:
         case: index of the slice.
-        matrix: `((a, b), (c, d))`; the result's rows are the slice's.
+        matrix: `((a, b), (c, d))`, of offsets in pixels along rows and columns.
     """
 
     case: int
@@ -119,44 +118,39 @@ def warp_matrix(shape, patch, rot=0, flips=(False, False), angle=0.0, scale=1.0)
     return (cosine * columns[0], sine * columns[1]), (-sine * columns[0], cosine * columns[1])
 
 
-def warp_slices(images, labels, warps, patch, smooth=False):
-    """A batch of slices through their `Warp`s: nearest neighbour, and 0 where that lies outside of the slice.
+def warp_slices(slices, warps, patch, smooth=False):
+    """A batch `(len(slices), *patch)` of slices through their `Warp`s: the nearest pixel of each place, 0 outside.
 
     Args:
-        images: a sequence of B slices `(H, W)`, each of its own shape.
-        labels: a sequence, the labels of the first samples; the rest have none. Or None.
+        slices: a sequence of tensors `(H, W)`, each of its own shape, of one type.
         warps: of each.
         patch: extents of the result.
-        smooth: images, and never labels, interpolated bilinearly.
-
-    Returns:
-        images: `(B, *patch)`.
-        labels: `(len(labels), *patch)`, or None.
+        smooth: interpolate bilinearly, for images.
     """
-    looked_up, targets = [], []
-    for k, (image, warp) in enumerate(zip(images, warps, strict=True)):
-        offsets = [torch.arange(p, dtype=torch.float64, device=image.device) - (p - 1) / 2 for p in patch]
-        places = [
-            (extent - 1) / 2 + (row[0] * offsets[0])[:, None] + row[1] * offsets[1]
-            for extent, row in zip(image.shape, warp.matrix, strict=True)
-        ]
-        x, y = ((place + 0.5).floor_().long() for place in places)
-        height, width = image.shape
-        inside = (x >= 0) & (x < height) & (y >= 0) & (y < width)
-        index = x.clamp_(0, height - 1).mul_(width).add_(y.clamp_(0, width - 1))
-        looked_up.append((_bilinear(image, *places) if smooth else image.take(index)).mul_(inside))
-        if labels is not None and k < len(labels):
-            targets.append(labels[k].take(index).mul_(inside))
-    return torch.stack(looked_up), torch.stack(targets) if targets else None
+    # NumPy's one thread: so small an operation takes less time than it takes torch's threads to meet
+    result = torch.empty((len(slices), *patch), dtype=slices[0].dtype)
+    rows, columns = (np.arange(p) - (p - 1) / 2 for p in patch)
+    offsets = rows[:, None], columns[None]
+    for pixels, warp, out in zip(slices, warps, result.numpy(), strict=True):
+        # axes that keep their direction stay vectors until the lookup, most of the time that turning by angles takes
+        x, y = (
+            (extent + 1) / 2 + sum(factor * offset for factor, offset in zip(row, offsets, strict=True) if factor)
+            for extent, row in zip(pixels.shape, warp.matrix, strict=True)
+        )
+        framed = np.pad(pixels.cpu().numpy(), 1)  # with zeros for what lies outside
+        _bilinear(framed, x, y, out) if smooth else _nearest(framed, x, y, out)
+    return result
 
 
-def _bilinear(image, x, y):
-    """`image` at places `(x, y)`; what lies between the outermost pixels' centres and the edge is as they are."""
-    height, width = image.shape
-    x, y = x.clamp(0, height - 1), y.clamp(0, width - 1)
-    i, j = x.long().clamp_(max=max(height - 2, 0)), y.long().clamp_(max=max(width - 2, 0))
-    u, v = (x - i).float(), (y - j).float()
-    first, down, right = i * width + j, min(1, height - 1) * width, min(1, width - 1)
-    upper = torch.lerp(image.take(first), image.take(first + right), v)
-    lower = torch.lerp(image.take(first + down), image.take(first + down + right), v)
-    return torch.lerp(upper, lower, u)
+def _nearest(framed, x, y, out):
+    i, j = (np.clip(np.floor(v + 0.5), 0, n - 1).astype(np.intp) for v, n in zip((x, y), framed.shape, strict=True))
+    np.take(framed, np.broadcast_to(i * framed.shape[1] + j, out.shape), out=out, mode="clip")
+
+
+def _bilinear(framed, x, y, out):
+    x, y = (np.clip(v, 0, n - 1) for v, n in zip((x, y), framed.shape, strict=True))
+    i, j = (np.minimum(v.astype(np.intp), n - 2) for v, n in zip((x, y), framed.shape, strict=True))
+    u, v = (x - i).astype(np.float32), (y - j).astype(np.float32)
+    flat, first, down = framed.ravel(), i * framed.shape[1] + j, framed.shape[1]
+    upper, lower = (flat[at] + (flat[at + 1] - flat[at]) * v for at in (first, first + down))
+    out[:] = upper + (lower - upper) * u

@@ -110,7 +110,8 @@ class TwoStream:
 
     def _take(self, crops, images, labels=None, smooth=False):
         if len(self.patch) == 2:
-            taken = warp_slices(images, labels, crops, self.patch, smooth)
+            taken = [warp_slices(images, crops, self.patch, smooth)]
+            taken += [warp_slices(labels, crops[: len(labels)], self.patch)] if labels else []
         else:
             corners, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
             taken = crop_rot_flip(images, labels, corners, self.patch, rot, flip)

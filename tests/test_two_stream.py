@@ -1,5 +1,6 @@
 """The two-stream loader: which case comes when, what a crop shows, and that unlabelled labels stay unread."""
 
+import json
 from argparse import Namespace
 from collections import Counter
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FOLDER
+from scipy import ndimage
 
 from dataloaders.transforms import Crop, draw_crop
 from dataloaders.two_stream import two_stream_loader
@@ -28,6 +30,17 @@ def loader(root, **changes):
         "augment": "rot_flip",
     }
     return two_stream_loader(Namespace(**{**options, **changes}), torch.device("cpu"))
+
+
+def slices(root, **changes):
+    """The loader of the small volumes' axial slices: 20 of each case."""
+    settings = {"generator": 1, "seed": 0, "size": [40, 36, 20], "train": 6, "test": 2}
+    (root / "phantom.json").write_text(json.dumps(settings))
+    return loader(root, **{"dataset": "phantom2d", "patch": [32, 48], "augment": "rotate", **changes})
+
+
+FORMS = {"volumes": loader, "slices": slices}
+both = pytest.mark.parametrize("form", FORMS)
 
 
 def test_an_epoch_is_one_pass_over_the_labelled_cases(tiny_la):
@@ -67,8 +80,9 @@ def test_orders_change_from_pass_to_pass_and_with_the_seed(tiny_la):
     assert [data.samples(s) for s in range(1, 6)] != [other.samples(s) for s in range(1, 6)]
 
 
-def test_a_batch_depends_on_its_step_alone(tiny_la):
-    one, two = loader(tiny_la), loader(tiny_la)
+@both
+def test_a_batch_depends_on_its_step_alone(tiny_la, form):
+    one, two = FORMS[form](tiny_la), FORMS[form](tiny_la)
     one.batch(1), one.batch(2)
     a, b = one.batch(9), two.batch(9)
     assert torch.equal(a.image, b.image)
@@ -77,11 +91,13 @@ def test_a_batch_depends_on_its_step_alone(tiny_la):
     assert not torch.equal(a.image, two.batch(10).image)
 
 
-def test_shapes_and_types(tiny_la):
-    batch = loader(tiny_la).batch(1)
-    assert batch.image.shape == (4, 1, 16, 16, 16)
+@both
+def test_shapes_and_types(tiny_la, form):
+    data = FORMS[form](tiny_la)
+    batch = data.batch(1)
+    assert batch.image.shape == (4, 1, *data.patch)
     assert batch.image.dtype == torch.float32
-    assert batch.label.shape == (2, 16, 16, 16)
+    assert batch.label.shape == (2, *data.patch)
     assert batch.label.dtype == torch.int64
     assert len(batch.crops) == len(batch.names) == 4
 
@@ -96,7 +112,8 @@ def test_image_and_label_are_seen_through_one_view(tiny_la):
         assert inside.min() > 0.2 > outside.mean()
 
 
-def test_unlabelled_labels_are_never_read(tiny_la, monkeypatch):
+@both
+def test_unlabelled_labels_are_never_read(tiny_la, monkeypatch, form):
     """Poison: labels of unlabelled cases are of no use to anyone, and asking for one is an error."""
     for i in range(3, 6):
         with h5py.File(tiny_la / FOLDER / f"CASE{i:02d}" / "mri_norm2.h5", "r+") as file:
@@ -110,8 +127,8 @@ def test_unlabelled_labels_are_never_read(tiny_la, monkeypatch):
         return original(self, *arguments, **named)
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", spy)
-    data = loader(tiny_la)
-    assert set(data.volumes.labels) == {0, 1, 2}
+    data = FORMS[form](tiny_la)
+    assert list(data.volumes.labels) == list(range(3 if form == "volumes" else 60))
     for step in range(1, 10):
         assert data.batch(step).label.max() <= 1
     read = {filename.split("/")[-2] for filename, key in asked if key == "/label"}
@@ -126,9 +143,67 @@ def test_supervised_training_decodes_the_labelled_cases_alone(tiny_la):
     assert data.batch(3).image.shape[0] == 2
 
 
-def test_too_many_labels(tiny_la):
-    with pytest.raises(UserError, match="--labelnum 7: LA has 6 training cases"):
-        loader(tiny_la, labelnum=7)
+@pytest.mark.parametrize("augment", ["rotate", "affine", "resize"])
+def test_slices_and_their_labels_are_seen_through_one_warp(tiny_la, augment):
+    data = slices(tiny_la, augment=augment, labeled_bs=6)
+    seen = 0
+    for step in range(1, 8):
+        batch = data.batch(step)
+        inside, outside = (
+            batch.image[:6, 0][ndimage.binary_erosion(mask, np.ones((1, 3, 3)))]
+            for mask in ((batch.label == 1).numpy(), (batch.label == 0).numpy())
+        )
+        assert inside.min() > 0.2 > outside.mean()
+        seen += len(inside)
+    assert seen > 500
+
+
+@pytest.mark.parametrize("augment", ["rotate", "affine", "resize"])
+def test_stores_of_slices_are_gathered_as_the_batch_was(tiny_la, augment):
+    """Labels of all samples come out on their images; they and the images are seen by the same nearest pixels."""
+    data = slices(tiny_la, augment=augment)
+    for step in range(1, 6):
+        batch = data.batch(step)
+        gathered = data.gather(data.volumes.labels, batch.crops[:2])
+        assert gathered.dtype == torch.uint8
+        assert torch.equal(gathered.long(), batch.label)
+        images = data.gather(data.volumes.images, batch.crops)
+        if augment == "affine":  # interpolated, so close where the slice is flat
+            assert not torch.equal(images, batch.image[:, 0])
+            assert np.corrcoef(images.flatten(), batch.image.flatten())[0, 1] > 0.9
+        else:
+            assert torch.equal(images, batch.image[:, 0])
+
+
+def test_labelled_and_unlabelled_slices_are_of_different_cases(tiny_la):
+    data = slices(tiny_la, labelnum=2, labeled_bs=8, unlabeled_bs=8)
+    assert data.steps_per_epoch == 5
+    names = [data.batch(step).names for step in range(1, 11)]
+    assert {name[:6] for batch in names for name in batch[:8]} == {"CASE00", "CASE01"}
+    assert {name[:6] for batch in names for name in batch[8:]} == {"CASE02", "CASE03", "CASE04", "CASE05"}
+    assert len({name for batch in names[:5] for name in batch[:8]}) == 40
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "message"),
+    [
+        ("volumes", {"augment": "rotate"}, "--augment rotate: LA is 3-D, choose one of rot_flip, crop"),
+        (
+            "slices",
+            {"augment": "rot_flip"},
+            "--augment rot_flip: phantom2d is 2-D, choose one of rotate, affine, resize",
+        ),
+        ("slices", {"augment": "mirror"}, "--augment mirror: phantom2d is 2-D"),
+        ("volumes", {"patch": [16, 16]}, "--patch 16 16: LA is 3-D, its patch has 3 numbers"),
+        ("slices", {"patch": [16, 16, 16]}, "--patch 16 16 16: phantom2d is 2-D, its patch has 2 numbers"),
+    ],
+)
+def test_options_of_another_dimension(tiny_la, form, changes, message):
+    with pytest.raises(UserError, match=message):
+        FORMS[form](tiny_la, **changes)
+
+
+def test_no_unlabelled_case(tiny_la):
     with pytest.raises(UserError, match="--labelnum 6 leaves no unlabelled case"):
         loader(tiny_la, labelnum=6)
 

@@ -1,0 +1,60 @@
+"""The real ACDC data: counts as published, slices that are those of the volumes, and a batch in good time."""
+
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from dataloaders.acdc import ACDC
+from dataloaders.two_stream import two_stream_loader
+
+
+@pytest.fixture(scope="module")
+def root():
+    """The ACDC data under `$DATA_ROOT` or `data/`; skips where it is absent."""
+    path = Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "ACDC"
+    if (path / "train_slices.list").is_file():
+        return path
+    pytest.skip("no ACDC data in $DATA_ROOT or data/: see the README on how to get it")
+
+
+def test_the_published_counts(root):
+    train, val, test = (ACDC(root, split) for split in ("train", "val", "test"))
+    assert (len(train), train.total) == (1312, 70)
+    assert train.labeled(3) == list(range(68))
+    assert train.labeled(7) == list(range(136))
+    assert [(len(data), data.total) for data in (val, test)] == [(20, 10), (40, 20)]
+
+
+def test_a_test_sample_is_a_volume_of_four_classes(root):
+    image, label = ACDC(root, "test").load(0)
+    assert image.shape == label.shape
+    assert min(image.shape[:2]) > 100 > image.shape[2]
+    assert set(np.unique(label)) == {0, 1, 2, 3}
+    assert 0 <= image.min() < image.max() <= 1
+
+
+def test_a_training_batch(root):
+    """All of the training data in seconds, 12 + 12 slices in milliseconds; both bounds are wide."""
+    options = {"dataset": "ACDC", "root": root, "downsample": 1, "labelnum": 7, "patch": [256, 256], "seed": 1}
+    options |= {"labeled_bs": 12, "unlabeled_bs": 12, "augment": "rotate"}
+    start = time.perf_counter()
+    data = two_stream_loader(Namespace(**options), torch.device("cpu"))
+    assert time.perf_counter() - start < 60
+    assert (len(data.volumes.images), len(data.volumes.labels)) == (1312, 136)
+    seconds = []
+    for step in range(1, 12):
+        start = time.perf_counter()
+        batch = data.batch(step)
+        seconds.append(time.perf_counter() - start)
+    assert np.median(seconds) < 0.5
+    assert batch.image.shape == (24, 1, 256, 256)
+    assert batch.label.shape == (12, 256, 256)
+    assert {name.partition("_")[0] for name in batch.names[:12]} <= {
+        name.partition("_")[0] for name in data.volumes.names[:136]
+    }
