@@ -1,0 +1,76 @@
+"""The 2-D U-Net of semi-supervised segmentation on ACDC (Ronneberger et al., MICCAI 2015); 1.81 M parameters.
+
+Five levels of 16, 32, 64, 128, 256 channels and two convolutions 3×3 each, with LeakyReLU(0.01); max pooling leads
+down, a 1×1 convolution and bilinear interpolation with aligned corners up; skips are concatenated; a 3×3 head.
+
+CoraNet's (Shi et al., TMI 2021) is `UNet(levels=4, n_filters=64, dropout=0)`.
+"""
+
+import torch
+import torch.nn as nn
+
+from networks.base import CONV, TRANSPOSED, Defaults, SegmentationNetwork, enlarge, norm
+
+
+class UNet(SegmentationNetwork):
+    """The options of `SegmentationNetwork`, and `levels` (5), of which the extents are multiples of 2^(levels - 1).
+
+    Dropout stands between the two convolutions of the encoder's levels. `dropout` is the bottom's probability; the
+    levels above have 0.1, 0.2, 0.4 and 0.6 of it from the top, any further ones all of it. With five levels 0.5 gives
+    the field's 0.05, 0.1, 0.2, 0.3, 0.5.
+    """
+
+    dims, multiples = 2, (16, 16)
+    defaults = Defaults(n_filters=16, dropout=0.5, upsampling="linear")
+    head_size = 3
+    slope = 0.01  # of the activation below 0
+
+    def build(self, in_channels, n_filters, normalization, dropout, upsampling, levels=5):
+        if levels < 2:
+            raise ValueError(f"levels must be at least 2, got {levels}")
+        self.multiples = (2 ** (levels - 1),) * self.dims
+        widths = [n_filters * 2**i for i in range(levels)]
+        shares = [*(0.1, 0.2, 0.4, 0.6), *[1.0] * levels][: levels - 1]
+        shares.append(1.0)
+        self.encoder = nn.ModuleList(
+            self.level(before, width, normalization, share * dropout)
+            for before, width, share in zip([in_channels, *widths], widths, shares, strict=False)
+        )
+        self.ups, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for deep, width in zip(widths[:0:-1], widths[-2::-1], strict=True):
+            grow, channels = self.grow(deep, width, upsampling)
+            self.ups.append(grow)
+            self.decoder.append(self.level(width + channels, width, normalization, 0.0))
+        self.shrink = nn.MaxPool2d(2) if self.dims == 2 else nn.MaxPool3d(2)
+        return n_filters
+
+    def level(self, in_channels, channels, kind, dropout):
+        """Two convolutions, dropout between them; the extents stay."""
+        layers = []
+        for before in (in_channels, channels):
+            layers += [
+                CONV[self.dims](before, channels, 3, padding=1),
+                norm(self.dims, kind, channels),
+                nn.LeakyReLU(self.slope, inplace=True),
+            ]
+        return nn.Sequential(*layers[:3], nn.Dropout(dropout), *layers[3:])
+
+    def grow(self, deep, channels, upsampling):
+        """What doubles the extents of `deep` channels, and how many channels it gives."""
+        if upsampling == "transposed":
+            return TRANSPOSED[self.dims](deep, channels, 2, stride=2), channels
+        return nn.Sequential(CONV[self.dims](deep, channels, 1), enlarge(self.dims, align_corners=True)), channels
+
+    def encode(self, x):
+        """The levels' features, the deepest, `(B, 2^(levels - 1)·n_filters, …)`, last."""
+        features = [self.encoder[0](x)]
+        for convolve in self.encoder[1:]:
+            features.append(convolve(self.shrink(features[-1])))
+        return features
+
+    def decode(self, features):
+        """From `encode`'s list to the last level's features `(B, n_filters, *S)`."""
+        x = features[-1]
+        for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=True):
+            x = convolve(torch.cat((skip, grow(x)), 1))
+        return x
