@@ -269,16 +269,16 @@ def test_resnet_crops_behind_what_was_rounded_up():
 def test_one_vs_rest_is_the_confidence_weighted_vote(classes):
     """Brute force: each network votes for its class, or for all others and the background, with its confidence."""
     net = OneVsRest("unet", num_classes=classes, n_filters=1).eval()
-    confidence = torch.rand(classes - 1, 5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    shift = torch.randn(classes - 1, 5000, dtype=torch.float64)  # logits are free up to a constant
+    confidence = torch.rand(classes - 1, 1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shift = torch.randn(classes - 1, 1000, dtype=torch.float64)  # logits are free up to a constant
     for network, p, s in zip(net.networks, confidence, shift, strict=True):
         network.segment = lambda x, p=p, s=s: torch.stack((s, s + torch.logit(p)))[None]
     logits = net.segment(None)
-    assert logits.shape == (1, classes, 5000)
+    assert logits.shape == (1, classes, 1000)
     assert logits[:, 0].eq(0).all()
 
-    votes = torch.zeros(classes, 5000, dtype=torch.float64)
-    for i in range(5000):
+    votes = torch.zeros(classes, 1000, dtype=torch.float64)
+    for i in range(1000):
         for c, p in enumerate(confidence[:, i].tolist(), start=1):
             if p > 0.5:
                 votes[c, i] += p
