@@ -131,14 +131,11 @@ def two_stream_loader(args, device):
         device: where batches go.
 
     Raises:
-        UserError: fewer units than `labelnum`, or none left for the unlabelled stream; a patch or an augmentation of
-            another number of axes than the data set's; and see the data set's own.
+        UserError: fewer units than `labelnum`, or none left for the unlabelled stream; an augmentation of another
+            number of axes than the data set's; and see the data set's own.
     """
     dataset = open_dataset(args.dataset, args.root, "train", args.downsample)
     axes = len(dataset.patches[1])
-    if len(args.patch) != axes:
-        patch = " ".join(map(str, args.patch))
-        raise UserError(f"--patch {patch}: {dataset.name} is {axes}-D, its patch has {axes} numbers")
     if AUGMENTS.get(args.augment) != axes:
         fit = ", ".join(name for name, of in AUGMENTS.items() if of == axes)
         raise UserError(f"--augment {args.augment}: {dataset.name} is {axes}-D, choose one of {fit}")

@@ -194,11 +194,9 @@ def test_labelled_and_unlabelled_slices_are_of_different_cases(tiny_la):
             "--augment rot_flip: phantom2d is 2-D, choose one of rotate, affine, resize",
         ),
         ("slices", {"augment": "mirror"}, "--augment mirror: phantom2d is 2-D"),
-        ("volumes", {"patch": [16, 16]}, "--patch 16 16: LA is 3-D, its patch has 3 numbers"),
-        ("slices", {"patch": [16, 16, 16]}, "--patch 16 16 16: phantom2d is 2-D, its patch has 2 numbers"),
     ],
 )
-def test_options_of_another_dimension(tiny_la, form, changes, message):
+def test_augmentations_of_another_dimension(tiny_la, form, changes, message):
     with pytest.raises(UserError, match=message):
         FORMS[form](tiny_la, **changes)
 
