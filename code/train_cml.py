@@ -10,11 +10,12 @@
     python code/train_cml.py --labelnum 8 --gpu 0
     python code/test_LA.py --method cml --labelnum 8
 
-Two V-Nets, the second with trilinear upsampling, one SGD 0.01 over both with momentum 0.9 and weight decay 1e-4, ×0.1
-every 2500 iterations of either phase; 2000 + 15000 iterations; 4 + 4 crops a step, which CutMix makes 2 + 2; λ₁ = 1,
-λ₂ = 0.2; the box (M = 0) is β = 2/3 of each axis, one for L and one for U a step. The pseudo-labels Ŷ are the argmax of
-each network on the unmixed crops, in train mode without gradient, the largest component of each class kept. Tested: the
-mean of both networks, its largest component.
+Two V-Nets (for slices U-Nets), the second with linear upsampling, one SGD 0.01 over both with momentum 0.9 and weight
+decay 1e-4, on LA ×0.1 every 2500 iterations of either phase; 2000 + 15000 iterations; 4 + 4 crops a step, which CutMix
+makes 2 + 2; λ₁ = 1, λ₂ = 0.2; the box (M = 0) is β = 2/3 of each axis, one for L and one for U a step. BraTS2019 and
+ACDC train for 10000 + 30000 iterations at a constant rate; ACDC with λ₁ = 0.5, λ₂ = 0.1, β = 1/2 and 12 + 12 slices.
+The pseudo-labels Ŷ are the argmax of each network on the unmixed crops, in train mode without gradient, the largest
+component of each class kept. Tested: the mean of both networks, on LA its largest component.
 
 `--framework cfl` (conflict-based feature learning) leaves CutMix out: each network learns from the other's
 pseudo-labels alone; `cps` (Chen et al., CVPR 2021) leaves D out too. Both keep the largest component of the
@@ -26,12 +27,23 @@ import torch.nn.functional as F
 
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
-from networks.vnet import VNet
-from utils import run
+from networks import network_class
+from utils import options, run
 from utils.errors import UserError
 from utils.losses import supervised_loss
 from utils.ops import largest_component, random_box, splice
+from utils.options import rule
 from utils.schedules import set_lr, step_decay
+
+LA = {"pretrain_iterations": 2000, "max_iterations": 15000, "lr_step": 2500, "labeled_bs": 4, "unlabeled_bs": 4}
+LA |= {"lambda_u": 1.0, "lambda_dis": 0.2, "beta": 2 / 3}
+BRATS = {"pretrain_iterations": 10000, "max_iterations": 30000, "lr_step": 0}
+ACDC = BRATS | {"lambda_u": 0.5, "lambda_dis": 0.1, "beta": 1 / 2, "labeled_bs": 12, "unlabeled_bs": 12}
+DEFAULTS = [
+    rule("paper, LA", **LA),
+    rule("paper, BraTS2019", lambda args: args.dataset == "BraTS2019", **BRATS),
+    rule("paper, ACDC", lambda args: args.net == "unet", **ACDC),
+]
 
 
 def mix(values, box):
@@ -40,7 +52,7 @@ def mix(values, box):
 
 
 def targets(pseudo_1, pseudo_2, box):
-    """What each network learns from on U: pseudo-labels int64 `(B, X, Y, Z)` of both to a target for each."""
+    """What each network learns from on U: pseudo-labels int64 `(B, *S)` of both to a target for each."""
     if box is None:
         return pseudo_2, pseudo_1
     (a_1, b_1), (a_2, b_2) = pseudo_1.chunk(2), pseudo_2.chunk(2)
@@ -48,7 +60,7 @@ def targets(pseudo_1, pseudo_2, box):
 
 
 def discrepancy(features_1, features_2):
-    """D of the deepest features `(B, F, X, Y, Z)` of both networks, from 0 (opposite) to 4 (alike)."""
+    """D of the deepest features `(B, F, *S)` of both networks, from 0 (opposite) to 4 (alike)."""
     features_1, features_2 = features_1.float(), features_2.float()
     return 2 + sum(
         F.cosine_similarity(own, other.detach(), dim=1).mean()
@@ -60,8 +72,8 @@ def objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args):
     """The whole loss of a step.
 
     Args:
-        outputs_1, outputs_2: of each network, logits `(B, C, X, Y, Z)` and deepest features, labelled crops first.
-        labels_1, labels_2: what each learns from, int64 `(B, X, Y, Z)`.
+        outputs_1, outputs_2: of each network, logits `(B, C, *S)` and deepest features, labelled crops first.
+        labels_1, labels_2: what each learns from, int64 `(B, *S)`.
         labelled: how many crops are labelled.
         args: `lambda_u`, `lambda_dis` and `framework`.
 
@@ -83,18 +95,18 @@ def objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args):
 
 
 def main():
-    parser = run.parser(__doc__, unlabeled_bs=4, labeled_bs=4)
+    parser = options.parser(__doc__)
     method = parser.add_argument_group("method")
-    method.add_argument("--pretrain_iterations", type=run.non_negative_int, default=2000, help="steps on L alone")
-    method.add_argument("--max_iterations", type=run.non_negative_int, default=15000, help="steps of self-training")
+    method.add_argument("--pretrain_iterations", type=options.non_negative_int, help="steps on L alone")
+    method.add_argument("--max_iterations", type=options.non_negative_int, help="steps of self-training")
     method.add_argument(
-        "--lr_step", type=run.non_negative_int, default=2500, help="lr ×0.1 every so many steps of a phase; 0: never"
+        "--lr_step", type=options.non_negative_int, help="lr ×0.1 every so many steps of a phase; 0: never"
     )
-    method.add_argument("--lambda_u", type=run.non_negative, default=1.0, help="λ₁, of the pseudo-labels")
-    method.add_argument("--lambda_dis", type=run.non_negative, default=0.2, help="λ₂, of the feature discrepancy")
-    method.add_argument("--beta", type=run.fraction, default=2 / 3, help="box of CutMix over each axis (Fig. 5)")
+    method.add_argument("--lambda_u", type=options.non_negative, help="λ₁, of the pseudo-labels")
+    method.add_argument("--lambda_dis", type=options.non_negative, help="λ₂, of the feature discrepancy")
+    method.add_argument("--beta", type=options.fraction, help="box of CutMix over each axis (Fig. 5)")
     method.add_argument("--framework", choices=("cml", "cfl", "cps"), default="cml", help="Fig. 6")
-    args = run.parse(parser)
+    args = options.parse(parser, DEFAULTS)
     cutmix = args.framework == "cml"
     if cutmix and (args.labeled_bs % 2 or args.unlabeled_bs % 2):
         raise UserError("CutMix mixes pairs: --labeled_bs and --unlabeled_bs must be even (or --framework cfl, cps)")
@@ -103,8 +115,8 @@ def main():
     job = run.Run(args, __file__)
 
     data = two_stream_loader(args, job.device)
-    shape = (1, data.num_classes, args.n_filters, args.normalization)
-    net_1, net_2 = (job.to_device(VNet(*shape, upsampling=kind, deepest=True)) for kind in ("transposed", "trilinear"))
+    network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)
+    net_1, net_2 = (job.to_device(network(*shape, upsampling=kind, deepest=True)) for kind in ("transposed", "linear"))
     student_1, student_2 = job.parallel(net_1), job.parallel(net_2)
     parameters = [*net_1.parameters(), *net_2.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)

@@ -10,39 +10,47 @@
     python code/train_coranet.py --labelnum 16 --gpu 0
     python code/test_LA.py --method coranet --labelnum 16
 
-One V-Net with instance norm and three branches; Adam 1e-3, betas (0.5, 0.999), 4 + 4 crops a step. Pseudo-labels
-(from D) and certain voxels of the whole unlabelled volumes are found anew every 5 epochs. Tested: D of the student.
+One V-Net with instance norm and three branches, 4 + 4 crops a step; for slices a U-Net of four levels from 64 channels,
+2 + 2. Adam 1e-3, betas (0.5, 0.999). Pseudo-labels (from D) and certain voxels of whole unlabelled images are found
+anew every 5 epochs. Tested: D of the student. With several classes α lies on the background in CE_con, on all others in
+CE_rad; `--multiclass one_vs_rest`, as the paper, trains a binary CoraNet a class and lets them vote.
 
-`--preset released` is the released code where it differs from the paper: 8 + 8 crops; an epoch is five passes over the
-labelled cases, 60 of them pre-training; L_crm and L_csn are means of CE, Dice, CE_con and CE_rad, the class weights of
-L_csn swapped and its sums divided by the number of voxels; L_cnt sums over classes, is averaged over the branches and
-weighs 0.1 r(epoch, 40); L_csn + L_cnt weighs 0.5; the teacher's decay is constant. Kept from the paper even then: the
-V-Net of the other methods (theirs has no dropout, one 3×3×3 convolution a branch, no ninth stage), Dice of the
-foreground with squares, and crops and pseudo-labels of whole unlabelled volumes instead of their centre.
+`--preset released`: 8 + 8 crops; an epoch is five passes over the labelled cases, 60 of them pre-training; L_crm and
+L_csn are means of CE, Dice, CE_con and CE_rad, the class weights of L_csn swapped and its sums divided by the number of
+voxels; L_cnt sums over classes, is averaged over the branches and weighs 0.1 r(epoch, 40); L_csn + L_cnt weighs 0.5;
+the teacher's decay is constant. Not its V-Net, its Dice without squares, nor its crops of the volumes' centre.
 
-The paper has no LA: crops are turned as the LA protocol does (`--augment crop` for the paper's plain crops), and the
-windows that relabel a volume step by half a patch. Only cases that are seen before the next relabelling are relabelled.
+`--uncertainty` other than crm calls certain, with D alone, where the entropy of a mean softmax is below half of ln C:
+over flips (`tta`), passes with dropout (`mcdropout`), or logits D + σ ε (`aleatoric`), σ learned by their likelihood
+(Kendall & Gal, NeurIPS 2017, equation 12). The paper leaves the passes and the threshold open.
 """
 
 import copy
+import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
-from networks.vnet import VNet
-from utils import run
-from utils.checkpoint import CompressedVolumes
+from networks import network_class
+from networks.one_vs_rest import OneVsRest, problems
+from utils import options, run
 from utils.errors import UserError
-from utils.inference import sliding_window
-from utils.losses import dice_loss, masked_mean
+from utils.inference import whole_image
+from utils.losses import foreground_dice_loss, masked_mean
+from utils.options import rule
+from utils.pseudo_labels import CompressedVolumes, pack, unpack
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
+from utils.uncertainty import entropy, noisy_softmax, views
 
-PRESETS = {
-    "paper": {"pretrain_epochs": 30, "passes": 1, "labeled_bs": 4, "unlabeled_bs": 4},
-    "released": {"pretrain_epochs": 60, "passes": 5, "labeled_bs": 8, "unlabeled_bs": 8},
-}
+DEFAULTS = [
+    rule("paper", pretrain_epochs=30, selftrain_epochs=200, passes=1, labeled_bs=4, unlabeled_bs=4),
+    rule("paper, 2-D", lambda args: args.net == "unet", selftrain_epochs=100, labeled_bs=2, unlabeled_bs=2),
+    rule("paper, 2-D", lambda args: args.net == "unet", n_filters=64, normalization="batchnorm"),
+    rule("code", lambda args: args.preset == "released", pretrain_epochs=60, passes=5, labeled_bs=8, unlabeled_bs=8),
+]
 MODES = {  # Table IV: L_csn?, L_cnt?, on the certain and uncertain voxels (else on all)?
     "seg": (False, False, False),
     "seg+st": (True, False, False),
@@ -51,115 +59,109 @@ MODES = {  # Table IV: L_csn?, L_cnt?, on the certain and uncertain voxels (else
     "seg+mt_mask": (False, True, True),
     "full": (True, True, True),
 }
-CERTAIN = 0x80  # this bit of a pseudo-label's byte; the other seven are its class
+BRANCHES = {"crm": 3, "tta": 1, "mcdropout": 1, "aleatoric": 2}  # D, D_con, D_rad; D; D; D and log σ²
 
 
 @torch.no_grad()
-def relabel(net, data, steps, stride, job):
-    """Pseudo-labels and certain voxels, uint8 `(X, Y, Z)`, of the unlabelled cases that `steps` (a range) will show."""
-    classes, labels = net.config["num_classes"], {}
-
-    def branches(x):
-        return torch.cat([logits.float().softmax(1) for logits in net(x)], dim=1)
-
-    options = {"activation": None, "device": job.device, "precision": job.precision}
+def relabel(net, data, steps, job, args):
+    """Packed pseudo-labels and certain voxels, uint8 `(*S)`, of the unlabelled images that `steps` will show."""
+    count, classes = (data.num_classes - 1, 2) if args.multiclass == "one_vs_rest" else (1, data.num_classes)
+    look = partial(views, args.uncertainty, net, draws=args.looks)
+    labels, channels = {}, count * classes * (3 if args.uncertainty == "crm" else 2)
+    where = {"device": job.device, "precision": job.precision}
     net.eval()
     for case in sorted({case for step in steps for case in data.samples(step)[data.labeled_bs :]}):
         job.leave_if_asked(steps.start - 1)
-        prob = sliding_window(branches, data.volumes.images[case], data.patch, stride, 3 * classes, **options)
-        pseudo, con, rad = (p.argmax(0) for p in prob.split(classes))
-        labels[case] = (pseudo + CERTAIN * (con == rad)).to(torch.uint8).cpu()
+        prob = whole_image(look, data.volumes.images[case], data.patch, args.relabel_stride, channels, **where)
+        normal, *others = (p.unflatten(0, (count, classes)) for p in prob.split(count * classes))
+        agree = others[0].argmax(1) == others[-1].argmax(1)
+        sure = entropy(others[0]) < args.certain_below * math.log(classes)
+        labels[case] = pack(normal.argmax(1), agree if args.uncertainty == "crm" else sure).cpu()
     net.train()
     return labels
 
 
-def masked_dice_loss(prob, label, mask):
-    """Mean Dice loss of the foreground classes over the voxels of `mask`: prob `(B, C, *S)`, the others `(B, *S)`."""
-    classes = range(1, prob.shape[1])
-    return sum(dice_loss(prob[:, c] * mask, mask & (label == c)) for c in classes) / len(classes)
-
-
 def objective(outputs, label, args, pseudo=None, certain=None, targets=None, epoch=0):
-    """The whole loss of a step.
+    """The whole loss of a step, and its terms by name.
 
     Args:
-        outputs: float32 logits `(B, C, X, Y, Z)` of D, D_con and D_rad, labelled crops first.
-        label: int64 `(B_l, X, Y, Z)`.
-        args: `alpha`, `train` and `preset`.
-        pseudo, certain: pseudo-labels int64 and certain voxels bool `(B_u, X, Y, Z)`; None in pre-training.
-        targets: logits of the teacher's branches for the unlabelled crops; None without L_cnt.
+        outputs: float32 logits `(B, C, *S)` of the BRANCHES, labelled crops first.
+        label: int64 `(B_l, *S)`.
+        args: `alpha`, `train`, `preset`, `uncertainty` and `looks`.
+        pseudo, certain: pseudo-labels int64 and certain voxels bool `(B_u, *S)`; None in pre-training.
+        targets: logits of the teacher's branches `(B_u, C, *S)`; None without L_cnt.
         epoch: of self-training, from 0.
-
-    Returns:
-        The loss, and its terms by name.
     """
-    n, classes = label.shape[0], outputs[0].shape[1]
-    released = args.preset == "released"
+    n, crm, released = len(label), args.uncertainty == "crm", args.preset == "released"
     self_training, mean_teaching, masked = MODES[args.train]
-    con_weight = outputs[0].new_tensor([args.alpha] + [1.0] * (classes - 1))
-    rad_weight = outputs[0].new_tensor([1.0] + [args.alpha] * (classes - 1))
+    con_weight, rad_weight = outputs[0].new_ones(2, outputs[0].shape[1])
+    con_weight[0] = rad_weight[1:] = args.alpha
 
-    normal, con, rad = (logits[:n] for logits in outputs)
-    losses = [
-        F.cross_entropy(normal, label),
-        F.cross_entropy(con, label, con_weight),
-        F.cross_entropy(rad, label, rad_weight),
-    ]
+    normal, *others = (logits[:n] for logits in outputs)
+    losses = [F.cross_entropy(normal, label)]
+    if crm:
+        losses += [F.cross_entropy(z, label, w) for z, w in zip(others, (con_weight, rad_weight), strict=True)]
+    elif others:
+        losses = [F.nll_loss(noisy_softmax(normal, others[0], args.looks).clamp(min=1e-7).log(), label)]
     if released:
-        losses.append(masked_dice_loss(normal.softmax(1), label, torch.ones_like(label, dtype=torch.bool)))
-    loss = sum(losses) / (4 if released else 1)
+        losses.append(foreground_dice_loss(normal.softmax(1), label))
+    loss = sum(losses) / (len(losses) if released else 1)
     terms = {"loss_crm": loss}
-    if outputs[0].shape[0] == n:
+    if len(outputs[0]) == n:
         return loss, terms
 
-    normal, con, rad = outputs = [logits[n:] for logits in outputs]
-    everywhere = torch.ones_like(normal[:, 0], dtype=torch.bool)
+    normal, *others = outputs = [logits[n:] for logits in outputs]
     if self_training:
-        where = certain if masked else everywhere
-        loss_csn = masked_mean(F.cross_entropy(normal, pseudo, reduction="none"), where)
+        where = certain if masked else torch.ones_like(pseudo, dtype=torch.bool)
+        losses = [masked_mean(F.cross_entropy(normal, pseudo, reduction="none"), where)]
+        if released and crm:
+            swapped = zip(others, (rad_weight, con_weight), strict=True)
+            losses += [masked_mean(F.cross_entropy(z, pseudo, w, reduction="none"), where) for z, w in swapped]
         if released:
-            for logits, swapped in ((con, rad_weight), (rad, con_weight)):
-                loss_csn = loss_csn + masked_mean(F.cross_entropy(logits, pseudo, swapped, reduction="none"), where)
-            loss_csn = (loss_csn + masked_dice_loss(normal.softmax(1), pseudo, where)) / 4
-        loss = loss + (0.5 if released else 1.0) * loss_csn
-        terms["loss_csn"] = loss_csn
+            losses.append(foreground_dice_loss(normal.softmax(1), pseudo, where))
+        terms["loss_csn"] = sum(losses) / len(losses)
+        loss = loss + (0.5 if released else 1.0) * terms["loss_csn"]
     if mean_teaching:
-        where = ~certain if masked else everywhere
-        squares = [(s.softmax(1) - t.softmax(1)).square() for s, t in zip(outputs, targets, strict=True)]
-        if released:
-            loss_cnt = sum(masked_mean(square.sum(1), where) for square in squares) / 3
-            weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40)
-        else:
-            loss_cnt, weight = masked_mean(squares[0].mean(1), where), 1.0
+        where = ~certain if masked else torch.ones_like(normal[:, 0], dtype=torch.bool)
+        pairs = list(zip(outputs, targets, strict=True))[: 3 if released and crm else 1]
+        squares = [(student.softmax(1) - teacher.softmax(1)).square() for student, teacher in pairs]
+        loss_cnt = sum(masked_mean(s.sum(1) if released else s.mean(1), where) for s in squares) / len(squares)
+        weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40) if released else 1.0
         loss = loss + weight * loss_cnt
         terms |= {"loss_cnt": loss_cnt, "consistency_weight": weight}
     return loss, terms
 
 
 def main():
-    parser = run.parser(__doc__, base_lr=1e-3, normalization="instancenorm")
+    parser = options.parser(__doc__, ("paper", "released"), base_lr=1e-3, normalization="instancenorm")
     method = parser.add_argument_group("method")
-    method.add_argument("--pretrain_epochs", type=run.non_negative_int, help="epochs of L_crm alone")
-    method.add_argument("--selftrain_epochs", type=run.non_negative_int, default=200, help="with unlabelled data")
-    method.add_argument("--passes", type=run.positive_int, help="passes over the labelled cases that make an epoch")
-    method.add_argument("--alpha", type=run.positive, default=5.0, help="cost ratio; higher: more is uncertain")
+    method.add_argument("--pretrain_epochs", type=options.non_negative_int, help="epochs of L_crm alone")
+    method.add_argument("--selftrain_epochs", type=options.non_negative_int, help="epochs with unlabelled data")
+    method.add_argument("--passes", type=options.positive_int, help="over the labelled cases that make an epoch")
+    method.add_argument("--alpha", type=options.positive, default=5.0, help="cost ratio; higher: more is uncertain")
     method.add_argument("--train", choices=list(MODES), default="full", help="rows of Table IV: st is L_csn, mt L_cnt")
-    method.add_argument("--relabel_epochs", type=run.positive_int, default=5, help="epochs between relabellings")
-    method.add_argument("--relabel_stride", type=run.positive_int, nargs=3, help="its windows' (default: half a patch)")
-    method.add_argument("--ema_decay", type=run.fraction, default=0.99, help="of the teacher, at most")
-    args = run.parse(parser, PRESETS)
+    method.add_argument("--relabel_epochs", type=options.positive_int, default=5, help="epochs between relabellings")
+    method.add_argument("--relabel_stride", type=options.positive_int, nargs=3, help="its windows' (half a patch)")
+    method.add_argument("--ema_decay", type=options.fraction, default=0.99, help="of the teacher, at most")
+    method.add_argument("--uncertainty", choices=list(BRANCHES), default="crm", help="what is certain (Table VI)")
+    method.add_argument("--looks", type=options.positive_int, default=8, help="passes of mcdropout, draws of aleatoric")
+    method.add_argument("--certain_below", type=options.fraction, default=0.5, help="entropy over ln C of all but crm")
+    method.add_argument("--multiclass", choices=("direct", "one_vs_rest"), default="direct", help="one network or many")
+    args = options.parse(parser, DEFAULTS)
     args.relabel_stride = args.relabel_stride or [extent // 2 for extent in args.patch]
-    if any(stride > extent for stride, extent in zip(args.relabel_stride, args.patch, strict=True)):
+    if any(stride > extent for stride, extent in zip(args.relabel_stride, args.patch, strict=False)):
         raise UserError(f"--relabel_stride {args.relabel_stride} leaves gaps between windows of {args.patch}")
     self_training, mean_teaching, masked = MODES[args.train]
     job = run.Run(args, __file__)
 
-    data = two_stream_loader(args, job.device)
+    data, one_vs_rest = two_stream_loader(args, job.device), args.multiclass == "one_vs_rest"
     epoch_steps = args.passes * data.steps_per_epoch
     pretraining, between = args.pretrain_epochs * epoch_steps, args.relabel_epochs * epoch_steps
     last = pretraining + args.selftrain_epochs * epoch_steps
 
-    net = job.to_device(VNet(1, data.num_classes, args.n_filters, args.normalization, branches=3))
+    own = {"branches": BRANCHES[args.uncertainty]} | ({"levels": 4} if args.net == "unet" else {})
+    network = partial(OneVsRest, args.net) if one_vs_rest else network_class(args.net)
+    net = job.to_device(network(1, data.num_classes, n_filters=args.n_filters, normalization=args.normalization, **own))
     teacher = copy.deepcopy(net).requires_grad_(False)
     student, mean_teacher = job.parallel(net), job.parallel(teacher)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.base_lr, betas=(0.5, 0.999))
@@ -168,27 +170,25 @@ def main():
 
     for step, batch in job.steps(data, last):
         t, n = step - 1 - pretraining, batch.labeled_bs  # t: iteration of self-training, from 0
-        pseudo = certain = targets = None
-        if t < 0 or args.train == "seg":
-            outputs = student(batch.image[:n])
-        else:
-            if (self_training or masked) and t % between == 0:
-                until = min(step + between, last + 1)
-                pseudo_labels.replace(relabel(net, data, range(step, until), args.relabel_stride, job))
-            if self_training or masked:
-                code = data.gather(pseudo_labels, batch.crops[n:])
-                pseudo, certain = (code % CERTAIN).long(), code >= CERTAIN
-            if mean_teaching:  # a copy of the pre-trained student at t = 0
-                constant = args.preset == "released" and t > 0
-                update_teacher(teacher, net, args.ema_decay if constant else ema_decay(t, args.ema_decay))
-                with torch.no_grad():
-                    targets = [logits.float() for logits in mean_teacher(batch.image[n:])]
-            outputs = student(batch.image)
+        labels = [(batch.label == c).long() for c in range(1, data.num_classes)] if one_vs_rest else [batch.label]
+        pseudo = certain = targets = [None] * len(labels)
+        if t >= 0 and (self_training or masked):
+            if t % between == 0:
+                steps = range(step, min(step + between, last + 1))
+                pseudo_labels.replace(relabel(net, data, steps, job, args))
+            pseudo, certain = unpack(data.gather(pseudo_labels, batch.crops[n:]), len(labels))
+        if t >= 0 and mean_teaching:  # a copy of the pre-trained student at t = 0
+            constant = args.preset == "released" and t > 0
+            update_teacher(teacher, net, args.ema_decay if constant else ema_decay(t, args.ema_decay))
+            with torch.no_grad():
+                targets = problems(mean_teacher(batch.image[n:]))
+        outputs = student(batch.image[:n] if t < 0 or args.train == "seg" else batch.image)
 
-        outputs = [logits.float() for logits in outputs]
-        loss, terms = objective(outputs, batch.label, args, pseudo, certain, targets, max(t, 0) // epoch_steps)
-        if certain is not None:
-            terms["certain"] = certain.float().mean()
+        parts, epoch = zip(problems(outputs), labels, pseudo, certain, targets, strict=True), max(t, 0) // epoch_steps
+        losses, terms = zip(*(objective(z, y, args, *rest, epoch) for z, y, *rest in parts), strict=True)
+        loss, terms = sum(losses), {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
+        if certain[0] is not None:
+            terms["certain"] = torch.stack(certain).float().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,10 +6,11 @@
 
     python code/train_dmd.py --labelnum 16 --gpu 0
     python code/test_LA.py --method dmd --labelnum 16 --nms 0
+    python code/train_dmd.py --dataset ACDC --labelnum 3 --gpu 0
 
-Two V-Nets of different random weights, one SGD 0.01 with momentum 0.9 and weight decay 1e-4 over both, ×0.1 every 2500
-of 6000 iterations, 2 + 2 crops a step, no ramp-up. T = 2 with up to 8 labels, 1.93 with more; λ = 4. Tested: the first
-network alone, without a component filter.
+Two networks (V-Nets; for slices U-Nets) of different random weights, one SGD 0.01 with momentum 0.9 and weight decay
+1e-4 over both, ×0.1 every 2500 of 6000 iterations, on LA 2 + 2 crops a step, no ramp-up. T = 2 with up to 8 labels,
+1.93 with more; λ = 4. Tested: the first network alone, without a component filter.
 
 `--distill kl` distils by D(p₂ᵀ ‖ p₁ᵀ) + D(p₁ᵀ ‖ p₂ᵀ), a mean over voxels, with λ = 1; at `--temperature 1` that is deep
 mutual learning (Zhang et al., CVPR 2018), the baseline. Section 3.3 swaps the two λ; Fig. 4 and the implementation
@@ -24,16 +25,22 @@ import torch
 
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
-from networks.vnet import VNet
-from utils import run
+from networks import network_class
+from utils import options, run
 from utils.losses import dice_loss, foreground_dice_loss
+from utils.options import rule
 from utils.schedules import set_lr, step_decay
 
-LAMBDA = {"dice": 4.0, "kl": 1.0}  # Fig. 4
+DEFAULTS = [
+    rule("Fig. 3b", temperature=1.93),
+    rule("Fig. 3b, up to 8 labels", lambda args: args.labelnum <= 8, temperature=2.0),
+    rule("Fig. 4", lambda_distill=4.0),
+    rule("Fig. 4, KL", lambda args: args.distill == "kl", lambda_distill=1.0),
+]
 
 
 def distillation(logits_1, logits_2, kind, temperature):
-    """What the networks' tempered probabilities differ by (equations 2 and 4): float32 logits `(B, C, X, Y, Z)`."""
+    """What the networks' tempered probabilities differ by (equations 2 and 4): float32 logits `(B, C, *S)`."""
     log_1, log_2 = (logits / temperature for logits in (logits_1, logits_2))
     log_1, log_2 = log_1.log_softmax(1), log_2.log_softmax(1)
     prob_1, prob_2 = log_1.exp(), log_2.exp()
@@ -47,8 +54,8 @@ def objective(logits_1, logits_2, label, args):
     """The whole loss of a step.
 
     Args:
-        logits_1, logits_2: float32 `(B, C, X, Y, Z)`, labelled crops first.
-        label: int64 `(B_l, X, Y, Z)`.
+        logits_1, logits_2: float32 `(B, C, *S)`, labelled crops first.
+        label: int64 `(B_l, *S)`.
         args: `distill`, `temperature` and `lambda_distill`.
 
     Returns:
@@ -61,24 +68,23 @@ def objective(logits_1, logits_2, label, args):
 
 
 def main():
-    parser = run.parser(__doc__)
+    parser = options.parser(__doc__)
     method = parser.add_argument_group("method")
-    method.add_argument("--max_iterations", type=run.positive_int, default=6000, help="steps in all")
+    method.add_argument("--max_iterations", type=options.positive_int, default=6000, help="steps in all")
     method.add_argument(
-        "--lr_step", type=run.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
+        "--lr_step", type=options.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
     )
-    method.add_argument("--distill", choices=list(LAMBDA), default="dice", help="loss between the networks")
+    method.add_argument("--distill", choices=("dice", "kl"), default="dice", help="loss between the networks")
     method.add_argument(
-        "--temperature", type=run.positive, help="T; higher: softer targets (default: 2 up to 8 labels, then 1.93)"
+        "--temperature", type=options.positive, help="T; higher: softer targets (default: 2 up to 8 labels, then 1.93)"
     )
-    method.add_argument("--lambda_distill", type=run.non_negative, help="λ (default: 4 for dice, 1 for kl)")
-    args = run.parse(parser)
-    args.temperature = args.temperature or (2.0 if args.labelnum <= 8 else 1.93)  # Fig. 3b
-    args.lambda_distill = LAMBDA[args.distill] if args.lambda_distill is None else args.lambda_distill
+    method.add_argument("--lambda_distill", type=options.non_negative, help="λ (default: 4 for dice, 1 for kl)")
+    args = options.parse(parser, DEFAULTS)
     job = run.Run(args, __file__)
 
     data = two_stream_loader(args, job.device)
-    net_1, net_2 = (job.to_device(VNet(1, data.num_classes, args.n_filters, args.normalization)) for _ in range(2))
+    network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)
+    net_1, net_2 = (job.to_device(network(*shape)) for _ in range(2))
     student_1, student_2 = job.parallel(net_1), job.parallel(net_2)
     parameters = [*net_1.parameters(), *net_2.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)

@@ -8,9 +8,9 @@
     python code/train_dtml.py --labelnum 16 --gpu 0
     python code/test_LA.py --method dtml --labelnum 16                     (--network dis tests M_d)
 
-Two V-Nets of different random weights, each with an SGD 0.01 of its own, momentum 0.9 and weight decay 1e-4, ×0.1 every
-2500 of 6000 iterations, 2 + 2 crops a step. Distance maps are negative inside and normalised to [-1, 1] over the crop.
-Tested: M_s, its largest component.
+Two networks (V-Nets; for slices U-Nets) of different random weights, each with an SGD 0.01 of its own, momentum 0.9
+and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops a step. Distance maps are negative inside and
+normalised to [-1, 1] over the crop. Tested: M_s, its largest component.
 
 `--preset released` is the released code where it differs: λ is 1.0 r(t//150, 40), and the consistency term is part of
 both losses, each of which is back-propagated into both networks, so that it counts twice.
@@ -23,13 +23,17 @@ import torch
 
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
-from networks.vnet import VNet
-from utils import run
+from networks import network_class
+from utils import options, run
 from utils.losses import dice_loss, distance_to_mask, supervised_loss
 from utils.ops import normalized_sdm
+from utils.options import rule
 from utils.schedules import gaussian_rampup, set_lr, step_decay
 
-PRESETS = {"paper": {"consistency": 0.1}, "released": {"consistency": 1.0}}
+DEFAULTS = [
+    rule("paper", consistency=0.1),
+    rule("released code", lambda args: args.preset == "released", consistency=1.0),
+]
 
 
 def consistency_weight(step, args):
@@ -43,9 +47,9 @@ def objective(logits, sdm, label, weight, dis_loss):
     """L_s and L_d with the consistency once: the sum whose gradients are those of both networks.
 
     Args:
-        logits: of M_s, float32 `(B, C, X, Y, Z)`, labelled crops first.
-        sdm: of M_d, float32 `(B, C - 1, X, Y, Z)` in [-1, 1].
-        label: int64 `(B_l, X, Y, Z)`.
+        logits: of M_s, float32 `(B, C, *S)`, labelled crops first.
+        sdm: of M_d, float32 `(B, C - 1, *S)` in [-1, 1].
+        label: int64 `(B_l, *S)`.
         weight: of the consistency.
         dis_loss: `mask`, `sdm`, `sdm2` or `both` (rows of Table 1).
 
@@ -68,11 +72,11 @@ def objective(logits, sdm, label, weight, dis_loss):
 
 
 def main():
-    parser = run.parser(__doc__)
+    parser = options.parser(__doc__, ("paper", "released"))
     method = parser.add_argument_group("method")
-    method.add_argument("--max_iterations", type=run.positive_int, default=6000, help="steps in all")
+    method.add_argument("--max_iterations", type=options.positive_int, default=6000, help="steps in all")
     method.add_argument(
-        "--lr_step", type=run.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
+        "--lr_step", type=options.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
     )
     method.add_argument(
         "--dis_loss",
@@ -80,17 +84,17 @@ def main():
         default="mask",
         help="M_d learns the mask, the distances (absolute or squared differences), or mask and distances (Table 1)",
     )
-    method.add_argument("--consistency", type=run.non_negative, help="λ at the end; 0: the networks never meet")
+    method.add_argument("--consistency", type=options.non_negative, help="λ at the end; 0: the networks never meet")
     method.add_argument("--unlabeled", type=int, choices=(0, 1), default=1, help="0: labelled crops alone (Table 2)")
-    args = run.parse(parser, PRESETS)
+    args = options.parse(parser, DEFAULTS)
     if not args.unlabeled:
         args.unlabeled_bs = 0
     job = run.Run(args, __file__)
 
     data = two_stream_loader(args, job.device)
-    shape = (1, data.num_classes, args.n_filters, args.normalization)
-    seg = job.to_device(VNet(*shape))
-    dis = job.to_device(VNet(*shape, sdm_head=True, segmentation_head=False))
+    network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)
+    seg = job.to_device(network(*shape))
+    dis = job.to_device(network(*shape, sdm_head=True, segmentation_head=False))
     segment, measure = job.parallel(seg), job.parallel(dis)
     optimizers = [
         torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4) for net in (seg, dis)

@@ -4,34 +4,37 @@
 
     python code/train_supervised.py --labelnum 16 --gpu 0
     python code/train_supervised.py --labelnum 80 --gpu 0
+    python code/train_supervised.py --dataset ACDC --labelnum 7 --gpu 0
 
-V-Net, SGD 0.01 with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, four crops of 112×112×80
-a step, last iteration (the protocol of Yu et al., MICCAI 2019). The semi-supervised methods see two labelled crops a
-step: `--labeled_bs 2` is the twin with the same labelled crops, the default the one with the same crops in all.
+V-Net, or U-Net for slices, SGD 0.01 with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, on LA
+four crops of 112×112×80 a step, last iteration (the protocol of Yu et al., MICCAI 2019). The semi-supervised methods
+see two labelled crops a step: `--labeled_bs 2` is the twin with the same labelled crops, the default the one with the
+same crops in all.
 """
 
 import torch
 
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
-from networks.vnet import VNet
-from utils import run
+from networks import network_class
+from utils import options, run
 from utils.losses import supervised_loss
 from utils.schedules import set_lr, step_decay
 
 
 def main():
-    parser = run.parser(__doc__, unlabeled_bs=None, labeled_bs=4)
+    parser = options.parser(__doc__, unlabeled=False)
     method = parser.add_argument_group("method")
-    method.add_argument("--max_iterations", type=run.positive_int, default=6000, help="steps in all")
+    method.add_argument("--max_iterations", type=options.positive_int, default=6000, help="steps in all")
     method.add_argument(
-        "--lr_step", type=run.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
+        "--lr_step", type=options.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
     )
-    args = run.parse(parser)
+    args = options.parse(parser)
     job = run.Run(args, __file__)
 
     data = two_stream_loader(args, job.device)  # the labelled stream alone
-    net = job.to_device(VNet(1, data.num_classes, args.n_filters, args.normalization))
+    network = network_class(args.net)
+    net = job.to_device(network(1, data.num_classes, args.n_filters, args.normalization))
     student = job.parallel(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net, optimizer=optimizer)

@@ -12,14 +12,14 @@
     python code/train_ugmcl.py --labelnum 16 --gpu 0
     python code/test_LA.py --method ugmcl --labelnum 16
 
-One V-Net with two heads: probabilities p, and through tanh signed distance maps d, negative inside, normalised over the
-crop, one a foreground class. SGD 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops
-a step, β = 0.75, teacher's decay 0.99. Squares are means over classes. The teacher's input has noise clamp(N(0, 0.1²),
-±0.2), and it stays in train mode. Tested: the student's p, its largest component.
+One V-Net (for slices a U-Net) with two heads: probabilities p, and through tanh signed distance maps d, negative
+inside, normalised over the crop, one a foreground class. SGD 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of
+6000 iterations, 2 + 2 crops a step, β = 0.75, teacher's decay 0.99. Squares are means over classes. The teacher's input
+has noise clamp(N(0, 0.1²), ±0.2), and it stays in train mode. Tested: the student's p, its largest component.
 
 `--preset released` is the released code (for BraTS) where it differs: L_sup = (CE + Dice + Dice(σ(-k d), Y)) / 2, L_itc
-of the probabilities alone, 30 000 iterations without decay of the learning rate. Kept from the paper even then: V-Net
-in the place of a 3-D U-Net, and the protocol of the data set.
+of the probabilities alone, a 3-D U-Net, on BraTS2019 crops of 96×96×96, 30 000 iterations without decay of the learning
+rate. What it has no word for, such as LA, follows the protocol of the data set.
 """
 
 import copy
@@ -30,16 +30,19 @@ import torch.nn.functional as F
 
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
-from networks.vnet import VNet
-from utils import run
+from networks import network_class
+from utils import options, run
 from utils.losses import dice_loss, distance_to_mask, foreground_dice_loss, masked_mean
 from utils.ops import normalized_sdm
+from utils.options import rule
 from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
 
-PRESETS = {
-    "paper": {"max_iterations": 6000, "lr_step": 2500},
-    "released": {"max_iterations": 30000, "lr_step": 0},
-}
+DEFAULTS = [
+    rule("paper", max_iterations=6000, lr_step=2500),
+    rule("paper: as on LA", lambda args: args.dataset == "BraTS2019" and args.preset == "paper", patch=[112, 112, 80]),
+    rule("released code", lambda args: args.preset == "released", max_iterations=30000, lr_step=0),
+    rule("released code", lambda args: args.preset == "released" and args.net == "vnet", net="unet3d"),
+]
 TERMS = ("dis", "itc", "ctc")
 
 
@@ -50,7 +53,7 @@ def noisy(image):
 
 @torch.no_grad()
 def uncertainty(teacher, image, passes):
-    """Entropy `(B, X, Y, Z)`, from 0 to ln C, of the mean softmax of some noisy passes of `teacher`."""
+    """Entropy `(B, *S)`, from 0 to ln C, of the mean softmax of some noisy passes of `teacher`."""
     prob = sum(teacher(noisy(image))[0].float().softmax(1) for _ in range(passes)) / passes
     return -torch.xlogy(prob, prob).sum(1)
 
@@ -59,12 +62,12 @@ def objective(logits, sdm, label, weight, args, targets=None, certain=None):
     """The whole loss of a step.
 
     Args:
-        logits, sdm: the student's, float32 `(B, C, X, Y, Z)` and `(B, C - 1, X, Y, Z)`, labelled crops first.
-        label: int64 `(B_l, X, Y, Z)`.
+        logits, sdm: the student's, float32 `(B, C, *S)` and `(B, C - 1, *S)`, labelled crops first.
+        label: int64 `(B_l, *S)`.
         weight: λ(t).
         args: `terms`, `beta` and `preset`.
         targets: logits and sdm of the teacher; needed for the term `itc`.
-        certain: M, bool `(B, X, Y, Z)`; as targets.
+        certain: M, bool `(B, *S)`; as targets.
 
     Returns:
         The loss, and its terms by name.
@@ -96,23 +99,28 @@ def objective(logits, sdm, label, weight, args, targets=None, certain=None):
 
 
 def main():
-    parser = run.parser(__doc__)
+    parser = options.parser(__doc__, ("paper", "released"))
     method = parser.add_argument_group("method")
-    method.add_argument("--max_iterations", type=run.positive_int, help="steps in all")
-    method.add_argument("--lr_step", type=run.non_negative_int, help="lr ×0.1 every so many steps; 0: never")
+    method.add_argument("--max_iterations", type=options.positive_int, help="steps in all")
+    method.add_argument("--lr_step", type=options.non_negative_int, help="lr ×0.1 every so many steps; 0: never")
     method.add_argument("--terms", choices=TERMS, nargs="*", default=list(TERMS), help="of the loss, beside CE + Dice")
-    method.add_argument("--beta", type=run.fraction, default=0.75, help="share of the probabilities in L_itc (Fig. 3)")
-    method.add_argument("--consistency", type=run.non_negative, default=0.1, help="λ at the end")
     method.add_argument(
-        "--threshold_start", type=run.fraction, default=0.75, help="H at the start over ln C; 1: constant (Fig. 3)"
+        "--beta", type=options.fraction, default=0.75, help="share of the probabilities in L_itc (Fig. 3)"
     )
-    method.add_argument("--passes", type=run.positive_int, default=8, help="T, passes of the teacher that measure u")
-    method.add_argument("--ema_decay", type=run.fraction, default=0.99, help="of the teacher, at most")
-    args = run.parse(parser, PRESETS)
+    method.add_argument("--consistency", type=options.non_negative, default=0.1, help="λ at the end")
+    method.add_argument(
+        "--threshold_start", type=options.fraction, default=0.75, help="H at the start over ln C; 1: constant (Fig. 3)"
+    )
+    method.add_argument(
+        "--passes", type=options.positive_int, default=8, help="T, passes of the teacher that measure u"
+    )
+    method.add_argument("--ema_decay", type=options.fraction, default=0.99, help="of the teacher, at most")
+    args = options.parse(parser, DEFAULTS)
     job = run.Run(args, __file__)
 
     data = two_stream_loader(args, job.device)
-    net = job.to_device(VNet(1, data.num_classes, args.n_filters, args.normalization, sdm_head=True))
+    network = network_class(args.net)
+    net = job.to_device(network(1, data.num_classes, args.n_filters, args.normalization, sdm_head=True))
     teacher = copy.deepcopy(net).requires_grad_(False)
     student, mean_teacher = job.parallel(net), job.parallel(teacher)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)

@@ -41,3 +41,10 @@ class OneVsRest(nn.Module):
     def forward(self, x):
         """What each class's network gives, a list over the foreground classes."""
         return [network(x) for network in self.networks]
+
+
+def problems(outputs):
+    """Any network's outputs as float32 branches of each problem: one of all classes, or each class against the rest."""
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    problems = [branches if isinstance(branches, tuple) else (branches,) for branches in outputs]
+    return [[logits.float() for logits in branches] for branches in problems]

@@ -8,11 +8,17 @@ import pytest
 import torch
 import train_coranet as coranet
 
+from networks.one_vs_rest import OneVsRest, problems
 from networks.vnet import VNet
-from utils.checkpoint import CompressedVolumes
+from utils.pseudo_labels import CompressedVolumes, pack, unpack
 
 ALPHA, EPOCH, LABELED = 5.0, 10, 2
 MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")
+
+
+def options(train="full", preset="paper", **others):
+    usual = {"uncertainty": "crm", "multiclass": "direct", "looks": 4, "certain_below": 0.5}
+    return Namespace(alpha=ALPHA, train=train, preset=preset, relabel_stride=(8, 8, 8), **usual | others)
 
 
 def softmax(z):
@@ -48,7 +54,7 @@ def ours(case, mode, preset, pretraining=False):
         for k, v in vars(case).items()
     }
     outputs = [z.clone().requires_grad_() for z in tensors["outputs"]]
-    args = Namespace(alpha=ALPHA, train=mode, preset=preset)
+    args = options(mode, preset)
     if pretraining:
         loss, terms = coranet.objective([z[:LABELED] for z in outputs], tensors["label"], args)
     else:
@@ -134,7 +140,7 @@ def test_gradcheck(case):
     targets = [torch.from_numpy(t.copy()) for t in small.targets]
     outputs = [torch.from_numpy(z.copy()).requires_grad_() for z in small.outputs]
     for preset in ("paper", "released"):
-        args = Namespace(alpha=ALPHA, train="full", preset=preset)
+        args = options(preset=preset)
         assert torch.autograd.gradcheck(
             lambda *z, args=args: coranet.objective(list(z), label, args, pseudo, certain, targets, EPOCH)[0], outputs
         )
@@ -145,14 +151,28 @@ def test_a_false_object_costs_alpha_in_the_conservative_branch():
     z = torch.tensor([0.0, 1.0], dtype=torch.float64).view(1, 2, 1, 1, 1).expand(1, 2, 2, 1, 1)
     y = torch.tensor([0, 1]).view(1, 2, 1, 1)
     false, true = np.log(1 + np.e), np.log(1 + np.exp(-1))
-    loss, _ = coranet.objective([z, z, z], y, Namespace(alpha=5.0, train="full", preset="paper"))
+    loss, _ = coranet.objective([z, z, z], y, options())
     by_hand = (false + true) / 2 + (5 * false + true) / 6 + (false + 5 * true) / 6
     assert loss.item() == pytest.approx(by_hand)
     shifted = z + torch.tensor([3.0, 0.0], dtype=torch.float64).view(1, 2, 1, 1, 1)  # bolder background
-    args = Namespace(alpha=5.0, train="full", preset="paper")
+    args = options()
     conservative, _ = coranet.objective([z, shifted, z], y, args)
     radical, _ = coranet.objective([z, z, shifted], y, args)
     assert conservative < loss < radical
+
+
+def test_aleatoric_is_the_likelihood_of_a_mean_softmax():
+    """With next to no noise it is the cross-entropy of D; noise takes a sure and wrong prediction's cost away."""
+    z = torch.tensor([0.0, 4.0], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 50, 50)
+    y = torch.zeros(1, 50, 50, dtype=torch.int64)  # all wrong
+    args = options(uncertainty="aleatoric", looks=50)
+    torch.manual_seed(0)
+    quiet, loud = (coranet.objective([z, torch.full_like(z, s)], y, args)[0] for s in (-10.0, 3.0))
+    assert quiet.item() == pytest.approx(np.log(1 + np.exp(4)), rel=0.01)
+    assert loud < quiet / 2
+    s = torch.full_like(z, -1.0).requires_grad_()
+    coranet.objective([z, s], y, args)[0].backward()
+    assert s.grad.sum() < 0  # learns to be unsure
 
 
 class FakeData:
@@ -160,10 +180,10 @@ class FakeData:
 
     labeled_bs, patch = 1, (32, 16, 16)
 
-    def __init__(self):
+    def __init__(self, num_classes=2):
         generator = torch.Generator().manual_seed(0)
         images = {case: torch.randn(32, 16, 16, generator=generator) for case in range(4)}
-        self.volumes = Namespace(images=images)
+        self.volumes, self.num_classes = Namespace(images=images), num_classes
 
     def samples(self, step):
         return [0, 1 + step % 2]
@@ -176,19 +196,23 @@ class FakeJob:
         self.asked = step
 
 
-@pytest.fixture
-def net():
-    """A network whose branches each call about half of the voxels object."""
-    torch.manual_seed(0)
-    net = VNet(1, 2, 2, "instancenorm", branches=3).eval()
+def undecided(net):
+    """Shift a network's branches so that each calls about half of the voxels object."""
     with torch.no_grad():
-        for head, logits in zip(net.heads, net(torch.randn(1, 1, 32, 16, 16)), strict=True):
-            head[1].bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+        for head, logits in zip(net.heads, problems(net(torch.randn(1, 1, 32, 16, 16)))[0], strict=True):
+            last = head if isinstance(head, torch.nn.Conv3d) else head[1]
+            last.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
     return net
 
 
-def relabel(net, job=None):
-    return coranet.relabel(net, FakeData(), range(4, 6), (8, 8, 8), job or FakeJob())
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return undecided(VNet(1, 2, 2, "instancenorm", branches=3).eval())
+
+
+def relabel(net, job=None, num_classes=2, **others):
+    return coranet.relabel(net, FakeData(num_classes), range(4, 6), job or FakeJob(), options(**others))
 
 
 def test_relabel_labels_the_cases_that_will_be_seen(net):
@@ -199,18 +223,61 @@ def test_relabel_labels_the_cases_that_will_be_seen(net):
     assert net.training
     for case, packed in labels.items():
         normal, con, rad = (z[0].argmax(0) for z in net.eval()(FakeData().volumes.images[case][None, None]))
-        pseudo, certain = packed % coranet.CERTAIN, packed >= coranet.CERTAIN
-        assert torch.equal(pseudo.long(), normal)
+        (pseudo,), (certain,) = unpack(packed, 1)
+        assert torch.equal(pseudo, normal)
         assert torch.equal(certain, con == rad)
         assert 0.1 < pseudo.float().mean() < 0.9
         assert 0.1 < certain.float().mean() < 0.9
+
+
+@pytest.mark.parametrize("kind", ["tta", "mcdropout", "aleatoric"])
+def test_other_uncertainties_call_certain_where_the_entropy_is_low(kind):
+    torch.manual_seed(0)
+    net = undecided(VNet(1, 2, 2, "instancenorm", branches=coranet.BRANCHES[kind]).eval())
+    share = []
+    for limit in (0.0, 0.6, 0.9, 1.0):
+        for case, packed in relabel(net, uncertainty=kind, certain_below=limit).items():
+            (pseudo,), (certain,) = unpack(packed, 1)
+            own = problems(net.eval()(FakeData().volumes.images[case][None, None]))[0][0]
+            assert torch.equal(pseudo, own[0].argmax(0))
+        share.append(certain.float().mean().item())
+    assert share[0] == 0
+    assert share == sorted(share)
+    assert share[-1] > share[0]
+
+
+def test_one_vs_rest_labels_each_class_by_its_own_network():
+    torch.manual_seed(0)
+    net = OneVsRest("vnet", 1, 4, n_filters=2, normalization="instancenorm", branches=3).eval()
+    for one in net.networks:
+        undecided(one)
+    labels = relabel(net, num_classes=4, multiclass="one_vs_rest")
+    for case, packed in labels.items():
+        pseudo, certain = unpack(packed, 3)
+        image = FakeData().volumes.images[case][None, None]
+        for k, one in enumerate(net.networks):
+            normal, con, rad = (z[0].argmax(0) for z in one.eval()(image))
+            assert torch.equal(pseudo[k], normal)
+            assert torch.equal(certain[k], con == rad)
+
+
+@pytest.mark.parametrize(("count", "classes"), [(1, 128), (2, 8), (3, 2), (4, 2)])
+def test_packing_keeps_everything(count, classes):
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, classes, (count, 7, 5), generator=rng)
+    certain = torch.rand(count, 7, 5, generator=rng) < 0.5
+    again, sure = unpack(pack(labels, certain), count)
+    assert torch.equal(torch.stack(again), labels)
+    assert torch.equal(torch.stack(sure), certain)
+    with pytest.raises(ValueError, match="a byte cannot hold"):
+        pack(labels + classes, certain)
 
 
 def test_tied_branches_leave_nothing_uncertain(net):
     """α = 1 makes the branches' losses equal; with equal weights they agree everywhere."""
     for branch in (1, 2):
         net.heads[branch].load_state_dict(net.heads[0].state_dict())
-    assert all((volume >= coranet.CERTAIN).all() for volume in relabel(net).values())
+    assert all(unpack(volume, 1)[1][0].all() for volume in relabel(net).values())
 
 
 def test_pseudo_labels_survive_a_checkpoint(net, tmp_path):

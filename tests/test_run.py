@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from networks.vnet import VNet
-from utils import run
+from utils import options, run
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
 from utils.device import autocast, keep_large_blocks, resolve_precision, select_devices
 from utils.errors import UserError
@@ -32,9 +32,9 @@ class Data:
         return type("Batch", (), {"image": torch.randn(2, 1, 16, 16, 16, generator=generator), "names": ["A", "B"]})()
 
 
-def parse(tmp_path, *argv, presets=None):
-    parser = run.parser("doc")
-    return run.parse(parser, presets, ["--gpu", "-1", "--runs", str(tmp_path / "runs"), *map(str, argv)])
+def parse(tmp_path, *argv):
+    parser = options.parser("doc")
+    return options.parse(parser, argv=["--gpu", "-1", "--runs", str(tmp_path / "runs"), *map(str, argv)])
 
 
 def train(tmp_path, *argv, last=6, spoil=None):
@@ -59,51 +59,6 @@ def train(tmp_path, *argv, last=6, spoil=None):
 def script_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train_tiny.py").write_text("# a script\n")
-
-
-# ------------------------------------------------------------------------------------------------------------ options
-
-
-def test_defaults_come_from_the_data_set(tmp_path):
-    assert parse(tmp_path).patch == [112, 112, 80]
-    assert parse(tmp_path, "--downsample", 2).patch == [64, 64, 32]
-    assert parse(tmp_path, "--dataset", "phantom").patch == [48, 48, 32]
-
-
-def test_patch_is_checked(tmp_path):
-    with pytest.raises(UserError, match="--patch 30 32 32: every extent must be a multiple of 16"):
-        parse(tmp_path, "--patch", 30, 32, 32)
-    with pytest.raises(UserError, match="--patch 16 16 16: one voxel is left"):
-        parse(tmp_path, "--patch", 16, 16, 16)
-    with pytest.raises(UserError, match="--downsample 3: no crop is known"):
-        parse(tmp_path, "--downsample", 3)
-
-
-def test_presets_are_defaults_that_a_flag_overrides(tmp_path):
-    presets = {"paper": {"base_lr": 0.5}, "released": {"base_lr": 0.25}}
-    assert parse(tmp_path, presets=presets).base_lr == 0.5
-    assert parse(tmp_path, "--preset", "released", presets=presets).base_lr == 0.25
-    assert parse(tmp_path, "--preset", "released", "--base_lr", 2, presets=presets).base_lr == 2
-
-
-@pytest.mark.parametrize(
-    ("argv", "message"),
-    [
-        (["--labelnumm", "8"], "unrecognized arguments: --labelnumm 8; did you mean --labelnum?"),
-        (["--labelnum", "0"], "argument --labelnum: 0 is not a whole number from 1"),
-        (["--labelnum", "many"], "many is not a whole number from 1"),
-        (["--base_lr", "nan"], "nan is not a number above 0"),
-        (["--precision", "fp8"], "invalid choice: 'fp8'"),
-        (["--preset", "papr"], "argument --preset: invalid choice: 'papr'"),
-    ],
-)
-def test_wrong_options_are_one_line_and_status_2(tmp_path, capsys, argv, message):
-    with pytest.raises(SystemExit) as stop:
-        parse(tmp_path, *argv, presets={"paper": {}})
-    error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert message in error
-    assert error.count("\n") == 1
 
 
 def test_main_turns_a_user_error_into_a_line(capsys):

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import zlib
 from pathlib import Path
 
 import torch
@@ -47,23 +46,6 @@ def load_checkpoint(path):
     except Exception as error:  # garbage makes the unpickler raise whatever its bytes happen to mean
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or not a checkpoint ({reason[:120]})") from None
-
-
-class CompressedVolumes(dict):
-    """Case to uint8 tensor `(X, Y, Z)`, small in a checkpoint: label maps compress a hundredfold."""
-
-    def replace(self, volumes):
-        """Hold `volumes` and nothing else."""
-        self.clear()
-        self.update(volumes)
-
-    def state_dict(self):
-        packed = {case: bytearray(zlib.compress(volume.numpy(), 1)) for case, volume in self.items()}
-        return {case: (torch.frombuffer(p, dtype=torch.uint8), list(self[case].shape)) for case, p in packed.items()}
-
-    def load_state_dict(self, state):
-        raw = {case: bytearray(zlib.decompress(packed.numpy())) for case, (packed, _) in state.items()}
-        self.replace({case: torch.frombuffer(r, dtype=torch.uint8).view(state[case][1]) for case, r in raw.items()})
 
 
 def load_state(path, name, target, state):

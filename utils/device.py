@@ -86,19 +86,21 @@ def resolve_precision(precision, device):
 
 @cache
 def bf16_gradients_agree(device, extents):
-    """Whether a bfloat16 3×3×3 convolution over `extents` voxels has float32's weight gradient, within rounding.
+    """Whether a bfloat16 convolution, 3 wide, over `extents` (two or three) has float32's weight gradient.
 
     oneDNN 3.12 (torch 2.13, CPU) sums uninitialised memory into it where the first extent is 2, and cuDNN 9.8 to 9.10
     had a like fault: trusting it would train on garbage without a word.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 16, *extents, generator=generator).to(device, memory_format=torch.channels_last_3d)
-    weight = torch.randn(16, 16, 3, 3, 3, generator=generator).to(device, memory_format=torch.channels_last_3d)
+    generator, dims = torch.Generator().manual_seed(0), len(extents)
+    convolve = torch.nn.functional.conv2d if dims == 2 else torch.nn.functional.conv3d
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    x = torch.randn(2, 16, *extents, generator=generator).to(device, memory_format=layout)
+    weight = torch.randn(16, 16, *[3] * dims, generator=generator).to(device, memory_format=layout)
 
     def gradient(precision):
         w = weight.clone().requires_grad_()
         with autocast(device, precision):
-            y = torch.nn.functional.conv3d(x, w, padding=1)
+            y = convolve(x, w, padding=1)
         y.float().square().mean().backward()
         return w.grad
 

@@ -29,10 +29,15 @@ def dice_loss(prob, target, eps=1e-5):
     return 1 - (2 * overlap + eps) / (prob.square().sum() + target.square().sum() + eps)
 
 
-def foreground_dice_loss(prob, label):
-    """Mean of `dice_loss` over the foreground classes: prob `(B, C, *S)`, label `(B, *S)` integers."""
+def foreground_dice_loss(prob, label, mask=None):
+    """Mean of `dice_loss` over the foreground classes: prob `(B, C, *S)`, label `(B, *S)` integers.
+
+    With `mask`, bool `(B, *S)`, over its voxels alone.
+    """
     classes = range(1, prob.shape[1])
-    return sum(dice_loss(prob[:, c], label == c) for c in classes) / len(classes)
+    if mask is None:
+        return sum(dice_loss(prob[:, c], label == c) for c in classes) / len(classes)
+    return sum(dice_loss(prob[:, c] * mask, mask & (label == c)) for c in classes) / len(classes)
 
 
 def supervised_loss(logits, label):

@@ -1,9 +1,7 @@
-"""The plumbing of every training script: options, seeds, folder, log, exact resume, checkpoints, signals.
+"""The plumbing of every training script: seeds, folder, log, exact resume, checkpoints, signals.
 
 What a reviewer of a paper would never ask about stands here; what she would ask about stands in the script.
 
-    parser = run.parser(__doc__, labelnum=16)            options that all scripts share, then the method's own
-    args = run.parse(parser, PRESETS)
     job = run.Run(args, __file__)                        devices, seeds, runs/<dataset>/<method>_<labelnum>/seed<seed>/
     job.resume(net=net, optimizer=optimizer)             what a checkpoint holds; loads it with --resume
     for step, batch in job.steps(data, last):            seeded by (seed, step): a resumed run repeats every bit
@@ -12,9 +10,7 @@ What a reviewer of a paper would never ask about stands here; what she would ask
         job.checkpoint(step)                             last.pth now and then, at the end, and on SIGTERM or SIGINT
 """
 
-import argparse
 import contextlib
-import difflib
 import fcntl
 import json
 import logging
@@ -33,124 +29,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloaders import DATASETS, dataset_class
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
 from utils.device import Forward, bf16_gradients_agree, describe, resolve_precision, select_devices, warn_once
 from utils.errors import UserError
+from utils.options import describe as describe_options
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # options that may differ between the parts of a resumed run: they move no number
 MAY_DIFFER = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "picture_every"}
-
-
-# ------------------------------------------------------------------------------------------------------------ options
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse with errors of one line, a suggestion for a misspelt flag, and defaults in the help."""
-
-    def __init__(self, doc, **options):
-        super().__init__(description=doc, formatter_class=_Help, allow_abbrev=False, **options)
-
-    def error(self, message):
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
-        near = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1) if unknown else []
-        hint = f"did you mean {near[0]}?" if near else "--help lists the options"
-        self.exit(2, f"{self.prog}: {message}; {hint}\n")
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action):  # an option without a default explains itself
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-def _number(convert, holds, description):
-    """An argparse type: `convert` the text, insist on `holds`, and say `description` of what was expected."""
-
-    def parse(text):
-        try:
-            value = convert(text)
-        except ValueError:
-            value = math.nan
-        if not holds(value):
-            raise argparse.ArgumentTypeError(f"{text} is not {description}")
-        return value
-
-    return parse
-
-
-positive_int = _number(int, lambda v: v >= 1, "a whole number from 1")
-non_negative_int = _number(int, lambda v: v >= 0, "a whole number from 0")
-non_negative = _number(float, lambda v: 0 <= v < math.inf, "a number from 0")
-positive = _number(float, lambda v: 0 < v < math.inf, "a number above 0")
-fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
-
-
-def parser(doc, unlabeled_bs=2, **defaults):
-    """The options that all training scripts share; `defaults` are the script's own for them.
-
-    `unlabeled_bs=None` leaves the unlabelled stream out.
-    """
-    parser = ArgumentParser(doc)
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset", choices=sorted(DATASETS), default="LA", help="data set and its protocol")
-    data.add_argument("--root", help="its folder (default: data/<dataset>)")
-    data.add_argument("--labelnum", type=positive_int, default=16, help="the first so many training cases are labelled")
-    data.add_argument("--labeled_bs", type=positive_int, default=2, help="labelled crops a step")
-    if unlabeled_bs is not None:
-        data.add_argument("--unlabeled_bs", type=positive_int, default=unlabeled_bs, help="unlabelled crops a step")
-    data.add_argument("--patch", type=positive_int, nargs=3, metavar=("X", "Y", "Z"), help="crop (default: data set's)")
-    data.add_argument(
-        "--downsample", type=positive_int, default=1, help="2: half resolution, for machines without a GPU"
-    )
-    data.add_argument("--augment", choices=("rot_flip", "crop"), default="rot_flip", help="crop alone, or turned too")
-    network = parser.add_argument_group("network")
-    network.add_argument("--n_filters", type=positive_int, default=16, help="channels of the first stage")
-    network.add_argument(
-        "--normalization", choices=("batchnorm", "instancenorm", "groupnorm", "none"), default="batchnorm"
-    )
-    job = parser.add_argument_group("run")
-    job.add_argument("--base_lr", type=positive, default=0.01, help="learning rate at the start")
-    job.add_argument("--seed", type=non_negative_int, default=1337, help="of weights, orders, crops and dropout")
-    job.add_argument("--gpu", default="0", help="0, or 0,1 to share each batch between GPUs, or -1 for the CPU")
-    job.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast"
-    )
-    job.add_argument("--runs", default="runs", help="folder of all runs")
-    job.add_argument("--name", help="of the run's folder (default: <method>_<labelnum>); name variants with it")
-    job.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    job.add_argument("--log_every", type=positive_int, default=20, help="steps between records")
-    job.add_argument("--save_minutes", type=positive, default=5, help="longest time between checkpoints")
-    job.add_argument("--picture_every", type=positive_int, default=200, help="steps between TensorBoard pictures")
-    parser.set_defaults(**defaults)
-    return parser
-
-
-def parse(parser, presets=None, argv=None):
-    """Parse, with the defaults of `--preset` (a dict of dicts; the first is the default) and of the data set filled in.
-
-    Raises:
-        UserError: a patch that the network cannot take, or none known for this `--downsample`.
-    """
-    if presets:
-        parser.add_argument(
-            "--preset", choices=list(presets), default=next(iter(presets)), help="paper or released code"
-        )
-        first = ArgumentParser(None, add_help=False)
-        first.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
-        parser.set_defaults(**presets[first.parse_known_args(argv)[0].preset])
-    args = parser.parse_args(argv)
-    if args.patch is None:
-        patches = dataset_class(args.dataset).patches
-        if args.downsample not in patches:
-            raise UserError(f"--downsample {args.downsample}: no crop is known for it, give one with --patch X Y Z")
-        args.patch = list(patches[args.downsample])
-    if any(extent % 16 for extent in args.patch):
-        raise UserError(f"--patch {' '.join(map(str, args.patch))}: every extent must be a multiple of 16")
-    if max(args.patch) == 16:
-        raise UserError("--patch 16 16 16: one voxel is left at the network's bottom; one extent must be 32 or more")
-    return args
 
 
 def main(function):
@@ -225,7 +112,8 @@ class Run:
         script = Path(script).resolve()
         method = script.stem.removeprefix("train_")
         self.folder = Path(args.runs) / args.dataset / (args.name or f"{method}_{args.labelnum}") / f"seed{args.seed}"
-        self.options = {**vars(args), "method": method, "precision": self.precision}
+        self.options = {key: value for key, value in vars(args).items() if key != "sources"}
+        self.options |= {"method": method, "precision": self.precision}
         self._open_folder(script)
         self._seed(0)
         torch.backends.cudnn.benchmark = True
@@ -266,8 +154,8 @@ class Run:
             f"{self.folder}: commit {(now['commit'] or 'unknown')[:10]}{', modified' if now['dirty'] else ''}"
         )
         self.logger.info(f"torch {now['torch']}, {self.precision}, {'; '.join(now['devices'])}")
-        shown = {k: v for k, v in self.options.items() if v is not None and k not in MAY_DIFFER}
-        self.logger.info("options " + " ".join(f"{k}={v}" for k, v in shown.items()))
+        for line in describe_options(self.args):
+            self.logger.info(line)
 
     def _lock(self):
         """Hold the folder until the process ends: two runs in one folder would overwrite each other."""
@@ -303,7 +191,8 @@ class Run:
 
     def to_device(self, network):
         """The network on the device, its weights laid out channels last, which is what makes 3-D convolutions fast."""
-        return network.to(self.device, memory_format=torch.channels_last_3d)
+        layout = torch.channels_last if network.dims == 2 else torch.channels_last_3d
+        return network.to(self.device, memory_format=layout)
 
     def parallel(self, network):
         """What to call for a forward pass: the network in the run's precision, its copies on all GPUs of `--gpu 0,1`.
@@ -488,7 +377,9 @@ class Run:
             # neither windows of a volume nor another GPU's share of the batch
             if self._picture_due and module.training and inputs[0].device == self.device:
                 self._picture_due = False
-                logits = output[0] if isinstance(output, tuple) else output
+                logits = output
+                while not torch.is_tensor(logits):  # of several heads or networks the first
+                    logits = logits[0]
                 label = self._batch.label[0]
                 for tag, volume in {
                     "train/Image": inputs[0][0, 0],
@@ -539,8 +430,10 @@ def _tag(name):
 
 
 def _mosaic(volume):
-    """Five slices of `(X, Y, Z)` side by side, scaled to [0, 1]."""
-    picks = np.linspace(0, volume.shape[2] - 1, 7).round().astype(int)[1:-1]
-    image = torch.cat([volume[:, :, k] for k in picks], dim=1).float().cpu()
+    """A slice `(X, Y)`, or five of `(X, Y, Z)` side by side, scaled to [0, 1]."""
+    if volume.ndim == 3:
+        picks = np.linspace(0, volume.shape[2] - 1, 7).round().astype(int)[1:-1]
+        volume = torch.cat([volume[:, :, k] for k in picks], dim=1)
+    image = volume.float().cpu()
     low, high = image.min(), image.max()
     return ((image - low) / (high - low).clamp(min=1e-6)).numpy() if high > 1 or low < 0 else image.numpy()
