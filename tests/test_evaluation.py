@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from networks.vnet import VNet
 from utils.errors import UserError
-from utils.evaluation import evaluate, find_checkpoint, find_run, summarise, write_nifti
+from utils.evaluation import evaluate, find_checkpoint, find_run, slice_metrics, summarise, write_nifti
 from utils.inference import mean_probability, sliding_window
 from utils.metrics import METRICS
 from utils.ops import largest_component
@@ -118,6 +118,30 @@ def test_classes_are_averaged_within_a_case_first(tmp_path, capsys):
     assert ["CASE1", "scar", "0.00"] in [line[:3] for line in lines]
     means = {line[3]: line[4] for line in lines if line[:3] == ["mean", "±", "sd"]}
     assert means == {"atrium": "100.00", "scar": "50.00", "mean": "75.00"}
+
+
+def test_the_metrics_asked_for_are_shown(tmp_path, capsys):
+    label = ball()
+    pred = np.roll(label, 3, 0)
+    run_evaluate(tmp_path, [pred], [label], metrics=("recall", "hd", "assd"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["case", "Recall", "%", "HD", "ASSD", "seconds"]
+    shown = [binary.recall(pred, label) * 100, binary.hd(pred, label), binary.assd(pred, label)]
+    assert lines[1].split()[1:4] == [f"{value:.2f}" for value in shown]
+    assert "1 cases; HD and ASSD in voxels; sd" in lines[3]
+    with open(tmp_path / "per_case.csv", newline="") as file:
+        assert set(METRICS) < next(csv.DictReader(file)).keys()
+
+
+def test_slice_metrics_average_the_slices_that_show_the_class():
+    pred, label = np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 4), np.uint8)
+    label[2:4, 2:4, 0] = pred[2:4, 2:4, 0] = 1  # right: Dice 1, HD 0
+    label[2:4, 2:4, 1] = pred[2:4, 5:7, 1] = 1  # beside it: Dice 0, HD 3
+    pred[2:4, 2:4, 2] = 1  # nothing there; in slice 3 neither has anything, in none class 2
+    scores = slice_metrics(pred, label, 3, empty="nan")
+    assert scores[1]["dice"] == pytest.approx(1 / 3)
+    assert scores[1]["hd"] == pytest.approx(1.5)
+    assert np.isnan(scores[2]["dice"])
 
 
 def test_evaluate_needs_a_case(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from networks.unet import UNet
 from networks.vnet import VNet
 from utils.errors import UserError
 from utils.inference import gaussian_weights, load_networks, mean_probability, sliding_window, window_starts
@@ -309,6 +310,26 @@ def test_load_networks_takes_one_by_its_name(tmp_path, checkpoint):
         load_networks(tmp_path / "last.pth", "cpu", "third")
 
 
+def test_load_networks_knows_the_old_word_for_linear(tmp_path, checkpoint):
+    net = VNet(n_filters=4, upsampling="linear")
+    spec = {"class": "networks.vnet.VNet", "kwargs": {**net.config, "upsampling": "trilinear"}}
+    checkpoint |= {"networks": {"net": spec}, "test_networks": ["net"], "net": net.state_dict()}
+    torch.save(checkpoint, tmp_path / "last.pth")
+    (network,), _ = load_networks(tmp_path / "last.pth", "cpu")
+    assert network.config["upsampling"] == "linear"
+
+
+def test_load_networks_lays_slices_out_as_2d_convolutions_like_them(tmp_path, checkpoint):
+    net = UNet(n_filters=4)
+    spec = {"class": "networks.unet.UNet", "kwargs": net.config}
+    checkpoint |= {"networks": {"net": spec}, "test_networks": ["net"], "net": net.state_dict()}
+    torch.save(checkpoint, tmp_path / "last.pth")
+    (network,), _ = load_networks(tmp_path / "last.pth", "cpu")
+    weight = network.encoder[1][0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+
+
 def set_kwargs(c, **kwargs):
     c["networks"]["net"] = {"class": "networks.vnet.VNet", "kwargs": kwargs}
 
@@ -323,7 +344,7 @@ def set_kwargs(c, **kwargs):
         (lambda c: c["networks"]["net"].update({"class": "networks.vnet.WNet"}), "WNet"),
         (lambda c: c["networks"]["net"].update({"class": "networks.absent.VNet"}), "absent"),
         (lambda c: c["networks"]["net"].update({"class": "torch.nn.Linear"}), "package networks alone"),
-        (lambda c: c["networks"]["net"].update({"class": "networks.vnet.branch"}), "no network"),
+        (lambda c: c["networks"]["net"].update({"class": "networks.vnet.up"}), "no network"),
         (lambda c: set_kwargs(c, colour="red"), "colour"),
         (lambda c: set_kwargs(c, n_filters=8), r"encoder.0.0.weight is \(4, 1, 3, 3, 3\), not \(8, 1, 3, 3, 3\)"),
         (lambda c: set_kwargs(c, n_filters=4, branches=3), r"has no heads.0.0.0.weight"),

@@ -5,8 +5,8 @@ A script says how a volume becomes a segmentation; :func:`evaluate` runs it over
 
     per_case.csv        one line per case and class: all metrics, voxel counts, seconds
     summary.json        mean and sample sd of every metric, empty predictions, and how the numbers came about
-    summary.png         the spread of the four metrics, best and worst case named
-    figures/<case>.png  reference and prediction in three planes
+    summary.png         the spread of the metrics that the table shows, best and worst case named
+    figures/<case>.png  reference and prediction in three planes, or three slices
     nifti/<case>_*.nii.gz  label and prediction
 
 Dice, Jaccard, precision and recall are fractions in the files and percent in the printed table.
@@ -18,18 +18,16 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from tqdm import tqdm
 
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
-from utils.figures import case_figure, summary_figure
+from utils.figures import NAMES, SHOWN, case_figure, summary_figure
 from utils.metrics import METRICS, OVERLAPS, multiclass_metrics
 
 SELECTION = {
@@ -41,7 +39,6 @@ EMPTY = {
     "nan": "an empty mask has overlap 0 and is left out of the mean distances; two are left out of all",
     "diagonal": "an empty mask has overlap 0 and the volume's diagonal as distance; two agree",
 }
-_TABLE = (("dice", "Dice %", 100), ("jaccard", "Jaccard %", 100), ("hd95", "95HD", 1), ("asd", "ASD", 1))
 
 
 def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) -> Path:
@@ -74,18 +71,6 @@ def find_checkpoint(run: Path, which: str) -> Path:
     raise UserError(f"{path}: not there, the run selected none for lack of a validation list; use --checkpoint last")
 
 
-@contextmanager
-def window_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar over a volume's windows, on a terminal alone: the ``progress`` of the sliding window."""
-    with tqdm(unit="window", leave=False, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
-
-
 def evaluate(
     cases: Iterable[tuple[str, np.ndarray, np.ndarray]],
     segment: Callable[[np.ndarray], np.ndarray],
@@ -97,8 +82,11 @@ def evaluate(
     empty: str = "zero",
     spacing: Sequence[float] | None = None,
     class_names: Sequence[str] = (),
+    metrics: Sequence[str] = SHOWN,
     nifti: bool = True,
     figures: bool = True,
+    slices: bool = False,
+    per_slice: bool = False,
 ) -> dict:
     """Segment and score every case, print the table as it grows, and fill ``folder``.
 
@@ -114,6 +102,9 @@ def evaluate(
         empty: how pairs with an empty mask are scored (:func:`utils.metrics.binary_metrics`).
         spacing: size of a voxel along each axis in mm.
         class_names: of the foreground classes.
+        metrics: shown in the table and the figures; the files hold all.
+        slices: the volumes are stacks of slices, ``(rows, columns, slices)``, and drawn so.
+        per_slice: score as :func:`slice_metrics`.
 
     Returns:
         What ``summary.json`` holds.
@@ -128,7 +119,7 @@ def evaluate(
         start = time.perf_counter()
         pred = segment(image)
         seconds = time.perf_counter() - start
-        scores = multiclass_metrics(pred, label, num_classes, empty=empty)
+        scores = (slice_metrics if per_slice else multiclass_metrics)(pred, label, num_classes, empty=empty)
         new = [
             {
                 "case": case,
@@ -144,9 +135,9 @@ def evaluate(
         rows += new
         if widths is None:
             widths = max(len(case) + 2, 22), max(map(len, names)) + 2 if num_classes > 2 else 0
-            print(_header(widths), flush=True)
+            print(_header(widths, metrics), flush=True)
         for row in new:
-            cells = [_cell(factor, row[m]) for m, _, factor in _TABLE]
+            cells = [_cell(m, row[m]) for m in metrics]
             print(_line(case, row["class_name"], cells, widths, seconds), flush=True)
         if nifti:
             _make(folder / "nifti")
@@ -154,14 +145,16 @@ def evaluate(
             write_nifti(folder / "nifti" / f"{case}_label.nii.gz", label, spacing)
         if figures:
             _make(folder / "figures")
-            mean = {m: float(np.mean([score[m] for score in scores.values()])) for m in METRICS}
-            case_figure(folder / "figures" / f"{case}.png", image, pred, label, case, mean, spacing)
+            mean = {m: _mean([score[m] for score in scores.values()]) for m in metrics}
+            drawn = {"class_names": names, "slices": slices}
+            case_figure(folder / "figures" / f"{case}.png", image, pred, label, case, mean, spacing, **drawn)
     if not rows:
         raise UserError("no case to test")
 
     summary = summarise(rows) | {
         "sd": "sample standard deviation over cases (ddof 1)",
         "units": {m: "fraction" if m in OVERLAPS else "voxels" for m in METRICS},
+        "scored": "slices, then their mean in each case" if per_slice else "whole volumes",
         "empty": EMPTY[empty],
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **record,
@@ -171,9 +164,23 @@ def evaluate(
     text = json.dumps(_without_nan(summary), indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
     if figures:
-        summary_figure(folder / "summary.png", rows, title, class_names=names)
-    _report(summary, folder, widths, nifti, figures)
+        summary_figure(folder / "summary.png", rows, title, class_names=names, metrics=metrics)
+    _report(summary, folder, widths, metrics, nifti, figures)
     return summary
+
+
+def slice_metrics(pred: np.ndarray, label: np.ndarray, num_classes: int, **options) -> dict[int, dict[str, float]]:
+    """:func:`utils.metrics.multiclass_metrics` of each slice of ``(X, Y, slices)``, then the mean over the slices that
+    hold the class in prediction or reference. For stacks whose slices are no neighbours in space.
+    """
+    slices = range(pred.shape[2])
+    scores = [multiclass_metrics(pred[..., k], label[..., k], num_classes, **options) for k in slices]
+    means = {}
+    for c in range(1, num_classes):
+        shown = ((pred == c) | (label == c)).any((0, 1))
+        rows = [scores[k][c] for k in slices if shown[k] or not shown.any()]
+        means[c] = {m: _mean([row[m] for row in rows]) for m in METRICS}
+    return means
 
 
 def summarise(rows: Sequence[dict]) -> dict:
@@ -249,7 +256,8 @@ def _without_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cell(factor: float, mean: float, sd: float | None = None) -> str:
+def _cell(metric: str, mean: float, sd: float | None = None) -> str:
+    factor = 100 if metric in OVERLAPS else 1
     return f"{factor * mean:7.2f}" + ("" if sd is None else f" ± {factor * sd:.2f}")
 
 
@@ -259,20 +267,26 @@ def _line(case: str, name: str, cells: Sequence[str], widths: tuple[int, int], s
     return (left + "".join(f"{cell:17}" for cell in cells) + right).rstrip()
 
 
-def _header(widths: tuple[int, int]) -> str:
-    cells = [f"{label:>7}" for _, label, _ in _TABLE]
+def _header(widths: tuple[int, int], metrics: Sequence[str]) -> str:
+    cells = [f"{NAMES[m] + (' %' if m in OVERLAPS else ''):>7}" for m in metrics]
     return _line("case", "class", cells, widths).ljust(sum(widths) + 17 * len(cells)) + " seconds"
 
 
-def _report(summary: dict, folder: Path, widths: tuple[int, int], nifti: bool, figures: bool) -> None:
+def _report(
+    summary: dict, folder: Path, widths: tuple[int, int], metrics: Sequence[str], nifti: bool, figures: bool
+) -> None:
     groups = dict(summary["classes"]) if widths[1] else {}
     groups["mean"] = summary["mean"]
     for name, group in groups.items():
-        cells = [_cell(factor, group[m]["mean"], group[m]["sd"]) for m, _, factor in _TABLE]
+        cells = [_cell(m, group[m]["mean"], group[m]["sd"]) for m in metrics]
         print(_line("mean ± sd", name, cells, widths, summary["seconds_per_case"] if name == "mean" else None))
-    print(f"{summary['cases']} cases; 95HD and ASD in voxels; sd over cases (ddof 1)")
+    distances = [NAMES[m] for m in metrics if m not in OVERLAPS]
+    in_voxels = " and ".join(filter(None, [", ".join(distances[:-1]), *distances[-1:]]))
+    print(f"{summary['cases']} cases; " + (f"{in_voxels} in voxels; " if distances else "") + "sd over cases (ddof 1)")
     empty = summary["empty_predictions"], summary["empty_references"]
-    print("{} empty predictions, {} empty references".format(*empty) + (f": {summary['empty']}" if any(empty) else ""))
+    masks = f" of {summary['cases'] * len(summary['classes'])} masks" if widths[1] else ""
+    meaning = f": {summary['empty']}" if any(empty) else ""
+    print(f"{empty[0]} empty predictions, {empty[1]} empty references{masks}{meaning}")
     written = ["per_case.csv", "summary.json"]
     written += ["summary.png", "figures/"] if figures else []
     written += ["nifti/"] if nifti else []

@@ -1,8 +1,8 @@
-"""From a trained run to probabilities of a whole volume: networks and sliding window.
+"""From a trained run to probabilities of a whole volume: networks, sliding window, slices.
 
-The windows, the padding and the averaging are those of the field's research code (UA-MT, DTC, MC-Net and every
-method compared with them), so that numbers are comparable with the published tables; a test holds them equal to that
-loop written out one window at a time.
+The windows, the padding and the averaging, and the resizing of slices, are those of the field's research code (UA-MT,
+DTC, MC-Net and every method compared with them), so that numbers are comparable with the published tables; tests hold
+them equal to those loops written out, one window or slice at a time.
 """
 
 import importlib
@@ -113,10 +113,106 @@ def sliding_window(
             if progress is not None:
                 progress(first + len(chunk), len(corners))
     prob = stitcher.result()
+    _check_finite(prob)
+    return prob[(slice(None), *crop)]
+
+
+def slice_by_slice(
+    predictor: Predictor,
+    volume: np.ndarray | Tensor,
+    patch: Sequence[int],
+    num_classes: int,
+    *,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Class probabilities of a volume from a network of slices, each resized to the patch and its probabilities back.
+
+    Both times by nearest neighbour, corner to corner, as ``scipy.ndimage.zoom`` with order 0. Where the field resizes
+    labels back, argmax gives the same ones here, for it commutes with taking the nearest.
+
+    Args:
+        predictor: ``(B, 1, *patch)`` float32, channels last, to ``(B, C, *patch)`` probabilities.
+        volume: ``(X, Y, slices)``, read as float32.
+        patch: extents of the slices that the network takes.
+        num_classes: C.
+        batch: slices per forward pass; memory grows with it, the result does not depend on it. None: 16 on a GPU, and
+            4 on the CPU.
+        device, precision, progress: as :func:`sliding_window`, of slices.
+
+    Returns:
+        ``(C, X, Y, slices)`` float32 on ``device``.
+
+    Raises:
+        TypeError: a volume of other than bools, integers or floats, or extents that are no integers.
+        ValueError: wrong shape of volume, patch or predictor's output, batch or precision.
+        UserError: the predictor's output is not finite.
+    """
+    device, patch = torch.device(device), tuple(_checks.integers(patch, "patch"))
+    if len(patch) != 2:
+        raise ValueError(f"patch must have 2 axes, got {patch}")
+    if batch is None:
+        batch = 4 if device.type == "cpu" else 16
+    if _checks.integer(batch, "batch") < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    volume = _checks.real(volume, "a volume").to(device, torch.float32)
+    if volume.ndim != 3 or not volume.numel():
+        raise ValueError(f"volume must be (X, Y, slices), got {tuple(volume.shape)}")
+
+    slices = _resize(volume.permute(2, 0, 1), patch)[:, None]
+    prob = torch.empty((num_classes, len(slices), *volume.shape[:2]), device=device)
+    with torch.no_grad():
+        for first in range(0, len(slices), batch):
+            x = slices[first : first + batch].contiguous(memory_format=torch.channels_last)
+            with autocast(device, precision):
+                output = predictor(x)
+            if output.shape != (len(x), num_classes, *patch):
+                expected = (len(x), num_classes, *patch)
+                raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {expected}")
+            prob[:, first : first + len(x)] = _resize(output.float(), volume.shape[:2]).transpose(0, 1)
+            if progress is not None:
+                progress(first + len(x), len(slices))
+    _check_finite(prob)
+    return prob.permute(0, 2, 3, 1)
+
+
+def whole_image(
+    predictor: Predictor,
+    image: np.ndarray | Tensor,
+    patch: Sequence[int],
+    stride: Sequence[int] | None,
+    num_classes: int,
+    **options,
+) -> Tensor:
+    """Class probabilities ``(C, *S)`` of a whole image ``(*S)``, as the patch's axes say: :func:`sliding_window` of a
+    predictor of probabilities, or :func:`slice_by_slice`, of a volume or of one slice, which needs no stride.
+    """
+    if len(patch) == 3:
+        return sliding_window(predictor, image, patch, stride, num_classes, activation=None, **options)
+    if image.ndim == 2:
+        return slice_by_slice(predictor, image[..., None], patch, num_classes, **options)[..., 0]
+    return slice_by_slice(predictor, image, patch, num_classes, **options)
+
+
+def _resize(images: Tensor, size: Sequence[int]) -> Tensor:
+    """The last two axes to ``size`` by nearest neighbour, the corners' centres kept, halves rounded up.
+
+    What scipy computes, but for one size in ten, where it rounds the last place to beyond the edge and writes 0.
+    """
+    for axis, new in zip((-2, -1), size, strict=True):
+        old = images.shape[axis]
+        step = (old - 1) / (new - 1) if new > 1 else 0.0
+        nearest = (torch.arange(new, dtype=torch.float64) * step + 0.5).floor().long().clamp_(max=old - 1)
+        images = images.index_select(axis, nearest.to(images.device))
+    return images
+
+
+def _check_finite(prob: Tensor) -> None:
     low, high = prob.aminmax()  # NaN passes through; a sum of large values may overflow
     if not math.isfinite(low) or not math.isfinite(high):
         raise UserError("the network's output is not finite: its weights diverged, or the image holds NaN or infinity")
-    return prob[(slice(None), *crop)]
 
 
 def gaussian_weights(patch: Sequence[int], sigma_scale: float = 1 / 8) -> Tensor:
@@ -145,9 +241,10 @@ def gaussian_weights(patch: Sequence[int], sigma_scale: float = 1 / 8) -> Tensor
 
 
 def mean_probability(networks: Sequence[nn.Module]) -> Predictor:
-    """A predictor for :func:`sliding_window` (``activation=None``): the mean of the networks' softmax outputs.
+    """A predictor of probabilities, as :func:`slice_by_slice` takes it, and :func:`sliding_window` with
+    ``activation=None``: the mean of the networks' softmax outputs.
 
-    Each network offers ``segment(x)``, ``(B, 1, X, Y, Z)`` to logits ``(B, C, X, Y, Z)`` of the head that is tested.
+    Each network offers ``segment(x)``, ``(B, 1, *S)`` to logits ``(B, C, *S)`` of the head that is tested.
     """
     if not networks:
         raise ValueError("mean_probability needs at least one network")
@@ -195,9 +292,11 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
     try:
         state, spec = checkpoint[name], checkpoint["networks"][name]
         module, _, cls = spec["class"].rpartition(".")
-        kwargs = spec["kwargs"]
-    except (KeyError, TypeError):
+        kwargs = dict(spec["kwargs"])
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: incomplete, it lists the network {name!r} but does not hold it") from None
+    if kwargs.get("upsampling") == "trilinear":  # as it was called before there were 2-D networks
+        kwargs["upsampling"] = "linear"
     try:
         if module.split(".")[0] != "networks":
             raise ImportError("classes come from the package networks alone")
@@ -208,4 +307,4 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its network {spec['class']} cannot be built here: {error}") from None
     load_state(path, name, network, state)
-    return network.to(memory_format=torch.channels_last_3d)
+    return network.to(memory_format=torch.channels_last if network.dims == 2 else torch.channels_last_3d)

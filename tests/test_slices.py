@@ -1,0 +1,411 @@
+"""Volumes slice by slice, and the test scripts beside test_LA.py: hand-made loops and numbers on tiny data."""
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from conftest import ROOT
+from medpy.metric import binary
+from scipy import ndimage
+from torch import nn
+
+from networks.unet import UNet
+from networks.vnet import VNet
+from utils.errors import UserError
+from utils.inference import mean_probability, slice_by_slice, sliding_window, whole_image
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PATCH = {2: [32, 16], 3: [16, 32, 16]}
+
+
+def research_loop(network, volume, patch):
+    """The field's loop: one slice at a time, image and labels resized by scipy."""
+    labels = np.zeros(volume.shape, np.uint8)
+    x, y, slices = volume.shape
+    for k in range(slices):
+        small = ndimage.zoom(volume[..., k], (patch[0] / x, patch[1] / y), order=0)
+        with torch.no_grad():
+            pred = network(torch.from_numpy(small)[None, None]).argmax(1)[0]
+        labels[..., k] = ndimage.zoom(pred.numpy(), (x / patch[0], y / patch[1]), order=0)
+    return labels
+
+
+@pytest.mark.parametrize("shape", [(37, 21, 5), (16, 12, 1), (9, 50, 4)], ids=["larger", "of the patch", "mixed"])
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_slice_by_slice_equals_the_research_loop(shape, batch):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)).eval()
+    volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    steps = []
+    prob = slice_by_slice(
+        lambda x: network(x).softmax(1), volume, (16, 12), 3, batch=batch, progress=lambda *s: steps.append(s)
+    )
+    assert prob.shape == (3, *shape)
+    torch.testing.assert_close(prob.sum(0), torch.ones(shape))
+    expected = research_loop(network, volume, (16, 12))
+    np.testing.assert_array_equal(prob.argmax(0).numpy(), expected)
+    assert np.unique(expected).size == 3
+    assert len(steps) == -(-shape[2] // (batch or 4))
+    assert steps[-1] == (shape[2], shape[2])
+
+
+def test_slices_are_resized_as_scipy_does():
+    def resized(values, new):
+        column = torch.from_numpy(values)[:, None, None]
+        small = slice_by_slice(lambda x: x, column, (new, 1), 1)  # there and back
+        return small[0, :, 0, 0].numpy()
+
+    differ = 0
+    for old in range(2, 260, 3):
+        for new in (16, 55, 192, 240, 256):
+            values = np.arange(1, old + 1, dtype=np.float32)
+            there = ndimage.zoom(values, new / old, order=0)
+            back = ndimage.zoom(there, old / new, order=0)
+            if 0 in there or 0 in back:  # scipy rounds the last place to beyond the edge
+                differ += 1
+                continue
+            np.testing.assert_array_equal(resized(values, new), back)
+    assert differ < 100  # of 435
+
+
+def test_slice_by_slice_refuses():
+    volume = torch.zeros(8, 8, 2)
+    for options, message in (
+        ({"patch": (8, 8, 8)}, "patch must have 2 axes"),
+        ({"volume": volume[..., 0]}, r"volume must be \(X, Y, slices\), got \(8, 8\)"),
+        ({"volume": volume[..., :0]}, r"got \(8, 8, 0\)"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"num_classes": 2}, r"gave \(2, 1, 8, 8\), expected \(2, 2, 8, 8\)"),
+        ({"precision": "fp16"}, "neither fp32 nor bf16"),
+    ):
+        arguments = {"predictor": lambda x: x, "volume": volume, "patch": (8, 8), "num_classes": 1} | options
+        with pytest.raises(ValueError, match=message):
+            slice_by_slice(**arguments)
+    with pytest.raises(UserError, match="not finite"):
+        slice_by_slice(lambda x: x / 0, volume, (8, 8), 1)
+
+
+def test_a_whole_image_is_read_as_the_patch_says():
+    image = torch.rand(9, 7, 5)
+
+    def predict(x):
+        return torch.cat((x, 1 - x), 1)
+
+    windows = sliding_window(predict, image, (4, 4, 4), (2, 2, 2), 2, activation=None)
+    slices = slice_by_slice(predict, image, (8, 6), 2)
+    torch.testing.assert_close(whole_image(predict, image, (4, 4, 4), (2, 2, 2), 2), windows)
+    torch.testing.assert_close(whole_image(predict, image, (8, 6), None, 2), slices)
+    torch.testing.assert_close(whole_image(predict, image[..., 3], (8, 6), None, 2), slices[..., 3])
+
+
+# ----------------------------------------------------------------------------------------------------------- scripts
+
+# of each data set: list files and their cases, where a case stands, the file's axes that X, Y and Z are, dimensions
+LAYOUT = {
+    "ACDC": (
+        {
+            "train_slices.list": ["patient1_frame01_slice_1", "patient2_frame01_slice_1"],
+            "val.list": ["patient3_frame01"],
+            "test.list": ["patient4_frame01", "patient5_frame01"],
+        },
+        (1, 2, 0),
+        2,
+    ),
+    "BraTS2019": ({"train.txt": ["A", "B"], "val.txt": ["C"], "test.txt": ["D", "E"]}, (0, 1, 2), 3),
+    "Pancreas": ({"train_lab.txt": ["A"], "train_unlab.txt": ["B"], "test.txt": ["D", "E"]}, (0, 1, 2), 3),
+    "Pancreas2d": ({"train_lab.txt": ["A"], "train_unlab.txt": ["B"], "test.txt": ["D", "E"]}, (1, 0, 2), 2),
+    "endocardium": ({"train.list": ["A", "B"], "test.list": ["D", "E"]}, (1, 2, 0), 2),
+}
+QUICK = ("--figures", "0", "--nifti", "0", "--precision", "fp32")
+
+
+def write_data(name, root):
+    """Two training and two test cases, all classes in each."""
+    lists, _, _ = LAYOUT[name]
+    rng = np.random.default_rng(0)
+    for file, cases in lists.items():
+        root.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text("\n".join(cases) + "\n")
+        for case in cases:
+            folder = root if name.startswith("Pancreas") else root / "data"
+            folder = folder / "slices" if "_slice_" in case else folder
+            folder.mkdir(parents=True, exist_ok=True)
+            shape = (20, 18) if "_slice_" in case else (20, 18, 17)
+            blocks = rng.integers(0, 4 if name == "ACDC" else 2, [-(-s // 6) for s in shape], dtype=np.uint8)
+            label = np.kron(blocks, np.ones([6] * len(shape), np.uint8))[tuple(slice(s) for s in shape)]
+            with h5py.File(folder / f"{case}.h5", "w") as h5:
+                h5["image"] = (label + rng.normal(size=shape)).astype(np.float32)
+                h5["label"] = label
+
+
+def write_run(name, branches=1, labelnum=1):
+    """An untrained network with about as many voxels in each class, as a run of that data set; returns both."""
+    dims, classes = LAYOUT[name][2], 4 if name == "ACDC" else 2
+    torch.manual_seed(0)
+    options = {"num_classes": classes, "n_filters": 2, "branches": branches}
+    net = (UNet(**options) if dims == 2 else VNet(**options)).eval()
+    with torch.no_grad():
+        for head in net.heads:
+            last = head if branches == 1 else head[-1]
+            last.weight *= 20
+            logits = net.decode(net.encode(torch.rand(1, 1, *PATCH[dims])))
+            last.bias -= head(logits).transpose(0, 1).flatten(1).median(1).values
+    trained = {"dataset": name, "root": None, "downsample": 1, "patch": PATCH[dims], "labelnum": labelnum}
+    folder = Path("runs") / name / "supervised_1" / "seed1337"
+    folder.mkdir(parents=True)
+    spec = {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
+    checkpoint = {"step": 2, "last": 2, "args": trained, "test_networks": ["net"], "networks": {"net": spec}}
+    torch.save(checkpoint | {"net": net.state_dict()}, folder / "last.pth")
+    return folder, net
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A function that makes data and a run below the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(name, **options):
+        write_data(name, tmp_path / "data" / name.removesuffix("2d"))
+        return write_run(name, **options)
+
+    return make
+
+
+def module_of(script):
+    spec = importlib.util.spec_from_file_location(f"{script}_under_test", ROOT / "code" / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Call a script's `main` on the CPU."""
+
+    def main(script, *argv):
+        monkeypatch.setattr(
+            sys, "argv", [f"{script}.py", "--method", "supervised", "--labelnum", "1", "--gpu", "-1", *argv]
+        )
+        module_of(script).main()
+
+    return main
+
+
+def written(folder):
+    return {path.name for path in (folder / "test").iterdir()}
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def case_of(name, case):
+    """Image and label as `(X, Y, Z)`."""
+    folder = Path("data") / name.removesuffix("2d") / ("" if name.startswith("Pancreas") else "data")
+    with h5py.File(folder / f"{case}.h5") as file:
+        return tuple(file[key][:].transpose(LAYOUT[name][1]) for key in ("image", "label"))
+
+
+def test_acdc_is_scored_class_by_class_on_whole_volumes(place, call, capsys):
+    folder, net = place("ACDC")
+    call("test_ACDC", "--precision", "fp32")
+    out = folder / "test" / "last_fp32"
+    summary = json.loads((out / "summary.json").read_text())
+    rows = table(out / "per_case.csv")
+    assert [(row["case"], row["class_name"]) for row in rows] == [
+        (case, name) for case in ("patient4_frame01", "patient5_frame01") for name in ("RV", "Myo", "LV")
+    ]
+    dice = []
+    for case in ("patient4_frame01", "patient5_frame01"):
+        image, label = case_of("ACDC", case)
+        pred = research_loop(net, image, PATCH[2])
+        stored = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out / "nifti" / f"{case}_pred.nii.gz")))
+        np.testing.assert_array_equal(stored.transpose(2, 1, 0), pred)
+        dice.append([binary.dc(pred == c, label == c) for c in (1, 2, 3)])
+        own = [row for row in rows if row["case"] == case]
+        assert [float(row["dice"]) for row in own] == pytest.approx(dice[-1])
+        assert [float(row["hd95"]) for row in own] == pytest.approx(
+            [binary.hd95(pred == c, label == c) for c in (1, 2, 3)]
+        )
+    assert min(map(min, dice)) > 0
+    dice = np.array(dice)
+    assert summary["mean"]["dice"]["mean"] == pytest.approx(dice.mean())
+    assert summary["mean"]["dice"]["sd"] == pytest.approx(dice.mean(1).std(ddof=1))
+    for c, name in enumerate(("RV", "Myo", "LV")):
+        assert summary["classes"][name]["dice"]["mean"] == pytest.approx(dice[:, c].mean())
+    assert (summary["scored"], summary["test"]["nms"], summary["list"]) == ("whole volumes", 0, "the test list")
+    assert (out / "figures" / "patient4_frame01.png").is_file()
+    printed = capsys.readouterr().out
+    assert [f"mean ± sd{'':13}{name}" in printed for name in ("RV", "Myo", "LV", "mean")] == [True] * 4
+    assert "0 empty predictions, 0 empty references of 6 masks" in printed
+
+
+def test_options_of_acdc_have_their_effect(place, call, capsys):
+    folder, _ = place("ACDC")
+    quick = (*QUICK, "--cases", "1")
+    call("test_ACDC", *quick)
+    call("test_ACDC", *quick, "--nms", "1")
+    call("test_ACDC", *QUICK, "--split", "val", "--metrics", "precision", "hd")
+    assert written(folder) == {"last_fp32_cases1", "last_nms1_fp32_cases1", "last_val_fp32"}
+    printed = capsys.readouterr().out
+    assert "scored on the validation list" in printed
+    assert "Precision %" in printed
+    assert "1 cases; HD in voxels" in printed
+    whole, kept, val = (folder / "test" / tag for tag in ("last_fp32_cases1", "last_nms1_fp32_cases1", "last_val_fp32"))
+    voxels = [sum(int(row["prediction_voxels"]) for row in table(path / "per_case.csv")) for path in (whole, kept)]
+    assert 0 < voxels[1] < voxels[0]
+    assert {row["case"] for row in table(val / "per_case.csv")} == {"patient3_frame01"}
+    assert json.loads((val / "summary.json").read_text())["list"] == "the validation list"
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "columns", "scored"),
+    [
+        ("BraTS2019", [16, 32, 16], "Dice Jaccard 95HD ASD", "whole volumes"),
+        ("Pancreas", [16, 16, 4], "Dice Jaccard 95HD ASD", "whole volumes"),
+        ("Pancreas2d", None, "Dice Precision Recall HD", "whole volumes"),
+        ("endocardium", None, "Dice Precision Recall HD", "slices, then their mean in each case"),
+    ],
+)
+def test_each_script_has_its_protocol(name, stride, columns, scored, place, call, capsys):
+    folder, net = place(name)
+    call(f"test_{name}", *QUICK)
+    summary = json.loads((folder / "test" / "last_fp32" / "summary.json").read_text())
+    assert (summary["test"]["stride"], summary["test"]["nms"], summary["scored"]) == (stride, 0, scored)
+    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("case"))
+    assert header.replace("%", "").split() == ["case", *columns.split(), "seconds"]
+
+    image, label = case_of(name, "D")
+    if stride:
+        pred = sliding_window(mean_probability([net]), image, PATCH[3], stride, 2, activation=None).argmax(0).numpy()
+    else:
+        pred = research_loop(net, image, PATCH[2])
+    expected = binary.dc(pred, label)
+    if name == "endocardium":
+        shown = [k for k in range(label.shape[2]) if pred[..., k].any() or label[..., k].any()]
+        both = [(pred[..., k], label[..., k]) for k in shown]
+        expected = np.mean([binary.dc(p, t) for p, t in both])
+        distance = np.mean([binary.hd(p, t) if p.any() and t.any() else 0 for p, t in both])
+        assert float(table(folder / "test" / "last_fp32" / "per_case.csv")[0]["hd"]) == pytest.approx(distance)
+    assert float(table(folder / "test" / "last_fp32" / "per_case.csv")[0]["dice"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_pancreas_at_mc_nets_stride(place, call):
+    folder, _ = place("Pancreas")
+    call("test_Pancreas", *QUICK, "--stride", "16", "16", "16")
+    assert written(folder) == {"last_stride16-16-16_fp32"}
+
+
+@pytest.mark.parametrize(
+    ("trained", "script", "argv", "message"),
+    [
+        ("ACDC", "test_LA", ["--dataset", "LA"], r"trained on ACDC; test it with code/test_ACDC\.py"),
+        ("BraTS2019", "test_ACDC", [], r"trained on BraTS2019; test it with code/test_BraTS2019\.py"),
+        ("phantom2d", "test_Pancreas", [], r"trained on phantom2d; test it with code/test_ACDC\.py"),
+        ("phantom", "test_Pancreas", [], r"trained on phantom; test it with code/test_LA\.py"),
+        ("Pancreas2d", "assess_coranet", [], "no conservative and radical branch"),
+        (
+            "Pancreas2d",
+            "assess_coranet",
+            ["--stride", "4", "4", "4"],
+            "--stride: Pancreas2d is predicted slice by slice",
+        ),
+    ],
+)
+def test_a_run_of_another_kind_is_told(trained, script, argv, message, place, call):
+    name = "ACDC" if trained.startswith("phantom") else trained
+    folder, _ = place(name)
+    checkpoint = torch.load(folder / "last.pth", weights_only=True)
+    checkpoint["args"]["dataset"] = trained
+    torch.save(checkpoint, folder / "last.pth")
+    with pytest.raises(UserError, match=message) as raised:
+        call(script, "--run", str(folder), *argv)
+    assert "\n" not in str(raised.value)
+    assert not (folder / "test").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ assess
+
+
+def test_measures_by_hand():
+    measure = module_of("assess_coranet").measure
+    pred = torch.tensor([[1, 1, 0, 2, 2, 0, 1]])
+    label = torch.tensor([[1, 2, 1, 2, 2, 0, 1]])
+    certain = torch.tensor([[True, True, True, True, True, True, False]])
+    rows = measure(pred, label, certain, 3)
+    counts = {"TP": 1, "FP": 1, "FN": 1, "certain_voxels": 6, "voxels": 7}
+    assert rows[1] == {"PPV": 1 / 2, "TPR": 1 / 2, "CSI": 1 / 3, "certain": 6 / 7, **counts}
+    assert rows[2] == {"PPV": 1.0, "TPR": 2 / 3, "CSI": 2 / 3, "certain": 6 / 7, **counts, "TP": 2, "FP": 0}
+    nothing = measure(pred, label, torch.zeros_like(certain), 3)[1]
+    assert nothing["certain"] == 0
+    assert all(np.isnan(nothing[name]) for name in ("PPV", "TPR", "CSI"))
+
+
+def test_regions_are_where_branches_agree_or_softmax_is_large():
+    normal = torch.tensor([[0.6, 0.3, 0.1, 0.05], [0.4, 0.7, 0.9, 0.95]])
+    con = torch.tensor([[0.9, 0.9, 0.2, 0.1], [0.1, 0.1, 0.8, 0.9]])
+    rad = torch.tensor([[0.8, 0.4, 0.1, 0.1], [0.2, 0.6, 0.9, 0.9]])
+    pred, certain = module_of("assess_coranet").regions(torch.cat((normal, con, rad)), 2)
+    assert pred.tolist() == [0, 1, 1, 1]
+    assert {name: region.int().tolist() for name, region in certain.items()} == {
+        "coranet": [1, 0, 1, 1],
+        "softmax 0.5": [1, 1, 1, 1],
+        "softmax 0.7": [0, 1, 1, 1],
+        "softmax 0.9": [0, 0, 1, 1],
+    }
+
+
+@pytest.mark.parametrize("name", ["ACDC", "Pancreas"])
+def test_assess_writes_the_table(name, place, call, capsys):
+    folder, net = place(name, branches=3)
+    call("assess_coranet", "--run", str(folder), "--precision", "fp32")
+    out = folder / "test" / "last_fp32"
+    printed = capsys.readouterr().out
+    assert str(out / "certain.csv") in printed
+    classes = net.config["num_classes"]
+    rows, lines = table(out / "certain_per_case.csv"), table(out / "certain.csv")
+    assert [line["region"] for line in lines] == ["coranet", "softmax 0.5", "softmax 0.7", "softmax 0.9"]
+    assert len(rows) == 4 * 2 * (classes - 1)
+
+    case = rows[0]["case"]
+    image, label = case_of(name, case)
+    with torch.no_grad():
+        predict = lambda x: torch.cat([logits.softmax(1) for logits in net(x)], 1)  # noqa: E731
+        prob = whole_image(predict, image, PATCH[3 if name == "Pancreas" else 2], (16, 16, 4), 3 * classes).numpy()
+    pred, con, rad = (part.argmax(0) for part in np.split(prob, 3))
+    certain, c = con == rad, classes - 1
+    tp = (certain & (pred == c) & (label == c)).sum()
+    csi = tp / (certain & ((pred == c) | (label == c))).sum()
+    (row,) = (r for r in rows if (r["case"], r["region"]) == (case, "coranet") and r["class"] in ("LV", "pancreas"))
+    assert 0 < csi < 1
+    assert float(row["CSI"]) == pytest.approx(csi, abs=1e-3)
+    assert float(row["certain"]) == pytest.approx(certain.mean(), abs=1e-3)
+    by_case = {}
+    for r in rows:
+        if r["region"] == "coranet":
+            by_case.setdefault(r["case"], []).append(float(r["PPV"]))
+    assert float(lines[0]["PPV"]) == pytest.approx(np.mean([np.nanmean(values) for values in by_case.values()]))
+    shares = [float(line["certain"]) for line in lines[1:]]
+    assert shares == sorted(shares, reverse=True)
+    assert f"{100 * float(lines[0]['CSI']):.2f} ±" in printed
+
+
+def test_assess_on_training_cases_takes_the_unlabelled_and_leaves_the_test_list_alone(place, call):
+    folder, _ = place("ACDC", branches=3)
+    (Path("data") / "ACDC" / "test.list").unlink()
+    call("assess_coranet", "--run", str(folder), "--split", "train")
+    rows = table(folder / "test" / "last_train" / "certain_per_case.csv")
+    assert {row["case"] for row in rows} == {"patient2_frame01_slice_1"}
+    checkpoint = torch.load(folder / "last.pth", weights_only=True)
+    checkpoint["args"]["labelnum"] = 2
+    torch.save(checkpoint, folder / "last.pth")
+    with pytest.raises(UserError, match="every training case was labelled"):
+        call("assess_coranet", "--run", str(folder), "--split", "train")

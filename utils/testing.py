@@ -1,0 +1,232 @@
+"""The plumbing of every test script: options, the run and its networks, the list, the folder that is filled.
+
+What moves a number stands in the script: its data sets, the filter of components, and how a volume is segmented.
+
+    test = Test(__doc__, ("LA", "phantom"), nms=1)       options, with the script's defaults; run, checkpoint, list
+    predictor = mean_probability(test.networks)
+    test.evaluate(lambda image: sliding_window(predictor, image, test.patch, test.stride, …).argmax(0))
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders import dataset_class, default_root, open_dataset
+from utils import options, run
+from utils.device import resolve_precision, select_device
+from utils.errors import UserError
+from utils.evaluation import EMPTY, SELECTION, evaluate, find_checkpoint, find_run
+from utils.figures import SHOWN
+from utils.inference import load_networks
+from utils.metrics import METRICS
+from utils.ops import largest_component
+
+LISTS = {"test": "the test list", "val": "the validation list", "train": "the run's unlabelled training cases"}
+GUESTS = {"phantom": "LA", "phantom2d": "ACDC"}  # data sets without a script of their own
+
+
+class Test:
+    """A run, opened for testing as the command line says.
+
+    Args:
+        doc: the script's docstring.
+        datasets: names of those that it tests, the default first.
+        splits: lists that may be taken, the default first; of them only those that one of the data sets has.
+        scores: False leaves out the options of `evaluate`.
+        defaults: the script's own, such as `nms` and `metrics`.
+
+    Attributes:
+        args: the options.
+        folder: of the run.
+        networks: those that are tested, in eval mode on the device.
+        trained: the options that they were trained with.
+        data: the data set's split.
+        patch, stride: extents of a window, and its steps; in 2-D the extents of a slice, and None.
+        num_classes: background included.
+        options: what prediction depends on besides: batch, device, precision, progress.
+
+    Raises:
+        UserError: no such run, one of another data set, or options that do not fit it.
+    """
+
+    __test__ = False  # for pytest, which takes it for a test
+
+    def __init__(self, doc, datasets, splits=("test", "val"), scores=True, **defaults):
+        parser = _parser(doc, datasets, splits, scores)
+        parser.set_defaults(**defaults)
+        self.args = args = parser.parse_args()
+        self._usual_nms = parser.get_default("nms")
+        if "," in args.gpu:
+            raise UserError(f"--gpu {args.gpu}: testing uses one device; give one number")
+        args.labelnum = args.labelnum or dataset_class(args.dataset).labelnum
+        self.folder = find_run(args.run, args.runs, args.dataset, f"{args.method}_{args.labelnum}", args.seed)
+        self.path = find_checkpoint(self.folder, args.checkpoint)
+        self.device = select_device(args.gpu)
+        self.precision = resolve_precision(args.precision, self.device)
+        self.networks, self.checkpoint = load_networks(self.path, self.device, args.network)
+        self.trained = trained = self.checkpoint["args"]
+        name = trained["dataset"]
+        if name not in datasets:
+            raise UserError(f"{self.folder}: trained on {name}; test it with code/test_{GUESTS.get(name, name)}.py")
+
+        self.data = open_dataset(name, args.root or trained["root"], args.split, trained["downsample"])
+        self.num_classes = self.data.num_classes
+        self.patch, self.stride = trained["patch"], self._stride()
+        self.options = {"batch": args.batch, "device": self.device, "precision": self.precision, "progress": _bar()}
+        self.listed = range(len(self.data.names))
+        if args.split == "train":  # nothing is learnt from a label that training has seen
+            labeled = set(self.data.labeled(trained["labelnum"]))
+            self.listed = [index for index in self.listed if index not in labeled]
+            if not self.listed:
+                raise UserError(f"{self.folder}: every training case was labelled; take --split test")
+        self.indices = self.listed[: args.cases]
+        step, last = self.checkpoint["step"], self.checkpoint["last"]
+        unfinished = args.checkpoint == "last" and step < last
+        self.selection = "the run is unfinished" if unfinished else SELECTION[args.checkpoint]
+        print(f"{self.path}, step {step} of {last}: {self.selection}")
+        if args.split != "test":
+            print(f"scored on {LISTS[args.split]}")
+
+    def _stride(self):
+        wanted, patch = getattr(self.args, "stride", None), self.trained["patch"]
+        if len(patch) == 2:
+            if wanted:
+                raise UserError(f"--stride: {self.data.name} is predicted slice by slice, without windows")
+            return None
+        scale = self.trained["downsample"]
+        usual = [min(max(1, s // scale), p) for s, p in zip(self.data.stride, patch, strict=True)]
+        stride = wanted or usual
+        if any(s > p for s, p in zip(stride, patch, strict=True)):
+            wide, extents = (" ".join(map(str, numbers)) for numbers in (stride, patch))
+            raise UserError(f"--stride {wide} leaves gaps between windows of {extents}")
+        return stride
+
+    @property
+    def output(self):
+        """The folder for the results; the options that move a number are part of its name."""
+        args, trained = self.args, self.trained
+        tag = args.checkpoint + (f"_{args.split}" if args.split != "test" else "")
+        tag += f"_{args.network}" if args.network else ""
+        if self._usual_nms is not None:
+            tag += f"_nms{args.nms}" if args.nms != self._usual_nms else ""
+            tag += f"_{args.empty}" if args.empty != "zero" else ""
+        tag += f"_stride{'-'.join(map(str, self.stride))}" if getattr(args, "stride", None) else ""
+        recorded = Path(trained["root"] or default_root(trained["dataset"]))
+        root = Path(args.root or recorded).resolve()
+        tag += f"_root-{root.name}" if root != recorded.resolve() else ""
+        tag += f"_{args.precision}" if args.precision != "auto" else ""
+        tag += f"_cases{len(self.indices)}" if len(self.indices) < len(self.listed) else ""
+        return self.folder / "test" / tag
+
+    def cases(self):
+        """`(name, image, label)` of each case, `(X, Y, Z)`, read when it is its turn; a slice has an extent of 1."""
+        for index in self.indices:
+            image, label = self.data.load(index)
+            yield self.data.names[index], *(np.atleast_3d(array) for array in (image, label))
+
+    def record(self):
+        """How the numbers came about."""
+        settings = {"stride": self.stride and list(self.stride), "precision": self.precision, "patch": list(self.patch)}
+        return {
+            "run": str(self.folder),
+            "checkpoint": self.path.name,
+            "step": self.checkpoint["step"],
+            "last_step": self.checkpoint["last"],
+            "selection": self.selection,
+            "list": LISTS[self.args.split],
+            "listed_cases": len(self.listed),
+            "trained": self.trained,
+            "test": vars(self.args) | settings,
+            "environment": run.environment([self.device]),
+        }
+
+    def evaluate(self, segment, per_slice=False):
+        """Score `segment`, from an image `(X, Y, Z)` to a tensor of labels, on every case, and write it all down.
+
+        `per_slice` scores each slice by itself: for stacks whose slices are no neighbours in space.
+        """
+        args, spacing = self.args, self.data.spacing
+
+        def whole(image):
+            labels = segment(image).to(torch.uint8)
+            if args.nms:
+                labels = largest_component(labels[None], self.num_classes)[0]
+            return labels.cpu().numpy()
+
+        cases = f"{len(self.indices)} cases" + (f" of {LISTS[args.split]}" if args.split != "test" else "")
+        name = f"{self.trained['dataset']}, {self.folder.parent.name}, {self.folder.name}"
+        return evaluate(
+            self.cases(),
+            whole,
+            self.output,
+            self.num_classes,
+            record=self.record(),
+            title=f"{name}: {cases}, {args.checkpoint}",
+            empty=args.empty,
+            spacing=None if spacing is None else [s * self.trained["downsample"] for s in spacing],
+            class_names=self.data.class_names,
+            metrics=args.metrics,
+            nifti=args.nifti,
+            figures=args.figures,
+            slices=self.stride is None,
+            per_slice=per_slice,
+        )
+
+
+def _parser(doc, datasets, splits, scores):
+    classes = [dataset_class(name) for name in datasets]
+    splits = [split for split in splits if any(split in data.splits for data in classes)]
+    parser = options.ArgumentParser(doc)
+    which = parser.add_argument_group("run")
+    which.add_argument("--run", help="its folder; without it the next five name it")
+    which.add_argument("--method", default="coranet", help="train_<method>.py")
+    which.add_argument(
+        "--labelnum", type=options.positive_int, help="what it was trained with (default: the data set's)"
+    )
+    which.add_argument("--seed", type=options.non_negative_int, default=1337, help="its seed")
+    which.add_argument("--dataset", choices=datasets, default=datasets[0], help="data set that it was trained on")
+    which.add_argument("--runs", default="runs", help="folder of all runs")
+    which.add_argument("--checkpoint", choices=tuple(SELECTION), default="last", help="best: needs a validation list")
+    test = parser.add_argument_group("test")
+    test.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
+    if len(splits) > 1:
+        lists = "; ".join(f"{split}: {LISTS[split]}" for split in splits)
+        test.add_argument("--split", choices=splits, default=splits[0], help=lists)
+    else:
+        parser.set_defaults(split=splits[0])
+    test.add_argument("--cases", type=options.positive_int, help="the first so many of the list alone")
+    if any(data.stride for data in classes):
+        stride = {"nargs": 3, "metavar": ("X", "Y", "Z")}
+        test.add_argument("--stride", type=options.positive_int, **stride, help="of the windows (default: data set's)")
+    test.add_argument("--network", help="one of the checkpoint's networks (default: those that the paper tests)")
+    if scores:
+        test.add_argument("--nms", type=int, choices=(0, 1), default=0, help="1: keep the largest component alone")
+        test.add_argument(
+            "--empty", choices=tuple(EMPTY), default="zero", help="how empty masks score; zero: as papers"
+        )
+        listed = {"nargs": "+", "choices": METRICS, "metavar": "METRIC", "default": SHOWN}
+        test.add_argument("--metrics", **listed, help=f"of {', '.join(METRICS)}: what is shown; the CSV has all")
+        test.add_argument("--figures", type=int, choices=(0, 1), default=1, help="1: draw figures")
+        test.add_argument("--nifti", type=int, choices=(0, 1), default=1, help="1: write labels and predictions")
+    at_once = "windows or slices at once (default: GPU 4 or 16, CPU 1 or 4): memory, not numbers"
+    test.add_argument("--batch", type=options.positive_int, help=at_once)
+    test.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
+    test.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where fast")
+    return parser
+
+
+def _bar():
+    """A progress bar over a volume's windows or slices, on a terminal alone, that leaves when the volume is done."""
+    bar = None
+
+    def progress(done, total):
+        nonlocal bar
+        bar = bar or tqdm(total=total, leave=False, disable=None)
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+            bar = None
+
+    return progress
