@@ -1,0 +1,367 @@
+"""The tables and figures of the papers: the commands that train and test each row, and the rows filled in.
+
+    python code/ablate.py --list                                        every table, one line each
+    python code/ablate.py ugmcl-table1 --labelnum 16                    its commands, for a shell or a scheduler
+    python code/ablate.py ugmcl-table1 --labelnum 16 --run              runs them one after another, then the table
+    python code/ablate.py ugmcl-table1 --labelnum 16 --fill             the table alone, with what is there
+    python code/ablate.py coranet-table8 --dataset LA --labelnum 8 --seeds 1337 1338 1339 --run
+
+Results come from runs/<dataset>/<name>/seed<seed>/test/, means over cases and then over seeds (± sample sd over seeds);
+beside them stand the numbers that the paper prints for this very row, data set and number of labels, and `-` where we
+know none. --run skips what is finished and goes on with what was stopped (the training scripts resume exactly), so the
+same command again continues. A row that comes to the defaults is the run without a name, and no two tables train it
+twice. A quick look: --extra "--downsample 2 --max_iterations 2000" --runs runs_quick.
+"""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import _root  # noqa: F401
+from dataloaders import DATASETS, dataset_class
+from utils import options, run, tables
+from utils.errors import UserError
+from utils.figures import SHOWN
+from utils.tables import Row, Table
+from utils.testing import GUESTS
+
+CODE = Path(__file__).resolve().parent
+OWN = ("--dataset", "--labelnum", "--seed", "--gpu", "--root", "--runs", "--name", "--resume")  # not for --extra
+UNITS = {"LA": 80, "ACDC": 70, "BraTS2019": 250, "Pancreas": 62, "Pancreas2d": 62, "endocardium": 25}  # for training
+UNITS |= {"phantom": 80, "phantom2d": 80}
+
+# what papers report: SHOWN (Dice, Jaccard, 95HD, ASD), but where it is said otherwise
+METRICS = dict.fromkeys(("Pancreas2d", "endocardium"), ("dice", "precision", "recall", "hd"))
+
+# what the papers print of the methods as they stand, by data set and number of labels
+PUBLISHED = {
+    "supervised": {
+        ("LA", 4): (52.55, None, 47.05, 9.87),
+        ("LA", 8): (79.99, 68.12, 21.11, 5.48),
+        ("LA", 16): (86.03, 76.06, 14.26, 3.51),
+        ("LA", 80): (91.14, 83.82, 5.75, 1.52),
+        ("ACDC", 3): (47.83, 37.01, 31.16, 12.62),
+        ("ACDC", 7): (79.41, 68.11, 9.35, 2.70),
+        ("ACDC", 70): (91.44, 84.59, 4.30, 0.99),
+        ("BraTS2019", 25): (73.00, 59.96, 42.64, 2.96),
+        ("BraTS2019", 50): (76.14, 64.15, 36.01, 2.70),
+        ("Pancreas", 12): (69.96, 55.55, None, 1.64),
+        ("Pancreas2d", 31): (57.53, 67.78, 52.92, 27.65),
+        ("endocardium", 5): (76.13, 82.73, 74.62, 15.80),
+    },
+    "dmd": {
+        ("LA", 8): (89.70, 81.42, 6.88, 1.78),
+        ("LA", 16): (90.46, 82.66, 6.39, 1.62),
+        ("ACDC", 3): (66.23, 55.84, 8.66, 2.40),
+    },
+    "dtml": {("LA", 16): (90.12, 82.14, 7.01, 1.82)},
+    "ugmcl": {
+        ("LA", 16): (90.16, 82.18, 6.50, 1.98),
+        ("BraTS2019", 25): (82.82, 72.77, 11.29, 2.30),
+        ("BraTS2019", 50): (83.61, 73.98, 11.44, 2.26),
+    },
+    "cml": {
+        ("LA", 4): (87.63, None, 8.92, 2.23),
+        ("LA", 8): (90.36, None, 6.06, 1.68),
+        ("ACDC", 3): (88.53, None, 1.87, 0.57),
+        ("ACDC", 7): (89.42, None, 1.42, 0.52),
+        ("BraTS2019", 25): (85.26, None, 9.08, 1.83),
+        ("BraTS2019", 50): (86.63, None, 7.83, 1.45),
+    },
+    "coranet": {
+        ("Pancreas", 12): (79.67, 66.69, None, 1.89),
+        ("Pancreas2d", 31): (67.01, 68.41, 74.19, 15.90),
+        ("endocardium", 5): (86.67, 83.21, 93.19, 10.91),
+    },
+}
+
+
+def dice(value, holds):
+    """The published numbers of a row of which the paper gives Dice alone, where `holds`."""
+    return (value, None, None, None) if holds else None
+
+
+def units(dataset, share):
+    return round(share * UNITS[dataset])
+
+
+# ------------------------------------------------------------------------------------------------- all methods at once
+
+
+def comparison(dataset, n):
+    return [
+        Row("supervised", "supervised"),
+        Row("DMD", "dmd", test="--nms 0"),
+        Row("DTML", "dtml"),
+        Row("UG-MCL", "ugmcl"),
+        Row("CML", "cml"),
+        Row("CoraNet", "coranet"),
+        Row("supervised, all labels", "supervised", labelnum=units(dataset, 1)),
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------- DMD
+
+
+def dmd_temperature(dataset, n):
+    return [Row(f"T = {t}", "dmd", f"--temperature {t}", f"t{t}", "--nms 0") for t in (1, 1.93, 2, 3, 4, 5)]
+
+
+def dmd_lambda(dataset, n):
+    return [
+        Row(f"{name}, λ = {w}", "dmd", f"--distill {kind} --lambda_distill {w}", f"{kind}{w}", "--nms 0")
+        for name, kind in (("Dice", "dice"), ("KL", "kl"))
+        for w in range(1, 7)
+    ]
+
+
+def dmd_rivals(dataset, n):
+    """CPS is that of `train_cml.py`, with the steps and crops of DMD."""
+    here = (dataset, n) == ("LA", 8)
+    cps = "--framework cps --pretrain_iterations 0 --max_iterations 6000 --labeled_bs 2 --unlabeled_bs 2"
+    return [
+        Row("CPS", "cml", cps, "cps_6000", "--network net --nms 0", published=dice(87.49, here)),
+        Row("MC-Net", published=dice(87.71, here)),
+        Row("DML", "dmd", "--distill kl --temperature 1", "dml", "--nms 0", published=dice(88.19, here)),
+        Row("DMD", "dmd", test="--nms 0"),
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------- DTML
+
+
+def dtml_loss(dataset, n):
+    here = (dataset, n) == ("LA", 16)
+    return [
+        Row("L_sdm", "dtml", "--dis_loss sdm", "sdm", published=dice(89.72, here)),
+        Row("L_mask", "dtml", "--dis_loss mask"),
+        Row("L_sdm + L_mask", "dtml", "--dis_loss both", "both", published=dice(89.89, here)),
+    ]
+
+
+def dtml_tasks(dataset, n):
+    """M_s and M_d alone are one run: without the consistency the two never meet."""
+    here, alone = (dataset, n) == ("LA", 16), "--consistency 0 --unlabeled 0"
+    return [
+        Row("M_s alone", "dtml", alone, "alone", published=dice(86.03, here)),
+        Row("M_d alone", "dtml", alone, "alone", "--network dis", published=dice(88.69, here)),
+        Row("DTML, labelled alone", "dtml", "--unlabeled 0", "labelled", published=dice(89.17, here)),
+        Row("DTML", "dtml"),
+    ]
+
+
+# -------------------------------------------------------------------------------------------------------------- UG-MCL
+
+
+def ugmcl_terms(dataset, n):
+    return [
+        Row("L_seg (supervised)", "supervised"),
+        Row("L_seg + L_dis", "ugmcl", "--terms dis", "dis"),
+        Row("without L_dis", "ugmcl", "--terms itc ctc", "itc_ctc"),
+        Row("without L_itc", "ugmcl", "--terms dis ctc", "dis_ctc"),
+        Row("without L_ctc", "ugmcl", "--terms dis itc", "dis_itc"),
+        Row("all", "ugmcl", "--terms dis itc ctc"),
+    ]
+
+
+def ugmcl_beta(dataset, n):
+    return [Row(f"β = {beta}", "ugmcl", f"--beta {beta}", f"beta{beta}") for beta in (0, 0.25, 0.5, 0.75, 1)]
+
+
+def ugmcl_threshold(dataset, n):
+    return [
+        Row("U_max", "ugmcl", "--threshold_start 1", "threshold1"),
+        Row("1/2 U_max to U_max", "ugmcl", "--threshold_start 0.5", "threshold0.5"),
+        Row("3/4 U_max to U_max", "ugmcl", "--threshold_start 0.75", "threshold0.75"),
+    ]
+
+
+def ugmcl_labels(dataset, n):
+    return [
+        Row(f"{name}, {percent} %", script, labelnum=units(dataset, percent / 100))
+        for percent in (5, 10, 20, 30, 40, 50)
+        for name, script in (("supervised", "supervised"), ("UG-MCL", "ugmcl"))
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------------- CML
+
+
+def cml_terms(dataset, n):
+    reported = {("LA", 8): (82.74, None, 13.35, 3.26), ("ACDC", 7): (79.41, None, None, None)}  # by CML itself
+    return [
+        Row("L_sup^l (supervised)", "supervised", published=reported.get((dataset, n))),
+        Row("L_sup^l + L_dis", "cml", "--lambda_u 0", "u0"),
+        Row("L_sup^l + L_sup^u", "cml", "--lambda_dis 0", "dis0"),
+        Row("all", "cml"),
+    ]
+
+
+def cml_box(dataset, n):
+    shares = {"1/3": 1 / 3, "1/2": 1 / 2, "2/3": 2 / 3, "5/6": 5 / 6}
+    return [Row(f"β = {name}", "cml", f"--beta {s}", f"beta{name.replace('/', '-')}") for name, s in shares.items()]
+
+
+def cml_frameworks(dataset, n):
+    return [Row(name.upper(), "cml", f"--framework {name}", name) for name in ("cps", "cfl", "cml")] + [
+        Row(f"{symbol} = {weight}", "cml", f"--lambda_{name} {weight}", f"{name}{weight}")
+        for symbol, name in (("λ₁", "u"), ("λ₂", "dis"))
+        for weight in (0.1, 0.2, 0.5, 1)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- CoraNet
+
+
+def coranet_ratios(dataset, n):
+    return [
+        Row(f"{name}, 1 : {unlabelled}", script, labelnum=units(dataset, 1 / (1 + unlabelled)))
+        for unlabelled in (4, 2, 1)
+        for name, script in (("supervised", "supervised"), ("CoraNet", "coranet"))
+    ]
+
+
+def coranet_terms(dataset, n):
+    here = (dataset, n) == ("Pancreas2d", 31)
+    printed = {
+        "seg": 60.10,
+        "seg+st": 62.33,
+        "seg+st_mask": 64.23,
+        "seg+mt": 61.23,
+        "seg+mt_mask": 63.69,
+    }
+    rows = [Row(t, "coranet", f"--train {t}", t, published=dice(value, here)) for t, value in printed.items()]
+    return [*rows, Row("full", "coranet", "--train full")]
+
+
+def coranet_uncertainty(dataset, n):
+    kinds = {"TTA": "tta", "MC dropout": "mcdropout", "aleatoric": "aleatoric", "CRM": "crm"}
+    return [Row(name, "coranet", f"--uncertainty {kind}", kind) for name, kind in kinds.items()]
+
+
+def coranet_alpha(dataset, n):
+    return [Row(f"α = {alpha}", "coranet", f"--alpha {alpha}", f"alpha{alpha}") for alpha in (1, 2, 5, 10)]
+
+
+def coranet_backbones(dataset, n):
+    resnet = (80.58, 67.91, None, 2.27) if (dataset, n) == ("Pancreas", 12) else None
+    return [
+        Row("supervised", "supervised"),
+        Row("CoraNet, V-Net", "coranet", "--net vnet", "vnet"),
+        Row("CoraNet, ResNet-18", "coranet", "--net resnet18", "resnet18", published=resnet),
+    ]
+
+
+def coranet_classes(dataset, n):
+    paper, everything = (dataset, n) == ("ACDC", 14), units(dataset, 1)
+    votes = dice(86.10, paper)
+    return [
+        Row("supervised, all labels", "supervised", labelnum=everything, published=dice(88.79, paper)),
+        Row("a binary CoraNet a class", "coranet", "--multiclass one_vs_rest", "one_vs_rest", published=votes),
+        Row("one CoraNet", "coranet", "--multiclass direct"),
+    ]
+
+
+BETWEEN = "Of the rows between the first and the last the paper prints {}; which is which we do not know."
+TABLES = {
+    "comparison": Table("every method of this repository, and both supervised bounds", comparison),
+    "dmd-fig3b": Table("DMD, Fig. 3b: temperature", dmd_temperature),
+    "dmd-fig4": Table("DMD, Fig. 4: weight of the distillation, by Dice or KL", dmd_lambda),
+    "dmd-table3": Table("DMD, Table 3: CPS, MC-Net, DML, DMD", dmd_rivals, labelnum=8),
+    "dtml-table1": Table("DTML, Table 1: what M_d learns", dtml_loss),
+    "dtml-table2": Table("DTML, Table 2: each network alone, and without unlabelled data", dtml_tasks),
+    "ugmcl-table1": Table(
+        "UG-MCL, Table 1: terms of the loss", ugmcl_terms, note=BETWEEN.format("87.88, 88.68, 89.15 and 89.42 (LA, 16)")
+    ),
+    "ugmcl-table2": Table("UG-MCL, Table 2: share of the probabilities in L_itc", ugmcl_beta),
+    "ugmcl-fig3": Table("UG-MCL, Fig. 3: threshold of the certain voxels", ugmcl_threshold),
+    "ugmcl-fig4": Table("UG-MCL, Fig. 4: 5 to 50 % labels", ugmcl_labels, labelnum=None),
+    "cml-table4": Table(
+        "CML, Table 4: terms of the loss",
+        cml_terms,
+        labelnum=8,
+        note=BETWEEN.format("83.73 and 88.16 (LA, 8), 80.27 and 87.75 (ACDC, 7)"),
+    ),
+    "cml-fig5": Table("CML, Fig. 5: box of CutMix", cml_box, labelnum=8),
+    "cml-fig6": Table("CML, Fig. 6: framework, and weights of the loss", cml_frameworks, labelnum=8),
+    "coranet-table3": Table("CoraNet, Table III: labelled to unlabelled cases", coranet_ratios, "Pancreas2d", None),
+    "coranet-table4": Table("CoraNet, Table IV: terms of the loss and their masks", coranet_terms, "Pancreas2d", 31),
+    "coranet-table6": Table("CoraNet, Table VI: measure of uncertainty", coranet_uncertainty, "Pancreas2d", 31),
+    "coranet-table8": Table("CoraNet, Table VIII: cost ratio", coranet_alpha, "Pancreas2d", 31),
+    "coranet-3d": Table("CoraNet in 3-D, by network", coranet_backbones, "Pancreas", 12),
+    "coranet-acdc": Table("CoraNet with several classes", coranet_classes, "ACDC", 14),
+}
+
+
+def arguments():
+    parser = options.ArgumentParser(__doc__)
+    parser.add_argument("table", nargs="?", help="its name: --list shows all")
+    parser.add_argument("--list", action="store_true", help="every table, one line each")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--run", action="store_true", help="run the commands one after another, then fill the table")
+    what.add_argument("--fill", action="store_true", help="the table alone, with the results that there are")
+    parser.add_argument("--dataset", choices=sorted(DATASETS), help="default: the table's")
+    parser.add_argument("--labelnum", type=options.positive_int, help="default: the table's, else the data set's")
+    parser.add_argument("--seeds", type=options.non_negative_int, nargs="+", default=[1337], help="one run each")
+    parser.add_argument("--gpu", help="as of the scripts")
+    parser.add_argument("--root", help="folder of the data (default: data/<dataset>)")
+    parser.add_argument("--runs", default="runs", help="folder of all runs")
+    parser.add_argument("--extra", type=shlex.split, default=[], help='for each training: "--downsample 2 …"')
+    parser.add_argument("--format", choices=("text", "markdown"), default="text", help="of the table")
+    return parser.parse_args()
+
+
+def plan(table, args):
+    """`(row, jobs)` of each row, a job a seed; one that comes to the defaults has the method's published numbers."""
+    dataset, labelnum = args.dataset or table.dataset, args.labelnum
+    if table.labelnum is None and labelnum:
+        raise UserError(f"--labelnum {labelnum}: the rows of {args.table} differ in it; leave it out")
+    labelnum = labelnum or (table.labelnum if dataset == table.dataset else dataset_class(dataset).labelnum)
+    test = CODE / f"test_{GUESTS.get(dataset, dataset)}.py"
+    places = {flag: value for flag, value in (("--gpu", args.gpu), ("--root", args.root)) if value is not None}
+    rows = []
+    for row in table.rows(dataset, labelnum):
+        jobs, n = [], row.labelnum or labelnum
+        for seed in args.seeds if row.method else ():
+            train = CODE / f"train_{row.method}.py"
+            jobs.append(tables.make_job(row, train, test, dataset, n, seed, args.runs, places, args.extra))
+        if jobs and jobs[0].default and row.published is None:
+            row = replace(row, published=PUBLISHED[row.method].get((dataset, n)))
+        rows.append((row, jobs))
+    return rows
+
+
+def main():
+    args = arguments()
+    if args.list:
+        for name, table in TABLES.items():
+            labels = f", {table.labelnum} labels" if table.labelnum else ""
+            print(f"{name:15} {table.title} ({table.dataset}{labels})")
+        return
+    if args.table is None:
+        raise UserError("name a table: --list shows all")
+    table = tables.find_table(TABLES, args.table)
+    taken = [flag for flag in args.extra if flag.split("=")[0] in OWN]
+    if taken:
+        raise UserError(f"--extra {taken[0]}: it is set for every row; see the options of this script itself")
+    rows = plan(table, args)
+
+    for row, job, command in () if args.fill else tables.commands(rows):
+        done = job.result()[0] is not None
+        print(f"{tables.shell(command)}  # {row.label}{', done' if done else ''}", flush=True)
+        if args.run and not done and (status := tables.call(command)):
+            sys.exit(f"ablate.py: the rest is not run, exit status {status} from: {tables.shell(command)}")
+    if args.fill or args.run:
+        dataset = args.dataset or table.dataset
+        cells, notes = tables.fill(rows, METRICS.get(dataset, SHOWN))
+        notes = [table.note] * bool(table.note) + notes
+        if args.extra:
+            notes.insert(0, f"Trained with {shlex.join(args.extra)}: the published numbers are not of this setting.")
+        print(f"\n{table.title} ({dataset})\n\n{tables.render(cells, args.format)}")
+        if notes:
+            print("", *notes, sep="\n")
+
+
+if __name__ == "__main__":
+    run.main(main)
