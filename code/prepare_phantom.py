@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 import _root  # noqa: F401
 from dataloaders.phantom import SIZE, Phantom, write_dataset
-from utils import run
+from utils import options, run
 
 
 def options(arguments=None):
-    parser = run.ArgumentParser(__doc__)
+    parser = options.ArgumentParser(__doc__)
     parser.add_argument("--root", type=Path, default="data/phantom", help="folder to write")
     parser.add_argument("--seed", type=int, default=2018, help="another seed makes other cases")
     parser.add_argument(

@@ -46,6 +46,30 @@ def make_tiny_la(root):
     (root / "test.list").write_text("\n".join(names[6:]) + "\n")
 
 
+def make_tiny_acdc(root):
+    """Four training, one validation and two test patients of three slices 36×32 in ACDC's layout, 4 classes."""
+    rng = np.random.default_rng(0)
+    lists = {"train_slices": [], "train": [], "val": [], "test": []}
+    (root / "data" / "slices").mkdir(parents=True)
+
+    def write(path, image, label):
+        with h5py.File(path, "w") as file:
+            file["image"], file["label"] = image, label
+
+    for patient in range(1, 8):
+        split = "train" if patient <= 4 else "val" if patient == 5 else "test"
+        name = f"patient{patient:03d}_frame01"
+        image, label = blob(rng, (12, 36, 32))
+        image, label = image[4:7], label[4:7] + (np.arange(32) > 12) * label[4:7] + (np.arange(32) > 18) * label[4:7]
+        write(root / "data" / f"{name}.h5", image, label)
+        lists[split].append(name)
+        for k in range(3 if split == "train" else 0):
+            write(root / "data" / "slices" / f"{name}_slice_{k + 1}.h5", image[k], label[k])
+            lists["train_slices"].append(f"{name}_slice_{k + 1}")
+    for split, names in lists.items():
+        (root / f"{split}.list").write_text("\n".join(names) + "\n")
+
+
 def run_script(name, *arguments, timeout=120):
     """Run `code/<name>` in a process of its own and return it finished, with `stdout` and `stderr` as text.
 
@@ -66,6 +90,15 @@ def tiny_la(tmp_path):
     """The folder of `make_tiny_la`, fresh for each test to spoil."""
     root = tmp_path / "tiny_la"
     make_tiny_la(root)
+    return root
+
+
+@pytest.fixture
+def tiny_acdc(tmp_path):
+    """The folder of `make_tiny_acdc`."""
+    root = tmp_path / "tiny_acdc"
+    root.mkdir()
+    make_tiny_acdc(root)
     return root
 
 

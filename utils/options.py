@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dataloaders import DATASETS, dataset_class
+from dataloaders.transforms import AUGMENTS
 from networks import NETWORKS, network_class
 from utils.errors import UserError
 
@@ -103,7 +104,7 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
     )
     data.add_argument(
         "--augment",
-        choices=("rot_flip", "crop", "rotate", "affine", "resize"),
+        choices=tuple(AUGMENTS),
         help="3-D: rot_flip turns and flips each crop; 2-D: rotate by ±20° or flip, affine by ±30° and to 0.5-2 times",
     )
     network = parser.add_argument_group("network")
@@ -162,7 +163,8 @@ def parse(parser, rules=(), argv=None):
     if args.downsample in data.patches:
         fill(data.source, patch=list(data.patches[args.downsample]))
     elif args.patch is None:
-        raise UserError(f"--downsample {args.downsample}: no crop is known for it, give one with --patch X Y Z")
+        what = "is of slices: take a smaller --patch" if len(data.patches[1]) == 2 else "has no crop for it: give --patch"
+        raise UserError(f"--downsample {args.downsample}: {args.dataset} {what}")
     for row in rules:
         if row.when(args):
             fill(row.source, **row.values)

@@ -24,13 +24,16 @@ SHORT = {
     "train_ugmcl.py": ["--max_iterations", 3, "--passes", 2],
     "train_cml.py": ["--labeled_bs", 2, "--unlabeled_bs", 2, "--pretrain_iterations", 1, "--max_iterations", 2],
 }
-# every flag alone, against the same command without it
+MCDROPOUT = ["--uncertainty", "mcdropout"]
+# every flag alone, or with those that it needs, against the same command without it
 FLAGS = {
     "train_supervised.py": [
         ["--max_iterations", 2],
         ["--lr_step", 1],
         ["--base_lr", 0.1],
         ["--normalization", "groupnorm"],
+        ["--net", "unet3d"],
+        ["--net", "resnet18"],
         ["--augment", "crop"],
         ["--downsample", 2],
         ["--n_filters", 4],
@@ -50,6 +53,10 @@ FLAGS = {
         ["--relabel_stride", 32, 16, 16],
         ["--ema_decay", 0.4],
         *(["--train", mode] for mode in ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask")),
+        *(["--uncertainty", kind] for kind in ("tta", "mcdropout", "aleatoric")),
+        ["--looks", 2, *MCDROPOUT],
+        ["--certain_below", 0.999, *MCDROPOUT],
+        ["--multiclass", "one_vs_rest"],
     ],
     "train_dmd.py": [
         ["--max_iterations", 2],
@@ -105,7 +112,9 @@ for command in json.load(sys.stdin):
 
 def without(flag):
     """The flags of the run that one with `flag` is compared with."""
-    return (*flag[flag.index("--patch") :], "--precision", "fp32") if "--patch" in flag else ()
+    if "--patch" in flag:
+        return (*flag[flag.index("--patch") :], "--precision", "fp32")
+    return tuple(MCDROPOUT) if flag[2:] == MCDROPOUT else ()
 
 
 def arguments(name, root, runs, *extra):
@@ -180,6 +189,28 @@ def test_trains_and_falls(name, tiny_la, tmp_path, script):
 @pytest.mark.parametrize(("name", "flag"), [(name, flag) for name, flags in FLAGS.items() for flag in flags], ids=str)
 def test_every_flag_has_an_effect(name, flag, weights):
     assert not same(weights(name, *flag), weights(name, *without(flag))), f"{flag[0]} changed nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [*((name, []) for name in SHORT), ("train_coranet.py", ["--multiclass", "one_vs_rest"])],
+    ids=str,
+)
+def test_trains_on_slices_of_several_classes(name, extra, tiny_acdc, tmp_path, script):
+    """A U-Net, or one a class, trains on ACDC's layout, and `test_ACDC.py` scores what it ends in."""
+    runs = tmp_path / "runs"
+    done = script(name, *arguments(name, tiny_acdc, runs, "--dataset", "ACDC", "--patch", 32, 32, *extra))
+    assert done.returncode == 0, done.stderr
+    (path,) = runs.glob("ACDC/*/*/last.pth")
+    state = torch.load(path, weights_only=True)
+    kind = "OneVsRest" if extra else "UNet"
+    assert {spec["class"].rpartition(".")[2] for spec in state["networks"].values()} == {kind}
+    assert np.isfinite([line["loss/loss"] for line in records(path.parent)]).all()
+    done = script("test_ACDC.py", "--run", path.parent, "--gpu", -1, "--figures", 0, "--nifti", 0)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((path.parent / "test" / "last" / "summary.json").read_text())
+    assert list(summary["classes"]) == ["RV", "Myo", "LV"]
+    assert summary["cases"] == 2
 
 
 @pytest.mark.parametrize("name", SHORT)

@@ -1,0 +1,117 @@
+"""Every method with the weight of its unlabelled terms at 0 follows its supervised loss, step for step.
+
+Dropout and norm are off, so that what else is in the batch cannot matter; what is left is
+the order of the crops, the optimizer, the schedule, and terms that ought to be 0.
+"""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+import train_cml
+import train_coranet
+import train_dmd
+import train_dtml
+import train_supervised
+import train_ugmcl
+
+from dataloaders.two_stream import two_stream_loader
+from networks.vnet import VNet
+from utils import options, run
+from utils.losses import foreground_dice_loss, supervised_loss
+from utils.ops import normalized_sdm
+from utils.schedules import set_lr, step_decay
+
+STEPS = 4
+SMALL = ["--gpu", "-1", "--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "3", "--normalization"]
+SMALL += ["none", "--precision", "fp32"]
+SGD = ["--max_iterations", str(STEPS), "--lr_step", "2", "--labeled_bs", "2"]
+
+
+def dice_alone(net, image, label):
+    return foreground_dice_loss(net(image).softmax(1), label)
+
+
+def cross_entropy_and_dice(net, image, label):
+    return supervised_loss(net(image), label)
+
+
+def of_logits_and_features(net, image, label):
+    return supervised_loss(net(image)[0], label)
+
+
+def dual_task(net, image, label):
+    logits, sdm = net(image)
+    loss = F.cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)
+    return loss + (sdm[:, 0] - normalized_sdm(label == 1)).square().mean()
+
+
+CPS = ["--framework", "cps", "--pretrain_iterations", "0", "--unlabeled_bs", "2"]
+CASES = {  # script, its flags, the supervised loss of its first network
+    "supervised": (train_supervised, [], cross_entropy_and_dice),
+    "dmd": (train_dmd, ["--lambda_distill", "0"], dice_alone),
+    "dtml": (train_dtml, ["--consistency", "0"], cross_entropy_and_dice),
+    "ugmcl": (train_ugmcl, ["--consistency", "0", "--passes", "1"], dual_task),
+    "cml": (train_cml, ["--lambda_u", "0", *CPS], of_logits_and_features),
+}
+
+
+def weights(state):
+    return {key: value.clone() for key, value in state.items()}
+
+
+def run_main(script, flags, root, runs, monkeypatch):
+    """The first network of a script's run, as it began and as it ended, and the arguments that it is built with."""
+    began, resume = {}, run.Run.resume
+
+    def remember(job, *names, **objects):
+        began.update({name: weights(net.state_dict()) for name, net in objects.items() if hasattr(net, "config")})
+        return resume(job, *names, **objects)
+
+    monkeypatch.setattr(run.Run, "resume", remember)
+    monkeypatch.setattr(sys, "argv", [script.__file__, *SMALL, *flags, "--root", str(root), "--runs", str(runs)])
+    monkeypatch.setattr(VNet, "defaults", VNet.defaults._replace(dropout=0.0))
+    script.main()
+    (path,) = runs.glob("*/*/*/last.pth")
+    state = torch.load(path, weights_only=True)
+    first = next(iter(began))
+    return began[first], state[first], state["networks"][first]["kwargs"]
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_without_its_unlabelled_terms_a_method_is_supervised(method, tiny_la, tmp_path, monkeypatch):
+    script, flags, loss_of = CASES[method]
+    began, ended, shape = run_main(script, [*SGD, *flags], tiny_la, tmp_path / "runs", monkeypatch)
+    own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
+    data = two_stream_loader(options.parse(options.parser("", unlabeled=False), argv=own), "cpu")
+    net = VNet(**shape).to(memory_format=torch.channels_last_3d)
+    net.load_state_dict(began)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    for step in range(1, STEPS + 1):
+        batch = data.batch(step)
+        set_lr(optimizer, step_decay(0.01, step, 2))
+        optimizer.zero_grad()
+        loss_of(net, batch.image, batch.label).backward()
+        optimizer.step()
+    moved, apart = (
+        torch.cat([(a[key] - b[key]).flatten() for key in ended]).norm()
+        for a, b in ((ended, began), (ended, net.state_dict()))
+    )
+
+    assert apart < 1e-3 * moved
+
+
+def test_coranet_without_its_unlabelled_terms_goes_on_pretraining(tiny_la, tmp_path, monkeypatch):
+    """`--train seg`: as many epochs of either phase end in the same weights."""
+    flags = ["--labeled_bs", "2", "--unlabeled_bs", "1", "--train", "seg"]
+    phases = (
+        ["--pretrain_epochs", "1", "--selftrain_epochs", "2"],
+        ["--pretrain_epochs", "3", "--selftrain_epochs", "0"],
+    )
+    ends = []
+    for k, epochs in enumerate(phases):
+        began, ended, _ = run_main(train_coranet, [*flags, *epochs], tiny_la, tmp_path / str(k), monkeypatch)
+        ends.append(ended)
+    assert not torch.equal(began["encoder.0.0.weight"], ended["encoder.0.0.weight"])
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ended)
