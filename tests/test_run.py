@@ -224,6 +224,19 @@ def test_a_run_without_its_records(tmp_path, name):
         train(tmp_path, "--resume")
 
 
+def test_networks_are_kept_on_the_way(tmp_path):
+    """`--keep_every 2` of 6 steps: each file is what `last.pth` was then, without what only training needs."""
+    job, _ = train(tmp_path, "--keep_every", 2)
+    kept = sorted(path.name for path in job.folder.glob("step_*.pth"))
+    assert kept == ["step_2.pth", "step_4.pth", "step_6.pth"]
+    last, end = (load_checkpoint(job.folder / name) for name in ("last.pth", "step_6.pth"))
+    assert "optimizer" not in end
+    assert all(torch.equal(end["net"][key], value) for key, value in last["net"].items())
+    middle = load_checkpoint(job.folder / "step_2.pth")
+    assert middle["step"] == 2
+    assert any(not torch.equal(middle["net"][key], value) for key, value in last["net"].items())
+
+
 def test_one_process_a_folder(tmp_path):
     first = run.Run(parse(tmp_path), "train_tiny.py")
     with pytest.raises(UserError, match="another process trains here"):

@@ -58,11 +58,19 @@ def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) 
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
-    """``last.pth`` or ``best.pth`` of a run.
+    """``last.pth``, ``best.pth`` or, of a number, ``step_<number>.pth`` of a run.
 
     Raises:
-        UserError: the run has none yet, or never selected one.
+        UserError: the run has none yet, never selected one, or did not keep this step.
     """
+    if which.isdecimal():
+        path = Path(run) / f"step_{which}.pth"
+        if path.is_file():
+            return path
+        kept = sorted(int(other.stem[5:]) for other in Path(run).glob("step_*.pth"))
+        raise UserError(
+            f"{path}: not there; kept steps: {', '.join(map(str, kept)) or 'none, train with --keep_every'}"
+        )
     path = Path(run) / f"{which}.pth"
     if path.is_file():
         return path

@@ -127,6 +127,9 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
     job.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     job.add_argument("--log_every", type=positive_int, default=20, help="steps between records")
     job.add_argument("--save_minutes", type=positive, default=5, help="longest time between checkpoints")
+    job.add_argument(
+        "--keep_every", type=non_negative_int, default=0, help="keep step_<n>.pth every n steps, for curves; 0: never"
+    )
     job.add_argument("--picture_every", type=positive_int, default=200, help="steps between TensorBoard pictures")
     parser.set_defaults(**defaults)
     return parser
@@ -163,7 +166,9 @@ def parse(parser, rules=(), argv=None):
     if args.downsample in data.patches:
         fill(data.source, patch=list(data.patches[args.downsample]))
     elif args.patch is None:
-        what = "is of slices: take a smaller --patch" if len(data.patches[1]) == 2 else "has no crop for it: give --patch"
+        what = (
+            "is of slices: take a smaller --patch" if len(data.patches[1]) == 2 else "has no crop for it: give --patch"
+        )
         raise UserError(f"--downsample {args.downsample}: {args.dataset} {what}")
     for row in rules:
         if row.when(args):

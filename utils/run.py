@@ -37,7 +37,7 @@ from utils.options import describe as describe_options
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # options that may differ between the parts of a resumed run: they move no number
-MAY_DIFFER = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "picture_every"}
+MAY_DIFFER = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "keep_every", "picture_every"}
 
 
 def main(function):
@@ -233,7 +233,13 @@ class Run:
         return self.start
 
     def checkpoint(self, step):
-        """Save when it is time, when the run is complete, or when a signal asks for it, which then ends the process."""
+        """Save when it is time, when the run is complete, or when a signal asks for it, which then ends the process.
+
+        Every `--keep_every` steps the networks that are tested are kept as `step_<n>.pth` besides.
+        """
+        if self.args.keep_every and step % self.args.keep_every == 0:
+            kept = self._state(step, self._test_networks)
+            write_atomically(self.folder / f"step_{step}.pth", lambda path: torch.save(kept, path))
         due = time.monotonic() - self._saved_at >= 60 * self.args.save_minutes
         if due or step == self.last:
             self._save(step)
@@ -250,12 +256,19 @@ class Run:
     def _save(self, step):
         if step == self._saved and step:
             return
-        for name, net in self._objects.items():
+        state = self._state(step, self._objects)
+        write_atomically(self.folder / "last.pth", lambda path: torch.save(state, path))
+        self._saved, self._saved_at = step, time.monotonic()
+
+    def _state(self, step, names):
+        """A checkpoint's dict, of the objects of these names."""
+        objects = {name: self._objects[name] for name in names}
+        for name, net in objects.items():
             if isinstance(net, torch.nn.Module) and not all(p.isfinite().all() for p in net.parameters()):
                 raise UserError(f"step {step}: {name} is not finite any more; last checkpoint: step {self._saved}")
         networks = {
             name: {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
-            for name, net in self._objects.items()
+            for name, net in objects.items()
             if hasattr(net, "config")
         }
         state = {
@@ -266,9 +279,7 @@ class Run:
             "networks": networks,
             "test_networks": self._test_networks,
         }
-        state |= {name: target.state_dict() for name, target in self._objects.items()}
-        write_atomically(self.folder / "last.pth", lambda path: torch.save(state, path))
-        self._saved, self._saved_at = step, time.monotonic()
+        return state | {name: target.state_dict() for name, target in objects.items()}
 
     # ---- the loop
 

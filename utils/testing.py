@@ -7,6 +7,7 @@ What moves a number stands in the script: its data sets, the filter of component
     test.evaluate(lambda image: sliding_window(predictor, image, test.patch, test.stride, …).argmax(0))
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ class Test:
         self.indices = self.listed[: args.cases]
         step, last = self.checkpoint["step"], self.checkpoint["last"]
         unfinished = args.checkpoint == "last" and step < last
-        self.selection = "the run is unfinished" if unfinished else SELECTION[args.checkpoint]
+        self.selection = "the run is unfinished" if unfinished else SELECTION.get(args.checkpoint, "a step on the way")
         print(f"{self.path}, step {step} of {last}: {self.selection}")
         if args.split != "test":
             print(f"scored on {LISTS[args.split]}")
@@ -107,7 +108,7 @@ class Test:
     def output(self):
         """The folder for the results; the options that move a number are part of its name."""
         args, trained = self.args, self.trained
-        tag = args.checkpoint + (f"_{args.split}" if args.split != "test" else "")
+        tag = self.path.stem + (f"_{args.split}" if args.split != "test" else "")
         tag += f"_{args.network}" if args.network else ""
         if self._usual_nms is not None:
             tag += f"_nms{args.nms}" if args.nms != self._usual_nms else ""
@@ -188,7 +189,9 @@ def _parser(doc, datasets, splits, scores):
     which.add_argument("--seed", type=options.non_negative_int, default=1337, help="its seed")
     which.add_argument("--dataset", choices=datasets, default=datasets[0], help="data set that it was trained on")
     which.add_argument("--runs", default="runs", help="folder of all runs")
-    which.add_argument("--checkpoint", choices=tuple(SELECTION), default="last", help="best: needs a validation list")
+    which.add_argument(
+        "--checkpoint", type=_checkpoint, default="last", help="last, best (needs a validation list), or a kept step"
+    )
     test = parser.add_argument_group("test")
     test.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
     if len(splits) > 1:
@@ -215,6 +218,13 @@ def _parser(doc, datasets, splits, scores):
     test.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
     test.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where fast")
     return parser
+
+
+def _checkpoint(text):
+    """The argparse type of `--checkpoint`."""
+    if text not in SELECTION and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not {', '.join(SELECTION)} or a step's number")
+    return text
 
 
 def _bar():
