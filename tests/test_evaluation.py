@@ -188,6 +188,12 @@ def test_find_run_and_checkpoint(tmp_path):
     assert find_checkpoint(folder, "last") == folder / "last.pth"
     with pytest.raises(UserError, match="lack of a validation list"):
         find_checkpoint(folder, "best")
+    with pytest.raises(UserError, match="kept steps: none, train with --keep_every"):
+        find_checkpoint(folder, "500")
+    (folder / "step_500.pth").touch()
+    assert find_checkpoint(folder, "500") == folder / "step_500.pth"
+    with pytest.raises(UserError, match="kept steps: 500"):
+        find_checkpoint(folder, "400")
     (folder / "best.pth").touch()
     assert find_checkpoint(folder, "best") == folder / "best.pth"
 
