@@ -89,7 +89,8 @@ def main():
     print(f"{'region':14}" + "".join(f"{m + ' %':18}" for m in MEASURES))
     for region, cases in table.items():
         spread = {m: mean_and_sd([case[m] for case in cases]) for m in MEASURES}
-        print(f"{region:14}" + "".join(f"{f'{100 * mean:.2f} ± {100 * sd:.2f}':18}" for mean, sd in spread.values()))
+        cells = [f"{100 * mean:.2f} ± {100 * sd:.2f}".replace("nan", "-") for mean, sd in spread.values()]
+        print(f"{region:14}" + "".join(f"{cell:18}" for cell in cells))
         values = {f"{m}{end}": value for m in MEASURES for end, value in zip(("", "_sd"), spread[m], strict=True)}
         summary.append({"region": region, **values, "cases": len(cases)})
     test.output.mkdir(parents=True, exist_ok=True)
