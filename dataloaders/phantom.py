@@ -490,7 +490,7 @@ class Phantom(LA):
 
 
 class Phantom2d(Slices, Phantom):
-    """The axial slices `(x, y)` of a phantom, for trying a 2-D method in minutes."""
+    """The axial slices `(y, x)` of a phantom, for trying a 2-D method in minutes."""
 
     name = "phantom2d"
     patches = MappingProxyType({1: (64, 64)})
@@ -499,6 +499,7 @@ class Phantom2d(Slices, Phantom):
     augment = "rotate"
     labeled_bs, unlabeled_bs = 4, 4
     source = "ACDC's protocol on the phantom's axial slices"
+    axes = (1, 0, 2)
 
 
 def read_settings(root):

@@ -39,7 +39,7 @@ SAMPLES = {
     "Pancreas2d": (16, (5, 6), (5, 6, 4), (1, 0, 2)),
     "endocardium": (24, (5, 4), (5, 4, 6), (1, 2, 0)),
     "phantom": (4, (6, 5, 4), (6, 5, 4), (0, 1, 2)),
-    "phantom2d": (16, (6, 5), (6, 5, 4), (0, 1, 2)),
+    "phantom2d": (16, (5, 6), (5, 6, 4), (1, 0, 2)),
 }
 every = pytest.mark.parametrize("name", list(DATASETS))
 of_slices = pytest.mark.parametrize("name", ["Pancreas2d", "endocardium", "phantom2d"])
