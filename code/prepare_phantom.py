@@ -18,7 +18,7 @@ from dataloaders.phantom import SIZE, Phantom, write_dataset
 from utils import options, run
 
 
-def options(arguments=None):
+def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("--root", type=Path, default="data/phantom", help="folder to write")
     parser.add_argument("--seed", type=int, default=2018, help="another seed makes other cases")
@@ -62,7 +62,7 @@ def preview(path, dataset, cases=4):
 
 
 def main(arguments=None):
-    args = options(arguments)
+    args = parse(arguments)
     start = time.perf_counter()
     bar = partial(tqdm, unit="case", disable=None)
     written = write_dataset(args.root, args.seed, args.size, args.train, args.test, args.workers, args.overwrite, bar)
