@@ -13,6 +13,6 @@ NETWORKS = tuple(_CLASSES)
 
 
 def network_class(name):
-    """The class of a network, with its `dims` (2 or 3), `multiples` and `defaults`; `name` is one of `NETWORKS`."""
+    """The class of a network, with its `dims`, `multiples`, `bottom` and `defaults`; `name` is one of `NETWORKS`."""
     module, cls = _CLASSES[name]
     return getattr(import_module(f"networks.{module}"), cls)

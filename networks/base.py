@@ -1,5 +1,6 @@
 """What all segmentation networks share: options, heads and outputs. A network adds its encoder and its decoder."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,13 +13,14 @@ INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 def norm(dims, kind, channels):
-    """The layer that follows a convolution: `batchnorm`, `instancenorm`, `groupnorm` (up to 16 groups) or `none`."""
+    """The layer that follows a convolution: `batchnorm`, `instancenorm`, `groupnorm` (16 groups, or the most that
+    divide both 16 and the channels) or `none`."""
     if kind == "batchnorm":
         return BATCH_NORM[dims](channels)
     if kind == "instancenorm":
         return INSTANCE_NORM[dims](channels)
     if kind == "groupnorm":
-        return nn.GroupNorm(min(16, channels), channels)
+        return nn.GroupNorm(math.gcd(16, channels), channels)
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"normalization is batchnorm, instancenorm, groupnorm or none, got {kind!r}")
@@ -76,12 +78,18 @@ class SegmentationNetwork(nn.Module):
     `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in [-1, 1], or to sdm alone; with `deepest` to
     `(logits, features)`, features what `encode` gives last.
 
-    A network sets `dims`, `multiples` and `defaults`, and has the methods `build`, which makes its layers and returns
-    the number of channels that `decode` gives, `encode`, from an image to a list of features of falling extents, and
-    `decode`, from that list to features of the image's extents.
+    A network sets `dims`, `multiples`, `bottom` and `defaults`, and has the methods `build`, which makes its layers and
+    returns the number of channels that `decode` gives, `encode`, from an image to a list of features of falling
+    extents, and `decode`, from that list to features of the image's extents.
+
+    Class attributes:
+        dims: axes of S.
+        multiples: what each extent of the input must be a multiple of.
+        bottom: what each extent is divided by at the encoder's bottom, rounded up.
+        defaults: see `Defaults`.
     """
 
-    dims = 3  # axes of S
+    dims = 3
     head_size = 1  # of the heads' convolution
 
     def __init__(

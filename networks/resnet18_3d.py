@@ -45,7 +45,7 @@ class Block(nn.Module):
 class ResNet18(SegmentationNetwork):
     """The options of `SegmentationNetwork`; dropout drops channels after the bottom and after the last stage."""
 
-    multiples = (16, 16, 16)
+    multiples, bottom = (16, 16, 16), (32, 32, 32)
     defaults = Defaults(n_filters=64, dropout=0.0, upsampling="linear")
 
     def build(self, in_channels, n_filters, normalization, dropout, upsampling):

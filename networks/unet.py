@@ -3,7 +3,7 @@
 Five levels of 16, 32, 64, 128, 256 channels and two convolutions 3×3 each, with LeakyReLU(0.01); max pooling leads
 down, a 1×1 convolution and bilinear interpolation with aligned corners up; skips are concatenated; a 3×3 head.
 
-CoraNet's (Shi et al., TMI 2021) is `UNet(levels=4, n_filters=64, dropout=0)`.
+CoraNet's (Shi et al., TMI 2021) is `UNet(levels=4, n_filters=64)`.
 """
 
 import torch
@@ -20,7 +20,7 @@ class UNet(SegmentationNetwork):
     the field's 0.05, 0.1, 0.2, 0.3, 0.5.
     """
 
-    dims, multiples = 2, (16, 16)
+    dims, multiples, bottom = 2, (16, 16), (16, 16)
     defaults = Defaults(n_filters=16, dropout=0.5, upsampling="linear")
     head_size = 3
     slope = 0.01  # of the activation below 0
@@ -28,7 +28,7 @@ class UNet(SegmentationNetwork):
     def build(self, in_channels, n_filters, normalization, dropout, upsampling, levels=5):
         if levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels}")
-        self.multiples = (2 ** (levels - 1),) * self.dims
+        self.multiples = self.bottom = (2 ** (levels - 1),) * self.dims
         widths = [n_filters * 2**i for i in range(levels)]
         shares = [*(0.1, 0.2, 0.4, 0.6), *[1.0] * levels][: levels - 1]
         shares.append(1.0)

@@ -13,7 +13,7 @@ from networks.unet import UNet
 class UNet3D(UNet):
     """The options of `UNet`; dropout drops single values after the bottom and after the last level."""
 
-    dims, multiples = 3, (16, 16, 16)
+    dims, multiples, bottom = 3, (16, 16, 16), (16, 16, 16)
     defaults = Defaults(n_filters=16, dropout=0.3, upsampling="linear")
     head_size = 1
     slope = 0.0

@@ -30,7 +30,7 @@ def up(channels, kind, upsampling):
 class VNet(SegmentationNetwork):
     """The options of `SegmentationNetwork`; dropout drops channels after stages five and nine."""
 
-    multiples = (16, 16, 16)
+    multiples, bottom = (16, 16, 16), (16, 16, 16)
     defaults = Defaults(n_filters=16, dropout=0.5, upsampling="transposed")
 
     def build(self, in_channels, n_filters, normalization, dropout, upsampling):

@@ -109,6 +109,21 @@ def test_normalizations_treat_samples_as_they_say(name, normalization):
     assert torch.allclose(net(x), alone, atol=1e-4) == (normalization != "batchnorm")
 
 
+@pytest.mark.parametrize(("n_filters", "groups"), [(12, {4, 8, 16}), (24, {8, 16})])
+def test_groupnorm_takes_any_number_of_channels(n_filters, groups):
+    net = UNet(n_filters=n_filters, normalization="groupnorm")
+    found = {module.num_groups for module in net.modules() if isinstance(module, torch.nn.GroupNorm)}
+    assert found == groups
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_bottom_is_where_it_is_said_to_be(name):
+    net = small(name).eval()
+    for extents in ((64, 32, 96)[: net.dims], (48, 80, 32)[: net.dims]):
+        bottom = net.encode(torch.zeros(1, 1, *extents))[-1].shape[2:]
+        assert tuple(bottom) == tuple(math.ceil(e / b) for e, b in zip(extents, net.bottom, strict=True))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_dropout_works_in_training_alone(name):
     x = image(name)
@@ -234,7 +249,7 @@ def test_dropout_of_the_unet_grows_with_depth(options, expected):
 
 def test_levels_set_the_extents_that_fit():
     net = UNet(levels=4, n_filters=2, dropout=0)
-    assert net.multiples == (8, 8)
+    assert net.multiples == net.bottom == (8, 8)
     assert net(torch.zeros(2, 1, 8, 24)).shape == (2, 2, 8, 24)
     assert UNet(**net.config).multiples == (8, 8)
     assert UNet.multiples == (16, 16)
