@@ -22,7 +22,12 @@ from utils.figures import SHOWN
 CODE = ROOT / "code"
 OWN = [(name, table.dataset) for name, table in ablate.TABLES.items()]
 OTHER = [(name, data) for name in ablate.TABLES for data in ("phantom", "phantom2d") if name != "coranet-3d"]
-OTHER += [("coranet-table6", "LA"), ("cml-fig6", "ACDC"), ("ugmcl-table1", "BraTS2019"), ("comparison", "Pancreas")]
+OTHER += [
+    ("coranet-table6", "LA"),
+    ("cml-framework", "ACDC"),
+    ("ugmcl-table1", "BraTS2019"),
+    ("comparison", "Pancreas"),
+]
 
 
 class FoundParser(Exception):  # noqa: N818 - an answer, no error
@@ -129,6 +134,8 @@ def test_two_tests_of_one_run_train_once(call, capsys):
 
 def test_every_data_set_counts_its_units():
     assert ablate.UNITS.keys() == DATASETS.keys()
+    assert [ablate.units("BraTS2019", share) for share in (0.05, 0.5, 1)] == [13, 125, 250]
+    assert [ablate.units("Pancreas2d", 1 / (1 + ratio)) for ratio in (4, 2, 1)] == [12, 21, 31]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ def test_every_data_set_counts_its_units():
         (["dmd-fig3"], "no such table; did you mean dmd-fig3b"),
         (["nonsense"], "no such table; --list"),
         ([], "name a table"),
-        (["ugmcl-fig4", "--labelnum", 8], "leave it out"),
+        (["ugmcl-labels", "--labelnum", 8], "leave it out"),
         (["dmd-fig3b", "--extra", "--base_lr 1 --seed 3"], "--extra --seed: it is set for every row"),
     ],
 )
@@ -223,6 +230,25 @@ def test_a_method_that_is_not_here_has_its_published_number(call, capsys, tmp_pa
     out = capsys.readouterr().out
     assert re.search(r"MC-Net +(- +){5}87.71 / - / - / - +- +-\n", out)
     assert "Trained with --downsample 2" in out
+
+
+@pytest.mark.parametrize(
+    ("table", "dataset", "told"),
+    [
+        ("coranet-table3", "Pancreas2d", "57.53"),
+        ("coranet-table3", "endocardium", "76.13"),
+        ("coranet-3d", "Pancreas", "69.96"),
+        ("coranet-acdc", "ACDC", "88.79"),
+        ("dtml-table2", "LA", None),
+    ],
+)
+def test_a_baseline_of_another_protocol_is_told_below_the_table(table, dataset, told, call, capsys, tmp_path):
+    call(table, "--dataset", dataset, "--fill", "--runs", tmp_path)
+    rows, notes = capsys.readouterr().out.rsplit("\n\n", 1)
+    assert ("CoraNet's paper has Dice" in notes) == bool(told)
+    if told:
+        assert notes.count(told) == 1
+        assert told not in rows
 
 
 # ------------------------------------------------------------------------------------------------------------- running
