@@ -35,14 +35,15 @@ from utils.ops import largest_component, random_box, splice
 from utils.options import rule
 from utils.schedules import set_lr, step_decay
 
-LA = {"pretrain_iterations": 2000, "max_iterations": 15000, "lr_step": 2500, "labeled_bs": 4, "unlabeled_bs": 4}
+LA = {"pretrain_iterations": 2000, "max_iterations": 15000, "lr_step": 2500}
 LA |= {"lambda_u": 1.0, "lambda_dis": 0.2, "beta": 2 / 3}
 BRATS = {"pretrain_iterations": 10000, "max_iterations": 30000, "lr_step": 0}
-ACDC = BRATS | {"lambda_u": 0.5, "lambda_dis": 0.1, "beta": 1 / 2, "labeled_bs": 12, "unlabeled_bs": 12}
+ACDC = BRATS | {"lambda_u": 0.5, "lambda_dis": 0.1, "beta": 1 / 2}
 DEFAULTS = [
     rule("paper, LA", **LA),
+    rule("paper, LA and BraTS2019", lambda args: args.net != "unet", labeled_bs=4, unlabeled_bs=4),
     rule("paper, BraTS2019", lambda args: args.dataset == "BraTS2019", **BRATS),
-    rule("paper, ACDC", lambda args: args.net == "unet", **ACDC),
+    rule("paper, ACDC; all slices alike", lambda args: args.net == "unet", **ACDC),
 ]
 
 
@@ -104,13 +105,15 @@ def main():
     )
     method.add_argument("--lambda_u", type=options.non_negative, help="λ₁, of the pseudo-labels")
     method.add_argument("--lambda_dis", type=options.non_negative, help="λ₂, of the feature discrepancy")
-    method.add_argument("--beta", type=options.fraction, help="box of CutMix over each axis (Fig. 5)")
-    method.add_argument("--framework", choices=("cml", "cfl", "cps"), default="cml", help="Fig. 6")
+    method.add_argument("--beta", type=options.fraction, help="box of CutMix over each axis")
+    method.add_argument(
+        "--framework", choices=("cml", "cfl", "cps"), default="cml", help="cfl: without CutMix; cps: without D too"
+    )
     args = options.parse(parser, DEFAULTS)
     cutmix = args.framework == "cml"
     if cutmix and (args.labeled_bs % 2 or args.unlabeled_bs % 2):
         raise UserError("CutMix mixes pairs: --labeled_bs and --unlabeled_bs must be even (or --framework cfl, cps)")
-    if not args.beta:
+    if cutmix and not args.beta:
         raise UserError("--beta 0 leaves no box: --framework cfl trains without CutMix")
     job = run.Run(args, __file__)
 

@@ -27,6 +27,7 @@ over flips (`tta`), passes with dropout (`mcdropout`), or logits D + σ ε (`ale
 
 import copy
 import math
+import operator
 from functools import partial
 
 import torch
@@ -47,18 +48,13 @@ from utils.uncertainty import entropy, noisy_softmax, views
 
 DEFAULTS = [
     rule("paper", pretrain_epochs=30, selftrain_epochs=200, passes=1, labeled_bs=4, unlabeled_bs=4),
-    rule("paper, 2-D", lambda args: args.net == "unet", selftrain_epochs=100, labeled_bs=2, unlabeled_bs=2),
-    rule("paper, 2-D", lambda args: args.net == "unet", n_filters=64, normalization="batchnorm"),
-    rule("code", lambda args: args.preset == "released", pretrain_epochs=60, passes=5, labeled_bs=8, unlabeled_bs=8),
+    rule("released code", lambda args: args.preset == "released" and args.net != "unet", pretrain_epochs=60, passes=5),
+    rule("released code", lambda args: args.preset == "released", labeled_bs=8, unlabeled_bs=8),
+    rule("paper, 2-D", lambda args: args.net == "unet", n_filters=64, pretrain_epochs=30, selftrain_epochs=100),
+    rule("paper, 2-D", lambda args: args.net == "unet", normalization="batchnorm", labeled_bs=2, unlabeled_bs=2),
 ]
-MODES = {  # Table IV: L_csn?, L_cnt?, on the certain and uncertain voxels (else on all)?
-    "seg": (False, False, False),
-    "seg+st": (True, False, False),
-    "seg+st_mask": (True, False, True),
-    "seg+mt": (False, True, False),
-    "seg+mt_mask": (False, True, True),
-    "full": (True, True, True),
-}
+MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")  # Table IV: L_csn? L_cnt? on their masks?
+MODES = {mode: [mode == "full" or part in mode for part in ("+st", "+mt", "_mask")] for mode in MODES}
 BRANCHES = {"crm": 3, "tta": 1, "mcdropout": 1, "aleatoric": 2}  # D, D_con, D_rad; D; D; D and log σ²
 
 
@@ -66,17 +62,18 @@ BRANCHES = {"crm": 3, "tta": 1, "mcdropout": 1, "aleatoric": 2}  # D, D_con, D_r
 def relabel(net, data, steps, job, args):
     """Packed pseudo-labels and certain voxels, uint8 `(*S)`, of the unlabelled images that `steps` will show."""
     count, classes = (data.num_classes - 1, 2) if args.multiclass == "one_vs_rest" else (1, data.num_classes)
-    look = partial(views, args.uncertainty, net, draws=args.looks)
-    labels, channels = {}, count * classes * (3 if args.uncertainty == "crm" else 2)
+    crm, look = args.uncertainty == "crm", partial(views, args.uncertainty, net, draws=args.looks)
+    labels, channels = {}, count * classes * (3 if crm else 2)
     where = {"device": job.device, "precision": job.precision}
     net.eval()
     for case in sorted({case for step in steps for case in data.samples(step)[data.labeled_bs :]}):
         job.leave_if_asked(steps.start - 1)
         prob = whole_image(look, data.volumes.images[case], data.patch, args.relabel_stride, channels, **where)
         normal, *others = (p.unflatten(0, (count, classes)) for p in prob.split(count * classes))
-        agree = others[0].argmax(1) == others[-1].argmax(1)
-        sure = entropy(others[0]) < args.certain_below * math.log(classes)
-        labels[case] = pack(normal.argmax(1), agree if args.uncertainty == "crm" else sure).cpu()
+        certain = others[0].argmax(1) == others[-1].argmax(1)
+        if not crm:
+            certain = entropy(others[0]) < args.certain_below * math.log(classes)
+        labels[case] = pack(normal.argmax(1), certain).cpu()
     net.train()
     return labels
 
@@ -148,9 +145,10 @@ def main():
     method.add_argument("--certain_below", type=options.fraction, default=0.5, help="entropy over ln C of all but crm")
     method.add_argument("--multiclass", choices=("direct", "one_vs_rest"), default="direct", help="one network or many")
     args = options.parse(parser, DEFAULTS)
-    args.relabel_stride = args.relabel_stride or [extent // 2 for extent in args.patch]
-    if any(stride > extent for stride, extent in zip(args.relabel_stride, args.patch, strict=False)):
-        raise UserError(f"--relabel_stride {args.relabel_stride} leaves gaps between windows of {args.patch}")
+    half = [extent // 2 for extent in args.patch] if len(args.patch) == 3 else None  # slices are seen whole
+    if args.relabel_stride and (half is None or any(map(operator.gt, args.relabel_stride, args.patch))):
+        raise UserError(f"--relabel_stride {args.relabel_stride} is not for windows of {args.patch}: too wide, or 2-D")
+    args.relabel_stride = args.relabel_stride or half
     self_training, mean_teaching, masked = MODES[args.train]
     job = run.Run(args, __file__)
 
@@ -160,6 +158,7 @@ def main():
     last = pretraining + args.selftrain_epochs * epoch_steps
 
     own = {"branches": BRANCHES[args.uncertainty]} | ({"levels": 4} if args.net == "unet" else {})
+    own |= {"dropout": 0.5} if args.uncertainty == "mcdropout" else {}  # which ResNet-18 has not
     network = partial(OneVsRest, args.net) if one_vs_rest else network_class(args.net)
     net = job.to_device(network(1, data.num_classes, n_filters=args.n_filters, normalization=args.normalization, **own))
     teacher = copy.deepcopy(net).requires_grad_(False)
@@ -186,7 +185,8 @@ def main():
 
         parts, epoch = zip(problems(outputs), labels, pseudo, certain, targets, strict=True), max(t, 0) // epoch_steps
         losses, terms = zip(*(objective(z, y, args, *rest, epoch) for z, y, *rest in parts), strict=True)
-        loss, terms = sum(losses), {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
+        loss = sum(losses) / len(losses)  # to Adam the same as each network's own
+        terms = {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
         if certain[0] is not None:
             terms["certain"] = torch.stack(certain).float().mean()
         optimizer.zero_grad()

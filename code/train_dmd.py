@@ -18,7 +18,7 @@ section agree with these.
 
 Where the paper has one output channel and a sigmoid there are two and a softmax here, the same function of their
 difference, and with more classes the Dice losses are means over the foreground. The released code broadcasts a
-prediction of four axes against a label of three in its Dice loss; this one does not, and so there is one preset alone.
+prediction of five axes against a label of four in its Dice loss; this one does not, and so there is one preset alone.
 """
 
 import torch
@@ -40,7 +40,7 @@ DEFAULTS = [
 
 
 def distillation(logits_1, logits_2, kind, temperature):
-    """What the networks' tempered probabilities differ by (equations 2 and 4): float32 logits `(B, C, *S)`."""
+    """What the networks' tempered probabilities differ by: float32 logits `(B, C, *S)`."""
     log_1, log_2 = (logits / temperature for logits in (logits_1, logits_2))
     log_1, log_2 = log_1.log_softmax(1), log_2.log_softmax(1)
     prob_1, prob_2 = log_1.exp(), log_2.exp()

@@ -25,7 +25,7 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import options, run
-from utils.losses import dice_loss, distance_to_mask, supervised_loss
+from utils.losses import distance_to_mask, mean_dice_loss, supervised_loss
 from utils.ops import normalized_sdm
 from utils.options import rule
 from utils.schedules import gaussian_rampup, set_lr, step_decay
@@ -61,8 +61,7 @@ def objective(logits, sdm, label, weight, dis_loss):
     terms = {"loss_seg": supervised_loss(logits[:n], label)}
     loss_dis = 0.0
     if dis_loss in ("mask", "both"):
-        pairs = zip(prob_d[:n].unbind(1), masks.unbind(1), strict=True)
-        loss_dis = torch.stack([dice_loss(p, mask) for p, mask in pairs]).mean()
+        loss_dis = mean_dice_loss(prob_d[:n], masks)
     if dis_loss != "mask":
         difference = sdm[:n] - normalized_sdm(masks.flatten(0, 1)).view_as(masks)
         loss_dis = loss_dis + (difference.square() if dis_loss == "sdm2" else difference.abs()).mean()

@@ -17,9 +17,9 @@ inside, normalised over the crop, one a foreground class. SGD 0.01, momentum 0.9
 6000 iterations, 2 + 2 crops a step, β = 0.75, teacher's decay 0.99. Squares are means over classes. The teacher's input
 has noise clamp(N(0, 0.1²), ±0.2), and it stays in train mode. Tested: the student's p, its largest component.
 
-`--preset released` is the released code (for BraTS) where it differs: L_sup = (CE + Dice + Dice(σ(-k d), Y)) / 2, L_itc
-of the probabilities alone, a 3-D U-Net, on BraTS2019 crops of 96×96×96, 30 000 iterations without decay of the learning
-rate. What it has no word for, such as LA, follows the protocol of the data set.
+`--preset released` is the released code (for BraTS) where it differs: L_sup = (CE + Dice + Dice(σ(-k d), Y)) / 2, half
+of L_itc, of the probabilities alone, λ = 0.1 r(t//150, 200), a 3-D U-Net with instance norm, on BraTS2019 crops of
+96×96×96, 30 000 iterations without decay of the learning rate. Not its network's single head, whose tanh is the map.
 """
 
 import copy
@@ -32,15 +32,17 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import options, run
-from utils.losses import dice_loss, distance_to_mask, foreground_dice_loss, masked_mean
+from utils.losses import distance_to_mask, foreground_dice_loss, masked_mean, mean_dice_loss
 from utils.ops import normalized_sdm
 from utils.options import rule
 from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
+from utils.uncertainty import entropy
 
 DEFAULTS = [
     rule("paper", max_iterations=6000, lr_step=2500),
     rule("paper: as on LA", lambda args: args.dataset == "BraTS2019" and args.preset == "paper", patch=[112, 112, 80]),
-    rule("released code", lambda args: args.preset == "released", max_iterations=30000, lr_step=0),
+    rule("released code", lambda args: args.preset == "released", max_iterations=30000, lr_step=0, beta=1.0),
+    rule("released code", lambda args: args.preset == "released", normalization="instancenorm"),
     rule("released code", lambda args: args.preset == "released" and args.net == "vnet", net="unet3d"),
 ]
 TERMS = ("dis", "itc", "ctc")
@@ -55,7 +57,7 @@ def noisy(image):
 def uncertainty(teacher, image, passes):
     """Entropy `(B, *S)`, from 0 to ln C, of the mean softmax of some noisy passes of `teacher`."""
     prob = sum(teacher(noisy(image))[0].float().softmax(1) for _ in range(passes)) / passes
-    return -torch.xlogy(prob, prob).sum(1)
+    return entropy(prob)
 
 
 def objective(logits, sdm, label, weight, args, targets=None, certain=None):
@@ -79,17 +81,16 @@ def objective(logits, sdm, label, weight, args, targets=None, certain=None):
     terms, loss = {"loss_seg": loss_seg}, loss_seg
     if "dis" in args.terms:
         if released:
-            pairs = zip(prob_d[:n].unbind(1), masks.unbind(1), strict=True)
-            loss_dis = torch.stack([dice_loss(p, mask) for p, mask in pairs]).mean()
+            loss_dis = mean_dice_loss(prob_d[:n], masks)
         else:
             loss_dis = (sdm[:n] - normalized_sdm(masks.flatten(0, 1)).view_as(masks)).square().mean()
         terms["loss_dis"] = loss_dis
         loss = loss + loss_dis
     loss = loss / 2 if released else loss
     if "itc" in args.terms:
-        beta = 1.0 if released else args.beta
         squares = (prob - targets[0].softmax(1)).square().mean(1), (sdm - targets[1]).square().mean(1)
-        loss_itc = beta * masked_mean(squares[0], certain) + (1 - beta) * masked_mean(squares[1], certain)
+        loss_itc = args.beta * masked_mean(squares[0], certain) + (1 - args.beta) * masked_mean(squares[1], certain)
+        loss_itc = loss_itc / 2 if released else loss_itc
         terms |= {"loss_itc": loss_itc, "certain": certain.float().mean()}
         loss = loss + weight * loss_itc
     if "ctc" in args.terms:
@@ -104,12 +105,10 @@ def main():
     method.add_argument("--max_iterations", type=options.positive_int, help="steps in all")
     method.add_argument("--lr_step", type=options.non_negative_int, help="lr ×0.1 every so many steps; 0: never")
     method.add_argument("--terms", choices=TERMS, nargs="*", default=list(TERMS), help="of the loss, beside CE + Dice")
-    method.add_argument(
-        "--beta", type=options.fraction, default=0.75, help="share of the probabilities in L_itc (Fig. 3)"
-    )
+    method.add_argument("--beta", type=options.fraction, default=0.75, help="share of the probabilities in L_itc")
     method.add_argument("--consistency", type=options.non_negative, default=0.1, help="λ at the end")
     method.add_argument(
-        "--threshold_start", type=options.fraction, default=0.75, help="H at the start over ln C; 1: constant (Fig. 3)"
+        "--threshold_start", type=options.fraction, default=0.75, help="H at the start over ln C; 1: constant"
     )
     method.add_argument(
         "--passes", type=options.positive_int, default=8, help="T, passes of the teacher that measure u"
@@ -137,7 +136,7 @@ def main():
             threshold = (start + (1 - start) * ramp) * math.log(data.num_classes)
             certain = uncertainty(mean_teacher, batch.image, args.passes) < threshold
         logits, sdm = (output.float() for output in student(batch.image))
-        weight = args.consistency * ramp
+        weight = args.consistency * (gaussian_rampup(step // 150, 200) if args.preset == "released" else ramp)
         loss, terms = objective(logits, sdm, batch.label, weight, args, targets, certain)
         optimizer.zero_grad()
         loss.backward()

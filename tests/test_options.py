@@ -78,6 +78,7 @@ def test_the_log_says_where_each_value_comes_from():
     [
         (["--patch", 30, 32, 32], "--patch 30 32 32: every extent must be a multiple of vnet's 16 16 16"),
         (["--patch", 16, 16, 16], "--patch 16 16 16: one voxel is left"),
+        (["--net", "resnet18", "--patch", 32, 32, 16], "--patch 32 32 16: one voxel is left"),
         (["--patch", 32, 32], "--patch 32 32: LA is 3-D, so give 3 numbers"),
         (["--downsample", 3], "--downsample 3: LA has no crop for it: give --patch"),
         (["--dataset", "ACDC", "--downsample", 2], "--downsample 2: ACDC is of slices: take a smaller --patch"),

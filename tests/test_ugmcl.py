@@ -43,7 +43,7 @@ def case(request):
 def ours(case, terms=ugmcl.TERMS, preset="paper", beta=BETA):
     student = [torch.from_numpy(z.copy()).requires_grad_() for z in case.student]
     teacher = [torch.from_numpy(z) for z in case.teacher]
-    args = Namespace(terms=terms, preset=preset, beta=beta)
+    args = Namespace(terms=terms, preset=preset, beta=1.0 if preset == "released" else beta)
     label, certain = torch.from_numpy(case.label), torch.from_numpy(case.certain)
     loss, found = ugmcl.objective(*student, label, WEIGHT, args, teacher, certain)
     return loss, found, student
@@ -67,7 +67,8 @@ def test_objective_against_numpy(case, preset, terms):
     if "itc" in terms:
         beta = 1 if released else BETA
         for share, ours_, theirs in ((beta, prob, softmax(logits_t)), (1 - beta, sdm, sdm_t)):
-            expected += WEIGHT * share * ((ours_ - theirs) ** 2).mean(1)[case.certain].mean()
+            itc = share * ((ours_ - theirs) ** 2).mean(1)[case.certain].mean()
+            expected += WEIGHT * (itc / 2 if released else itc)
     if "ctc" in terms:
         expected += WEIGHT * ((prob[:, 1:] - prob_d) ** 2).mean()
     loss, found, _ = ours(case, terms, preset)

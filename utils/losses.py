@@ -40,6 +40,11 @@ def foreground_dice_loss(prob, label, mask=None):
     return sum(dice_loss(prob[:, c] * mask, mask & (label == c)) for c in classes) / len(classes)
 
 
+def mean_dice_loss(prob, target):
+    """Mean of `dice_loss` over the channels: both `(B, K, *S)`."""
+    return sum(dice_loss(p, t) for p, t in zip(prob.unbind(1), target.unbind(1), strict=True)) / prob.shape[1]
+
+
 def supervised_loss(logits, label):
     """(CE + Dice) / 2, Dice over the foreground: logits `(B, C, *S)`, label `(B, *S)` int64."""
     logits = _wide(logits)

@@ -164,7 +164,7 @@ def parse(parser, rules=(), argv=None):
     if not hasattr(args, "unlabeled_bs") and sources["labeled_bs"] == data.source:
         fill(f"{data.source}: both streams' together", labeled_bs=data.labeled_bs + data.unlabeled_bs)
     if args.downsample in data.patches:
-        fill(data.source, patch=list(data.patches[args.downsample]))
+        fill(data.source if args.downsample == 1 else "half resolution", patch=list(data.patches[args.downsample]))
     elif args.patch is None:
         what = (
             "is of slices: take a smaller --patch" if len(data.patches[1]) == 2 else "has no crop for it: give --patch"
@@ -208,7 +208,7 @@ def _check(args, data, network):
     if any(extent % multiple for extent, multiple in zip(args.patch, multiples, strict=True)):
         allowed = " ".join(map(str, multiples))
         raise UserError(f"--patch {shown}: every extent must be a multiple of {args.net}'s {allowed}")
-    if all(extent == multiple for extent, multiple in zip(args.patch, multiples, strict=True)):
+    if all(extent <= bottom for extent, bottom in zip(args.patch, network.bottom, strict=True)):
         raise UserError(f"--patch {shown}: one voxel is left at the network's bottom; one extent must be larger")
 
 

@@ -44,8 +44,9 @@ def views(kind, network, x, draws):
     """What a network says of `x`, and what tells how sure it is, all as softmax `(B, ·, *S)` behind each other.
 
     The probabilities of the first branch, those of all binary problems behind each other, then as many again: for
-    `crm` of the second and of the third branch, else one mean, over flips (`tta`), over `draws` passes with dropout
-    (`mcdropout`), or over `draws` of logits with the noise that the second branch says (`aleatoric`).
+    `crm` (conservative, radical) of the second and of the third branch, else one mean, over flips (`tta`), over `draws`
+    passes with dropout (`mcdropout`), or over `draws` of logits with the noise that the second branch says
+    (`aleatoric`).
     """
 
     def softmax(outputs, branch=0):

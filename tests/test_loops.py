@@ -1,0 +1,128 @@
+"""What each loop hands to its objective, step by step: who labels whom, and which schedule runs on which clock."""
+
+import math
+import sys
+
+import pytest
+import torch
+import train_cml
+import train_coranet
+import train_dtml
+import train_ugmcl
+
+from utils import run
+
+LA = ["--gpu", "-1", "--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "3", "--precision", "fp32"]
+LA += ["--labeled_bs", "2", "--unlabeled_bs", "2"]
+ACDC = ["--dataset", "ACDC", "--gpu", "-1", "--patch", "32", "32", "--n_filters", "2", "--labelnum", "2"]
+ACDC += ["--labeled_bs", "2", "--unlabeled_bs", "2", "--precision", "fp32"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """`calls(module, name)`: the list of what a module's function will be given and answer."""
+
+    def record(module, name):
+        listed, function = [], getattr(module, name)
+
+        def recorded(*args, **kwargs):
+            answer = function(*args, **kwargs)
+            listed.append((args, answer))
+            return answer
+
+        monkeypatch.setattr(module, name, recorded)
+        return listed
+
+    return record
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    """`main(script, root, *options)`: the checkpoint that its run ends in."""
+
+    def call(script, root, *options):
+        runs = tmp_path / "runs"
+        monkeypatch.setattr(
+            sys, "argv", [script.__file__, *map(str, options), "--root", str(root), "--runs", str(runs)]
+        )
+        script.main()
+        (path,) = runs.glob("*/*/*/last.pth")
+        return torch.load(path, weights_only=True)
+
+    return call
+
+
+def ramp(t, length):
+    return math.exp(-5 * (1 - min(t, length) / length) ** 2)
+
+
+def test_cml_learns_from_the_other_outside_of_the_box(tiny_la, main, calls, monkeypatch):
+    said, resume = [], run.Run.resume
+
+    def listen(job, *names, net, net_2, **objects):
+        for own in (net, net_2):
+            own.register_forward_hook(
+                lambda own, _, output: None if torch.is_grad_enabled() else said.append((own, output[0].argmax(1)))
+            )
+        nets[:] = net, net_2
+        return resume(job, *names, net=net, net_2=net_2, **objects)
+
+    nets = []
+    monkeypatch.setattr(run.Run, "resume", listen)
+    boxes, components = calls(train_cml, "random_box"), calls(train_cml, "largest_component")
+    objectives, rates = calls(train_cml, "objective"), calls(train_cml, "set_lr")
+    main(train_cml, tiny_la, *LA, "--pretrain_iterations", 3, "--max_iterations", 3, "--lr_step", 2)
+    assert [net.config["upsampling"] for net in nets] == ["transposed", "linear"]
+    assert [args[1] for args, _ in rates] == pytest.approx([0.01, 0.01, 0.001] * 2)
+    assert len(boxes) == 3 + 2 * 3  # of the labelled crops in either phase, of the unlabelled ones in the second
+    for step, (args, _) in enumerate(objectives[3:]):
+        (one, pseudo_1), (two, pseudo_2) = said[2 * step : 2 * step + 2]
+        assert (one, two) == tuple(nets)
+        kept = [answer for _, answer in components[2 * step : 2 * step + 2]]
+        assert torch.equal(components[2 * step][0][0], pseudo_1)
+        assert torch.equal(components[2 * step + 1][0][0], pseudo_2)
+        _, box = boxes[3 + 2 * step + 1]
+        inside = (0, *(slice(first, last) for first, last in zip(*box.tolist(), strict=True)))
+        labels_1, labels_2, labelled = args[2:5]
+        for labels, own, other in ((labels_1, kept[0], kept[1]), (labels_2, kept[1], kept[0])):
+            expected = other[:1].clone()
+            expected[inside] = own[1:][inside]
+            assert torch.equal(labels[labelled:], expected)
+
+
+def test_ugmcl_runs_its_schedules_on_the_iteration(tiny_acdc, main, calls, monkeypatch):
+    """H(t) is read off a ramp of entropies that `uncertainty` is made to answer with; 4 classes, so up to ln 4."""
+    entropies = torch.linspace(0, math.log(4), 4 * 32 * 32).view(4, 32, 32)
+    monkeypatch.setattr(train_ugmcl, "uncertainty", lambda *_: entropies)
+    objectives, teachers = calls(train_ugmcl, "objective"), calls(train_ugmcl, "update_teacher")
+    main(train_ugmcl, tiny_acdc, *ACDC, "--max_iterations", 5, "--ema_decay", 0.7)
+    for t, (args, _) in enumerate(objectives, 1):
+        assert args[3] == pytest.approx(0.1 * ramp(t, 5))
+        threshold = (0.75 + 0.25 * ramp(t, 5)) * math.log(4)
+        assert torch.equal(args[6], entropies < threshold)
+    assert [args[2] for args, _ in teachers] == pytest.approx([0, 1 / 2, 2 / 3, 0.7, 0.7])
+
+
+def test_dtml_ramps_its_consistency(tiny_la, main, calls):
+    objectives = calls(train_dtml, "objective")
+    main(train_dtml, tiny_la, *LA, "--max_iterations", 4)
+    assert [args[3] for args, _ in objectives] == pytest.approx([0.1 * ramp(t, 4) for t in (1, 2, 3, 4)])
+
+
+def test_coranet_relabels_every_so_many_epochs(tiny_la, main, calls):
+    """3 labelled cases, 2 a step: epochs of 2 steps; 1 of pre-training, 5 of self-training, relabelled every 2."""
+    relabelled, objectives = calls(train_coranet, "relabel"), calls(train_coranet, "objective")
+    teachers = calls(train_coranet, "update_teacher")
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 5, "--relabel_epochs", 2, "--ema_decay", 0.7]
+    ended = main(train_coranet, tiny_la, *LA, *options)
+    assert [args[2] for args, _ in relabelled] == [range(3, 7), range(7, 11), range(11, 13)]
+    assert [args[6] for args, _ in objectives] == [0, 0, *(epoch for epoch in range(5) for _ in range(2))]
+    assert [args[2] for args, _ in teachers][:4] == pytest.approx([0, 1 / 2, 2 / 3, 0.7])
+    assert ended["optimizer"]["param_groups"][0]["betas"] == (0.5, 0.999)
+
+
+def test_coranet_of_slices_has_four_levels(tiny_acdc, main):
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 0]
+    spec = main(train_coranet, tiny_acdc, *ACDC, *options)["networks"]["net"]
+    assert spec["class"] == "networks.unet.UNet"
+    assert (spec["kwargs"]["levels"], spec["kwargs"]["branches"]) == (4, 3)
