@@ -50,6 +50,7 @@ WIDE = {"net": "unet", "n_filters": 64}
         ("dmd", "LA", "", DMD | VNET),
         ("dmd", "LA", "--labelnum 8", DMD | VNET | FEW),
         ("dmd", "LA", "--labelnum 4", DMD | VNET | FEW),
+        ("dmd", "LA", "--labelnum 9", DMD | VNET),
         ("dmd", "LA", "--distill kl", DMD | VNET | KL),
         ("dmd", "ACDC", "--labelnum 3", DMD | UNET | FEW),
         ("dmd", "ACDC", "--labelnum 14", DMD | UNET),
