@@ -15,6 +15,7 @@ import fcntl
 import json
 import logging
 import math
+import os
 import random
 import shutil
 import signal
@@ -41,15 +42,22 @@ MAY_DIFFER = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "kee
 
 
 def main(function):
-    """Call a script's `main`: a `UserError` is one line on stderr and exit status 2, a warning one line."""
+    """Call a script's `main`: a `UserError` is one line on stderr and exit status 2, a warning one line, a closed pipe
+    nothing but status 141."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        function()
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        try:
+            function()
+        except UserError as error:
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who read the output has left, as `head` does; Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 # ------------------------------------------------------------------------------------------------------------ records
