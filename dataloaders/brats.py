@@ -5,7 +5,8 @@ The published layout of SSL4MIS (Luo et al.), read as it is:
     <root>/train.txt, <root>/val.txt, <root>/test.txt    250, 25 and 60 cases; the first 25 or 50 are the labelled ones
     <root>/data/<case>.h5                                image float32 (X, Y, Z), label integers
 
-The label may be the whole tumour as 1, or the challenge's 1, 2 and 4 (necrosis, oedema, enhancing), which are joined.
+The label may be the whole tumour as 1, or the challenge's 1, 2 and 4 (necrosis, oedema, enhancing), which are joined;
+3 stands for nothing there and is refused.
 """
 
 from types import MappingProxyType
@@ -14,6 +15,7 @@ import numpy as np
 
 from dataloaders.h5 import read_image, read_label
 from dataloaders.volumes import Volumes
+from utils.errors import UserError
 
 
 class BraTS2019(Volumes):
@@ -37,4 +39,9 @@ class BraTS2019(Volumes):
 
     def read(self, path, label=True):
         image = read_image(path)
-        return image, (read_label(path, image.shape, 5) > 0).astype(np.uint8) if label else None
+        if not label:
+            return image, None
+        target = read_label(path, image.shape, 5)
+        if (target == 3).any():
+            raise UserError(f"{path}: label has value 3, which BraTS 2019 does not use; 0, 1, 2 and 4 are expected")
+        return image, (target > 0).astype(np.uint8)

@@ -25,7 +25,7 @@ class Endocardium(Slices):
     net = "unet"
     augment = "affine"
     labelnum = 5
-    labeled_bs, unlabeled_bs = 4, 4
+    labeled_bs, unlabeled_bs = 2, 2
     unit = "subjects"
-    source = "Shi et al., IEEE TMI 2021 (CoraNet), 1 labelled : 4 unlabelled"
+    source = "Shi et al., TMI 2022 (CoraNet), 1 labelled : 4 unlabelled"
     axes = (1, 2, 0)

@@ -7,16 +7,17 @@ The published layouts, read as they are (CoraNet's, or that of DTC and MC-Net):
     <root>/<case>.h5                                     image float32 (X, Y, Z) in [0, 1], label uint8 {0, 1}
 
 The files may lie in a folder `Pancreas_h5`, and be called `<case>_norm.h5`. They hold 1 mm voxels around the pancreas.
-Cases 25 and 70 of the original 82 repeat two others, which would put one patient into training and test: they may not
-be listed.
+Cases 25 and 70 of the original 82 repeat two others, which may put one patient into training and test. DTC's and
+MC-Net's lists hold them: numbers on these 62 + 20 cases are of MC-Net's protocol, numbers on the 62 + 18 without them
+of CoraNet's. One warning says that a list holds them.
 """
 
 import re
+import warnings
 from types import MappingProxyType
 
 from dataloaders.slices import Slices
 from dataloaders.volumes import Volumes
-from utils.errors import UserError
 
 REPEATED = re.compile(r"(image|label|case|pancreas|pancreas_ct)?[-_]?0*(25|70)", re.IGNORECASE)
 
@@ -34,15 +35,16 @@ class Pancreas(Volumes):
     augment = "crop"
     labelnum = 12
     labeled_bs, unlabeled_bs = 4, 4
-    source = "Shi et al., IEEE TMI 2021 (CoraNet)"
+    source = "Shi et al., TMI 2022 (CoraNet)"
 
     def __init__(self, root, split="train", downsample=1):
         super().__init__(root, split, downsample)
         repeated = [unit for unit in dict.fromkeys(self.units) if REPEATED.fullmatch(unit)]
         if repeated:
-            raise UserError(
-                f"{self.root}: case {repeated[0]} of the {split} list repeats another patient's scan, as 25 and 70 of "
-                "the 82 do; remove its line"
+            warnings.warn(
+                f"{self.root}: the {split} list holds {' and '.join(repeated)}, and 25 and 70 of the 82 cases repeat "
+                "others' scans: numbers are of MC-Net's protocol, CoraNet's leaves them out",
+                stacklevel=2,
             )
 
     def list_files(self, split):
@@ -69,5 +71,6 @@ class Pancreas2d(Slices, Pancreas):
     net = "unet"
     augment = "affine"
     labelnum = 31
-    source = "Shi et al., IEEE TMI 2021 (CoraNet), 1 labelled : 1 unlabelled"
+    labeled_bs, unlabeled_bs = 2, 2
+    source = "Shi et al., TMI 2022 (CoraNet), 1 labelled : 1 unlabelled"
     axes = (1, 0, 2)

@@ -17,12 +17,15 @@ class Slices(Volumes):
 
     Class attributes:
         axes: which axes of the files are H, W and the slices.
+        spacing: along the files' axes; an instance's along H, W and the slices.
     """
 
     axes = (0, 1, 2)
 
     def __init__(self, root, split="train", downsample=1):
         super().__init__(root, split, downsample)
+        if self.spacing is not None:
+            self.spacing = tuple(self.spacing[axis] for axis in self.axes)
         if split == "train":
             counts = [image_shape(path)[self.axes[2]] for path in self.paths]
             self._places = [(case, k) for case, count in enumerate(counts) for k in range(count)]

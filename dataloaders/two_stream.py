@@ -126,8 +126,8 @@ def two_stream_loader(args, device):
     """Decode a training split and make its `TwoStream`: the first `labelnum` units are labelled, the rest unlabelled.
 
     Args:
-        args: the options of `utils.run.parser`: dataset, root, downsample, labelnum, labeled_bs, unlabeled_bs (absent
-            for supervised training, which then leaves the unlabelled cases on the disk), patch, seed, augment.
+        args: the options of `utils.options.parser`: dataset, root, downsample, labelnum, labeled_bs, unlabeled_bs
+            (absent for supervised training, which then leaves the unlabelled cases on the disk), patch, seed, augment.
         device: where batches go.
 
     Raises:
