@@ -8,9 +8,10 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from utils.figures import CLASSES, DPI, PREDICTION, REFERENCE, case_figure, summary_figure
+from utils.figures import CLASSES, DPI, NAMES, PREDICTION, REFERENCE, _strip, case_figure, summary_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORE = {"dice": 0.9123, "jaccard": 0.8387, "hd95": 5.25, "asd": 1.5}
@@ -53,7 +54,7 @@ def test_case_figure_cuts_where_the_reference_is_largest_and_names_all(tmp_path,
     text = text_of(
         tmp_path, lambda path: case_figure(path, image, pred, target, "A case", SCORE, (0.6, 0.6, 1.2), "mm")
     )
-    for words in ("A case", "Dice 91.23 %", "Jaccard 83.87 %", "95HD 5.25 mm", "ASD 1.50 mm", "axial 6", "20 mm"):
+    for words in ("A case", "Dice 91.23 %", "Jaccard 83.87 %", "95HD 5.25 mm", "ASD 1.50 mm", "axial 7", "20 mm"):
         assert words in text, words
     assert text.count("20 mm") == 3
     assert "reference" in text
@@ -109,11 +110,11 @@ def test_case_figure_of_classes_gives_each_its_colour(tmp_path, case):
 def test_case_figure_of_slices_shows_three_of_those_with_a_reference(tmp_path, case):
     image, pred, target = case  # the reference stands in slices 5 to 11
     text = text_of(tmp_path, lambda path: case_figure(path, image, pred, target, "", slices=True))
-    assert all(f">slice {index}<" in text for index in (6, 8, 10))
+    assert all(f">slice {index}<" in text for index in (7, 9, 11))  # counted from 1
     assert "axial" not in text
     one = target * (np.arange(20) == 7)
     text = text_of(tmp_path, lambda path: case_figure(path, image, pred, one, "", slices=True))
-    assert text.count(">slice ") == text.count(">slice 7<") == 1
+    assert text.count(">slice ") == text.count(">slice 8<") == 1
     image = np.zeros(image.shape)
     image[:10] = 1  # the upper rows: a stack of slices is shown as it lies in memory
     case_figure(tmp_path / "case.png", image, 0 * pred, one, "", slices=True)
@@ -154,6 +155,29 @@ def test_summary_figure_names_mean_sd_best_and_worst(tmp_path):
     # Dice is best high, distances are best low: the same case is best, and the same worst, in all four panels.
     assert text.count("best CASE2") == 4
     assert text.count("worst CASE1") == 4
+
+
+@pytest.mark.parametrize("title", ["A case", "A case of a name that is as long as a page is wide, or nearly so"])
+def test_the_line_of_a_case_figure_stays_on_the_page(tmp_path, case, title):
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.figures._save", lambda figure, path: drawn.append(figure))
+        case_figure(tmp_path / "case.png", *case, title, dict.fromkeys(NAMES, 0.5), class_names=("a", "b"))
+    figure = drawn[0]
+    name, metrics = (text.get_window_extent() for text in figure.texts)
+    room = 0.05 * DPI
+    assert room < name.x0 < name.x1 < metrics.x0 - room
+    assert metrics.x1 < figure.bbox.x1 - room
+    assert max(name.y1, metrics.y1) < figure.bbox.y1 - room
+    assert min(name.y0, metrics.y0) > max(ax.get_window_extent().y1 for ax in figure.axes)
+
+
+def test_no_spread_reaches_below_0():
+    ax = Figure().add_subplot()
+    _strip(ax, 0, [(value, "") for value in (1.0, 1.0, 40.0)], higher_is_better=False)
+    (bar,) = ax.containers[0].lines[2]
+    (_, low), (_, high) = bar.get_segments()[0]
+    assert (low, high) == (0, pytest.approx(14 + 39 / 3**0.5))
 
 
 def test_summary_figure_leaves_nan_out(tmp_path):

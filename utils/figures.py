@@ -83,31 +83,33 @@ def case_figure(
         planes = [(name, axis, across_up, origin, cuts[axis]) for name, axis, across_up, origin in _PLANES]
 
     # One row of planes of equal height, each with its own aspect, as wide as the page.
-    gap, head, foot = 0.05, 0.24, 0.22  # inches
+    gap, head, foot, edge = 0.05, 0.28, 0.22, 0.08  # inches
     aspects = [extent[across] / extent[up] for _, _, (across, up), *_ in planes]
     gaps = gap * (len(planes) - 1)
-    tall = min((WIDTH - gaps) / sum(aspects), 3.0)
-    width, height = tall * sum(aspects) + gaps, tall + head + foot
-    figure = Figure(figsize=(max(width, 4.5), height), dpi=DPI, facecolor="white")
+    tall = min((WIDTH - 2 * edge - gaps) / sum(aspects), 3.0)
+    height = tall + head + foot
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
 
-    page = figure.get_figwidth()
-    left = (page - width) / 2
+    left = (WIDTH - tall * sum(aspects) - gaps) / 2
     for (name, axis, (across, up), origin, index), aspect in zip(planes, aspects, strict=True):
-        ax = figure.add_axes((left / page, foot / height, tall * aspect / page, tall / height))
+        ax = figure.add_axes((left / WIDTH, foot / height, tall * aspect / WIDTH, tall / height))
         left += tall * aspect + gap
         cut = [volume.take(index, axis) for volume in (image, pred, target)]
         cut = [plane.T if across < up else plane for plane in cut]
         _draw_plane(ax, *cut, len(class_names), window, origin, size[up] / size[across])
-        _white_text(ax, 0.03 / aspect, 0.96, f"{name} {index}", va="top", transform=ax.transAxes)
+        _white_text(ax, 0.03 / aspect, 0.96, f"{name} {index + 1}", va="top", transform=ax.transAxes)
         if spacing is not None:
             _scale_bar(ax, 20 / size[across], "20 mm")
 
-    line = 1 - 0.45 * head / height
-    figure.text(0, line, title, size=8, weight="bold", color=INK, va="center")
+    line, side = 1 - 0.5 * head / height, edge / WIDTH
+    words = [figure.text(side, line, title, size=8, weight="bold", color=INK, va="center")]
     if metrics is not None:
         text = ("mean over classes   " if len(class_names) > 1 else "") + _line(metrics, unit)
-        figure.text(1, line, text, size=7.5, color=INK, va="center", ha="right")
+        words.append(figure.text(1 - side, line, text, size=7.5, color=INK, va="center", ha="right"))
+    while sum(word.get_window_extent().width for word in words) / DPI + 0.2 > WIDTH - 2 * edge:
+        for word in words:
+            word.set_fontsize(0.95 * word.get_fontsize())
     prediction = "prediction" if pred.any() else "prediction (empty)"
     if len(class_names) > 1:
         handles = [Patch(color=_colour(c)) for c in range(1, len(class_names) + 1)]
@@ -261,7 +263,8 @@ def _strip(ax: Axes, x: float, cases: list[tuple[float, str]], higher_is_better:
     offsets = 0.16 * np.array([0, 1, -1, 0.5, -0.5])[np.arange(len(values)) % 5]
     ax.scatter(x + offsets, values, s=7, color=REFERENCE, edgecolor="white", linewidth=0.3, zorder=3)
     mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else None
-    ax.errorbar(x + 0.36, mean, yerr=sd, fmt="D", ms=3, color=PREDICTION, elinewidth=1, capsize=2, zorder=4)
+    reach = None if sd is None else [[min(sd, mean)], [sd]]  # no metric is below 0
+    ax.errorbar(x + 0.36, mean, yerr=reach, fmt="D", ms=3, color=PREDICTION, elinewidth=1, capsize=2, zorder=4)
     ax.text(
         x,
         1.02,
