@@ -1,9 +1,12 @@
 """utils/evaluation.py and code/test_LA.py: files, numbers and messages, on a tiny run and tiny data in LA's layout."""
 
 import csv
+import hashlib
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,18 +15,19 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
+from conftest import ROOT
 from medpy.metric import binary
 from scipy import ndimage
 
 from networks.vnet import VNet
 from utils.errors import UserError
-from utils.evaluation import evaluate, find_checkpoint, find_run, slice_metrics, summarise, write_nifti
+from utils.evaluation import EMPTY, evaluate, find_checkpoint, find_run, slice_metrics, summarise, write_nifti
 from utils.inference import mean_probability, sliding_window
 from utils.metrics import METRICS
 from utils.ops import largest_component
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SCRIPT = Path(__file__).resolve().parent.parent / "code" / "test_LA.py"
+SCRIPT = ROOT / "code" / "test_LA.py"
 SHAPE, PATCH, STRIDE = (36, 33, 20), (32, 32, 16), (18, 18, 4)
 QUICK = ("--cases", "1", "--figures", "0", "--nifti", "0")
 
@@ -133,6 +137,23 @@ def test_the_metrics_asked_for_are_shown(tmp_path, capsys):
         assert set(METRICS) < next(csv.DictReader(file)).keys()
 
 
+def test_results_of_an_earlier_call_are_removed(tmp_path):
+    run_evaluate(tmp_path, [ball()] * 2, [ball()] * 2, figures=True, nifti=True)
+    own = [tmp_path / "certain.csv", tmp_path / "figures" / "notes.txt", tmp_path / "nifti" / "mine.nrrd"]
+    for path in own:
+        path.touch()
+
+    def segment(image):
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(own)
+        return ball()
+
+    evaluate([("CASE9", np.zeros(SHAPE), ball())], segment, tmp_path, 2, record={}, nifti=True, figures=False)
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} - {
+        str(path.relative_to(tmp_path)) for path in own
+    }
+    assert written == {"per_case.csv", "summary.json", "nifti/CASE9_pred.nii.gz", "nifti/CASE9_label.nii.gz"}
+
+
 def test_slice_metrics_average_the_slices_that_show_the_class():
     pred, label = np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 4), np.uint8)
     label[2:4, 2:4, 0] = pred[2:4, 2:4, 0] = 1  # right: Dice 1, HD 0
@@ -167,6 +188,16 @@ def test_nifti_keeps_axes_and_spacing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
+@pytest.mark.parametrize(("slices", "axes"), [(False, (0, 1, 2)), (True, (1, 0, 2))])
+def test_nifti_is_x_y_z_of_volumes_and_of_stacks_of_slices(tmp_path, slices, axes):
+    label = ball(centre=(10, 16, 10))
+    run_evaluate(tmp_path, [np.roll(label, 3, 0)], [label], nifti=True, slices=slices, spacing=(0.5, 1, 2))
+    for kind, labels in (("label", label), ("pred", np.roll(label, 3, 0))):
+        image = SimpleITK.ReadImage(str(tmp_path / "nifti" / f"CASE0_{kind}.nii.gz"))
+        assert image.GetSpacing() == tuple((0.5, 1, 2)[axis] for axis in axes)
+        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0), labels.transpose(axes))
+
+
 # ------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -181,21 +212,16 @@ def test_find_run_and_checkpoint(tmp_path):
     assert find_run(str(folder), runs, "LA", "coranet_16", 1) == folder
     with pytest.raises(UserError, match=r"seed1: no such run.*dtml_8/seed3"):
         find_run(None, runs, "LA", "coranet_16", 1)
-    for which in ("last", "best"):
-        with pytest.raises(UserError, match="no checkpoint yet"):
-            find_checkpoint(folder, which)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        find_checkpoint(folder, "last")
     (folder / "last.pth").touch()
     assert find_checkpoint(folder, "last") == folder / "last.pth"
-    with pytest.raises(UserError, match="lack of a validation list"):
-        find_checkpoint(folder, "best")
     with pytest.raises(UserError, match="kept steps: none, train with --keep_every"):
         find_checkpoint(folder, "500")
     (folder / "step_500.pth").touch()
     assert find_checkpoint(folder, "500") == folder / "step_500.pth"
     with pytest.raises(UserError, match="kept steps: 500"):
         find_checkpoint(folder, "400")
-    (folder / "best.pth").touch()
-    assert find_checkpoint(folder, "best") == folder / "best.pth"
 
 
 # ----------------------------------------------------------------------------------------------------------- test_LA
@@ -279,6 +305,13 @@ def test_script_records_how_the_numbers_came_about(place, call):
     assert summary["test"]["stride"] == [4, 8, 4]
     assert summary["test"]["precision"] == "fp32"
     assert summary["trained"]["patch"] == list(PATCH)
+    assert {key: summary["test"][key] for key in ("method", "labelnum", "seed", "dataset", "runs")} == {
+        "method": "coranet",
+        "labelnum": 16,
+        "seed": 1337,
+        "dataset": "LA",
+        "runs": "runs",
+    }
     assert {"commit", "torch", "devices"} <= summary["environment"].keys()
     assert summary["mean"]["dice"]["sd"] is None
 
@@ -321,7 +354,12 @@ def test_run_and_root_name_other_folders(place, call, tmp_path):
     folder.rename(tmp_path / "elsewhere")
     (tmp_path / "data").rename(tmp_path / "moved")
     call("--run", "elsewhere", "--root", "moved/LA", *QUICK)
-    assert written(tmp_path / "elsewhere") == {"last_root-LA_cases1"}
+    tag = root_tag("moved/LA")
+    assert written(tmp_path / "elsewhere") == {f"last_{tag}_cases1"}
+    (out,) = (tmp_path / "elsewhere" / "test").iterdir()
+    said = json.loads((out / "summary.json").read_text())["test"]
+    assert (said["run"], said["root"]) == ("elsewhere", "moved/LA")
+    assert not said.keys() & {"method", "labelnum", "seed", "dataset", "runs"}  # of no run, or of another
     with pytest.raises(UserError, match="data/LA"):
         call("--run", "elsewhere", *QUICK)
 
@@ -334,9 +372,26 @@ def test_only_another_root_than_the_recorded_one_moves_a_number(place, call):
     remake(folder / "last.pth", lambda c: c["args"].update(root="moved/LA"))
     call("--root", "moved/LA", *QUICK)
     assert written(folder) == {"last_cases1"}
-    shutil.copytree("moved/LA", "cleaned")
-    call("--root", "cleaned", "--precision", "bf16", *QUICK)
-    assert written(folder) == {"last_cases1", "last_root-cleaned_bf16_cases1"}
+    others = ["cleaned/LA", "cleaned/twice/LA"]
+    for other in others:
+        shutil.copytree("moved/LA", other)
+        call("--root", other, "--precision", "bf16", *QUICK)
+    tags = {f"last_{root_tag(other)}_bf16_cases1" for other in others}
+    assert len(tags) == 2
+    assert written(folder) == {"last_cases1"} | tags
+
+
+def test_the_recorded_root_is_that_of_the_training_wherever_one_tests(place, call, tmp_path, monkeypatch):
+    folder, _ = place
+    Path("far").mkdir()
+    Path("runs").rename("far/runs")
+    Path("runs").symlink_to("far/runs")  # as where runs are kept on another disk
+    shutil.copytree("data", "elsewhere/data")
+    monkeypatch.chdir("elsewhere")
+    call("--runs", "../runs", "--root", "../data/LA", *QUICK)
+    assert written(folder) == {"last_cases1"}
+    call("--runs", "../runs", "--root", "data/LA", *QUICK)  # of the recorded name, but other data
+    assert written(folder) == {"last_cases1", f"last_{root_tag('data/LA')}_cases1"}
 
 
 def test_a_usual_stride_beyond_the_patch_is_clamped(place, call):
@@ -344,6 +399,52 @@ def test_a_usual_stride_beyond_the_patch_is_clamped(place, call):
     remake(folder / "last.pth", lambda c: c["args"].update(patch=[16, 32, 16]))
     call(*QUICK)
     assert json.loads((folder / "test" / "last_cases1" / "summary.json").read_text())["test"]["stride"] == [16, 18, 4]
+
+
+def test_half_resolution_halves_volumes_and_strides_and_doubles_the_spacing(place, call):
+    folder, _ = place
+    remake(folder / "last.pth", lambda c: c["args"].update(downsample=2, patch=[16, 32, 16]))
+    call("--cases", "1", "--figures", "0")
+    out = folder / "test" / "last_cases1"
+    assert json.loads((out / "summary.json").read_text())["test"]["stride"] == [9, 9, 2]
+    with h5py.File("data/LA/2018LA_Seg_Training Set/CASE06/mri_norm2.h5") as file:
+        shape = file["image"].shape
+    for kind in ("pred", "label"):
+        image = SimpleITK.ReadImage(str(out / "nifti" / f"CASE06_{kind}.nii.gz"))
+        assert image.GetSize() == tuple(extent // 2 for extent in shape)
+        assert image.GetSpacing() == (1.25, 1.25, 1.25)
+
+
+def test_how_empty_masks_score_is_an_option(place, call):
+    folder, _ = place
+    with h5py.File("data/LA/2018LA_Seg_Training Set/CASE06/mri_norm2.h5", "r+") as file:
+        file["label"][...] = 0
+    means = {}
+    for empty in ("zero", "nan"):
+        call("--empty", empty, *QUICK)
+        tag = "last_cases1" if empty == "zero" else "last_nan_cases1"
+        summary = json.loads((folder / "test" / tag / "summary.json").read_text())
+        means[empty] = summary["mean"]["hd95"]
+        assert (summary["empty_references"], summary["empty"]) == (1, EMPTY[empty])
+    assert means == {"zero": {"mean": 0, "sd": None, "n": 1}, "nan": {"mean": None, "sd": None, "n": 0}}
+
+
+def test_a_metric_named_twice_is_shown_once(place, call, capsys):
+    call("--metrics", "hd", "dice", "hd", *QUICK)
+    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("case"))
+    assert header.split() == ["case", "HD", "Dice", "%", "seconds"]
+
+
+def test_a_checkpoint_is_the_last_or_a_step(place, call, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("--checkpoint", "best")
+    assert stop.value.code == 2
+    assert "best is not last or a step's number" in capsys.readouterr().err
+
+
+def root_tag(root):
+    root = Path(root).resolve()
+    return f"root-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:6]}"
 
 
 def written(folder):
@@ -365,7 +466,6 @@ def other_architecture(checkpoint):
     [
         (["--seed", "1"], None, r"seed1: no such run.*coranet_16/seed1337"),
         (["--method", "dtml", "--labelnum", "8"], None, r"dtml_8/seed1337: no such run"),
-        (["--checkpoint", "best"], None, "use --checkpoint last"),
         ([], lambda f: (f / "last.pth").unlink(), "no checkpoint yet"),
         ([], lambda f: (f / "last.pth").write_bytes(b""), "damaged"),
         ([], lambda f: remake(f / "last.pth", other_architecture), "another architecture"),
@@ -392,6 +492,16 @@ def test_wrong_input_ends_with_status_2_and_no_traceback(place, script):
     assert done.returncode == 2
     assert done.stderr.startswith("test_LA.py: runs/LA/coranet_16/seed1: no such run")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("lines", [1, 10000], ids=["at the end", "on the way"])
+def test_a_closed_pipe_ends_quietly(lines):
+    code = f"from utils import run; run.main(lambda: print(*['a line'] * {lines}, sep='\\n'))"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_network_that_diverged_is_told(place, call):

@@ -20,6 +20,7 @@ from networks.unet import UNet
 from networks.vnet import VNet
 from utils.errors import UserError
 from utils.inference import mean_probability, slice_by_slice, sliding_window, whole_image
+from utils.ops import largest_component_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCH = {2: [32, 16], 3: [16, 32, 16]}
@@ -207,6 +208,11 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+def nifti(folder, case, kind):
+    """As SimpleITK reads it: `(z, y, x)`."""
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / "nifti" / f"{case}_{kind}.nii.gz")))
+
+
 def case_of(name, case):
     """Image and label as `(X, Y, Z)`."""
     folder = Path("data") / name.removesuffix("2d") / ("" if name.startswith("Pancreas") else "data")
@@ -227,8 +233,8 @@ def test_acdc_is_scored_class_by_class_on_whole_volumes(place, call, capsys):
     for case in ("patient4_frame01", "patient5_frame01"):
         image, label = case_of("ACDC", case)
         pred = research_loop(net, image, PATCH[2])
-        stored = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out / "nifti" / f"{case}_pred.nii.gz")))
-        np.testing.assert_array_equal(stored.transpose(2, 1, 0), pred)
+        np.testing.assert_array_equal(nifti(out, case, "pred").transpose(1, 2, 0), pred)
+        np.testing.assert_array_equal(nifti(out, case, "label"), label.transpose(2, 0, 1))  # as the file has it
         dice.append([binary.dc(pred == c, label == c) for c in (1, 2, 3)])
         own = [row for row in rows if row["case"] == case]
         assert [float(row["dice"]) for row in own] == pytest.approx(dice[-1])
@@ -267,20 +273,23 @@ def test_options_of_acdc_have_their_effect(place, call, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "stride", "columns", "scored"),
+    ("name", "stride", "columns", "unit", "scored"),
     [
-        ("BraTS2019", [16, 32, 16], "Dice Jaccard 95HD ASD", "whole volumes"),
-        ("Pancreas", [16, 16, 4], "Dice Jaccard 95HD ASD", "whole volumes"),
-        ("Pancreas2d", None, "Dice Precision Recall HD", "whole volumes"),
-        ("endocardium", None, "Dice Precision Recall HD", "slices, then their mean in each case"),
+        ("BraTS2019", [16, 32, 16], "Dice Jaccard 95HD ASD", "voxels", "whole volumes"),
+        ("Pancreas", [16, 16, 4], "Dice Jaccard 95HD ASD", "voxels", "whole volumes"),
+        ("Pancreas2d", None, "Dice Precision Recall HD", "voxels", "whole volumes"),
+        ("endocardium", None, "Dice Precision Recall HD", "pixels", "slices, then their mean in each case"),
     ],
 )
-def test_each_script_has_its_protocol(name, stride, columns, scored, place, call, capsys):
+def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place, call, capsys):
     folder, net = place(name)
     call(f"test_{name}", *QUICK)
     summary = json.loads((folder / "test" / "last_fp32" / "summary.json").read_text())
     assert (summary["test"]["stride"], summary["test"]["nms"], summary["scored"]) == (stride, 0, scored)
-    header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("case"))
+    lines = capsys.readouterr().out.splitlines()
+    assert f" in {unit}; sd" in next(line for line in lines if line.startswith("2 cases; "))
+    assert summary["units"]["hd"] == unit
+    header = next(line for line in lines if line.startswith("case"))
     assert header.replace("%", "").split() == ["case", *columns.split(), "seconds"]
 
     image, label = case_of(name, "D")
@@ -296,6 +305,16 @@ def test_each_script_has_its_protocol(name, stride, columns, scored, place, call
         distance = np.mean([binary.hd(p, t) if p.any() and t.any() else 0 for p, t in both])
         assert float(table(folder / "test" / "last_fp32" / "per_case.csv")[0]["hd"]) == pytest.approx(distance)
     assert float(table(folder / "test" / "last_fp32" / "per_case.csv")[0]["dice"]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_slices_that_are_no_neighbours_keep_a_component_each(place, call):
+    folder, net = place("endocardium")
+    call("test_endocardium", "--figures", "0", "--precision", "fp32", "--cases", "1", "--nms", "1")
+    pred = research_loop(net, case_of("endocardium", "D")[0], PATCH[2]).transpose(2, 0, 1)
+    whole, slices = (torch.from_numpy(pred)[index] for index in (None, np.s_[:, None]))
+    expected = [largest_component_reference(one, 2)[0].numpy() for one in slices]
+    np.testing.assert_array_equal(nifti(folder / "test" / "last_nms1_fp32_cases1", "D", "pred"), expected)
+    assert (expected != largest_component_reference(whole, 2)[0].numpy()).any()
 
 
 def test_pancreas_at_mc_nets_stride(place, call):

@@ -7,7 +7,7 @@ A script says how a volume becomes a segmentation; :func:`evaluate` runs it over
     summary.json        mean and sample sd of every metric, empty predictions, and how the numbers came about
     summary.png         the spread of the metrics that the table shows, best and worst case named
     figures/<case>.png  reference and prediction in three planes, or three slices
-    nifti/<case>_*.nii.gz  label and prediction
+    nifti/<case>_*.nii.gz  label and prediction, (x, y, z)
 
 Dice, Jaccard, precision and recall are fractions in the files and percent in the printed table.
 """
@@ -30,10 +30,8 @@ from utils.errors import UserError
 from utils.figures import NAMES, SHOWN, case_figure, summary_figure
 from utils.metrics import METRICS, OVERLAPS, multiclass_metrics
 
-SELECTION = {
-    "last": "last iteration; nothing was selected",
-    "best": "best on the validation list; the test list had no part in it",
-}
+SELECTION = {"last": "last iteration; nothing was selected"}
+RESULTS = ("per_case.csv", "summary.json", "summary.png", "figures/*.png", "nifti/*.nii.gz")
 EMPTY = {
     "zero": "an empty mask scores 0 everywhere, as in released codes; its distances of 0 flatter 95HD and ASD",
     "nan": "an empty mask has overlap 0 and is left out of the mean distances; two are left out of all",
@@ -58,10 +56,10 @@ def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) 
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
-    """``last.pth``, ``best.pth`` or, of a number, ``step_<number>.pth`` of a run.
+    """``last.pth`` or, of a number, ``step_<number>.pth`` of a run.
 
     Raises:
-        UserError: the run has none yet, never selected one, or did not keep this step.
+        UserError: the run has none yet, or did not keep this step.
     """
     if which.isdecimal():
         path = Path(run) / f"step_{which}.pth"
@@ -74,9 +72,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
     path = Path(run) / f"{which}.pth"
     if path.is_file():
         return path
-    if not (Path(run) / "last.pth").is_file():
-        raise UserError(f"{run}: no checkpoint yet; train it, or go on with its training script and --resume")
-    raise UserError(f"{path}: not there, the run selected none for lack of a validation list; use --checkpoint last")
+    raise UserError(f"{run}: no checkpoint yet; train it, or go on with its training script and --resume")
 
 
 def evaluate(
@@ -98,7 +94,8 @@ def evaluate(
 ) -> dict:
     """Segment and score every case, print the table as it grows, and fill ``folder``.
 
-    Distances are in voxels, as the field reports them; ``spacing`` goes into NIfTI files and figures alone.
+    Distances are in voxels, as the field reports them; ``spacing`` goes into NIfTI files and figures alone. Results of
+    an earlier call are removed from ``folder`` first.
 
     Args:
         cases: ``(name, image (X, Y, Z), label (X, Y, Z))``, best read lazily.
@@ -111,8 +108,9 @@ def evaluate(
         spacing: size of a voxel along each axis in mm.
         class_names: of the foreground classes.
         metrics: shown in the table and the figures; the files hold all.
-        slices: the volumes are stacks of slices, ``(rows, columns, slices)``, and drawn so.
-        per_slice: score as :func:`slice_metrics`.
+        slices: the volumes are stacks of slices, ``(rows, columns, slices)``: drawn so, and written as ``(x, y, z)``
+            like all others.
+        per_slice: score as :func:`slice_metrics`; distances are in pixels then.
 
     Returns:
         What ``summary.json`` holds.
@@ -122,7 +120,11 @@ def evaluate(
     """
     folder = Path(folder)
     names = list(class_names) or ["foreground" if num_classes == 2 else f"class {c}" for c in range(1, num_classes)]
+    unit = "pixels" if per_slice else "voxels"
+    axes = (1, 0, 2) if slices else (0, 1, 2)  # of the arrays: x, y and z
+    voxel = None if spacing is None else [spacing[axis] for axis in axes]
     rows, widths = [], None
+    _clear(folder)
     for case, image, label in cases:
         start = time.perf_counter()
         pred = segment(image)
@@ -149,19 +151,19 @@ def evaluate(
             print(_line(case, row["class_name"], cells, widths, seconds), flush=True)
         if nifti:
             _make(folder / "nifti")
-            write_nifti(folder / "nifti" / f"{case}_pred.nii.gz", pred, spacing)
-            write_nifti(folder / "nifti" / f"{case}_label.nii.gz", label, spacing)
+            for kind, labels in (("pred", pred), ("label", label)):
+                write_nifti(folder / "nifti" / f"{case}_{kind}.nii.gz", labels.transpose(axes), voxel)
         if figures:
             _make(folder / "figures")
             mean = {m: _mean([score[m] for score in scores.values()]) for m in metrics}
-            drawn = {"class_names": names, "slices": slices}
-            case_figure(folder / "figures" / f"{case}.png", image, pred, label, case, mean, spacing, **drawn)
+            drawn = {"spacing": spacing, "unit": unit, "class_names": names, "slices": slices}
+            case_figure(folder / "figures" / f"{case}.png", image, pred, label, case, mean, **drawn)
     if not rows:
         raise UserError("no case to test")
 
     summary = summarise(rows) | {
         "sd": "sample standard deviation over cases (ddof 1)",
-        "units": {m: "fraction" if m in OVERLAPS else "voxels" for m in METRICS},
+        "units": {m: "fraction" if m in OVERLAPS else unit for m in METRICS},
         "scored": "slices, then their mean in each case" if per_slice else "whole volumes",
         "empty": EMPTY[empty],
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -172,7 +174,7 @@ def evaluate(
     text = json.dumps(_without_nan(summary), indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
     if figures:
-        summary_figure(folder / "summary.png", rows, title, class_names=names, metrics=metrics)
+        summary_figure(folder / "summary.png", rows, title, unit, class_names=names, metrics=metrics)
     _report(summary, folder, widths, metrics, nifti, figures)
     return summary
 
@@ -237,6 +239,16 @@ def write_nifti(path: Path, labels: np.ndarray, spacing: Sequence[float] | None 
     write_atomically(path, write)
 
 
+def _clear(folder: Path) -> None:
+    """Remove what an earlier call wrote into the folder, and nothing else."""
+    for pattern in RESULTS:
+        for path in folder.glob(pattern):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise UserError(f"{path}: cannot be removed ({error.strerror})") from None
+
+
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -289,8 +301,9 @@ def _report(
         cells = [_cell(m, group[m]["mean"], group[m]["sd"]) for m in metrics]
         print(_line("mean ± sd", name, cells, widths, summary["seconds_per_case"] if name == "mean" else None))
     distances = [NAMES[m] for m in metrics if m not in OVERLAPS]
-    in_voxels = " and ".join(filter(None, [", ".join(distances[:-1]), *distances[-1:]]))
-    print(f"{summary['cases']} cases; " + (f"{in_voxels} in voxels; " if distances else "") + "sd over cases (ddof 1)")
+    listed = " and ".join(filter(None, [", ".join(distances[:-1]), *distances[-1:]]))
+    measured = f"{listed} in {summary['units']['hd']}; " if distances else ""
+    print(f"{summary['cases']} cases; {measured}sd over cases (ddof 1)")
     empty = summary["empty_predictions"], summary["empty_references"]
     masks = f" of {summary['cases'] * len(summary['classes'])} masks" if widths[1] else ""
     meaning = f": {summary['empty']}" if any(empty) else ""

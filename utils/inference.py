@@ -199,7 +199,7 @@ def whole_image(
 def _resize(images: Tensor, size: Sequence[int]) -> Tensor:
     """The last two axes to ``size`` by nearest neighbour, the corners' centres kept, halves rounded up.
 
-    What scipy computes, but for one size in seven, where it rounds the last place to beyond the edge and writes 0.
+    What scipy computes, but where it rounds the last place to beyond the edge and writes 0 there.
     """
     for axis, new in zip((-2, -1), size, strict=True):
         old = images.shape[axis]

@@ -8,6 +8,8 @@ What moves a number stands in the script: its data sets, the filter of component
 """
 
 import argparse
+import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from utils.metrics import METRICS
 from utils.ops import largest_component
 
 LISTS = {"test": "the test list", "val": "the validation list", "train": "the run's unlabelled training cases"}
+NAMING = ("method", "labelnum", "seed", "dataset", "runs")  # the options that name a run where --run does not
 GUESTS = {"phantom": "LA", "phantom2d": "ACDC"}  # data sets without a script of their own
 
 
@@ -59,6 +62,8 @@ class Test:
         parser.set_defaults(**defaults)
         self.args = args = parser.parse_args()
         self._usual_nms = parser.get_default("nms")
+        if scores:
+            args.metrics = list(dict.fromkeys(args.metrics))
         if "," in args.gpu:
             raise UserError(f"--gpu {args.gpu}: testing uses one device; give one number")
         args.labelnum = args.labelnum or dataset_class(args.dataset).labelnum
@@ -107,19 +112,25 @@ class Test:
     @property
     def output(self):
         """The folder for the results; the options that move a number are part of its name."""
-        args, trained = self.args, self.trained
+        args = self.args
         tag = self.path.stem + (f"_{args.split}" if args.split != "test" else "")
         tag += f"_{args.network}" if args.network else ""
         if self._usual_nms is not None:
             tag += f"_nms{args.nms}" if args.nms != self._usual_nms else ""
             tag += f"_{args.empty}" if args.empty != "zero" else ""
         tag += f"_stride{'-'.join(map(str, self.stride))}" if getattr(args, "stride", None) else ""
-        recorded = Path(trained["root"] or default_root(trained["dataset"]))
-        root = Path(args.root or recorded).resolve()
-        tag += f"_root-{root.name}" if root != recorded.resolve() else ""
+        root = self.data.root.resolve()
+        if root != self._recorded_root():  # told by its place: many roots have the same name
+            tag += f"_root-{root.name}-{hashlib.sha256(str(root).encode()).hexdigest()[:6]}"
         tag += f"_{args.precision}" if args.precision != "auto" else ""
         tag += f"_cases{len(self.indices)}" if len(self.indices) < len(self.listed) else ""
         return self.folder / "test" / tag
+
+    def _recorded_root(self):
+        """Where the data of the training lay: a relative path began in the folder that the run's own place tells."""
+        root = Path(self.trained["root"] or default_root(self.trained["dataset"]))
+        runs, place = Path(self.trained.get("runs", "runs")).parts, Path(os.path.abspath(self.folder)).parts[:-3]
+        return Path(*(place[: -len(runs)] if place[-len(runs) :] == runs else ()), root).resolve()
 
     def cases(self):
         """`(name, image, label)` of each case, `(X, Y, Z)`, read when it is its turn; a slice has an extent of 1."""
@@ -130,6 +141,9 @@ class Test:
     def record(self):
         """How the numbers came about."""
         settings = {"stride": self.stride and list(self.stride), "precision": self.precision, "patch": list(self.patch)}
+        given = vars(self.args) | settings
+        if self.args.run:  # the options that name a run without it say nothing of this one
+            given = {key: value for key, value in given.items() if key not in NAMING}
         return {
             "run": str(self.folder),
             "checkpoint": self.path.name,
@@ -139,20 +153,23 @@ class Test:
             "list": LISTS[self.args.split],
             "listed_cases": len(self.listed),
             "trained": self.trained,
-            "test": vars(self.args) | settings,
+            "test": given,
             "environment": run.environment([self.device]),
         }
 
     def evaluate(self, segment, per_slice=False):
         """Score `segment`, from an image `(X, Y, Z)` to a tensor of labels, on every case, and write it all down.
 
-        `per_slice` scores each slice by itself: for stacks whose slices are no neighbours in space.
+        `per_slice` scores each slice by itself, and filters its components by itself: for stacks whose slices are no
+        neighbours in space.
         """
         args, spacing = self.args, self.data.spacing
 
         def whole(image):
             labels = segment(image).to(torch.uint8)
-            if args.nms:
+            if args.nms and per_slice:
+                labels = largest_component(labels.permute(2, 0, 1), self.num_classes).permute(1, 2, 0)
+            elif args.nms:
                 labels = largest_component(labels[None], self.num_classes)[0]
             return labels.cpu().numpy()
 
@@ -189,9 +206,7 @@ def _parser(doc, datasets, splits, scores):
     which.add_argument("--seed", type=options.non_negative_int, default=1337, help="its seed")
     which.add_argument("--dataset", choices=datasets, default=datasets[0], help="data set that it was trained on")
     which.add_argument("--runs", default="runs", help="folder of all runs")
-    which.add_argument(
-        "--checkpoint", type=_checkpoint, default="last", help="last, best (needs a validation list), or a kept step"
-    )
+    which.add_argument("--checkpoint", type=_checkpoint, default="last", help="last, or the number of a kept step")
     test = parser.add_argument_group("test")
     test.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
     if len(splits) > 1:
@@ -205,7 +220,8 @@ def _parser(doc, datasets, splits, scores):
         test.add_argument("--stride", type=options.positive_int, **stride, help="of the windows (default: data set's)")
     test.add_argument("--network", help="one of the checkpoint's networks (default: those that the paper tests)")
     if scores:
-        test.add_argument("--nms", type=int, choices=(0, 1), default=0, help="1: keep the largest component alone")
+        filtered = "1: keep each class's largest component alone, of each slice where slices are scored by themselves"
+        test.add_argument("--nms", type=int, choices=(0, 1), default=0, help=filtered)
         test.add_argument(
             "--empty", choices=tuple(EMPTY), default="zero", help="how empty masks score; zero: as papers"
         )
