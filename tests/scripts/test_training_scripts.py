@@ -33,7 +33,7 @@ FLAGS = {
         ["--base_lr", 0.1],
         ["--normalization", "groupnorm"],
         ["--net", "unet3d"],
-        ["--net", "resnet18"],
+        ["--net", "resnet18", "--patch", 48, 16, 16],
         ["--augment", "crop"],
         ["--downsample", 2],
         ["--n_filters", 4],
