@@ -44,7 +44,7 @@ def enlarge(dims, align_corners=False):
 
 
 def branch(dims, channels, num_classes, kind):
-    """CoraNet's task branch: two convolutions of size 3 and one of size 1 to the classes (Shi et al., TMI 2021)."""
+    """CoraNet's task branch: two convolutions of size 3 and one of size 1 to the classes (Shi et al., TMI 2022)."""
     return nn.Sequential(stage(dims, 2, channels, channels, kind), CONV[dims](channels, num_classes, 1))
 
 

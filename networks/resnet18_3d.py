@@ -1,4 +1,4 @@
-"""CoraNet's 3-D ResNet-18 (Shi et al., TMI 2021, after Xia et al., WACV 2020).
+"""CoraNet's 3-D ResNet-18 (Shi et al., TMI 2022, after Xia et al., WACV 2020).
 
 ResNet-18 (He et al., CVPR 2016) with a 7×7×3 stem and 3×3×1 convolutions elsewhere, so that an encoder of 2-D weights'
 size sees volumes: features at 1/2, 1/4, 1/8, 1/16 and 1/32 with 64, 64, 128, 256, 512 channels. Skips are added, and

@@ -3,7 +3,7 @@
 Five levels of 16, 32, 64, 128, 256 channels and two convolutions 3×3 each, with LeakyReLU(0.01); max pooling leads
 down, a 1×1 convolution and bilinear interpolation with aligned corners up; skips are concatenated; a 3×3 head.
 
-CoraNet's (Shi et al., TMI 2021) is `UNet(levels=4, n_filters=64)`.
+CoraNet's (Shi et al., TMI 2022) is `UNet(levels=4, n_filters=64)`.
 """
 
 import torch
