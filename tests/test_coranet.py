@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import train_coranet as coranet
+from numpy_reference import softmax
 
 from networks.one_vs_rest import OneVsRest, problems
 from networks.vnet import VNet
@@ -19,11 +20,6 @@ MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")
 def options(train="full", preset="paper", **others):
     usual = {"uncertainty": "crm", "multiclass": "direct", "looks": 4, "certain_below": 0.5}
     return Namespace(alpha=ALPHA, train=train, preset=preset, relabel_stride=(8, 8, 8), **usual | others)
-
-
-def softmax(z):
-    e = np.exp(z - z.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
 
 
 def nll(z, y):
