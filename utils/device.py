@@ -93,7 +93,7 @@ def bf16_gradients_agree(device, extents):
     """
     generator, dims = torch.Generator().manual_seed(0), len(extents)
     convolve = torch.nn.functional.conv2d if dims == 2 else torch.nn.functional.conv3d
-    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    layout = channels_last(dims)
     x = torch.randn(2, 16, *extents, generator=generator).to(device, memory_format=layout)
     weight = torch.randn(16, 16, *[3] * dims, generator=generator).to(device, memory_format=layout)
 
@@ -123,6 +123,11 @@ class Forward(torch.nn.Module):
     def forward(self, *inputs):
         with autocast(self.device, self.precision):
             return self.network(*inputs)
+
+
+def channels_last(dims):
+    """The memory format that makes convolutions over `dims` axes (2 or 3) fast."""
+    return torch.channels_last if dims == 2 else torch.channels_last_3d
 
 
 def autocast(device, precision):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.checkpoint import load_checkpoint, load_state
-from utils.device import autocast
+from utils.device import autocast, channels_last
 from utils.errors import UserError
 from utils.ops import WindowStitcher, _checks, window_starts
 
@@ -94,8 +94,7 @@ def sliding_window(
     corners = list(itertools.product(*starts))
     # One input for all windows: a fresh tensor a window costs more in page faults than its sum does. For the same
     # reason no name holds an output while the next is made: it then takes the same memory.
-    memory_format = torch.channels_last if len(patch) == 2 else torch.channels_last_3d
-    x = torch.empty((min(batch, len(corners)), 1, *patch), device=device).to(memory_format=memory_format)
+    x = torch.empty((min(batch, len(corners)), 1, *patch), device=device).to(memory_format=channels_last(len(patch)))
     with torch.no_grad():
         for first in range(0, len(corners), batch):
             chunk = corners[first : first + batch]
@@ -165,7 +164,7 @@ def slice_by_slice(
     prob = torch.empty((num_classes, len(slices), *volume.shape[:2]), device=device)
     with torch.no_grad():
         for first in range(0, len(slices), batch):
-            x = slices[first : first + batch].contiguous(memory_format=torch.channels_last)
+            x = slices[first : first + batch].contiguous(memory_format=channels_last(2))
             with autocast(device, precision):
                 output = predictor(x)
             if output.shape != (len(x), num_classes, *patch):
@@ -307,4 +306,4 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{path}: its network {spec['class']} cannot be built here: {error}") from None
     load_state(path, name, network, state)
-    return network.to(memory_format=torch.channels_last if network.dims == 2 else torch.channels_last_3d)
+    return network.to(memory_format=channels_last(network.dims))

@@ -31,7 +31,15 @@ import torch
 from tqdm import tqdm
 
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
-from utils.device import Forward, bf16_gradients_agree, describe, resolve_precision, select_devices, warn_once
+from utils.device import (
+    Forward,
+    bf16_gradients_agree,
+    channels_last,
+    describe,
+    resolve_precision,
+    select_devices,
+    warn_once,
+)
 from utils.errors import UserError
 from utils.options import describe as describe_options
 
@@ -199,8 +207,7 @@ class Run:
 
     def to_device(self, network):
         """The network on the device, its weights laid out channels last, which is what makes 3-D convolutions fast."""
-        layout = torch.channels_last if network.dims == 2 else torch.channels_last_3d
-        return network.to(self.device, memory_format=layout)
+        return network.to(self.device, memory_format=channels_last(network.dims))
 
     def parallel(self, network):
         """What to call for a forward pass: the network in the run's precision, its copies on all GPUs of `--gpu 0,1`.
