@@ -12,19 +12,13 @@ part of the folder's name (last_nms1, last_val, …).
 
 import _root  # noqa: F401
 from utils import run
-from utils.inference import mean_probability, sliding_window
+from utils.inference import mean_probability
 from utils.testing import Test
 
 
 def main():
     test = Test(__doc__, ("BraTS2019",))
-    predictor = mean_probability(test.networks)
-    windows = {"patch": test.patch, "stride": test.stride, "num_classes": test.num_classes, **test.options}
-
-    def segment(image):
-        return sliding_window(predictor, image, **windows, activation=None).argmax(0)
-
-    test.evaluate(segment)
+    test.evaluate(mean_probability(test.networks))
 
 
 if __name__ == "__main__":

@@ -11,19 +11,13 @@ cases. `--metrics dice jaccard hd asd` shows HD instead. Writes per-case CSV, su
 
 import _root  # noqa: F401
 from utils import run
-from utils.inference import mean_probability, sliding_window
+from utils.inference import mean_probability
 from utils.testing import Test
 
 
 def main():
     test = Test(__doc__, ("Pancreas",))
-    predictor = mean_probability(test.networks)
-    windows = {"patch": test.patch, "stride": test.stride, "num_classes": test.num_classes, **test.options}
-
-    def segment(image):
-        return sliding_window(predictor, image, **windows, activation=None).argmax(0)
-
-    test.evaluate(segment)
+    test.evaluate(mean_probability(test.networks))
 
 
 if __name__ == "__main__":

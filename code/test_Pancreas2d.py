@@ -12,18 +12,13 @@ number are part of the folder's name (last_nms1, …).
 
 import _root  # noqa: F401
 from utils import run
-from utils.inference import mean_probability, slice_by_slice
+from utils.inference import mean_probability
 from utils.testing import Test
 
 
 def main():
     test = Test(__doc__, ("Pancreas2d",), metrics=("dice", "precision", "recall", "hd"))
-    predictor = mean_probability(test.networks)
-
-    def segment(image):
-        return slice_by_slice(predictor, image, test.patch, test.num_classes, **test.options).argmax(0)
-
-    test.evaluate(segment)
+    test.evaluate(mean_probability(test.networks))
 
 
 if __name__ == "__main__":

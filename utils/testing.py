@@ -1,10 +1,9 @@
 """The plumbing of every test script: options, the run and its networks, the list, the folder that is filled.
 
-What moves a number stands in the script: its data sets, the filter of components, and how a volume is segmented.
+What moves a number stands in the script: its data sets, the filter of components, and what predicts.
 
     test = Test(__doc__, ("LA", "phantom"), nms=1)       options, with the script's defaults; run, checkpoint, list
-    predictor = mean_probability(test.networks)
-    test.evaluate(lambda image: sliding_window(predictor, image, test.patch, test.stride, …).argmax(0))
+    test.evaluate(mean_probability(test.networks))       windows or slices, filter, scores, files
 """
 
 import argparse
@@ -22,7 +21,7 @@ from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation import EMPTY, SELECTION, evaluate, find_checkpoint, find_run
 from utils.figures import SHOWN
-from utils.inference import load_networks
+from utils.inference import load_networks, whole_image
 from utils.metrics import METRICS
 from utils.ops import largest_component
 
@@ -157,16 +156,17 @@ class Test:
             "environment": run.environment([self.device]),
         }
 
-    def evaluate(self, segment, per_slice=False):
-        """Score `segment`, from an image `(X, Y, Z)` to a tensor of labels, on every case, and write it all down.
+    def evaluate(self, predictor, per_slice=False):
+        """Score a predictor of probabilities, `(B, 1, *patch)` to `(B, C, *patch)`, on every case, and write it down.
 
         `per_slice` scores each slice by itself, and filters its components by itself: for stacks whose slices are no
         neighbours in space.
         """
         args, spacing = self.args, self.data.spacing
 
-        def whole(image):
-            labels = segment(image).to(torch.uint8)
+        def segment(image):
+            prob = whole_image(predictor, image, self.patch, self.stride, self.num_classes, **self.options)
+            labels = prob.argmax(0).to(torch.uint8)
             if args.nms and per_slice:
                 labels = largest_component(labels.permute(2, 0, 1), self.num_classes).permute(1, 2, 0)
             elif args.nms:
@@ -177,7 +177,7 @@ class Test:
         name = f"{self.trained['dataset']}, {self.folder.parent.name}, {self.folder.name}"
         return evaluate(
             self.cases(),
-            whole,
+            segment,
             self.output,
             self.num_classes,
             record=self.record(),
