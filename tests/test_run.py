@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from networks.vnet import VNet
-from utils import options, run
+from utils import board, options, run
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
 from utils.device import autocast, keep_large_blocks, resolve_precision, select_devices
 from utils.errors import UserError
@@ -19,7 +19,7 @@ from utils.errors import UserError
 class Data:
     """The least a loader has to be."""
 
-    steps_per_epoch = 2
+    steps_per_epoch, num_classes, description, validation = 2, 2, {"class_names": ["object"]}, None
 
     def fingerprint(self):
         return "these cases"
@@ -280,9 +280,20 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         train(tmp_path)
 
 
-def test_pictures_reach_tensorboard(tmp_path):
+def events(job):
+    """What TensorBoard would read of the run's last part."""
     from tensorboardX.proto.event_pb2 import Event
 
+    data = next((job.folder / "tensorboard").glob("events*")).read_bytes()
+    found, position = [], 0
+    while position < len(data):  # records: length uint64, its crc uint32, the event, its crc uint32
+        length = int.from_bytes(data[position : position + 8], "little")
+        found.append(Event.FromString(data[position + 12 : position + 12 + length]))
+        position += 16 + length
+    return found
+
+
+def test_pictures_reach_tensorboard(tmp_path):
     class Labelled(Data):
         def batch(self, step):
             batch = super().batch(step)
@@ -295,14 +306,37 @@ def test_pictures_reach_tensorboard(tmp_path):
     for step, batch in job.steps(Labelled(), 3):
         job.log(step, loss=net(batch.image).mean())
         job.checkpoint(step)
-    data = next((job.folder / "tensorboard").glob("events*")).read_bytes()
-    tags, position = [], 0
-    while position < len(data):  # records: length uint64, its crc uint32, the event, its crc uint32
-        length = int.from_bytes(data[position : position + 8], "little")
-        event = Event.FromString(data[position + 12 : position + 12 + length])
-        tags += [(value.tag, event.step) for value in event.summary.value if value.HasField("image")]
-        position += 16 + length
+    tags = [
+        (value.tag, event.step) for event in events(job) for value in event.summary.value if value.HasField("image")
+    ]
     assert tags == [("train/Image", 2), ("train/Predicted_label", 2), ("train/Groundtruth_label", 2)]
+
+
+def test_numbers_reach_tensorboard_and_a_resumed_run_strikes_out_its_later_ones(tmp_path):
+    job, _ = train(tmp_path, last=4)
+    shown = [(value.tag, event.step) for event in events(job) for value in event.summary.value]
+    assert {("loss/loss", 2), ("lr", 4), ("info/certain", 4), ("time/step", 4)} <= set(shown)
+    (job.folder / "tensorboard" / "earlier").mkdir()
+    for path in (job.folder / "tensorboard").glob("events*"):
+        path.rename(path.parent / "earlier" / path.name)
+    job, _ = train(tmp_path, "--resume", last=6)
+    assert [event.step for event in events(job) if event.HasField("session_log")] == [5]
+
+
+@pytest.mark.parametrize("fails", ["__init__", "write_event", "flush", "close"])
+def test_a_logger_that_fails_does_not_stop_training(tmp_path, monkeypatch, fails):
+    from tensorboardX import event_file_writer
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board, "FLUSH_SECONDS", -1)
+    monkeypatch.setattr(event_file_writer.EventsWriter, fails, full)
+    job, _ = train(tmp_path)
+    assert job.start == 0 and (job.folder / "last.pth").exists()
+    log = (job.folder / "log.txt").read_text()
+    assert log.count("TensorBoard: no more events ([Errno 28] No space left on device)") == 1
+    assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints

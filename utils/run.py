@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dataloaders.validation import SOURCES
+from utils.board import Board, tag
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
 from utils.device import (
     Forward,
@@ -42,6 +44,7 @@ from utils.device import (
 )
 from utils.errors import UserError
 from utils.options import describe as describe_options
+from utils.validation import validation_dice
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -124,7 +127,7 @@ class Run:
             if self.precision == "bf16" and not bf16_gradients_agree(self.device, extents):
                 warn_once(f"bf16 convolutions over {extents} voxels go wrong on this device: training in fp32")
                 self.precision = resolve_precision("fp32", self.device)
-        self.start, self._signal, self._picture_due = 0, None, False
+        self.start, self._signal, self._picture_due, self._best = 0, None, False, None
         script = Path(script).resolve()
         method = script.stem.removeprefix("train_")
         self.folder = Path(args.runs) / args.dataset / (args.name or f"{method}_{args.labelnum}") / f"seed{args.seed}"
@@ -239,7 +242,7 @@ class Run:
                 raise UserError(f"{path}: no {missing[0]} in this checkpoint; it is not one of this script")
             for name, target in objects.items():
                 load_state(path, name, target, state[name])
-            self.start, self._fingerprint = state["step"], state["data"]
+            self.start, self._fingerprint, self._best = state["step"], state["data"], state.get("best")
             self.logger.info(f"resumed at step {self.start}")
         elif self.args.resume:
             self.logger.info("nothing to resume yet: starting at step 0")
@@ -250,11 +253,13 @@ class Run:
     def checkpoint(self, step):
         """Save when it is time, when the run is complete, or when a signal asks for it, which then ends the process.
 
-        Every `--keep_every` steps the networks that are tested are kept as `step_<n>.pth` besides.
+        Every `--keep_every` steps the networks that are tested are kept as `step_<n>.pth` besides, and after the best
+        of the validations so far as `best.pth`.
         """
         if self.args.keep_every and step % self.args.keep_every == 0:
-            kept = self._state(step, self._test_networks)
-            write_atomically(self.folder / f"step_{step}.pth", lambda path: torch.save(kept, path))
+            self._keep(step, f"step_{step}.pth")
+        if self.data.validation and (step % self.args.val_every == 0 or step == self.last):
+            self._validate(step)
         due = time.monotonic() - self._saved_at >= 60 * self.args.save_minutes
         if due or step == self.last:
             self._save(step)
@@ -267,6 +272,31 @@ class Run:
             self.logger.info(f"{signal.Signals(self._signal).name}: saved step {step}, --resume goes on from it")
             self._held.close()
             sys.exit(128 + self._signal)
+
+    def _keep(self, step, name):
+        kept = self._state(step, self._test_networks)
+        write_atomically(self.folder / name, lambda path: torch.save(kept, path))
+
+    def _validate(self, step):
+        """Score the networks that are tested on the cases kept aside; the first of equal steps stays the best."""
+        began, networks = time.monotonic(), [self._objects[name] for name in self._test_networks]
+        where = {"device": self.device, "precision": self.precision}
+        held, patch, num_classes = self.data.validation.cases, self.args.patch, self.data.num_classes
+        classes = validation_dice(networks, held, patch, num_classes, **where)
+        dice = sum(classes) / len(classes)
+        if self._best is None or dice > self._best["dice"]:
+            self._best = {"step": step, "dice": dice}
+            self._keep(step, "best.pth")
+        names = self.data.description["class_names"]
+        record = {"val/dice": dice}
+        if len(classes) > 1:
+            record |= {f"val/dice_{name}": value for name, value in zip(names, classes, strict=True)}
+        self._record(step, record)
+        best, seconds = self._best, time.monotonic() - began
+        self.logger.info(
+            f"step {step}: validation Dice {100 * dice:.2f}, best {100 * best['dice']:.2f} at step {best['step']}; "
+            f"{seconds:.1f} s"
+        )
 
     def _save(self, step):
         if step == self._saved and step:
@@ -291,9 +321,13 @@ class Run:
             "last": self.last,
             "data": self.data.fingerprint(),
             "args": self.options,
+            "dataset": self.data.description,
             "networks": networks,
             "test_networks": self._test_networks,
         }
+        if self.data.validation:
+            chosen = {"from": SOURCES[self.data.validation.source], "cases": self.data.validation.names()}
+            state |= {"validation": chosen, "best": self._best}
         return state | {name: target.state_dict() for name, target in objects.items()}
 
     # ---- the loop
@@ -307,11 +341,10 @@ class Run:
             self.logger.info(f"complete at step {self.start} of {last}: nothing to do")
             self._held.close()
             return
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(
-            str(self.folder / "tensorboard"), purge_step=self.start + 1 if self.start else None
-        )
+        self._board = Board(self.folder / "tensorboard", self.start, self.logger.info)
+        if data.validation and not self.start:
+            names = ", ".join(data.validation.names())
+            self.logger.info(f"validation on {SOURCES[data.validation.source]}: {names}")
         self._bar = tqdm(total=last, initial=self.start, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
         self._clock = _Clock()
         handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
@@ -334,7 +367,7 @@ class Run:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             self._bar.close()
-            self._writer.close()
+            self._board.close()
             self._held.close()
 
     def _ask(self, number, _frame):
@@ -367,15 +400,17 @@ class Run:
         if step % self.args.log_every and step != self.last:
             return
         seconds, loading = self._clock.means()
-        record = {_tag(name): value for name, value in values.items()}
-        record |= {"time/step": seconds, "time/data": loading}
+        record = {tag(name): value for name, value in values.items()}
+        self._record(step, record | {"time/step": seconds, "time/data": loading})
+
+    def _record(self, step, values):
+        """Numbers by tag, to the file that tables are made of and to TensorBoard."""
         try:
             with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, "epoch": self.data.epoch(step), **record}) + "\n")
+                file.write(json.dumps({"step": step, "epoch": self.data.epoch(step), **values}) + "\n")
         except OSError as error:
             raise UserError(f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror})") from None
-        for tag, value in record.items():
-            self._writer.add_scalar(tag, value, step)
+        self._board.scalars(step, values)
 
     def _speak(self, step, values):
         """Where there is no terminal for a bar: a line now and then, with the time left at the pace since the last."""
@@ -407,12 +442,12 @@ class Run:
                 while not torch.is_tensor(logits):  # of several heads or networks the first
                     logits = logits[0]
                 label = self._batch.label[0]
-                for tag, volume in {
+                pictures = {
                     "train/Image": inputs[0][0, 0],
                     "train/Predicted_label": logits[0].detach().argmax(0) / (logits.shape[1] - 1),
                     "train/Groundtruth_label": label / (logits.shape[1] - 1),
-                }.items():
-                    self._writer.add_image(tag, _mosaic(volume), self._step, dataformats="HW")
+                }
+                self._board.images(self._step, pictures)
 
         network.register_forward_hook(hook)
 
@@ -447,19 +482,3 @@ class _BarHandler(logging.Handler):
     def emit(self, record):
         with contextlib.suppress(OSError, ValueError):  # nobody reads stderr any more: no reason to stop training
             tqdm.write(self.format(record), file=sys.stderr)
-
-
-def _tag(name):
-    if name == "lr":
-        return name
-    return f"loss/{name}" if name.startswith("loss") else f"info/{name}"
-
-
-def _mosaic(volume):
-    """A slice `(X, Y)`, or five of `(X, Y, Z)` side by side, scaled to [0, 1]."""
-    if volume.ndim == 3:
-        picks = np.linspace(0, volume.shape[2] - 1, 7).round().astype(int)[1:-1]
-        volume = torch.cat([volume[:, :, k] for k in picks], dim=1)
-    image = volume.float().cpu()
-    low, high = image.min(), image.max()
-    return ((image - low) / (high - low).clamp(min=1e-6)).numpy() if high > 1 or low < 0 else image.numpy()
