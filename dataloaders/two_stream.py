@@ -13,10 +13,11 @@ import torch
 from dataloaders import open_dataset
 from dataloaders.cache import Resident
 from dataloaders.transforms import AUGMENTS, draw_crop, draw_warp, warp_slices
+from dataloaders.validation import hold_out
 from utils.errors import UserError
 from utils.ops import crop_rot_flip
 
-LABELED, UNLABELED, CROP = range(3)  # independent random streams of one seed
+LABELED, UNLABELED, CROP, VALIDATION = range(4)  # independent random streams of one seed
 
 
 @dataclass
@@ -46,7 +47,8 @@ class TwoStream:
     end.
 
     Attributes:
-        num_classes: of the data set, background included.
+        num_classes, description: of the data set, background included; what prediction must know of it.
+        validation: the training cases kept aside (`dataloaders.validation.Validation`), or None.
         steps_per_epoch: steps of one pass.
 
     Args:
@@ -57,13 +59,17 @@ class TwoStream:
         seed: of the orders and the crops.
         augment: of `dataloaders.transforms.AUGMENTS`, for as many axes as the patch has.
         device: where batches go.
+        validation: None for none.
     """
 
-    def __init__(self, volumes, labeled, unlabeled, labeled_bs, unlabeled_bs, patch, seed, augment, device):
+    def __init__(
+        self, volumes, labeled, unlabeled, labeled_bs, unlabeled_bs, patch, seed, augment, device, validation=None
+    ):
         self.volumes, self.patch, self.seed, self.augment, self.device = volumes, tuple(patch), seed, augment, device
         self.cases = {LABELED: list(labeled), UNLABELED: list(unlabeled)}
         self.labeled_bs, self.unlabeled_bs = labeled_bs, unlabeled_bs
-        self.num_classes = volumes.num_classes
+        self.num_classes, self.description = volumes.num_classes, volumes.description
+        self.validation = validation
         self.steps_per_epoch = -(-len(labeled) // labeled_bs)
 
     def epoch(self, step):
@@ -71,11 +77,12 @@ class TwoStream:
         return (step - 1) // self.steps_per_epoch + 1
 
     def fingerprint(self):
-        """Which cases, of which shapes, are labelled and unlabelled: what a resumed run must find again."""
+        """Which cases, of which shapes, are labelled, unlabelled and kept aside: what a resumed run must find again."""
         shapes = [
             [(self.volumes.names[case], tuple(self.volumes.images[case].shape)) for case in self.cases[stream]]
             for stream in (LABELED, UNLABELED)
         ]
+        shapes += [self.validation.names()] if self.validation else []
         return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
 
     def samples(self, step):
@@ -127,7 +134,8 @@ def two_stream_loader(args, device):
 
     Args:
         args: the options of `utils.options.parser`: dataset, root, downsample, labelnum, labeled_bs, unlabeled_bs
-            (absent for supervised training, which then leaves the unlabelled cases on the disk), patch, seed, augment.
+            (absent for supervised training, which then leaves the unlabelled cases on the disk), patch, seed, augment,
+            val_fraction, val_from.
         device: where batches go.
 
     Raises:
@@ -144,8 +152,9 @@ def two_stream_loader(args, device):
     if unlabeled_bs and args.labelnum == dataset.total:
         unit = dataset.unit.removesuffix("s")
         raise UserError(f"--labelnum {args.labelnum} leaves no unlabelled {unit}; train_supervised.py needs none")
-    unlabeled = sorted(set(range(len(dataset))) - set(labeled)) if unlabeled_bs else []
+    unlabeled = sorted(set(range(len(dataset))) - set(labeled))
+    labeled, unlabeled, validation = hold_out(dataset, labeled, unlabeled, args, VALIDATION)
+    unlabeled = unlabeled if unlabeled_bs else []
     volumes = Resident(dataset, labeled, [*labeled, *unlabeled])
-    return TwoStream(
-        volumes, labeled, unlabeled, args.labeled_bs, unlabeled_bs, args.patch, args.seed, args.augment, device
-    )
+    batch = args.labeled_bs, unlabeled_bs, args.patch
+    return TwoStream(volumes, labeled, unlabeled, *batch, args.seed, args.augment, device, validation)

@@ -426,5 +426,5 @@ def test_assess_on_training_cases_takes_the_unlabelled_and_leaves_the_test_list_
     checkpoint = torch.load(folder / "last.pth", weights_only=True)
     checkpoint["args"]["labelnum"] = 2
     torch.save(checkpoint, folder / "last.pth")
-    with pytest.raises(UserError, match="every training case was labelled"):
+    with pytest.raises(UserError, match="the label of every training case was seen"):
         call("assess_coranet", "--run", str(folder), "--split", "train")

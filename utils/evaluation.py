@@ -30,7 +30,7 @@ from utils.errors import UserError
 from utils.figures import NAMES, SHOWN, case_figure, summary_figure
 from utils.metrics import METRICS, OVERLAPS, multiclass_metrics
 
-SELECTION = {"last": "last iteration; nothing was selected"}
+SELECTION = {"last": "last iteration; nothing was selected", "best": "best on validation cases"}
 RESULTS = ("per_case.csv", "summary.json", "summary.png", "figures/*.png", "nifti/*.nii.gz")
 EMPTY = {
     "zero": "an empty mask scores 0 everywhere, as in released codes; its distances of 0 flatter 95HD and ASD",
@@ -56,10 +56,10 @@ def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) 
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
-    """``last.pth`` or, of a number, ``step_<number>.pth`` of a run.
+    """``last.pth``, ``best.pth`` or, of a number, ``step_<number>.pth`` of a run.
 
     Raises:
-        UserError: the run has none yet, or did not keep this step.
+        UserError: the run has none yet, was not validated, or did not keep this step.
     """
     if which.isdecimal():
         path = Path(run) / f"step_{which}.pth"
@@ -72,6 +72,8 @@ def find_checkpoint(run: Path, which: str) -> Path:
     path = Path(run) / f"{which}.pth"
     if path.is_file():
         return path
+    if which == "best" and (Path(run) / "last.pth").is_file():
+        raise UserError(f"{path}: not there; it takes training with --val_fraction or --val_from list")
     raise UserError(f"{run}: no checkpoint yet; train it, or go on with its training script and --resume")
 
 

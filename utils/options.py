@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dataloaders import DATASETS, dataset_class
+from dataloaders import DATASETS, dataset_class, default_root
 from dataloaders.transforms import AUGMENTS
 from networks import NETWORKS, network_class
 from utils.errors import UserError
@@ -107,6 +107,16 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
         choices=tuple(AUGMENTS),
         help="3-D: rot_flip turns and flips each crop; 2-D: rotate by ±20° or flip, affine by ±30° and to 0.5-2 times",
     )
+    held = parser.add_argument_group("validation")
+    held.add_argument(
+        "--val_fraction", type=fraction, default=0, help="of the training cases, kept aside to choose best.pth; 0: none"
+    )
+    held.add_argument(
+        "--val_from",
+        choices=("unlabeled", "labeled", "list"),
+        help="which: unlabelled cases, whose labels are then read (the default), labelled ones, or the published list",
+    )
+    held.add_argument("--val_every", type=positive_int, default=200, help="steps between validations")
     network = parser.add_argument_group("network")
     network.add_argument("--net", choices=NETWORKS, help="3-D: vnet, unet3d, resnet18; 2-D: unet")
     network.add_argument("--n_filters", type=positive_int, help="channels of the first stage")
@@ -147,7 +157,8 @@ def parse(parser, rules=(), argv=None):
         The options, and in `sources` where the value of each came from.
 
     Raises:
-        UserError: a patch that the network cannot take, or none known for this `--downsample`.
+        UserError: a patch that the network cannot take, or none known for this `--downsample`; a validation that cannot
+            be.
     """
     given = _given(parser, argv)
     args = parser.parse_args(argv)
@@ -159,7 +170,7 @@ def parse(parser, rules=(), argv=None):
                 setattr(args, key, value)
                 sources[key] = source
 
-    data = dataset_class(args.dataset)
+    data = dataset_class(args.dataset, args.root or default_root(args.dataset))
     fill(data.source, **{key: getattr(data, key) for key in PROTOCOL if getattr(args, key, None) is None})
     if not hasattr(args, "unlabeled_bs") and sources["labeled_bs"] == data.source:
         fill(f"{data.source}: both streams' together", labeled_bs=data.labeled_bs + data.unlabeled_bs)
@@ -176,6 +187,8 @@ def parse(parser, rules=(), argv=None):
     network = network_class(args.net)
     if args.n_filters is None:
         fill(args.net, n_filters=network.defaults.n_filters)
+    if args.val_fraction and args.val_from is None:
+        fill("--val_fraction", val_from="unlabeled")
     _check(args, data, network)
     args.sources = sources
     return args
@@ -199,6 +212,11 @@ def _check(args, data, network):
     """Raise `UserError` where data set, network and patch do not fit each other."""
     dims = len(data.patches[1])
     shown = " ".join(map(str, args.patch))
+    if args.val_from == "list" and "val" not in data.splits:
+        raise UserError(f"--val_from list: {args.dataset} has no validation list; give --val_fraction")
+    if (args.val_from == "list") == bool(args.val_fraction) and args.val_from:
+        how = "is taken whole: leave --val_fraction out" if args.val_fraction else "needs --val_fraction"
+        raise UserError(f"--val_from {args.val_from} {how}")
     if network.dims != dims:
         fitting = ", ".join(name for name in NETWORKS if network_class(name).dims == dims)
         raise UserError(f"--net {args.net} is {network.dims}-D, {args.dataset} is {dims}-D: choose from {fitting}")

@@ -65,7 +65,9 @@ class Test:
             args.metrics = list(dict.fromkeys(args.metrics))
         if "," in args.gpu:
             raise UserError(f"--gpu {args.gpu}: testing uses one device; give one number")
-        args.labelnum = args.labelnum or dataset_class(args.dataset).labelnum
+        if not args.run:
+            where = args.root or default_root(args.dataset)
+            args.labelnum = args.labelnum or dataset_class(args.dataset, where).labelnum
         self.folder = find_run(args.run, args.runs, args.dataset, f"{args.method}_{args.labelnum}", args.seed)
         self.path = find_checkpoint(self.folder, args.checkpoint)
         self.device = select_device(args.gpu)
@@ -81,15 +83,19 @@ class Test:
         self.patch, self.stride = trained["patch"], self._stride()
         self.options = {"batch": args.batch, "device": self.device, "precision": self.precision, "progress": _bar()}
         self.listed = range(len(self.data.names))
-        if args.split == "train":  # nothing is learnt from a label that training has seen
-            labeled = set(self.data.labeled(trained["labelnum"]))
-            self.listed = [index for index in self.listed if index not in labeled]
+        if args.split == "train":  # nothing is learnt from a label that training or selection has seen
+            seen = set(self.data.labeled(trained["labelnum"]))
+            held = self.checkpoint.get("validation", {}).get("cases", ())
+            self.listed = [i for i in self.listed if i not in seen and self.data.units[i] not in held]
             if not self.listed:
-                raise UserError(f"{self.folder}: every training case was labelled; take --split test")
+                raise UserError(f"{self.folder}: the label of every training case was seen; take --split test")
         self.indices = self.listed[: args.cases]
         step, last = self.checkpoint["step"], self.checkpoint["last"]
         unfinished = args.checkpoint == "last" and step < last
         self.selection = "the run is unfinished" if unfinished else SELECTION.get(args.checkpoint, "a step on the way")
+        if args.checkpoint == "best":
+            held = self.checkpoint["validation"]
+            self.selection += f": {len(held['cases'])} {held['from']}, Dice {100 * self.checkpoint['best']['dice']:.2f}"
         print(f"{self.path}, step {step} of {last}: {self.selection}")
         if args.split != "test":
             print(f"scored on {LISTS[args.split]}")
@@ -149,6 +155,7 @@ class Test:
             "step": self.checkpoint["step"],
             "last_step": self.checkpoint["last"],
             "selection": self.selection,
+            "validation": self.checkpoint.get("validation"),
             "list": LISTS[self.args.split],
             "listed_cases": len(self.listed),
             "trained": self.trained,
@@ -206,7 +213,7 @@ def _parser(doc, datasets, splits, scores):
     which.add_argument("--seed", type=options.non_negative_int, default=1337, help="its seed")
     which.add_argument("--dataset", choices=datasets, default=datasets[0], help="data set that it was trained on")
     which.add_argument("--runs", default="runs", help="folder of all runs")
-    which.add_argument("--checkpoint", type=_checkpoint, default="last", help="last, or the number of a kept step")
+    which.add_argument("--checkpoint", type=_checkpoint, default="last", help="last, best, or a kept step's number")
     test = parser.add_argument_group("test")
     test.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
     if len(splits) > 1:
