@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import _root  # noqa: F401
-from dataloaders import DATASETS, dataset_class
+from dataloaders import dataset_class
 from utils import options, run, tables
 from utils.errors import UserError
 from utils.figures import SHOWN
@@ -314,7 +314,7 @@ def arguments():
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--run", action="store_true", help="run the commands one after another, then fill the table")
     what.add_argument("--fill", action="store_true", help="the table alone, with the results that there are")
-    parser.add_argument("--dataset", choices=sorted(DATASETS), help="default: the table's")
+    parser.add_argument("--dataset", choices=sorted(UNITS), help="default: the table's")
     parser.add_argument("--labelnum", type=options.positive_int, help="default: the table's, else the data set's")
     parser.add_argument("--seeds", type=options.non_negative_int, nargs="+", default=[1337], help="one run each")
     parser.add_argument("--gpu", help="as of the scripts")

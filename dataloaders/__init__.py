@@ -10,15 +10,21 @@ DATASETS = {
     "Pancreas2d": ("pancreas", "Pancreas2d", "Pancreas"),
     "BraTS2019": ("brats", "BraTS2019", "BraTS2019"),
     "endocardium": ("endocardium", "Endocardium", "endocardium"),
+    "own": ("own", "Own", "own"),
+    "own2d": ("own", "Own2d", "own"),
     "phantom": ("phantom", "Phantom", "phantom"),
     "phantom2d": ("phantom", "Phantom2d", "phantom"),
 }
 
 
-def dataset_class(name):
-    """The class of a data set, whose attributes are its protocol (:class:`dataloaders.volumes.Volumes`)."""
+def dataset_class(name, root=None):
+    """The class of a data set, whose attributes are its protocol (:class:`dataloaders.volumes.Volumes`).
+
+    One's own data have their protocol in a file of theirs: their `root` brings it.
+    """
     module, cls, _ = DATASETS[name]
-    return getattr(import_module(f"dataloaders.{module}"), cls)
+    cls = getattr(import_module(f"dataloaders.{module}"), cls)
+    return cls if root is None else cls.at(root)
 
 
 def default_root(name):
@@ -28,4 +34,5 @@ def default_root(name):
 
 def open_dataset(name, root=None, split="train", downsample=1):
     """A split of data set `name`; `root` is its folder below `data/` by default."""
-    return dataset_class(name)(root or default_root(name), split, downsample)
+    root = root or default_root(name)
+    return dataset_class(name, root)(root, split, downsample)

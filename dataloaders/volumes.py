@@ -31,6 +31,8 @@ class Volumes:
         unit: what `labelnum` counts.
         splits: the lists that are published, in the order of their use.
         source: whose protocol this is.
+        preprocessing: how the files were made of the images (`dataloaders.preprocessing.Preprocessing`); None: unknown.
+        image_axes: in 2-D, which of an image's axes x, y and z are a sample's rows, columns and slices.
 
     Raises:
         UserError: a list or a case is missing, a case is listed twice or a unit in two lists.
@@ -38,6 +40,26 @@ class Volumes:
 
     unit = "cases"
     splits = ("train", "test")
+    image_axes = (1, 0, 2)
+    preprocessing = None
+
+    @classmethod
+    def at(cls, root):
+        """The class of the data in `root`: itself, where the protocol does not depend on them."""
+        return cls
+
+    @classmethod
+    def description(cls):
+        """What prediction must know of the data that a network has learnt from, as JSON can hold it."""
+        return {
+            "name": cls.name,
+            "num_classes": cls.num_classes,
+            "class_names": list(cls.class_names),
+            "spacing": cls.spacing and list(cls.spacing),
+            "stride": cls.stride and list(cls.stride),
+            "image_axes": list(cls.image_axes) if len(cls.patches[1]) == 2 else None,
+            "preprocessing": cls.preprocessing and cls.preprocessing.as_dict(),
+        }
 
     def __init__(self, root, split="train", downsample=1):
         self.root, self.split, self.downsample = Path(root), split, downsample

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import FOLDER
 
-from dataloaders import DATASETS, dataset_class, open_dataset
+from dataloaders import dataset_class, open_dataset
 from dataloaders.transforms import AUGMENTS
 from utils.errors import UserError
 
@@ -42,7 +42,7 @@ SAMPLES = {
     "phantom": (4, (6, 5, 4), (6, 5, 4), (0, 1, 2)),
     "phantom2d": (16, (5, 6), (5, 6, 4), (1, 0, 2)),
 }
-every = pytest.mark.parametrize("name", list(DATASETS))
+every = pytest.mark.parametrize("name", list(LISTS))
 of_slices = pytest.mark.parametrize("name", ["Pancreas2d", "endocardium", "phantom2d"])
 
 
@@ -213,7 +213,7 @@ def test_labels_that_are_wrong_or_missing(name, root):
     assert data.load(0, label=False)[0].size in (image.size, image[0].size, image[..., 0].size)
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name not in ("ACDC", "BraTS2019")])
+@pytest.mark.parametrize("name", [name for name in LISTS if name not in ("ACDC", "BraTS2019")])
 def test_a_split_that_is_not_published(name, root):
     with pytest.raises(UserError, match=f"{name} has no val list; it has train, test"):
         open_dataset(name, root, "val")
