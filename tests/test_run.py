@@ -333,7 +333,7 @@ def test_a_logger_that_fails_does_not_stop_training(tmp_path, monkeypatch, fails
     monkeypatch.setattr(board, "FLUSH_SECONDS", -1)
     monkeypatch.setattr(event_file_writer.EventsWriter, fails, full)
     job, _ = train(tmp_path)
-    assert job.start == 0 and (job.folder / "last.pth").exists()
+    assert (job.folder / "last.pth").exists()
     log = (job.folder / "log.txt").read_text()
     assert log.count("TensorBoard: no more events ([Errno 28] No space left on device)") == 1
     assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""Validation: which cases are kept aside, that nothing is learnt from them, what is selected, and who opens which list."""
+"""Validation: which cases are kept aside, that nothing is learnt from them, what is selected, who opens which list."""
 
 import json
 import sys
@@ -95,7 +95,8 @@ def test_cases_are_kept_aside_by_seed(source, tiny_la):
     for seed in range(8):
         data, again = (loader(tiny_la, *options, "--seed", seed, script=None) for _ in range(2))
         (held,) = data.validation.names()
-        assert again.validation.names() == [held] and again.fingerprint() == data.fingerprint()
+        assert again.validation.names() == [held]
+        assert again.fingerprint() == data.fingerprint()
         streams = [{data.volumes.names[case] for case in cases} for cases in data.cases.values()]
         assert [len(names) for names in streams] == ([3, 2] if source == "unlabeled" else [2, 3])
         assert held not in set.union(*streams)

@@ -1,7 +1,7 @@
 """TensorBoard events as the field tags them, written so that no failure of theirs can stop or hang a training run.
 
-The events go straight to their file: a writer with a thread and a queue, as `SummaryWriter` is, would wait for ever once
-its thread has died of a full disk.
+The events go straight to their file: a writer with a thread and a queue, as `SummaryWriter` is, would wait for ever
+once its thread has died of a full disk.
 """
 
 import time
