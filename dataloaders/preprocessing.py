@@ -15,6 +15,7 @@ import numpy as np
 import SimpleITK
 
 from utils.errors import UserError
+from utils.images import to_array
 
 CROPS = ("none", "nonzero", "label")
 INTENSITIES = ("none", "zscore", "zscore_nonzero", "window", "minmax", "percentile")
@@ -227,7 +228,7 @@ class Preprocessing:
             raise UserError(f"label has shape {label.GetSize()}, but the image has {original.size}")
         target = None if label is None else label_values(label)
         order, flips, oriented = self._orient(image)
-        image = _stored(image).astype(np.float32)
+        image = to_array(image).astype(np.float32)
         if not np.isfinite(image).all():
             raise UserError(f"image has {int(np.count_nonzero(~np.isfinite(image)))} voxels that are NaN or infinite")
         image, target = (None if a is None else np.flip(a.transpose(order), flips) for a in (image, target))
@@ -278,7 +279,7 @@ def label_values(image):
     Raises:
         UserError: values that are no whole numbers from 0 to 255.
     """
-    array = _stored(image)
+    array = to_array(image)
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.floor(array)).all()):
         odd = array[~(array == np.floor(array)) | ~np.isfinite(array)].flat[0]
         raise UserError(f"label has value {odd:g}, whole numbers are expected")
@@ -318,11 +319,6 @@ def _check_three(name, values, least):
         raise UserError(f"preprocessing: {name} {values} is no three numbers of at least {least:g}")
 
 
-def _stored(image):
-    """The voxels of a SimpleITK image as `(X, Y, Z)`."""
-    return SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-
-
 def _resample(array, source, target, interpolator):
     """An array on the grid `source` on the grid `target`; what lies just outside takes the edge's value."""
     if source == target:
@@ -334,7 +330,7 @@ def _resample(array, source, target, interpolator):
     take.SetOutputDirection(target.direction)
     take.SetInterpolator(interpolator)
     take.UseNearestNeighborExtrapolatorOn()
-    return _stored(take.Execute(source.image(array)))
+    return to_array(take.Execute(source.image(array)))
 
 
 def _resample_labels(labels, source, target):
