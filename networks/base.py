@@ -70,6 +70,7 @@ class SegmentationNetwork(nn.Module):
         segmentation_head: False for a network of distance maps alone (DTML's second).
         upsampling: `transposed` convolutions or `linear` interpolation (the second network of CML, MC-Net).
         deepest: give the encoder's deepest features too (CML).
+        inference: build what `segment` needs alone, in the shapes of training; `forward` is `segment` then.
         extras: what a network takes beyond these, see its `build`.
 
     Where `n_filters`, `dropout` or `upsampling` is None it is the network's own default, which stands in `defaults`.
@@ -104,6 +105,7 @@ class SegmentationNetwork(nn.Module):
         segmentation_head=True,
         upsampling=None,
         deepest=False,
+        inference=False,
         **extras,
     ):
         super().__init__()
@@ -121,6 +123,7 @@ class SegmentationNetwork(nn.Module):
             "segmentation_head": segmentation_head,
             "upsampling": upsampling,
             "deepest": deepest,
+            "inference": inference,
             **extras,
         }
         for key, least in (("in_channels", 1), ("num_classes", 2), ("n_filters", 1), ("branches", 1)):
@@ -138,8 +141,10 @@ class SegmentationNetwork(nn.Module):
         elif branches == 1:
             self.heads = nn.ModuleList([self._head(channels, num_classes)])
         else:
-            self.heads = nn.ModuleList(branch(self.dims, channels, num_classes, normalization) for _ in range(branches))
-        self.sdm = self._head(channels, num_classes - 1) if sdm_head else None
+            kept = 1 if inference else branches
+            self.heads = nn.ModuleList(branch(self.dims, channels, num_classes, normalization) for _ in range(kept))
+        needed = sdm_head and not (inference and segmentation_head)
+        self.sdm = self._head(channels, num_classes - 1) if needed else None
 
     def _head(self, channels, outputs):
         return CONV[self.dims](channels, outputs, self.head_size, padding=self.head_size // 2)
@@ -163,6 +168,8 @@ class SegmentationNetwork(nn.Module):
         return torch.cat((torch.zeros_like(sdm[:, :1]), -1500 * sdm), 1)
 
     def forward(self, x):
+        if self.config["inference"]:
+            return self.segment(x)
         features = self._encode(x)
         x = self.decode(features)
         logits = tuple(head(x) for head in self.heads)

@@ -39,7 +39,9 @@ class OneVsRest(nn.Module):
         return torch.cat((torch.zeros_like(margins[0]), *margins), 1)
 
     def forward(self, x):
-        """What each class's network gives, a list over the foreground classes."""
+        """What each class's network gives, a list over the foreground classes; as `segment` if they are for inference."""
+        if self.config.get("inference"):
+            return self.segment(x)
         return [network(x) for network in self.networks]
 
 

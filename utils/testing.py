@@ -213,7 +213,7 @@ def _parser(doc, datasets, splits, scores):
     which.add_argument("--seed", type=options.non_negative_int, default=1337, help="its seed")
     which.add_argument("--dataset", choices=datasets, default=datasets[0], help="data set that it was trained on")
     which.add_argument("--runs", default="runs", help="folder of all runs")
-    which.add_argument("--checkpoint", type=_checkpoint, default="last", help="last, best, or a kept step's number")
+    which.add_argument("--checkpoint", type=checkpoint_name, default="last", help="last, best, or a kept step's number")
     test = parser.add_argument_group("test")
     test.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
     if len(splits) > 1:
@@ -243,7 +243,7 @@ def _parser(doc, datasets, splits, scores):
     return parser
 
 
-def _checkpoint(text):
+def checkpoint_name(text):
     """The argparse type of `--checkpoint`."""
     if text not in SELECTION and not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is not {', '.join(SELECTION)} or a step's number")
