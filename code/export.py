@@ -10,7 +10,6 @@ a run. Test first: the card prints the results that it finds in the run's test/ 
 """
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from dataloaders import dataset_class
 from utils import options, run
 from utils.errors import UserError
 from utils.evaluation import find_checkpoint
-from utils.export import PROGRAM, export_program, inference_checkpoint, model_card, read_export, write_export
+from utils.export import PROGRAM, export_program, inference_checkpoint, model_card, write_export
 from utils.inference import load_networks, mean_probability
 from utils.testing import checkpoint_name
 
@@ -98,12 +97,8 @@ def main(arguments=None):
     with torch.no_grad():
         if not torch.equal(mean_probability(written)(x), mean_probability(networks)(x)):
             raise UserError(f"{out}: what was written does not predict as the run does; please report this")
-    before, after = (
-        sum(math.prod(v.shape) for n in nets for v in n.state_dict().values()) for nets in (networks, written)
-    )
-    print(
-        f"{path}: step {kept['step']}, {before:,} numbers, of which inference needs {after:,}; the same probabilities"
-    )
+    before, after = (sum(v.numel() for n in nets for v in n.state_dict().values()) for nets in (networks, written))
+    print(f"{path}: step {kept['step']}, {before:,} numbers; inference needs {after:,}, for the same probabilities")
     if args.program:
         difference = export_program(MeanProbability(written), trained["patch"], out / PROGRAM)
         if not difference < 1e-4:

@@ -39,7 +39,7 @@ class OneVsRest(nn.Module):
         return torch.cat((torch.zeros_like(margins[0]), *margins), 1)
 
     def forward(self, x):
-        """What each class's network gives, a list over the foreground classes; as `segment` if they are for inference."""
+        """What each class's network gives, a list over the foreground classes; `segment` of those for inference."""
         if self.config.get("inference"):
             return self.segment(x)
         return [network(x) for network in self.networks]

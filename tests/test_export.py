@@ -45,7 +45,7 @@ def make_run(tmp_path):
                     value.uniform_(0.5, 2)
                 elif value.is_floating_point():
                     value.normal_(0, 0.3)
-        patch = [16] * nets["net"].dims
+        patch = [32] * nets["net"].dims
         state = {"step": 5, "last": 5, "args": TRAINED | {"patch": patch}, "dataset": DATA, "data": "x"}
         state |= {"test_networks": list(nets), "optimizer": {"state": torch.zeros(3)}}
         state["networks"] = {
@@ -70,7 +70,7 @@ def test_an_export_predicts_as_its_run_does(name, make_run, tmp_path):
     ]
     ours, checkpoint = load_networks(folder / "last.pth", "cpu")
     theirs, config = load_networks(tmp_path / "out", "cpu")
-    x = torch.randn(2, 1, *[16] * ours[0].dims)
+    x = torch.randn(2, 1, *[32] * ours[0].dims)
     with torch.no_grad():
         expected = mean_probability(ours)(x)
         assert torch.equal(mean_probability(theirs)(x), expected)
@@ -91,7 +91,7 @@ def test_the_program_runs_without_this_code(name, make_run, tmp_path):
     folder = make_run(name)
     export.main([str(folder), "--out", str(tmp_path / "out"), "--program", "1"])
     networks, _ = load_networks(folder / "last.pth", "cpu")
-    x = torch.randn(3, 1, *[16] * networks[0].dims)
+    x = torch.randn(3, 1, *[32] * networks[0].dims)
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     with torch.no_grad():
         torch.testing.assert_close(program(x), mean_probability(networks)(x), rtol=1e-4, atol=1e-5)

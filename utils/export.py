@@ -161,7 +161,7 @@ def model_card(checkpoint: dict, environment: dict, summaries: dict[str, dict], 
         "from utils.inference import load_networks, mean_probability",
         "",
         'networks, config = load_networks("THIS_FOLDER", "cpu")',
-        "prob = mean_probability(networks)(patches)  # (B, 1, *patch), preprocessed as config.json says, to (B, C, *patch)",
+        "prob = mean_probability(networks)(patches)  # (B, 1, *patch), prepared as config.json says",
         "```",
         "",
     ]
