@@ -54,6 +54,21 @@ class Grid:
         axes = np.reshape(self.direction, (3, 3))
         return tuple(np.add(self.origin, axes @ np.multiply(index, self.spacing)).tolist())
 
+    def oriented(self, orientation):
+        """The order of axes and the reversed ones among them that make an image point nearly to these directions, and
+        its grid then."""
+        turn, probe = SimpleITK.DICOMOrientImageFilter(), SimpleITK.Image(1, 1, 1, SimpleITK.sitkUInt8)
+        probe.SetDirection(self.direction)
+        turn.SetDesiredCoordinateOrientation(orientation)
+        turn.Execute(probe)
+        order, flips = tuple(turn.GetPermuteOrder()), tuple(np.flatnonzero(turn.GetFlipAxes()).tolist())
+        first, signs = [0, 0, 0], [1, 1, 1]
+        for axis in flips:
+            first[order[axis]], signs[axis] = self.size[order[axis]] - 1, -1
+        axes = np.reshape(self.direction, (3, 3))[:, order] * signs
+        size, spacing = (tuple(values[axis] for axis in order) for values in (self.size, self.spacing))
+        return order, flips, Grid(size, spacing, self.point(first), tuple(axes.ravel().tolist()))
+
     def respaced(self, spacing):
         """The grid of this `spacing` over the same extents, as nearly as whole voxels can, about the same centre."""
         near = [abs(new - old) <= SAME_SPACING * old for new, old in zip(spacing, self.spacing, strict=True)]
@@ -227,7 +242,9 @@ class Preprocessing:
         if label is not None and label.GetSize() != original.size:
             raise UserError(f"label has shape {label.GetSize()}, but the image has {original.size}")
         target = None if label is None else label_values(label)
-        order, flips, oriented = self._orient(image)
+        order, flips, oriented = (0, 1, 2), (), original
+        if self.orientation is not None:
+            order, flips, oriented = original.oriented(self.orientation)
         image = to_array(image).astype(np.float32)
         if not np.isfinite(image).all():
             raise UserError(f"image has {int(np.count_nonzero(~np.isfinite(image)))} voxels that are NaN or infinite")
@@ -242,15 +259,6 @@ class Preprocessing:
         crop = self._normalise(crop, image if self.statistics == "whole" else crop)
         place = Place(original, order, flips, oriented, resampled, box)
         return Prepared(crop, None if target is None else np.ascontiguousarray(target[box]), place)
-
-    def _orient(self, image):
-        """The order of the axes, those reversed then, and the grid that comes of it."""
-        if self.orientation is None:
-            return (0, 1, 2), (), Grid.of(image)
-        turn = SimpleITK.DICOMOrientImageFilter()
-        turn.SetDesiredCoordinateOrientation(self.orientation)
-        grid = Grid.of(turn.Execute(image))
-        return tuple(turn.GetPermuteOrder()), tuple(np.flatnonzero(turn.GetFlipAxes()).tolist()), grid
 
     def _normalise(self, image, within):
         """The grey values of a crop, by the statistics of what is `within`."""

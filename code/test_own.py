@@ -1,0 +1,26 @@
+"""Test a run on one's own images, in 3-D or slice by slice.
+
+    python code/test_own.py --method supervised                 # runs/own/supervised_<labelnum>/seed1337
+    python code/test_own.py --dataset own2d --method cml
+    python code/test_own.py --run runs/own/coranet_4/seed1337 --nms 1 --empty nan
+
+Volumes are predicted by a sliding window whose stride is half a patch, slices one by one, each resized to the training
+patch and its labels back (nearest); softmax is averaged over windows and networks. Every case of test.list (or, with
+`--split val`, of val.list) is scored as it was prepared, at its prepared spacing: Dice and Jaccard in percent, 95HD and
+ASD in voxels with medpy's definitions, of each class and their mean, mean ± sample sd. Writes per-case CSV, summary
+JSON, figures and NIfTI into <run>/test/<checkpoint>/; the options that move a number are part of the folder's name.
+"""
+
+import _root  # noqa: F401
+from utils import run
+from utils.inference import mean_probability
+from utils.testing import Test
+
+
+def main():
+    test = Test(__doc__, ("own", "own2d"))
+    test.evaluate(mean_probability(test.networks))
+
+
+if __name__ == "__main__":
+    run.main(main)
