@@ -24,6 +24,7 @@ import hashlib
 import io
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def begin(root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bo
     with _writing():
         for folder in {(root / file).parent for file in files} | {root}:
             folder.mkdir(parents=True, exist_ok=True)
-    _write_json(marker, {"recipe": recipe, "files": list(files), "complete": False})
+    write_json(marker, {"recipe": recipe, "files": list(files), "complete": False})
     return None
 
 
@@ -101,7 +102,7 @@ def complete(root: str | Path, problems: Sequence[str]) -> None:
     marker = Path(root) / MARKER
     found = read_json(marker)
     kept = [file for file in found["files"] if (Path(root) / file).is_file()]
-    _write_json(marker, found | {"complete": True, "kept": kept, "problems": list(problems)})
+    write_json(marker, found | {"complete": True, "kept": kept, "problems": list(problems)})
 
 
 def read_json(path: str | Path) -> dict:
@@ -119,13 +120,18 @@ def read_json(path: str | Path) -> dict:
     return found
 
 
-def _write_json(path: Path, values: Mapping) -> None:
+def write_json(path: str | Path, values: Mapping | Sequence) -> None:
     write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
     with _writing():
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def copy_file(source: str | Path, path: str | Path) -> None:
+    with _writing():
+        write_atomically(path, lambda part: shutil.copyfile(source, part))
 
 
 def write_list(path: str | Path, names: Sequence[str]) -> None:
@@ -179,19 +185,20 @@ def _writing() -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------- the cases
 
 
-def split_units(units: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+def split_units(units: Sequence[str], fractions: Mapping[str, float], seed: int, keep: int = 1) -> dict[str, list[str]]:
     """Draw units (patients, cases) for some splits, the same ones from the same seed in whatever order they come.
 
     Args:
         units: names; repeated ones count once.
         fractions: split to its part of the units; more than 0 is at least one unit.
         seed: of the draw.
+        keep: at least so many stay undrawn.
 
     Returns:
         Split to its units, in the order in which ``units`` has them.
 
     Raises:
-        UserError: nothing would be left.
+        UserError: fewer would be left.
     """
     names = sorted(set(units))
     counts = {split: max(1, round(part * len(names))) if part > 0 else 0 for split, part in fractions.items()}
