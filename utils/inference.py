@@ -8,7 +8,8 @@ them equal to those loops written out, one window or slice at a time.
 import importlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dataloaders import DATASETS, dataset_class
 from utils.checkpoint import load_checkpoint, load_state
 from utils.device import autocast, channels_last
 from utils.errors import UserError
+from utils.export import read_export
 from utils.ops import WindowStitcher, _checks, window_starts
 
 Predictor = Callable[[Tensor], Tensor]
@@ -69,51 +72,145 @@ def sliding_window(
             than 768 first voxels of windows over all axes: take a larger stride.
         UserError: the predictor's output is not finite.
     """
-    device, patch = torch.device(device), tuple(_checks.integers(patch, "patch"))
+    volume, patch, starts, crop = _opened(image, patch, stride)
+    device = torch.device(device)
+    volume = volume.to(device)
+    options = {"activation": activation, "weights": weights, "device": device}
+    stitcher = WindowStitcher(volume.shape, patch, starts, num_classes, **options)
+    for output in _outputs(predictor, volume, patch, starts, num_classes, batch, device, precision, progress):
+        stitcher.add(output)
+        del output
+    prob = stitcher.result()
+    _check_finite(prob)
+    return prob[(slice(None), *crop)]
+
+
+def window_slabs(
+    predictor: Predictor,
+    image: np.ndarray | Tensor,
+    patch: Sequence[int],
+    stride: Sequence[int],
+    num_classes: int,
+    *,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """:func:`sliding_window` of a volume and a predictor of probabilities, planes along the first axis at a time.
+
+    The same numbers to the bit, for each voxel still goes through its windows in their order. Memory on ``device`` is
+    the sums over one patch's planes, however long the volume is, which stays where it is; and the first axis may have
+    any number of windows.
+
+    Yields:
+        ``(C, n, Y, Z)`` float32 on ``device``, planes in order.
+
+    Raises:
+        As :func:`sliding_window`.
+    """
+    volume, patch, starts, crop = _opened(image, patch, stride)
+    if len(patch) != 3:
+        raise ValueError(f"patch must have 3 axes, got {patch}")
+    device = torch.device(device)
+    numbers = [_covering(along, extent, size) for along, extent, size in zip(starts, patch, volume.shape, strict=True)]
+    across = numbers[1][:, None] * numbers[2]
+    total = torch.zeros((num_classes, patch[0], *volume.shape[1:]), device=device)
+    first = 0  # the plane of the volume that the total begins with
+
+    def finished(count):
+        """The first planes of the total as probabilities, those of the padding left out."""
+        begin, end = max(crop[0].start - first, 0), min(crop[0].stop - first, count)
+        cover = numbers[0][first + begin : first + end, None, None] * across
+        prob = total[:, begin:end] / cover.to(device)
+        _check_finite(prob)
+        return prob[:, :, crop[1], crop[2]]
+
+    corners = itertools.product(*starts)
+    for output in _outputs(predictor, volume, patch, starts, num_classes, batch, device, precision, progress):
+        for window in output:
+            x, y, z = next(corners)
+            if x > first:
+                yield finished(x - first)
+                left = patch[0] - (x - first)
+                total[:, :left] = total[:, x - first :].clone()
+                total[:, left:] = 0
+                first = x
+            total[:, :, y : y + patch[1], z : z + patch[2]] += window
+            del window
+        del output
+    yield finished(patch[0])
+
+
+def _opened(
+    image: np.ndarray | Tensor, patch: Sequence[int], stride: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...], list[list[int]], list[slice]]:
+    """The volume, padded to the patch at least, in float32; the patch; the windows' starts; where the image lies."""
+    patch = tuple(_checks.integers(patch, "patch"))
     if len(patch) not in (2, 3):
         raise ValueError(f"patch must have 2 or 3 axes, got {patch}")
-    if batch is None:
-        batch = 1 if device.type == "cpu" else 4
-    if _checks.integer(batch, "batch") < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    volume = _checks.real(image, "an image").to(device, torch.float32)
+    volume = _checks.real(image, "an image").to(torch.float32)
     if volume.ndim == len(patch) + 1 and volume.shape[0] == 1:
         volume = volume[0]
     if volume.ndim != len(patch):
         axes = "X, Y, Z"[: 3 * len(patch) - 2]
         raise ValueError(f"image must be ({axes}) or (1, {axes}), got {tuple(volume.shape)}")
-
     missing = [max(p - s, 0) for s, p in zip(volume.shape, patch, strict=True)]
     crop = [slice(m // 2, m // 2 + s) for m, s in zip(missing, volume.shape, strict=True)]
     if any(missing):
         volume = F.pad(volume, [side for m in reversed(missing) for side in (m // 2, m - m // 2)])
+    return volume, patch, window_starts(volume.shape, patch, stride), crop
 
-    starts = window_starts(volume.shape, patch, stride)
-    options = {"activation": activation, "weights": weights, "device": device}
-    stitcher = WindowStitcher(volume.shape, patch, starts, num_classes, **options)
+
+@torch.no_grad()
+def _outputs(
+    predictor: Predictor,
+    volume: Tensor,
+    patch: tuple[int, ...],
+    starts: list[list[int]],
+    num_classes: int,
+    batch: int | None,
+    device: torch.device,
+    precision: str,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Tensor]:
+    """What the predictor gives of all windows, in C order of the grid, a batch at a time."""
+    batch = _batch(batch, device, 1, 4)
     corners = list(itertools.product(*starts))
     # One input for all windows: a fresh tensor a window costs more in page faults than its sum does. For the same
-    # reason no name holds an output while the next is made: it then takes the same memory.
+    # reason no name holds an output while the next is made, here or where it goes: it then takes the same memory.
     x = torch.empty((min(batch, len(corners)), 1, *patch), device=device).to(memory_format=channels_last(len(patch)))
-    with torch.no_grad():
-        for first in range(0, len(corners), batch):
-            chunk = corners[first : first + batch]
-            for i, corner in enumerate(chunk):
-                x[i, 0].copy_(volume[tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))])
-            with autocast(device, precision):
-                output = predictor(x[: len(chunk)])
-            if not isinstance(output, Tensor):
-                raise TypeError(f"the predictor gave a {type(output).__name__}, expected one tensor of logits")
-            if output.shape != (len(chunk), num_classes, *patch):
-                expected = (len(chunk), num_classes, *patch)
-                raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {expected}")
-            stitcher.add(output)
-            del output
-            if progress is not None:
-                progress(first + len(chunk), len(corners))
-    prob = stitcher.result()
-    _check_finite(prob)
-    return prob[(slice(None), *crop)]
+    for first in range(0, len(corners), batch):
+        chunk = corners[first : first + batch]
+        for i, corner in enumerate(chunk):
+            x[i, 0].copy_(volume[tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))])
+        with autocast(device, precision):
+            output = predictor(x[: len(chunk)])
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the predictor gave a {type(output).__name__}, expected one tensor of logits")
+        if output.shape != (len(chunk), num_classes, *patch):
+            expected = (len(chunk), num_classes, *patch)
+            raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {expected}")
+        yield output
+        del output
+        if progress is not None:
+            progress(first + len(chunk), len(corners))
+
+
+def _batch(batch: int | None, device: torch.device, on_cpu: int, on_gpu: int) -> int:
+    if batch is None:
+        batch = on_cpu if device.type == "cpu" else on_gpu
+    if _checks.integer(batch, "batch") < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    return batch
+
+
+def _covering(starts: Sequence[int], extent: int, size: int) -> Tensor:
+    """How many windows lie over each place along an axis, float32."""
+    number = torch.zeros(size)
+    for start in starts:
+        number[start : start + extent] += 1
+    return number
 
 
 def slice_by_slice(
@@ -149,32 +246,51 @@ def slice_by_slice(
         ValueError: wrong shape of volume, patch or predictor's output, batch or precision.
         UserError: the predictor's output is not finite.
     """
+    slabs = slice_slabs(
+        predictor, volume, patch, num_classes, batch=batch, device=device, precision=precision, progress=progress
+    )
+    prob, done = None, 0
+    for slab in slabs:
+        if prob is None:
+            prob = slab.new_empty((num_classes, volume.shape[2], *slab.shape[2:]))
+        prob[:, done : done + slab.shape[1]] = slab
+        done += slab.shape[1]
+    return prob.permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def slice_slabs(
+    predictor: Predictor,
+    volume: np.ndarray | Tensor,
+    patch: Sequence[int],
+    num_classes: int,
+    *,
+    batch: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Tensor]:
+    """:func:`slice_by_slice`, a batch of slices at a time: ``(C, n, X, Y)`` float32 on ``device``, in order."""
     device, patch = torch.device(device), tuple(_checks.integers(patch, "patch"))
     if len(patch) != 2:
         raise ValueError(f"patch must have 2 axes, got {patch}")
-    if batch is None:
-        batch = 4 if device.type == "cpu" else 16
-    if _checks.integer(batch, "batch") < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    volume = _checks.real(volume, "a volume").to(device, torch.float32)
-    if volume.ndim != 3 or not volume.numel():
-        raise ValueError(f"volume must be (X, Y, slices), got {tuple(volume.shape)}")
-
-    slices = _resize(volume.permute(2, 0, 1), patch)[:, None]
-    prob = torch.empty((num_classes, len(slices), *volume.shape[:2]), device=device)
-    with torch.no_grad():
-        for first in range(0, len(slices), batch):
-            x = slices[first : first + batch].contiguous(memory_format=channels_last(2))
-            with autocast(device, precision):
-                output = predictor(x)
-            if output.shape != (len(x), num_classes, *patch):
-                expected = (len(x), num_classes, *patch)
-                raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {expected}")
-            prob[:, first : first + len(x)] = _resize(output.float(), volume.shape[:2]).transpose(0, 1)
-            if progress is not None:
-                progress(first + len(x), len(slices))
-    _check_finite(prob)
-    return prob.permute(0, 2, 3, 1)
+    batch = _batch(batch, device, 4, 16)
+    slices = _checks.real(volume, "a volume").to(torch.float32)
+    if slices.ndim != 3 or not slices.numel():
+        raise ValueError(f"volume must be (X, Y, slices), got {tuple(slices.shape)}")
+    slices = slices.permute(2, 0, 1)
+    for first in range(0, len(slices), batch):
+        x = _resize(slices[first : first + batch].to(device), patch)[:, None]
+        with autocast(device, precision):
+            output = predictor(x.contiguous(memory_format=channels_last(2)))
+        if output.shape != (len(x), num_classes, *patch):
+            expected = (len(x), num_classes, *patch)
+            raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {expected}")
+        prob = _resize(output.float(), slices.shape[1:]).transpose(0, 1)
+        _check_finite(prob)
+        yield prob
+        if progress is not None:
+            progress(first + len(x), len(slices))
 
 
 def whole_image(
@@ -193,6 +309,54 @@ def whole_image(
     if image.ndim == 2:
         return slice_by_slice(predictor, image[..., None], patch, num_classes, **options)[..., 0]
     return slice_by_slice(predictor, image, patch, num_classes, **options)
+
+
+def interpolate_slabs(slabs: Iterable[Tensor], places: Sequence[np.ndarray]) -> Iterator[Tensor]:
+    """Linear interpolation of a volume that comes a few planes at a time, on a grid along the same axes.
+
+    Which planes come together makes no difference to a bit, and where all places are the voxels themselves they come
+    out as they went in.
+
+    Args:
+        slabs: ``(C, n, Y, Z)``, the planes of a volume ``(C, X, Y, Z)`` in order.
+        places: where the grid's planes, rows and columns lie along X, Y and Z, in voxels of the volume, ascending and
+            from 0 to its last.
+
+    Yields:
+        ``(C, m, Y', Z')``, planes of the grid in order.
+    """
+    below = [np.floor(along).astype(np.int64) for along in places]
+    shares = [along - low for along, low in zip(places, below, strict=True)]
+    above = [low + (share > 0) for low, share in zip(below, shares, strict=True)]
+    known, first, done = None, 0, 0  # planes that are at hand, the first one's number, and how many have been given
+    for slab in slabs:
+        known = slab if known is None else torch.cat((known, slab), 1)
+        most = max(1, 2**24 // max(1, slab.shape[0] * len(places[1]) * len(places[2])))
+        ready = int(np.searchsorted(above[0], first + known.shape[1]))
+        while done < ready:
+            end = min(ready, done + most)
+            out = _between(known, 1, below[0][done:end] - first, above[0][done:end] - first, shares[0][done:end])
+            for axis in (1, 2):
+                out = _between(out, axis + 1, below[axis], above[axis], shares[axis])
+            yield out
+            done = end
+        past = min(int(below[0][done]) - first, known.shape[1]) if done < len(places[0]) else known.shape[1]
+        known, first = known[:, past:], first + past
+
+
+def _between(volume: Tensor, axis: int, below: np.ndarray, above: np.ndarray, share: np.ndarray) -> Tensor:
+    """``volume`` between two indices each along an axis."""
+
+    def at(indices):
+        if len(indices) == volume.shape[axis] and (indices == np.arange(len(indices))).all():
+            return volume
+        return volume.index_select(axis, torch.from_numpy(indices).to(volume.device))
+
+    if not share.any():
+        return at(below)
+    share = torch.from_numpy(share.astype(np.float32)).to(volume.device)
+    low = at(below)  # torch.lerp would round otherwise here and there, as its vectors happen to fall
+    return low + (at(above) - low) * share.reshape([-1] + [1] * (volume.ndim - axis - 1))
 
 
 def _resize(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -262,6 +426,8 @@ def load_networks(
 ) -> tuple[list[nn.Module], dict]:
     """The networks of a checkpoint that are tested, in eval mode on ``device``, and the checkpoint itself (on the CPU).
 
+    ``path`` is a checkpoint's file, or a folder that ``code/export.py`` wrote.
+
     ``only`` names one of its networks to take in their place.
 
     The checkpoint names the class and the constructor's arguments of each network (``networks``), and which of them
@@ -273,9 +439,9 @@ def load_networks(
             do not fit it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such checkpoint; train first (python code/train_<method>.py) or name another run")
-    checkpoint = load_checkpoint(path)
+    checkpoint = read_export(path) if path.is_dir() else load_checkpoint(path)
     keys = ("step", "last", "args", "networks", "test_networks")
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= set(keys):
         raise UserError(f"{path}: not a checkpoint of these scripts, which hold {', '.join(keys)}")
@@ -307,3 +473,62 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
         raise UserError(f"{path}: its network {spec['class']} cannot be built here: {error}") from None
     load_state(path, name, network, state)
     return network.to(memory_format=channels_last(network.dims))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The networks of a checkpoint with what it says of their use.
+
+    Attributes:
+        networks: those that are tested, in eval mode on their device.
+        dataset: name of ``--dataset`` in training.
+        data: the data set's description (:meth:`dataloaders.volumes.Volumes.description`).
+        patch: extents of a window, or of a slice.
+        downsample: as ``--downsample`` in training.
+        step, last: steps done, and of a complete run.
+    """
+
+    networks: list[nn.Module]
+    dataset: str
+    data: dict
+    patch: list[int]
+    downsample: int
+    step: int
+    last: int
+
+    @property
+    def num_classes(self) -> int:
+        return self.data["num_classes"]
+
+    @property
+    def stride(self) -> list[int] | None:
+        """The test protocol's steps of a window, in voxels of the network's grid; None for slices."""
+        if len(self.patch) == 2:
+            return None
+        steps = zip(self.data["stride"], self.patch, strict=True)
+        return [min(max(1, step // self.downsample), extent) for step, extent in steps]
+
+
+def load_trained(path: str | Path, device: torch.device | str, only: str | None = None) -> Trained:
+    """:func:`load_networks`, and what the checkpoint says of its data; of an old one that says nothing, what the data
+    set's class says.
+
+    Raises:
+        UserError: as :func:`load_networks`, or a checkpoint that says too little.
+    """
+    networks, checkpoint = load_networks(path, device, only)
+    try:
+        args, data = checkpoint["args"], checkpoint.get("dataset")
+        if data is None and args["dataset"] in DATASETS:
+            data = dataset_class(args["dataset"]).description()
+        if data is None:
+            raise UserError(f"{path}: trained on {args['dataset']}, of which nothing is known here")
+        said = {"dataset": args["dataset"], "data": data, "patch": list(args["patch"])}
+        trained = Trained(
+            networks, **said, downsample=args["downsample"], step=checkpoint["step"], last=checkpoint["last"]
+        )
+        if len(trained.patch) != networks[0].dims or len(trained.stride or ()) != (3 if networks[0].dims == 3 else 0):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: does not say what it was trained on: its args and dataset are incomplete") from None
+    return trained
