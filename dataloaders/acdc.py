@@ -13,6 +13,7 @@ A volume is called `<patient>_frame<01|02>`, and a volume's slices are as far ap
 from types import MappingProxyType
 
 from dataloaders.h5 import read_image, read_label
+from dataloaders.preprocessing import Preprocessing
 from dataloaders.slices import with_axes
 from dataloaders.volumes import Volumes
 
@@ -34,6 +35,7 @@ class ACDC(Volumes):
     unit = "patients"
     splits = ("train", "val", "test")
     source = "Luo et al., SSL4MIS"
+    preprocessing = Preprocessing(intensity="minmax")
 
     def list_files(self, split):
         return [self.root / ("train_slices.list" if split == "train" else f"{split}.list")]

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from dataloaders.h5 import read_image, read_label
+from dataloaders.preprocessing import Preprocessing
 from dataloaders.volumes import Volumes
 from utils.errors import UserError
 
@@ -33,6 +34,7 @@ class BraTS2019(Volumes):
     labeled_bs, unlabeled_bs = 2, 2
     splits = ("train", "val", "test")
     source = "Luo et al., SSL4MIS"
+    preprocessing = Preprocessing(orientation="LPS", crop="nonzero", intensity="zscore_nonzero")
 
     def list_files(self, split):
         return [self.root / f"{split}.txt"]

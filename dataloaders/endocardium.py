@@ -10,6 +10,7 @@ whose label is never read need none.
 
 from types import MappingProxyType
 
+from dataloaders.preprocessing import Preprocessing
 from dataloaders.slices import Slices
 
 
@@ -28,4 +29,5 @@ class Endocardium(Slices):
     labeled_bs, unlabeled_bs = 2, 2
     unit = "subjects"
     source = "Shi et al., TMI 2022 (CoraNet), 1 labelled : 4 unlabelled"
+    preprocessing = Preprocessing(intensity="minmax")
     axes = (1, 2, 0)

@@ -11,6 +11,7 @@ The published layout, read as it is, with or without the folder in the middle:
 
 from types import MappingProxyType
 
+from dataloaders.preprocessing import Preprocessing
 from dataloaders.volumes import Volumes
 
 FOLDER = "2018LA_Seg_Training Set"
@@ -30,6 +31,8 @@ class LA(Volumes):
     labelnum = 16
     labeled_bs, unlabeled_bs = 2, 2
     source = "Yu et al., MICCAI 2019 (UA-MT)"
+    # the published margins are random: of these means; all slices are kept
+    preprocessing = Preprocessing(crop="label", margin=(14, 14, 0), at_least=(141, 141, 1000), intensity="zscore")
 
     def list_files(self, split):
         file = self.root / f"{split}.list"

@@ -16,6 +16,7 @@ import re
 import warnings
 from types import MappingProxyType
 
+from dataloaders.preprocessing import Preprocessing
 from dataloaders.slices import Slices
 from dataloaders.volumes import Volumes
 
@@ -36,6 +37,16 @@ class Pancreas(Volumes):
     labelnum = 12
     labeled_bs, unlabeled_bs = 4, 4
     source = "Shi et al., TMI 2022 (CoraNet)"
+    preprocessing = Preprocessing(
+        orientation="LPS",
+        spacing=(1.0, 1.0, 1.0),
+        crop="label",
+        margin=(25, 25, 25),
+        at_least=(96, 96, 96),
+        intensity="window",
+        low=-125.0,
+        high=275.0,
+    )
 
     def __init__(self, root, split="train", downsample=1):
         super().__init__(root, split, downsample)

@@ -1,0 +1,209 @@
+"""Make data/ACDC, hearts as SSL4MIS publishes them, from the challenge's training data.
+
+    python code/prepare_acdc.py ACDC/database
+    python code/prepare_acdc.py DOWNLOAD --lists lists         with train_slices.list, val.list, test.list of SSL4MIS
+
+Reads <patient>/Info.cfg, and of the frames that it names the end-diastolic and the end-systolic one, which become
+<patient>_frame01 and _frame02: <patient>_frame<number>.nii.gz with its _gt.nii.gz (1 RV, 2 myocardium, 3 LV), in any
+folder below DOWNLOAD. Writes <root>/data/<volume>.h5 as (slice, y, x), data/slices/ of the training patients, the
+lists, report.csv and overlays.png, which are worth a look. Grey values become 0 to 1 by the volume's least and largest
+one, and no voxel is resampled, as in the published files.
+
+Without --lists 70, 10 and 20 of the 100 patients are drawn from --seed, and are not those of the papers' tables. The 50
+patients in the challenge's folder testing/ are left out, as in the papers, unless --lists names them.
+"""
+
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+from tqdm import tqdm
+
+import _root  # noqa: F401
+from dataloaders.acdc import ACDC
+from dataloaders.h5 import check_disjoint, read_list
+from utils import options, run
+from utils.errors import UserError
+from utils.images import read_image
+from utils.preparation import Report, begin, complete, relabel, split_units, tell, write_case, write_list
+
+LISTS = {"train": "train_slices.list", "val": "val.list", "test": "test.list"}
+FRAMES = {"frame01": "ED", "frame02": "ES"}
+
+
+def parse(arguments=None):
+    parser = options.ArgumentParser(__doc__)
+    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge")
+    parser.add_argument("--root", type=Path, default="data/ACDC", help="folder to write")
+    parser.add_argument("--lists", type=Path, metavar="FOLDER", help=f"take the {', '.join(LISTS.values())} in it")
+    parser.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists, without --lists")
+    workers = min(4, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=options.positive_int, default=workers, help="volumes at a time")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    return parser.parse_args(arguments)
+
+
+def find(download):
+    """The folder of each patient."""
+    patients = {}
+    for path in sorted(download.rglob("Info.cfg")):
+        name = path.parent.name
+        if name in patients:
+            raise UserError(f"{path.parent} and {patients[name]} are one patient; name the folder of one of them")
+        patients[name] = path.parent
+    if not patients:
+        raise UserError(f"{download}: no <patient>/Info.cfg below this folder; name the challenge's folder training")
+    return patients
+
+
+def frame(folder, phase):
+    """The image and label of a patient at `phase`, ED or ES, as its Info.cfg says.
+
+    Raises:
+        UserError: it does not say, or is no text.
+    """
+    path = folder / "Info.cfg"
+    try:
+        found = re.search(rf"^{phase}:\s*(\d+)\s*$", path.read_text(), re.MULTILINE)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not found:
+        raise UserError(f"{path}: has no line {phase}: <number of a frame>")
+    start = f"{folder.name}_frame{int(found[1]):02d}"
+    end = next((end for end in (".nii.gz", ".nii") if (folder / f"{start}{end}").exists()), ".nii.gz")
+    return folder / f"{start}{end}", folder / f"{start}_gt{end}"
+
+
+def choose(patients, args):
+    """Of each split the volumes, and of each training volume its listed slices (None: all)."""
+    if args.lists:
+        names = {split: read_list(args.lists / file) for split, file in LISTS.items()}
+        for split, other in (("val", "train"), ("test", "train"), ("test", "val")):
+            units = ([name.partition("_")[0] for name in names[s]] for s in (split, other))
+            check_disjoint(args.lists / LISTS[split], next(units), args.lists / LISTS[other], next(units), "patient")
+        slices = {}
+        for name in names["train"]:
+            volume, _, k = name.partition("_slice_")
+            if not k.isdecimal():
+                raise UserError(f"{args.lists / LISTS['train']}: {name} is no <patient>_frame<01|02>_slice_<number>")
+            slices.setdefault(volume, []).append(int(k))
+        return {"train": list(slices), "val": names["val"], "test": names["test"]}, slices
+    training = [name for name, folder in patients.items() if folder.parent.name != "testing"]
+    drawn = split_units(training, {"val": 0.1, "test": 0.2}, args.seed)
+    train = [name for name in training if name not in {*drawn["val"], *drawn["test"]}]
+    # the challenge's patients are in the order of their diseases, and the first are the labelled ones
+    drawn = {"train": np.random.default_rng(args.seed).permutation(train).tolist(), **drawn}
+    return {split: [f"{name}_{end}" for name in drawn[split] for end in FRAMES] for split in LISTS}, {}
+
+
+def files_of(patients, volume):
+    """The image and label of a volume, None where the download has no such patient."""
+    name, _, end = volume.partition("_")
+    if name not in patients:
+        return None
+    if end not in FRAMES:
+        raise UserError(f"{volume} is listed, which is no <patient>_frame<01|02>")
+    return frame(patients[name], FRAMES[end])
+
+
+def depth(files):
+    """How many slices a volume has; 0 where its file cannot tell, which is told as the volume is read."""
+    try:
+        reader = SimpleITK.ImageFileReader()
+        reader.SetFileName(str(files[0]))
+        reader.ReadImageInformation()
+        return reader.GetSize()[2]
+    except (RuntimeError, IndexError):
+        return 0
+
+
+def prepare(job):
+    """Write a volume, and the slices of a training volume, and return its row of the report."""
+    volume, split, files, root, slices = job
+    report = Report(ACDC.class_names)
+    with report.case(volume, split) as row:
+        if isinstance(files, str):
+            raise UserError(files)
+        image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 1, 2, 3))
+        row.look(image, label, files[0], trust_voxels=True)
+        prepared = ACDC.preprocessing.apply(image, label)
+        stack, target = prepared.image.transpose(2, 1, 0), prepared.label.transpose(2, 1, 0)
+        missing = [k for k in slices if not 1 <= k <= len(stack)]
+        if missing:
+            raise UserError(f"slice {missing[0]} is listed, but it has {len(stack)}")
+        about = {"source": files[0], "sha256": row.sha256}
+        write_case(root / "data" / f"{volume}.h5", stack, target, **about)
+        for k in slices:
+            write_case(root / "data" / "slices" / f"{volume}_slice_{k}.h5", stack[k - 1], target[k - 1], **about)
+        row.show(prepared.image, prepared.label, prepared.place.grid.spacing)
+    return row
+
+
+def fill(report, jobs, workers):
+    """Prepare all volumes, `workers` at a time; one that another list has too is left out."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        for row in tqdm(rows, total=len(jobs), unit="volume", disable=None):
+            report.rows[row.case] = row
+            with report.case(row.case):
+                if row.problem is None:
+                    report.check_new(row)
+
+
+def stamp(files):
+    """What tells a changed source: of each file its name, size and time."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    patients = find(args.download)
+    lists, listed_slices = choose(patients, args)
+    files, slices = {}, {}
+    for split, volumes in lists.items():
+        for volume in volumes:
+            try:
+                files[volume] = files_of(patients, volume) or "listed, but not in the download"
+            except UserError as error:
+                files[volume] = str(error)
+            every = range(1, depth(files[volume]) + 1) if split == "train" else ()
+            slices[volume] = listed_slices.get(volume, list(every))
+    paths = {v: [f"data/{v}.h5", *(f"data/slices/{v}_slice_{k}.h5" for k in slices[v])] for v in files}
+    sources = {volume: stamp(found) if isinstance(found, tuple) else found for volume, found in files.items()}
+    recipe = {"script": "prepare_acdc.py", "lists": lists, "slices": slices, "sources": sources}
+    written = [path for found in paths.values() for path in found]
+    whole = begin(args.root, recipe, [*written, *LISTS.values()], args.overwrite)
+    if whole:
+        print(f"{args.root}: prepared already, nothing to do")
+        problems = whole["problems"]
+        tell(problems)
+    else:
+        report = Report(ACDC.class_names)
+        jobs = [
+            (v, split, files[v], args.root, slices[v])
+            for split in reversed(lists)  # of a scan in two lists test's stays
+            for v in lists[split]
+        ]
+        fill(report, jobs, args.workers)
+        good = set(report.good)
+        for path in (path for volume in paths.keys() - good for path in paths[volume]):
+            (args.root / path).unlink(missing_ok=True)
+        names = {split: [v for v in volumes if v in good] for split, volumes in lists.items()}
+        names["train"] = [f"{v}_slice_{k}" for v in names["train"] for k in slices[v]]
+        if args.lists:  # in the order of the given list, whose first slices are the labelled ones
+            names["train"] = [s for s in read_list(args.lists / LISTS["train"]) if s.partition("_slice_")[0] in good]
+        for split, file in LISTS.items():
+            write_list(args.root / file, names[split])
+        problems = report.finish(args.root)
+        complete(args.root, problems)
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run.main(main)

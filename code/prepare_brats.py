@@ -1,0 +1,147 @@
+"""Make data/BraTS2019, whole tumours in one modality, from the challenge's training data.
+
+    python code/prepare_brats.py MICCAI_BraTS_2019_Data_Training
+    python code/prepare_brats.py DOWNLOAD --lists lists              with train.txt, val.txt, test.txt of SSL4MIS
+    python code/prepare_brats.py DOWNLOAD --modality t1ce --root data/BraTS2019_t1ce
+
+Reads <subject>/<subject>_flair.nii.gz and _seg.nii.gz in any folder below DOWNLOAD (HGG, LGG), and writes
+<root>/data/<subject>.h5, the lists, report.csv and overlays.png, which are worth a look. The label is 1 wherever the
+challenge's is 1, 2 or 4. The image is cropped to the voxels that are not 0, and these become z-scores by their own mean
+and standard deviation; the background stays 0.
+
+The files that SSL4MIS publishes were made otherwise in three ways: voxels above the 99.9th percentile are clipped to
+it, the background is given the z-score of 0 too, which is about -1 to -2, and the box's last plane along each axis is
+lost. Train and test on files of one making. Without --lists 250, 25 and 60 of 335 subjects are drawn from --seed, and
+are not those of the papers' tables.
+"""
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+from tqdm import tqdm
+
+import _root  # noqa: F401
+from dataloaders.brats import BraTS2019
+from dataloaders.h5 import check_disjoint, read_list
+from utils import options, run
+from utils.errors import UserError
+from utils.images import read_image
+from utils.preparation import Report, begin, complete, relabel, split_units, tell, write_case, write_list
+
+SPLITS = ("train", "val", "test")
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+
+
+def parse(arguments=None):
+    parser = options.ArgumentParser(__doc__)
+    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked training data")
+    parser.add_argument("--root", type=Path, default="data/BraTS2019", help="folder to write")
+    parser.add_argument("--modality", choices=MODALITIES, default="flair", help="the papers take flair")
+    parser.add_argument("--lists", type=Path, metavar="FOLDER", help="take the train.txt, val.txt and test.txt in it")
+    parser.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists, without --lists")
+    workers = min(4, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=options.positive_int, default=workers, help="subjects at a time, 1 GB each")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    return parser.parse_args(arguments)
+
+
+def find(download, modality):
+    """The files of each subject, image and label."""
+    ends = (f"_{modality}.nii.gz", f"_{modality}.nii")
+    found = sorted(path for path in download.rglob(f"*_{modality}.nii*") if path.name.endswith(ends))
+    if not found:
+        raise UserError(f"{download}: no <subject>{ends[0]} below this folder; name MICCAI_BraTS_2019_Data_Training")
+    subjects = {}
+    for image in found:
+        start, end = image.name.split(f"_{modality}.")
+        if start in subjects:
+            raise UserError(f"{image} and {subjects[start][0]} are one subject; name the folder of one of them")
+        subjects[start] = image, image.with_name(f"{start}_seg.{end}")
+    return subjects
+
+
+def choose(subjects, args):
+    """The subjects of each list: the given ones, or 25 and 60 of 335 for validation and testing."""
+    if args.lists:
+        lists = {}
+        for split in SPLITS:
+            listed = read_list(args.lists / f"{split}.txt")
+            for other, known in lists.items():
+                check_disjoint(args.lists / f"{split}.txt", listed, args.lists / f"{other}.txt", known, "subject")
+            lists[split] = listed
+        return lists
+    drawn = split_units(list(subjects), {"val": 25 / 335, "test": 60 / 335}, args.seed)
+    train = [name for name in subjects if name not in {*drawn["val"], *drawn["test"]}]
+    return {"train": np.random.default_rng(args.seed).permutation(train).tolist(), **drawn}
+
+
+def prepare(job):
+    """Write a subject, and return its row of the report."""
+    subject, split, files, path = job
+    report = Report(BraTS2019.class_names)
+    with report.case(subject, split) as row:
+        if files is None:
+            raise UserError("listed, but not in the download")
+        image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 1, 2, 4))
+        label = SimpleITK.Cast(label > 0, SimpleITK.sitkUInt8)
+        row.look(image, label, files[0], trust_voxels=True)
+        prepared = BraTS2019.preprocessing.apply(image, label)
+        grid = prepared.place.grid
+        write_case(path, prepared.image, prepared.label, grid=grid, source=files[0], sha256=row.sha256)
+        row.show(prepared.image, prepared.label, grid.spacing)
+    return row
+
+
+def fill(report, jobs, workers):
+    """Prepare all subjects, `workers` at a time; one whose scan another list has too is left out."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        for row in tqdm(rows, total=len(jobs), unit="subject", disable=None):
+            report.rows[row.case] = row
+            with report.case(row.case):
+                if row.problem is None:
+                    report.check_new(row)
+
+
+def stamp(files):
+    """What tells a changed source: of each file its name, size and time."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    subjects = find(args.download, args.modality)
+    lists = choose(subjects, args)
+    paths = {name: f"data/{name}.h5" for listed in lists.values() for name in listed}
+    sources = {name: stamp(subjects.get(name, ())) for name in paths}
+    recipe = {"script": "prepare_brats.py", "modality": args.modality, "lists": lists, "sources": sources}
+    whole = begin(args.root, recipe, [*paths.values(), *(f"{split}.txt" for split in SPLITS)], args.overwrite)
+    if whole:
+        print(f"{args.root}: prepared already, nothing to do")
+        problems = whole["problems"]
+        tell(problems)
+    else:
+        report = Report(BraTS2019.class_names)
+        jobs = [
+            (name, split, subjects.get(name), args.root / paths[name])
+            for split in reversed(lists)  # of a scan in two lists test's stays
+            for name in lists[split]
+        ]
+        fill(report, jobs, args.workers)
+        for name in paths.keys() - set(report.good):
+            (args.root / paths[name]).unlink(missing_ok=True)
+        for split, listed in lists.items():
+            write_list(args.root / f"{split}.txt", [name for name in listed if name in report.good])
+        problems = report.finish(args.root)
+        complete(args.root, problems)
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run.main(main)

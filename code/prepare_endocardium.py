@@ -1,0 +1,193 @@
+"""Make data/endocardium, the left ventricle's cavity of 33 subjects, from York University's cardiac MRI data set.
+
+    python code/prepare_endocardium.py cardiac_mri
+    python code/prepare_endocardium.py DOWNLOAD --lists lists      with your own train.list and test.list of pat<number>
+
+Reads sol_yxzt_pat<number>.mat (y, x, level, time) and manual_seg_32points_pat<number>.mat in any folder below
+DOWNLOAD, and writes <root>/data/pat<number>.h5 as (slices, y, x), the times of a level one after the other, the lists,
+report.csv and overlays.png, which are worth a look. The voxels' size is not in these files.
+
+A contour is 65 points (x, y): 32 of the endocardium, a line of zeros, 32 of the epicardium; -99999 stands where nothing
+was drawn. The label is the polygon of the first 32, in coordinates that count the first pixel's centre as 1, and is
+empty where nothing was drawn. Grey values become 0 to 1 by the subject's least and largest one. CoraNet's authors print
+neither how they scaled grey values nor which subjects they trained on, so numbers are comparable with theirs, not
+equal: without --lists 25 subjects train and 8 test, drawn from --seed.
+"""
+
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import SimpleITK
+from matplotlib.path import Path as Polygon
+from tqdm import tqdm
+
+import _root  # noqa: F401
+from dataloaders.endocardium import Endocardium
+from dataloaders.h5 import check_disjoint, read_list
+from utils import options, run
+from utils.errors import UserError
+from utils.preparation import Report, begin, complete, split_units, tell, write_case, write_list
+
+NAME = re.compile(r"sol_yxzt_(pat\d+)\.mat")
+
+
+def parse(arguments=None):
+    parser = options.ArgumentParser(__doc__)
+    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked .mat files")
+    parser.add_argument("--root", type=Path, default="data/endocardium", help="folder to write")
+    parser.add_argument("--lists", type=Path, metavar="FOLDER", help="take the train.list and test.list in it")
+    parser.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists, without --lists")
+    workers = min(4, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=options.positive_int, default=workers, help="subjects at a time, 1 GB each")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    return parser.parse_args(arguments)
+
+
+def find(download):
+    """The files of each subject, images and contours."""
+    drawn = {path.name: path for path in sorted(download.rglob("manual_seg_32points_pat*.mat"))}
+    subjects = {}
+    for path in sorted(download.rglob("sol_yxzt_pat*.mat"), key=lambda path: (len(path.name), path.name)):
+        if match := NAME.fullmatch(path.name):
+            contours = f"manual_seg_32points_{match[1]}.mat"
+            subjects[match[1]] = path, drawn.get(contours, download / contours)
+    if not subjects:
+        raise UserError(f"{download}: no sol_yxzt_pat<number>.mat below this folder; name the data set's folder")
+    return subjects
+
+
+def choose(subjects, args):
+    """The subjects of each list: the given ones, or 8 of 33 for testing."""
+    if args.lists:
+        lists = {split: read_list(args.lists / f"{split}.list") for split in ("train", "test")}
+        check_disjoint(args.lists / "test.list", lists["test"], args.lists / "train.list", lists["train"], "subject")
+        return lists
+    test = split_units(list(subjects), {"test": 8 / 33}, args.seed)["test"]
+    train = [name for name in subjects if name not in test]
+    return {"train": np.random.default_rng(args.seed).permutation(train).tolist(), "test": test}
+
+
+def load(path, key, ndim):
+    """The array `key` of a MATLAB file.
+
+    Raises:
+        UserError: missing, damaged, or of another number of axes.
+    """
+    try:
+        array = scipy.io.loadmat(str(path), appendmat=False, variable_names=[key])[key]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except KeyError:
+        raise UserError(f"{path}: holds no {key}") from None
+    except Exception as error:  # damaged bytes make the reader raise whatever they happen to mean
+        raise UserError(f"{path}: damaged or no MATLAB file ({str(error).splitlines()[0][:120]})") from None
+    if array.ndim != ndim:
+        raise UserError(f"{path}: {key} has shape {array.shape}, {ndim} axes are expected")
+    return array
+
+
+def fill_contour(points, shape):
+    """The pixels of a slice `shape` (H, W) whose centres lie within a contour of points (x, y), counted from 1."""
+    corners = points - 1
+    x, y = np.meshgrid(np.arange(shape[1]), np.arange(shape[0]))
+    inside = Polygon(corners).contains_points(np.column_stack([x.ravel(), y.ravel()]))
+    return inside.reshape(shape).astype(np.uint8)
+
+
+def read(files):
+    """A subject's images and labels, both (slices, H, W).
+
+    Raises:
+        UserError: a file that is missing, damaged, or not as the data set's description says.
+    """
+    images, drawn = load(files[0], "sol_yxzt", 4), load(files[1], "manual_seg_32points", 2)
+    if images.dtype.kind not in "iuf" or not images.size or not np.isfinite(images).all():
+        raise UserError(f"{files[0]}: sol_yxzt holds no finite grey values")
+    if drawn.shape != images.shape[2:]:
+        raise UserError(f"{files[1]}: contours of {drawn.shape} levels and times, the images have {images.shape[2:]}")
+    height, width = images.shape[:2]
+    labels = np.zeros((*drawn.shape, height, width), np.uint8)
+    for place in np.ndindex(drawn.shape):
+        points = np.asarray(drawn[place])
+        if points.size == 1 and points.flat[0] == -99999:
+            continue
+        where = f"{files[1]}: the contour of level {place[0] + 1}, time {place[1] + 1}"
+        if points.shape != (65, 2) or points.dtype.kind not in "iuf" or not np.isfinite(points).all():
+            raise UserError(f"{where} is none of 65 points")
+        if points[:32].min() < 0 or (points[:32].max(axis=0) > (width + 1, height + 1)).any():
+            raise UserError(f"{where} lies outside of the image")
+        labels[place] = fill_contour(points[:32], (height, width))
+    return images.transpose(2, 3, 0, 1).reshape(-1, height, width), labels.reshape(-1, height, width)
+
+
+def prepare(job):
+    """Write a subject, and return its row of the report."""
+    subject, split, files, path = job
+    report = Report(Endocardium.class_names)
+    with report.case(subject, split) as row:
+        if files is None:
+            raise UserError("listed, but not in the download")
+        image, label = (SimpleITK.GetImageFromArray(array) for array in read(files))
+        row.look(image, label, files[0])
+        row.values |= {"spacing": "unknown", "axes": "", "oblique": "", "endocardium ml": ""}
+        prepared = Endocardium.preprocessing.apply(image, label)
+        stack, target = prepared.image.transpose(2, 1, 0), prepared.label.transpose(2, 1, 0)
+        write_case(path, stack, target, source=files[0], sha256=row.sha256)
+        row.show(prepared.image, prepared.label, (1, 1, 1))
+    return row
+
+
+def fill(report, jobs, workers):
+    """Prepare all subjects, `workers` at a time; one that another list has too is left out."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        for row in tqdm(rows, total=len(jobs), unit="subject", disable=None):
+            report.rows[row.case] = row
+            with report.case(row.case):
+                if row.problem is None:
+                    report.check_new(row)
+
+
+def stamp(files):
+    """What tells a changed source: of each file its name, size and time."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    subjects = find(args.download)
+    lists = choose(subjects, args)
+    paths = {name: f"data/{name}.h5" for listed in lists.values() for name in listed}
+    sources = {name: stamp(subjects.get(name, ())) for name in paths}
+    recipe = {"script": "prepare_endocardium.py", "lists": lists, "sources": sources}
+    whole = begin(args.root, recipe, [*paths.values(), "train.list", "test.list"], args.overwrite)
+    if whole:
+        print(f"{args.root}: prepared already, nothing to do")
+        problems = whole["problems"]
+        tell(problems)
+    else:
+        report = Report(Endocardium.class_names)
+        jobs = [
+            (name, split, subjects.get(name), args.root / paths[name])
+            for split in reversed(lists)  # of a scan in two lists test's stays
+            for name in lists[split]
+        ]
+        fill(report, jobs, args.workers)
+        for name in paths.keys() - set(report.good):
+            (args.root / paths[name]).unlink(missing_ok=True)
+        for split, listed in lists.items():
+            write_list(args.root / f"{split}.list", [name for name in listed if name in report.good])
+        problems = report.finish(args.root)
+        complete(args.root, problems)
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run.main(main)

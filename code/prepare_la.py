@@ -1,0 +1,137 @@
+"""Make data/LA, left atria as UA-MT publishes them, from the download of the 2018 Atria Segmentation Challenge.
+
+    python code/prepare_la.py "Atrial Segmentation Challenge/Training Set"
+    python code/prepare_la.py DOWNLOAD --lists lists         with the published train.list and test.list in lists/
+
+Reads <case>/lgemri.nrrd and laendo.nrrd (0 and 255) in any folder below DOWNLOAD but a Testing Set, and writes
+<root>/2018LA_Seg_Training Set/<case>/mri_norm2.h5, the lists, report.csv and overlays.png, which are worth a look.
+
+Grey values become z-scores of the whole volume. The crop is the label's box with 14 voxels on either side along x and
+y, at least 141 voxels, and all slices. The published files differ from these in one thing: their margins are drawn at
+random, of 10 to 19 voxels, and ours are their mean. Where both crops have a voxel it has the same grey value and label.
+Without --lists the cases for training and testing are drawn from --seed, and are not those of the papers' tables.
+"""
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import _root  # noqa: F401
+from dataloaders.h5 import check_disjoint, read_list
+from dataloaders.la import FOLDER, LA
+from utils import options, run
+from utils.errors import UserError
+from utils.images import read_image
+from utils.preparation import Report, begin, complete, relabel, split_units, tell, write_case, write_list
+
+IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
+
+
+def parse(arguments=None):
+    parser = options.ArgumentParser(__doc__)
+    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge")
+    parser.add_argument("--root", type=Path, default="data/LA", help="folder to write")
+    parser.add_argument("--lists", type=Path, metavar="FOLDER", help="take the train.list and test.list in it")
+    parser.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists, without --lists")
+    workers = min(4, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=options.positive_int, default=workers, help="cases at a time, 1 GB each")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    return parser.parse_args(arguments)
+
+
+def find(download):
+    """The files of each case, image and label."""
+    found = sorted(path.parent for path in download.rglob(IMAGE) if "Testing Set" not in path.parts)
+    if not found:
+        raise UserError(f"{download}: no <case>/{IMAGE} below this folder; name the challenge's Training Set")
+    cases = {}
+    for folder in found:
+        if folder.name in cases:
+            raise UserError(f"{folder} and {cases[folder.name][0].parent} are one case; name the folder of one of them")
+        cases[folder.name] = folder / IMAGE, folder / LABEL
+    return cases
+
+
+def choose(cases, args):
+    """The cases of each list: the given ones, or a fifth for testing."""
+    if args.lists:
+        lists = {split: read_list(args.lists / f"{split}.list") for split in ("train", "test")}
+        check_disjoint(args.lists / "test.list", lists["test"], args.lists / "train.list", lists["train"])
+        return lists
+    test = split_units(list(cases), {"test": 0.2}, args.seed)["test"]
+    train = [case for case in cases if case not in test]
+    return {"train": np.random.default_rng(args.seed).permutation(train).tolist(), "test": test}
+
+
+def prepare(job):
+    """Write a case, and return its row of the report."""
+    case, split, files, path = job
+    report = Report(LA.class_names)
+    with report.case(case, split) as row:
+        if files is None:
+            raise UserError("listed, but not in the download")
+        image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 255))
+        row.look(image, label, files[0], trust_voxels=True)
+        prepared = LA.preprocessing.apply(image, label)
+        grid = prepared.place.grid
+        write_case(path, prepared.image, prepared.label, grid=grid, source=files[0], sha256=row.sha256)
+        row.show(prepared.image, prepared.label, grid.spacing)
+    return row
+
+
+def fill(report, jobs, workers):
+    """Prepare all cases, `workers` at a time; one whose scan another list has too is left out."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        for row in tqdm(rows, total=len(jobs), unit="case", disable=None):
+            report.rows[row.case] = row
+            with report.case(row.case):
+                if row.problem is None:
+                    report.check_new(row)
+
+
+def stamp(files):
+    """What tells a changed source: of each file its name, size and time."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    cases = find(args.download)
+    lists = choose(cases, args)
+    paths = {case: f"{FOLDER}/{case}/mri_norm2.h5" for listed in lists.values() for case in listed}
+    recipe = {
+        "script": "prepare_la.py",
+        "lists": lists,
+        "sources": {case: stamp(cases.get(case, ())) for case in paths},
+    }
+    whole = begin(args.root, recipe, [*paths.values(), "train.list", "test.list"], args.overwrite)
+    if whole:
+        print(f"{args.root}: prepared already, nothing to do")
+        problems = whole["problems"]
+        tell(problems)
+    else:
+        report = Report(LA.class_names)
+        jobs = [
+            (case, split, cases.get(case), args.root / paths[case])
+            for split in reversed(lists)  # of a scan in two lists test's stays
+            for case in lists[split]
+        ]
+        fill(report, jobs, args.workers)
+        for case in paths.keys() - set(report.good):
+            (args.root / paths[case]).unlink(missing_ok=True)
+        for split, listed in lists.items():
+            write_list(args.root / f"{split}.list", [case for case in listed if case in report.good])
+        problems = report.finish(args.root)
+        complete(args.root, problems)
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run.main(main)

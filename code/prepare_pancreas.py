@@ -1,0 +1,247 @@
+"""Make data/Pancreas, 1 mm voxels around the pancreas as CoraNet takes them, from the download of Pancreas-CT (NIH).
+
+    python code/prepare_pancreas.py DOWNLOAD                       DICOM folders and labels lie anywhere below it
+    python code/prepare_pancreas.py DOWNLOAD --lists lists         with your train_lab.txt … or train.list … in lists/
+    python code/prepare_pancreas.py DOWNLOAD --window -100 240 --root data/Pancreas2d      CoraNet's slices: see below
+
+Reads PANCREAS_<number>/…/<series>/*.dcm and label<number>.nii.gz, and writes <root>/<number>.h5, train.list,
+test.list, report.csv and overlays.png, which are worth a look. Voxels are resampled to 1 mm, Hounsfield units from -125
+to 275 become 0 to 1, and the crop is the label's box with 25 voxels on every side, at least 96. The paper takes another
+window for slices: the second folder is for --dataset Pancreas2d --root data/Pancreas2d.
+
+Alignment: the labels' headers cannot be relied on for how their voxels lie on the images'. As far as published code
+tells, a label's voxel (i, j, k) is column i and row j of the k-th slice, counted from the feet. This is checked: each
+label is tried with all eight combinations of reversed axes, and soft tissue (0 to 200 HU) must fill it more than the 3
+voxels around it, for a pancreas lies in fat. Where another way fits clearly better, it is taken and told; where none
+fits clearly, that is told. Look at these cases in overlays.png; --label_flip settles them by hand.
+
+The released code takes slices to be as far apart as pixels, so that its voxels are not 1 mm long along z:
+--legacy_spacing repeats this. How it interpolates is not published; here it is linearly, labels too. Cases 25 and 70
+repeat others' scans and are left out, unless --lists names them. Without --lists and --seed the cases are taken in
+their order, as the released code does: the first 62 of 80 train, the first 12 of them labelled, the last 18 test.
+"""
+
+import itertools
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+import _root  # noqa: F401
+from dataloaders.h5 import check_disjoint, read_list
+from dataloaders.pancreas import Pancreas
+from utils import options, run
+from utils.errors import UserError
+from utils.images import find_images, from_array, read_image, to_array
+from utils.preparation import Report, begin, complete, relabel, split_units, tell, write_case, write_list
+
+REPEATED = (25, 70)
+LISTS = ({"train_lab.txt": "train", "train_unlab.txt": "train", "test.txt": "test"},)
+LISTS += ({"train.list": "train", "test.list": "test"},)
+AXES = "xyz"
+FLIPS = [flips for count in range(4) for flips in itertools.combinations(range(3), count)]
+SHELL, CLEAR, APART = 3, 0.1, 0.05  # voxels; the least share by which tissue stands out; and more than otherwise
+
+
+def parse(arguments=None):
+    parser = options.ArgumentParser(__doc__)
+    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder with the DICOM series and the labels")
+    parser.add_argument("--root", type=Path, default="data/Pancreas", help="folder to write")
+    parser.add_argument("--window", type=float, nargs=2, default=(-125, 275), metavar=("LOW", "HIGH"), help="in HU")
+    parser.add_argument("--legacy_spacing", action="store_true", help="the released code's mistake along z")
+    turned = ["none", *("".join(AXES[axis] for axis in flips) for flips in FLIPS if flips)]
+    parser.add_argument("--label_flip", choices=("auto", *turned), default="auto", help="axes of the labels to reverse")
+    parser.add_argument("--lists", type=Path, metavar="FOLDER", help="take the lists in it")
+    parser.add_argument("--seed", type=options.non_negative_int, help="draw the lists from it")
+    workers = min(2, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=options.positive_int, default=workers, help="cases at a time, 3 GB each")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    return parser.parse_args(arguments)
+
+
+def find(download):
+    """The folder and the label file of each case, by its number."""
+    labels, cases = {}, {}
+    for path in sorted(download.rglob("label*.nii*")):
+        if match := re.fullmatch(r"label(\d+)\.nii(\.gz)?", path.name):
+            labels[int(match[1])] = path
+    for path in sorted(download.rglob("PANCREAS_*")):
+        match = re.fullmatch(r"PANCREAS_(\d+)", path.name)
+        if match and path.is_dir():
+            number = int(match[1])
+            if number in cases:
+                raise UserError(f"{path} and {cases[number][0]} are one case; name the folder of one of them")
+            cases[number] = path, labels.get(number)
+    if not cases:
+        raise UserError(f"{download}: no PANCREAS_<number> below this folder; name the download's folder")
+    return cases
+
+
+def choose(cases, args):
+    """The cases of each list file, and the number of each case: the given ones, or 18 of 80 for testing."""
+    if args.lists:
+        kind = next((kind for kind in LISTS if (args.lists / next(iter(kind))).exists()), LISTS[-1])
+        lists = {file: read_list(args.lists / file) for file in kind}
+        numbers = {name: number_of(name) for listed in lists.values() for name in listed}
+        for a, b in itertools.combinations(lists, 2):
+            check_disjoint(args.lists / b, map(numbers.get, lists[b]), args.lists / a, map(numbers.get, lists[a]))
+        return lists, numbers
+    numbers = {f"{number:04d}": number for number in sorted(cases) if number not in REPEATED}
+    names = list(numbers)
+    if args.seed is None:
+        count = max(1, round(len(names) * 18 / 80))
+        return {"train.list": names[:-count], "test.list": names[-count:]}, numbers
+    test = split_units(names, {"test": 18 / 80}, args.seed)["test"]
+    train = [name for name in names if name not in test]
+    return {"train.list": np.random.default_rng(args.seed).permutation(train).tolist(), "test.list": test}, numbers
+
+
+def number_of(name):
+    """The number of a listed case, whatever stands around it: 0001, image0001, PANCREAS_0001_norm."""
+    found = re.findall(r"\d+", name)
+    if len(found) != 1:
+        raise UserError(f"--lists: {name} is no case; one number is expected in its name")
+    return int(found[0])
+
+
+def standing_out(hounsfield, mask):
+    """By how much the share of soft tissue within `mask` exceeds that around it; both arrays (X, Y, Z)."""
+    box = tuple(
+        slice(max(0, part.start - SHELL), part.stop + SHELL) for part in ndimage.find_objects(mask.astype(np.uint8))[0]
+    )
+    hounsfield, mask = hounsfield[box], mask[box]
+    around = ndimage.binary_dilation(mask, iterations=SHELL) & ~mask
+    tissue = (hounsfield >= 0) & (hounsfield <= 200)
+    return tissue[mask].mean() - (tissue[around].mean() if around.any() else 0)
+
+
+def align(image, label, wanted):
+    """The label on the image's grid, and what is to be said of how it was turned.
+
+    Args:
+        image, label: of SimpleITK; the label's header is not believed.
+        wanted: of `--label_flip`.
+
+    Raises:
+        UserError: another shape, or no pancreas.
+    """
+    if image.GetSize() != label.GetSize():
+        raise UserError(f"label has shape {label.GetSize()}, but the image has {image.GetSize()}")
+    mask = to_array(label)
+    if not mask.any():
+        raise UserError("label is empty")
+    notes = []
+    if wanted == "auto":
+        hounsfield = to_array(image)
+        # reversing the image instead of the label leaves the label's box as it is
+        scores = {flips: standing_out(np.flip(hounsfield, flips), mask > 0) for flips in FLIPS}
+        best, second = sorted(FLIPS, key=scores.get, reverse=True)[:2]
+        flips = () if scores[()] > scores[best] - APART and scores[()] > CLEAR else best
+        if scores[flips] <= CLEAR or scores[best] - scores[second] <= APART:
+            told = ", ".join(f"{named(each)} {scores[each]:.2f}" for each in (best, second))
+            notes.append(f"unclear how the label lies on the image (soft tissue stands out: {told}); see overlays.png")
+    else:
+        flips = tuple(AXES.index(axis) for axis in wanted) if wanted != "none" else ()
+    if flips:
+        notes.append(f"label was turned to fit the image: {named(flips)}")
+    return from_array(np.flip(mask, flips), image), notes
+
+
+def named(flips):
+    return f"{''.join(AXES[axis] for axis in flips)} reversed" if flips else "as stored"
+
+
+def prepare(job):
+    """Write a case, and return its row of the report."""
+    name, split, files, path, how, wanted, legacy = job
+    report = Report(Pancreas.class_names)
+    with report.case(name, split) as row:
+        if files is None:
+            raise UserError("listed, but not in the download")
+        folder, label = files
+        if label is None:
+            raise UserError(f"{folder} has no label{folder.name.removeprefix('PANCREAS_')}.nii.gz in the download")
+        series = find_images(folder)
+        if len(series) != 1:
+            raise UserError(f"{folder}: holds {len(series)} series or images, one is expected")
+        image = read_image(series[0])
+        label, notes = align(image, relabel(read_image(label), (0, 1)), wanted)
+        row.look(image, label, series[0])
+        row.flags += notes
+        if legacy:
+            for each in (image, label):
+                each.SetSpacing((*image.GetSpacing()[:2], image.GetSpacing()[1]))
+        prepared = how.apply(image, label)
+        grid = prepared.place.grid
+        write_case(path, prepared.image, prepared.label, grid=grid, source=series[0], sha256=row.sha256)
+        row.show(prepared.image, prepared.label, grid.spacing)
+    return row
+
+
+def fill(report, jobs, workers):
+    """Prepare all cases, `workers` at a time; one whose scan another list has too is left out."""
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        for row in tqdm(rows, total=len(jobs), unit="case", disable=None):
+            report.rows[row.case] = row
+            with report.case(row.case):
+                if row.problem is None:
+                    report.check_new(row)
+
+
+def stamp(files):
+    """What tells a changed source: the number of its files, their size, and the latest time."""
+    paths = [path for file in files if file for path in ([file] if file.is_file() else file.rglob("*"))]
+    stats = [path.stat() for path in paths if path.is_file()]
+    return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+
+
+def main(arguments=None):
+    args = parse(arguments)
+    cases = find(args.download)
+    lists, numbers = choose(cases, args)
+    low, high = args.window
+    how = replace(Pancreas.preprocessing, low=low, high=high)
+    split_of = {file: split for kind in LISTS for file, split in kind.items()}
+    paths = {name: f"{name}.h5" for name in numbers}
+    recipe = {
+        "script": "prepare_pancreas.py",
+        "preprocessing": how.as_dict(),
+        "label_flip": args.label_flip,
+        "legacy_spacing": args.legacy_spacing,
+        "lists": lists,
+        "sources": {name: stamp(cases.get(number, ())) for name, number in numbers.items()},
+    }
+    whole = begin(args.root, recipe, [*paths.values(), *lists], args.overwrite)
+    if whole:
+        print(f"{args.root}: prepared already, nothing to do")
+        problems = whole["problems"]
+        tell(problems)
+    else:
+        report = Report(Pancreas.class_names)
+        settings = how, args.label_flip, args.legacy_spacing
+        jobs = [
+            (name, split_of[file], cases.get(numbers[name]), args.root / paths[name], *settings)
+            for file in reversed(lists)  # of a scan in two lists test's stays
+            for name in lists[file]
+        ]
+        fill(report, jobs, args.workers)
+        for name in paths.keys() - set(report.good):
+            (args.root / paths[name]).unlink(missing_ok=True)
+        for file, listed in lists.items():
+            write_list(args.root / file, [name for name in listed if name in report.good])
+        problems = report.finish(args.root)
+        complete(args.root, problems)
+    if problems:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run.main(main)
