@@ -49,7 +49,7 @@ def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
         reader.SetFileName(str(path))
         with _as_user_error(path):
             reader.ReadImageInformation()
-            _check_pixels(path, reader.GetNumberOfComponents(), reader.GetPixelIDValue())
+            _check_pixels(path, reader.GetNumberOfComponents())
             axes, frames = len(reader.GetSize()), reader.GetSize()[3:]
             if _is_dicom(path) and reader.GetSize()[2:] in ((), (1,)):
                 raise UserError(f"{path}: one slice of a DICOM series; name its folder")
@@ -168,11 +168,9 @@ def write_image(path: str | Path, image: SimpleITK.Image) -> None:
 # ---------------------------------------------------------------------------------------------------------- one image
 
 
-def _check_pixels(path: Path, components: int, kind: int) -> None:
+def _check_pixels(path: Path, components: int) -> None:
     if components != 1:
-        raise UserError(f"{path}: has {components} values a voxel (a colour or vector image), one is expected")
-    if kind in (SimpleITK.sitkComplexFloat32, SimpleITK.sitkComplexFloat64):
-        raise UserError(f"{path}: its voxels are complex numbers; save their magnitude")
+        raise UserError(f"{path}: has {components} values a voxel (a colour, vector or complex image), one is expected")
 
 
 def _choose_frame(path: Path, reader: SimpleITK.ImageFileReader, frames: Sequence[int], frame: int | None) -> None:
@@ -204,7 +202,7 @@ def _read_series(folder: Path) -> SimpleITK.Image:
         reader.SetFileNames(files[series[0]])
         reader.MetaDataDictionaryArrayUpdateOn()
         image = reader.Execute()
-        _check_pixels(folder, image.GetNumberOfComponentsPerPixel(), image.GetPixelIDValue())
+        _check_pixels(folder, image.GetNumberOfComponentsPerPixel())
         if image.GetDimension() != 3:
             raise UserError(f"{folder}: its DICOM series has {image.GetDimension()} axes, 3 are expected")
         # along the normal, where the series says where its slices lie
@@ -320,6 +318,8 @@ def _as_user_error(path: Path):
         with _quiet():
             yield
     except RuntimeError as error:
+        if "orthonormal" in str(error):
+            raise UserError(f"{path}: its axes are not at right angles (a sheared affine); resample it first") from None
         raise UserError(f"{path}: not an image that can be read ({_reason(error)})") from None
     except (MemoryError, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
