@@ -23,7 +23,7 @@ import re
 import shlex
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -351,13 +351,9 @@ def in_order(cases, seed):
 # ---------------------------------------------------------------------------------------------------------- main
 
 
-def preprocessing(cases, args):
-    """How the images are prepared, a median spacing worked out."""
-    spacing = None
-    if args.spacing == ["median"]:
-        spacing = tuple(float(f"{s:.6g}") for s in np.median([case.spacing for case in cases], axis=0))
-    elif args.spacing != ["keep"]:
-        spacing = tuple(args.spacing)
+def preprocessing(args):
+    """How the images are prepared, but for a median spacing."""
+    spacing = None if args.spacing in (["median"], ["keep"]) else tuple(args.spacing)
     low, high = args.window or (None, None)
     return Preprocessing(
         orientation=None if args.orientation == "keep" else args.orientation,
@@ -436,7 +432,7 @@ def fingerprint(path):
     """What a changed file betrays itself by."""
     parts = sorted(path.iterdir()) if path.is_dir() else [path]
     found = [part.stat() for part in parts]
-    return [str(path), sum(stat.st_size for stat in found), max(stat.st_mtime_ns for stat in found)]
+    return [str(path.resolve()), sum(stat.st_size for stat in found), max(stat.st_mtime_ns for stat in found)]
 
 
 def main(arguments=None):
@@ -451,10 +447,11 @@ def main(arguments=None):
     if args.test:
         choose_test(cases, args.test)
     settings = {key: value for key, value in vars(args).items() if key not in ("root", "overwrite", "to_nnunet")}
-    recipe = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
+    recipe = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in settings.items()}
     recipe["files"] = [fingerprint(path) for case in cases for path in (case.image, case.label) if path]
     recipe["listed"] = [case.name for case in cases if case.split == "test"]
     files = [*(f"data/{case.name}.h5" for case in cases), *(f"{split}.list" for split in SPLITS), "dataset.json"]
+    how = preprocessing(args)
     whole = begin(args.root, recipe, files, args.overwrite)
     if whole:
         print(f"{args.root} is whole, made by the same options from the same files; --overwrite makes it again")
@@ -474,7 +471,9 @@ def main(arguments=None):
         else:
             names, values = number_classes(good, args)
         report.class_names = names
-        how = preprocessing(good, args)
+        if args.spacing == ["median"]:
+            median = np.median([case.spacing for case in good], axis=0)
+            how = replace(how, spacing=tuple(float(f"{s:.6g}") for s in median))
         draw_lists(good, args)
         shapes = prepare(good, how, values, report, args)
         write_lists(good, names, values, how, shapes, report, args)
@@ -536,12 +535,12 @@ def advise(root):
         f"{root}: {labelled} training cases with a label, {spare} without, {count['val']} to validate, "
         f"{count['test']} to test; {len(table['class_names'])} classes: {', '.join(table['class_names'])}"
     )
-    method, run_of = ("coranet" if spare else "supervised"), f"_{table['labelnum']}"
+    method = "coranet" if spare else "supervised"
     print("next:")
     print(f"  python code/train_{method}.py --dataset own{at}        # slice by slice: --dataset own2d")
     if count["test"]:
         print(f"  python code/test_own.py --method {method}{at}")
-    print(f"  python code/predict.py NEW_IMAGES --run runs/own/{method}{run_of}/seed1337")
+    print(f"  python code/predict.py runs/own/{method}_{table['labelnum']}/seed1337 NEW_IMAGES --out segmentations")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Own(Volumes):
         table = _read(path)
         try:
             attributes = cls._common(Path(root), table) | cls._of_dimension(table)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"{path}: damaged ({reason}); prepare the images again") from None
         except UserError as error:

@@ -78,7 +78,7 @@ def begin(root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bo
         strangers = [root / file for file in files if (root / file).exists()]
         if strangers:
             raise UserError(f"{strangers[0]} exists and was not prepared here; choose another folder with --root")
-    elif found["recipe"] != recipe and not overwrite:
+    elif found["complete"] and found["recipe"] != recipe and not overwrite:
         differ = [key for key in {**found["recipe"], **recipe} if found["recipe"].get(key) != recipe.get(key)]
         raise UserError(
             f"{root} holds another preparation (it differs in {', '.join(differ)}); choose another --root, or replace "
@@ -202,10 +202,10 @@ def split_units(units: Sequence[str], fractions: Mapping[str, float], seed: int,
     """
     names = sorted(set(units))
     counts = {split: max(1, round(part * len(names))) if part > 0 else 0 for split, part in fractions.items()}
-    if sum(counts.values()) >= len(names):
-        wanted = ", ".join(f"{count} for {split}" for split, count in counts.items())
+    if sum(counts.values()) > max(len(names) - keep, 0):
+        wanted = " and ".join(f"{count} for {split}" for split, count in counts.items() if count)
         raise UserError(
-            f"of {len(names)} patients with labels {wanted} leaves none to train on: take smaller fractions"
+            f"{wanted} of {len(names)} patients with labels leave too few to train on; take smaller fractions, or 0"
         )
     order, drawn = np.random.default_rng(seed).permutation(len(names)).tolist(), {}
     for split, count in counts.items():
