@@ -66,7 +66,7 @@ def test_evaluate_scores_every_case_as_medpy_does(tmp_path, capsys):
     assert saved["run"] == "here"
     assert saved["cases"] == 3
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    per_case = {f"figures/CASE{i}.png" for i in range(3)}
+    per_case = {f"figures/CASE{i}{kind}.png" for i in range(3) for kind in ("", "_errors", "_surface")}
     per_case |= {f"nifti/CASE{i}_{kind}.nii.gz" for i in range(3) for kind in ("pred", "label")}
     assert names == {"per_case.csv", "summary.json", "summary.png"} | per_case
 
@@ -437,9 +437,9 @@ def test_a_metric_named_twice_is_shown_once(place, call, capsys):
 
 def test_a_checkpoint_is_the_last_or_a_step(place, call, capsys):
     with pytest.raises(SystemExit) as stop:
-        call("--checkpoint", "best")
+        call("--checkpoint", "first")
     assert stop.value.code == 2
-    assert "best is not last or a step's number" in capsys.readouterr().err
+    assert "first is not last, best or a step's number" in capsys.readouterr().err
 
 
 def root_tag(root):

@@ -7,6 +7,8 @@ A script says how a volume becomes a segmentation; :func:`evaluate` runs it over
     summary.json        mean and sample sd of every metric, empty predictions, and how the numbers came about
     summary.png         the spread of the metrics that the table shows, best and worst case named
     figures/<case>.png  reference and prediction in three planes, or three slices
+    figures/<case>_errors.png   false positives and false negatives there, a row a class
+    figures/<case>_surface.png  of volumes: both surfaces, shaded, coloured by their distance
     nifti/<case>_*.nii.gz  label and prediction, (x, y, z)
 
 Dice, Jaccard, precision and recall are fractions in the files and percent in the printed table.
@@ -27,11 +29,12 @@ import SimpleITK
 
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
-from utils.figures import NAMES, SHOWN, case_figure, summary_figure
+from utils.figures import FORMATS, NAMES, SHOWN, case_figure, error_figure, summary_figure, surface_figure
 from utils.metrics import METRICS, OVERLAPS, multiclass_metrics
 
 SELECTION = {"last": "last iteration; nothing was selected", "best": "best on validation cases"}
-RESULTS = ("per_case.csv", "summary.json", "summary.png", "figures/*.png", "nifti/*.nii.gz")
+RESULTS = ("per_case.csv", "summary.json", "nifti/*.nii.gz")
+RESULTS += tuple(f"{name}.{kind}" for name in ("summary", "figures/*") for kind in FORMATS)
 EMPTY = {
     "zero": "an empty mask scores 0 everywhere, as in released codes; its distances of 0 flatter 95HD and ASD",
     "nan": "an empty mask has overlap 0 and is left out of the mean distances; two are left out of all",
@@ -90,7 +93,7 @@ def evaluate(
     class_names: Sequence[str] = (),
     metrics: Sequence[str] = SHOWN,
     nifti: bool = True,
-    figures: bool = True,
+    figures: Sequence[str] | bool = True,
     slices: bool = False,
     per_slice: bool = False,
 ) -> dict:
@@ -110,6 +113,7 @@ def evaluate(
         spacing: size of a voxel along each axis in mm.
         class_names: of the foreground classes.
         metrics: shown in the table and the figures; the files hold all.
+        figures: of :data:`utils.figures.FORMATS`, those to draw in; True for png, False for none.
         slices: the volumes are stacks of slices, ``(rows, columns, slices)``: drawn so, and written as ``(x, y, z)``
             like all others.
         per_slice: score as :func:`slice_metrics`; distances are in pixels then.
@@ -123,6 +127,7 @@ def evaluate(
     folder = Path(folder)
     names = list(class_names) or ["foreground" if num_classes == 2 else f"class {c}" for c in range(1, num_classes)]
     unit = "pixels" if per_slice else "voxels"
+    kinds = (("png",) if figures else ()) if isinstance(figures, bool | int) else tuple(figures)
     axes = (1, 0, 2) if slices else (0, 1, 2)  # of the arrays: x, y and z
     voxel = None if spacing is None else [spacing[axis] for axis in axes]
     rows, widths = [], None
@@ -155,11 +160,16 @@ def evaluate(
             _make(folder / "nifti")
             for kind, labels in (("pred", pred), ("label", label)):
                 write_nifti(folder / "nifti" / f"{case}_{kind}.nii.gz", labels.transpose(axes), voxel)
-        if figures:
+        if kinds:
             _make(folder / "figures")
             mean = {m: _mean([score[m] for score in scores.values()]) for m in metrics}
-            drawn = {"spacing": spacing, "unit": unit, "class_names": names, "slices": slices}
-            case_figure(folder / "figures" / f"{case}.png", image, pred, label, case, mean, **drawn)
+        for kind in kinds:
+            drawn, shown = {"spacing": spacing, "class_names": names}, (image, pred, label)
+            path = folder / "figures" / case
+            case_figure(f"{path}.{kind}", *shown, case, mean, unit=unit, slices=slices, **drawn)
+            error_figure(f"{path}_errors.{kind}", *shown, case, slices=slices, **drawn)
+            if not slices:  # which are too far apart, or no neighbours at all
+                surface_figure(f"{path}_surface.{kind}", pred, label, case, **drawn)
     if not rows:
         raise UserError("no case to test")
 
@@ -175,9 +185,9 @@ def evaluate(
     write_csv(folder / "per_case.csv", rows)
     text = json.dumps(_without_nan(summary), indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
-    if figures:
-        summary_figure(folder / "summary.png", rows, title, unit, class_names=names, metrics=metrics)
-    _report(summary, folder, widths, metrics, nifti, figures)
+    for kind in kinds:
+        summary_figure(folder / f"summary.{kind}", rows, title, unit, class_names=names, metrics=metrics)
+    _report(summary, folder, widths, metrics, nifti, kinds)
     return summary
 
 
@@ -295,7 +305,7 @@ def _header(widths: tuple[int, int], metrics: Sequence[str]) -> str:
 
 
 def _report(
-    summary: dict, folder: Path, widths: tuple[int, int], metrics: Sequence[str], nifti: bool, figures: bool
+    summary: dict, folder: Path, widths: tuple[int, int], metrics: Sequence[str], nifti: bool, kinds: Sequence[str]
 ) -> None:
     groups = dict(summary["classes"]) if widths[1] else {}
     groups["mean"] = summary["mean"]
@@ -311,7 +321,7 @@ def _report(
     meaning = f": {summary['empty']}" if any(empty) else ""
     print(f"{empty[0]} empty predictions, {empty[1]} empty references{masks}{meaning}")
     written = ["per_case.csv", "summary.json"]
-    written += ["summary.png", "figures/"] if figures else []
+    written += [f"summary.{kind}" for kind in kinds] + ["figures/"] * bool(kinds)
     written += ["nifti/"] if nifti else []
     for name in written:
         print(folder / name if not name.endswith("/") else f"{folder / name}{os.sep}")

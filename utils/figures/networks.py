@@ -1,0 +1,154 @@
+"""Figures of what a method's networks compute besides labels, on one plane of a case."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from utils.figures.cases import check_shapes, contour, largest_plane, mask_of, voxel_size, window_of
+from utils.figures.style import (
+    BAR_FOOT,
+    HEAD,
+    INK,
+    OVER,
+    PREDICTION,
+    REFERENCE,
+    bar_length,
+    beside,
+    colour_bar,
+    corner_text,
+    headline,
+    legend,
+    over,
+    page,
+    save,
+    white_text,
+)
+
+SIGNED = matplotlib.colormaps["PRGn"]  # which colour-blind readers tell apart, as white
+UNCERTAIN = "#F0E442"
+
+
+def sdm_figure(
+    path: str | Path,
+    image: np.ndarray,
+    target: np.ndarray,
+    sdm: np.ndarray,
+    title: str,
+    spacing: Sequence[float] | None = None,
+    class_names: Sequence[str] = ("",),
+    plane: str = "axial",
+) -> None:
+    """A signed distance map and the mask that it stands for: image, reference, map with its zero level, mask, in a row
+    a class (Zhang & Zhang, PRCV 2021, Fig. 2).
+
+    Args:
+        path: file to write, whole or not at all.
+        image: ``(X, Y, Z)``, or ``(rows, columns, slices)``.
+        target: labels of the image's shape, 0 the background.
+        sdm: ``(classes, *S)``, a map for each foreground class, negative inside.
+        title: set in bold above.
+        spacing: size of a voxel along each axis in mm: gives the aspect, and a scale bar.
+        class_names: of the foreground classes.
+        plane: ``axial``, ``coronal``, ``sagittal``, or ``slice`` of a stack; cut where the reference is largest,
+            without one where the masks are.
+
+    Raises:
+        ValueError: the arrays do not fit one another.
+    """
+    mask = sdm < 0
+    check_shapes(image, target, mask[0])
+    if len(sdm) != len(class_names):
+        raise ValueError(f"need a distance map for each of {len(class_names)} classes, got {len(sdm)}")
+    size, several = voxel_size(spacing), len(class_names) > 1
+    shown = largest_plane(plane, mask_of(mask.any(0), target), image.shape, _whole(image))
+    figure, rows = page(
+        [[shown.aspect(size)] * 4] * len(class_names), HEAD + OVER, BAR_FOOT, left=0.2 if several else 0
+    )
+    values = np.abs(np.stack([shown.cut(one) for one in sdm]))
+    limit = float(values.max()) or 1.0
+    norm = Normalize(-limit, limit)
+    for c, (name, row) in enumerate(zip(class_names, rows, strict=True), 1):
+        for ax in row[:2]:
+            shown.draw_image(ax, image, window_of(image), size)
+        shown.draw_mask(row[1], target == c, REFERENCE, 0.7, size)
+        distances = shown.cut(sdm[c - 1])
+        shown.draw(row[2], distances, size, cmap=SIGNED, norm=norm, interpolation="bilinear")
+        if distances.min() < 0 < distances.max():
+            row[2].contour(distances, levels=[0], colors=INK, linewidths=0.8)
+        shown.draw_image(row[3], image, window_of(image), size)
+        shown.draw_mask(row[3], mask[c - 1], PREDICTION, 0.7, size)
+        contour(row[3], shown.cut(target) == c, REFERENCE, 1.0)
+        if several:
+            beside(row[0], name)
+    for ax, name in zip(rows[0], ("image", "reference", "distance map", "mask of the map"), strict=True):
+        over(ax, name)
+    corner_text(rows[0][0], f"{shown.name} {shown.index + 1}")
+    if spacing is not None:
+        shown.scale(rows[-1][0], bar_length([shown.extents(size)[0]]), size)
+    headline(figure, title)
+    colour_bar(figure, 0.72, norm, SIGNED, ("inside", "outside"))
+    handles = [Patch(color=REFERENCE), Patch(color=PREDICTION), Line2D([], [], color=INK, lw=1)]
+    legend(figure, handles, ["reference", "mask", "zero level"], x=0.25)
+    save(figure, path)
+
+
+def uncertainty_figure(
+    path: str | Path,
+    cases: Sequence[tuple[str, np.ndarray, np.ndarray, Sequence[np.ndarray]]],
+    names: Sequence[str],
+    title: str,
+    spacing: Sequence[float] | None = None,
+    plane: str = "axial",
+) -> None:
+    """Where a network was uncertain in the course of training, in a row a case: the image, then the uncertain voxels of
+    each checkpoint with their share of the volume (Shi et al., TMI 2022, Fig. 5).
+
+    Args:
+        path: file to write, whole or not at all.
+        cases: name, image and target as :func:`sdm_figure`, and of each checkpoint the uncertain voxels, bool ``(*S)``.
+        names: of the checkpoints.
+        title: set in bold above.
+        spacing, plane: as :func:`sdm_figure`.
+
+    Raises:
+        ValueError: arrays of different shapes, or not one mask for each checkpoint.
+    """
+    for _, image, target, masks in cases:
+        for mask in masks:
+            check_shapes(image, target, mask)
+        if len(masks) != len(names):
+            raise ValueError(f"need a mask for each of {len(names)} checkpoints, got {len(masks)}")
+    size = voxel_size(spacing)
+    planes = [
+        largest_plane(plane, mask_of(target, target), image.shape, _whole(image)) for _, image, target, _ in cases
+    ]
+    aspects = [[shown.aspect(size)] * (len(names) + 1) for shown in planes]
+    figure, rows = page(aspects, HEAD + OVER, left=0.15 if len(cases) > 1 else 0)
+    for (case, image, target, masks), shown, row in zip(cases, planes, rows, strict=True):
+        for ax in row:
+            shown.draw_image(ax, image, window_of(image), size)
+        for ax, mask in zip(row[1:], masks, strict=True):
+            shown.draw_mask(ax, mask, UNCERTAIN, 0.9, size)
+            white_text(ax, 0.97, 0.04, f"{100 * mask.mean():.2f} %", ha="right", va="bottom", transform=ax.transAxes)
+        for ax in row:
+            contour(ax, shown.cut(target) > 0, REFERENCE, 0.8)
+        corner_text(row[0], f"{shown.name} {shown.index + 1}")
+        if len(cases) > 1:
+            beside(row[0], case)
+        if spacing is not None:
+            shown.scale(row[0], bar_length([shown.extents(size)[0]]), size)
+    for ax, name in zip(rows[0], ("image", *names), strict=True):
+        over(ax, name)
+    headline(figure, title)
+    handles = [Line2D([], [], color=REFERENCE, lw=1.6), Patch(color=UNCERTAIN)]
+    legend(figure, handles, ["reference", "uncertain (share of the volume)"])
+    save(figure, path)
+
+
+def _whole(image: np.ndarray) -> tuple[slice, slice, slice]:
+    return tuple(slice(0, extent) for extent in image.shape)

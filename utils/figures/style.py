@@ -1,0 +1,152 @@
+"""What all figures share: colours, sizes, the page and what is written on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from utils.checkpoint import write_atomically
+
+REFERENCE, PREDICTION, INK, FAINT = "#56B4E9", "#E69F00", "#222222", "#8A8A8A"
+CLASSES = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")  # where there are several
+DPI = 300
+WIDTH = 7.0  # inches: two columns of a journal page
+FORMATS = ("png", "pdf", "svg")
+
+# How the metrics are written; overlaps in percent.
+NAMES = {"dice": "Dice", "jaccard": "Jaccard", "precision": "Precision", "recall": "Recall"}
+NAMES |= {"hd": "HD", "hd95": "95HD", "asd": "ASD", "assd": "ASSD"}
+SHOWN = ("dice", "jaccard", "hd95", "asd")  # where nothing else is asked for: the columns of the field's tables
+
+# inches: a line of text above, the names of panels below it, a legend and a colour bar below the panels
+HEAD, OVER, FOOT, BAR_FOOT = 0.28, 0.14, 0.22, 0.42
+SIDE, GAP = 0.08, 0.05  # inches, at both sides of the page and between panels
+
+EDGE = [withStroke(linewidth=1.2, foreground="#000000B0")]  # white on grey stays legible on bright tissue
+
+
+def colour(c: int) -> str:
+    """Of class ``c``, from 1."""
+    return CLASSES[(c - 1) % len(CLASSES)]
+
+
+def page(
+    rows: Sequence[Sequence[float]],
+    head: float = HEAD,
+    foot: float = FOOT,
+    left: float = 0.0,
+    tallest: float = 3.0,
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of rows of panels without frames, each row as wide as the page if it may be.
+
+    Args:
+        rows: of each row the aspects of its panels, width over height.
+        head, foot, left: inches above, below and beside the panels.
+        tallest: inches of a row at most.
+    """
+    room = WIDTH - 2 * SIDE - left
+    heights = [min((room - GAP * (len(row) - 1)) / sum(row), tallest) for row in rows]
+    height = head + sum(heights) + GAP * (len(rows) - 1) + foot
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes, bottom = [], height - head + GAP
+    for row, tall in zip(rows, heights, strict=True):
+        bottom -= tall + GAP
+        x = SIDE + left + (room - tall * sum(row) - GAP * (len(row) - 1)) / 2
+        axes.append([])
+        for aspect in row:
+            ax = figure.add_axes((x / WIDTH, bottom / height, tall * aspect / WIDTH, tall / height))
+            ax.set_axis_off()
+            axes[-1].append(ax)
+            x += tall * aspect + GAP
+    return figure, axes
+
+
+def headline(figure: Figure, title: str, text: str = "") -> None:
+    """The title in bold at the left of the first line, ``text`` at its right, both as large as fits."""
+    line, side = 1 - 0.5 * HEAD / figure.get_figheight(), SIDE / WIDTH
+    words = [figure.text(side, line, title, size=8, weight="bold", color=INK, va="center")]
+    if text:
+        words.append(figure.text(1 - side, line, text, size=7.5, color=INK, va="center", ha="right"))
+    while sum(word.get_window_extent().width for word in words) / DPI + 0.2 > WIDTH - 2 * SIDE:
+        for word in words:
+            word.set_fontsize(0.95 * word.get_fontsize())
+
+
+def legend(figure: Figure, handles: Sequence, labels: Sequence[str], x: float = 0.5) -> None:
+    """One line below the panels, about ``x`` of the width."""
+    figure.legend(
+        handles=handles,
+        labels=labels,
+        loc="lower center",
+        bbox_to_anchor=(x, 0.03 / figure.get_figheight()),
+        ncol=len(handles),
+        frameon=False,
+        fontsize=7.5,
+        labelcolor=INK,
+        borderaxespad=0,
+    )
+
+
+def over(ax: Axes, text: str) -> None:
+    """Above a panel."""
+    ax.annotate(text, (0.5, 1), (0, 2), "axes fraction", "offset points", color=INK, size=6.5, ha="center", va="bottom")
+
+
+def beside(ax: Axes, text: str) -> None:
+    """At the left of a panel, upwards."""
+    options = {"rotation": 90, "multialignment": "center", "size": 6.5, "color": INK}
+    ax.annotate(text, (0, 0.5), (-3, 0), "axes fraction", "offset points", ha="right", va="center", **options)
+
+
+def white_text(ax: Axes, x: float, y: float, text: str, **options) -> None:
+    ax.text(x, y, text, color="white", size=6, path_effects=EDGE, **options)
+
+
+def corner_text(ax: Axes, text: str) -> None:
+    """In the upper left corner of an image."""
+    ax.annotate(
+        text, (0, 1), (3, -3), "axes fraction", "offset points", color="white", size=6, va="top", path_effects=EDGE
+    )
+
+
+def bar_length(extents: Sequence[float]) -> float:
+    """Of a scale bar in panels as wide as ``extents``: 1, 2 or 5 times a power of ten, a third of the narrowest."""
+    third = max(min(extents) / 3, 1e-9)
+    power = 10.0 ** np.floor(np.log10(third))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= third))
+
+
+def colour_bar(
+    figure: Figure, x: float, norm: Normalize, colours: Colormap, sides: tuple[str, str], clipped: bool = False
+) -> None:
+    """About ``x`` of the width, below panels above :data:`BAR_FOOT`.
+
+    Args:
+        sides: what the lowest and the highest values mean.
+        clipped: there are values beyond the bar.
+    """
+    height, wide = figure.get_figheight(), 2.0
+    ax = figure.add_axes((x - wide / 2 / WIDTH, 0.26 / height, wide / WIDTH, 0.08 / height))
+    extend = {"extend": "both", "extendfrac": 0.05} if clipped else {}
+    bar = figure.colorbar(ScalarMappable(norm, colours), cax=ax, orientation="horizontal", **extend)
+    bar.outline.set_linewidth(0.4)
+    ax.tick_params(labelsize=6.5, colors=INK, length=2, width=0.4, pad=1.5)
+    beyond = 0.08 if clipped else 0.04
+    for text, place, ha in zip(sides, (-beyond, 1 + beyond), ("right", "left"), strict=True):
+        ax.text(place, 0.5, text, transform=ax.transAxes, ha=ha, va="center", size=7, color=INK)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    kind = Path(path).suffix[1:]
+    # zlib's level 3 takes half of the time of the usual 6, for a tenth more bytes
+    options = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse Matplotlib's usual Type 3
+        write_atomically(path, lambda part: figure.savefig(part, format=kind, **options))
