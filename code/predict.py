@@ -25,6 +25,7 @@ A file that cannot be read, or that holds several frames, is told in one line an
 then. For research; not a medical device.
 """
 
+import io
 import json
 import sys
 import time
@@ -38,7 +39,7 @@ import torch
 from tqdm import tqdm
 
 import _root  # noqa: F401
-from dataloaders import DATASETS, dataset_class, h5
+from dataloaders import h5
 from dataloaders.preprocessing import Preprocessing
 from dataloaders.transforms import downsample_image
 from utils import images, options, run
@@ -52,6 +53,7 @@ from utils.testing import checkpoint_name
 from utils.uncertainty import entropy
 
 FILTERED = ("LA", "phantom")  # whose tests keep each class's largest component alone
+SLICES_FIRST = ("ACDC", "endocardium")  # whose h5 files are (slices, rows, columns); others are (x, y, z)
 READ = (*images.SUFFIXES, ".h5")
 
 
@@ -122,9 +124,9 @@ def find_cases(inputs, out, maps):
     """
     found = {}
     for given in inputs:
+        below_given = given.resolve() in out.resolve().parents
         for path in images.find_images(given, READ):
-            inside = path != given and out.resolve() in path.resolve().parents  # what an earlier call wrote
-            if not inside:
+            if not (below_given and out.resolve() in path.resolve().parents):  # what an earlier call wrote
                 below = path.relative_to(given).parent if path != given else Path()
                 found.setdefault(path.resolve(), (path, out / below / images.stem(path)))
     if not found:
@@ -283,27 +285,24 @@ def predict_h5(case, model, **settings):
     if dims == 2 and axes == 2:
         order, array = (0, 1, 2), image[..., None]
     elif dims == 2:
-        order = getattr(dataset_class(model.dataset), "axes", (1, 2, 0)) if model.dataset in DATASETS else (0, 1, 2)
+        order = (1, 2, 0) if model.dataset in SLICES_FIRST else model.data["image_axes"]
     maps = [what for what in case.maps if what == "uncertainty"]
     if len(maps) < len(case.maps):
         maps += [f"probability_{c}" for c in range(model.num_classes)]
     results = segment(model, array, order, array.shape, whole(array.shape, model.downsample), maps, **settings)
     results = {what: values.reshape(image.shape) for what, values in results.items()}
 
-    def write(part):
-        with h5py.File(part, "w") as file:
-            file.attrs.update(attributes)
-            file.create_dataset("prediction", data=results["labels"], compression="gzip")
-            if "uncertainty" in results:
-                file["uncertainty"] = results["uncertainty"]
-            probabilities = [results[what] for what in results if what.startswith("probability")]
-            if probabilities:
-                file.create_dataset("probability", (len(probabilities), *image.shape), np.float32)
-                for c, values in enumerate(probabilities):
-                    file["probability"][c] = values
-
+    written = io.BytesIO()  # h5py on a full disk fails once more, with a traceback, when it cleans up
+    with h5py.File(written, "w") as file:
+        file.attrs.update(attributes)
+        file.create_dataset("prediction", data=results["labels"], compression="gzip")
+        if "uncertainty" in results:
+            file["uncertainty"] = results["uncertainty"]
+        probabilities = [results.pop(what) for what in list(results) if what.startswith("probability")]
+        if probabilities:
+            file["probability"] = np.stack(probabilities)
     case.stem.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(case.outputs["labels"], write)
+    write_atomically(case.outputs["labels"], lambda part: part.write_bytes(written.getbuffer()))
 
 
 def predict(case, model, preprocessing, frame, settings):
