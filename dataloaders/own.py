@@ -148,7 +148,9 @@ def protocol(shapes, spacing):
     """
     shape = np.median(np.array(shapes), axis=0)
     patch = _patch(shape)
-    square = abs(spacing[0] - spacing[1]) <= 0.05 * spacing[0] and max(patch[:2]) <= min(shape[:2])
+    # a crop that is turned by a quarter is to lie in the image too
+    turns = patch[0] == patch[1] or max(patch[:2]) <= min(shape[:2])
+    turns &= abs(spacing[0] - spacing[1]) <= 0.05 * spacing[0]
     thick = max(range(3), key=lambda axis: (round(spacing[axis], 3), axis))
     columns, rows = (axis for axis in range(3) if axis != thick)
     largest = max(shape[rows], shape[columns])
@@ -156,7 +158,7 @@ def protocol(shapes, spacing):
     return {
         "patch": {"1": patch, "2": _patch(np.array(patch) / 2)},
         "stride": [extent // 2 for extent in patch],
-        "augment": "rot_flip" if square else "crop",
+        "augment": "rot_flip" if turns else "crop",
         "slices": {
             "axes": [rows, columns, thick],
             "patch": [max(2 * MULTIPLE, _round(scale * shape[axis])) for axis in (rows, columns)],
