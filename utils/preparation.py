@@ -157,14 +157,17 @@ def write_case(
         source: the image file, an attribute too, as is ``sha256`` (:func:`voxel_hash`).
     """
 
+    memory = io.BytesIO()  # on a full disk the h5 library would crash the process at its end
+
     def write(part: Path) -> None:
-        with h5py.File(part, "w") as file:
+        with h5py.File(memory, "w") as file:
             file.create_dataset("image", data=np.asarray(image, dtype=np.float32), compression="gzip")
             if label is not None:
                 file.create_dataset("label", data=np.asarray(label, dtype=np.uint8), compression="gzip")
             if grid is not None:
                 file.attrs.update({"spacing": grid.spacing, "origin": grid.origin, "direction": grid.direction})
             file.attrs.update({"source": str(source), "sha256": sha256})
+        part.write_bytes(memory.getbuffer())
 
     with _writing():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
