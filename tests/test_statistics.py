@@ -1,11 +1,13 @@
 """utils/statistics.py against values computed by hand, and on the cases that SciPy alone stumbles over."""
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from utils.statistics import bootstrap_interval, holm, paired, spread
+from utils.statistics import bootstrap_interval, holm, paired, signed_rank, spread
 
 
 def test_spread_by_hand():
@@ -30,6 +32,23 @@ def test_wilcoxon_by_hand():
     assert paired([1, 2, 3, 4, 5], np.zeros(5)).wilcoxon == pytest.approx(2 / 32)
 
 
+@pytest.mark.parametrize("differences", [[1, -2, 2, 3, 3, -3], [0, 1, 1, 1], [2, -2], [0.5] * 9])
+def test_shared_ranks_against_all_signs(differences):
+    """The share of all signs whose sum of positive ranks is as far from the middle."""
+    kept = np.array([d for d in differences if d])
+    ranks = stats.rankdata(np.abs(kept))
+    sums = np.array([ranks @ signs for signs in product((0, 1), repeat=len(kept))])
+    off = abs(ranks[kept > 0].sum() - ranks.sum() / 2)
+    assert signed_rank(differences) == pytest.approx(np.mean(np.abs(sums - ranks.sum() / 2) >= off - 1e-9))
+
+
+@pytest.mark.parametrize("n", [6, 25, 120, 250])
+def test_ranks_of_their_own_against_scipy(n):
+    differences = np.random.default_rng(n).normal(0.1, 1, n)
+    expected = stats.wilcoxon(differences, method="exact").pvalue
+    assert signed_rank(differences) == pytest.approx(expected, rel=1e-9 if n <= 200 else 0.01)
+
+
 def test_pairs_without_a_value_are_left_out():
     nan = math.nan
     first, second = np.array([2, nan, 4, 6, 1]), np.array([1, 5, 2, 3, nan])
@@ -42,6 +61,8 @@ def test_differences_that_are_all_the_same(values):
     assert (found.t_test == 1) == (values[0] == 0)
     assert (found.wilcoxon == 1) == (values[0] == 0)
     assert (found.low, found.high) == (values[0], values[0])
+    base = np.array([0.7, 0.72, 0.81])
+    assert paired(base + 0.1, base).low == pytest.approx(0.1)  # the same but for rounding
 
 
 @pytest.mark.parametrize("values", [[], [3.0]])

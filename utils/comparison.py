@@ -402,10 +402,6 @@ def legend(comparison: Comparison) -> list[str]:
         0 in (row["prediction_voxels"], row["reference_voxels"]) for e in entries for r in e.results for row in r.rows
     )
     lines += [f"Empty: {how}." for how in scoring] if empty else ["No prediction and no reference was empty."]
-    if any(comparison.published.values()):
-        lines.append(
-            f"Published: {' / '.join(heading(m) for m in comparison.metrics)} as the method's paper prints it."
-        )
     if comparison.baseline:
         lines += _legend_of_tests(comparison)
     return lines + [f"[{number}] {note}" for number, note in enumerate(comparison.notes, 1)]

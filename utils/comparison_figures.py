@@ -5,7 +5,7 @@ one colour in all figures; the baseline is grey.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -160,46 +160,64 @@ def curves_figure(path: str | Path, comparison: Comparison) -> bool:
     Returns:
         Whether there was anything to draw.
     """
-    colours = _colours(comparison)
-    losses, dice = [], []
+    looks, losses, dice = _colours(comparison), [], []
     for entry in comparison.entries:
         for result in entry.results:
             records = result.training()
-            losses.append((entry, [(r["step"], r["loss/loss"]) for r in records if _number(r.get("loss/loss"))]))
-            dice.append((entry, "", [(r["step"], 100 * r["val/dice"]) for r in records if _number(r.get("val/dice"))]))
-            dice.append((entry, "test", _tested(result, comparison.of_class)))
-    losses, dice = [row for row in losses if len(row[-1]) > 1], [row for row in dice if len(row[-1]) > 1]
+            losses.append((entry.label, _column(records, "loss/loss")))
+            dice += _dice_curves(entry.label, result, records, comparison.of_class)
+    return _curves(path, looks, losses, dice, "training loss, each method's own")
+
+
+def training_figure(path: str | Path, result: Result) -> bool:
+    """Every term of the training loss by step, as recorded and smoothed, and the Dice as in :func:`curves_figure`.
+
+    Returns:
+        Whether there was anything to draw.
+    """
+    records = result.training()
+    tags = dict.fromkeys(tag for record in records for tag in record if tag.startswith("loss/"))
+    losses = [(tag.removeprefix("loss/"), _column(records, tag)) for tag in tags]
+    return _curves(
+        path, _looks([name for name, _ in losses]), losses, _dice_curves("Dice", result, records, None), "training loss"
+    )
+
+
+def _curves(path, looks, losses, dice, name) -> bool:
+    """Panels of `(label, points)` and of `(label, tested, points)`, those that there are."""
+    losses, dice = ([row for row in rows if len(row[-1]) > 1] for rows in (losses, dice))
     if not losses and not dice:
         return False
     figure = _figure(2.75)
     panels = [kind for kind, rows in (("loss", losses), ("dice", dice)) if rows]
     for place, kind in enumerate(panels, 1):
         ax = figure.add_subplot(1, len(panels), place)
+        _plain(ax)
         if kind == "loss":
-            for entry, points in losses:
-                colour, style = colours[entry.label]
+            for label, points in losses:
+                colour, style = looks[label]
                 steps, values = np.array(points, dtype=float).T
                 ax.plot(steps, values, color=colour, lw=0.4, alpha=0.25)
                 ax.plot(steps, _smooth(values), color=colour, lw=1.1, ls=style)
-            ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_locator(NullLocator())
-            ax.set_ylabel("training loss, each method's own", size=8, color=INK)
+            if min(value for _, points in losses for _, value in points) > 0:
+                ax.set_yscale("log")
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter("{x:g}")
+                ax.yaxis.set_minor_locator(NullLocator())
+            ax.set_ylabel(name, size=8, color=INK)
         else:
-            for entry, tested, points in dice:
-                colour, style = colours[entry.label]
+            for label, tested, points in dice:
+                colour, style = looks.get(label, (INK, "-"))
                 marker = {"marker": "o", "ms": 3, "mew": 0} if tested else {}
                 ax.plot(*zip(*points, strict=True), color=colour, lw=1.1, ls=style if tested else (0, (1, 1)), **marker)
             kinds = dict.fromkeys(tested for _, tested, _ in dice)
-            names = [{"test": "test (points)", "": "validation (dotted)"}[kind] for kind in kinds]
+            names = ["test (points)" if tested else "validation (dotted)" for tested in kinds]
             ax.set_ylabel(f"Dice (%), {' and '.join(names)}", size=8, color=INK)
-        _plain(ax)
         ax.set_xlabel("step", size=8, color=INK)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlim(left=0)
-    drawn = [entry for entry in comparison.entries if any(entry is row[0] for row in (*losses, *dice))]
-    _legend(figure, {entry.label: colours[entry.label] for entry in drawn})
+    drawn = {row[0] for row in (*losses, *dice)}
+    _legend(figure, {label: look for label, look in looks.items() if label in drawn})
     _save(figure, path)
     return True
 
@@ -223,7 +241,7 @@ def labels_figure(path: str | Path, comparison: Comparison) -> bool:
     figure = _figure(2.9, width=WIDTH / 2)
     ax = figure.add_subplot()
     shown = sorted({labelnum for line in lines.values() for labelnum in line})
-    looks = {name: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3]) for i, name in enumerate(lines)}
+    looks = _looks(lines)
     for place, (name, line) in enumerate(lines.items()):
         colour, style = looks[name]
         cells = [comparison.cells[entry.label]["dice"] for _, entry in sorted(line.items())]
@@ -251,8 +269,13 @@ def _cases(comparison: Comparison, entry: Entry, metric: str) -> dict[str, float
 def _colours(comparison: Comparison) -> dict[str, tuple[str, str]]:
     """Colour and line style by label."""
     others = [entry.label for entry in comparison.entries if entry is not comparison.baseline]
-    looks = {label: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3]) for i, label in enumerate(others)}
-    return looks | ({comparison.baseline.label: (FAINT, "-")} if comparison.baseline else {})
+    looks = _looks(others)
+    return {entry.label: looks.get(entry.label, (FAINT, "-")) for entry in comparison.entries}
+
+
+def _looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and line style by label, in the order of the labels."""
+    return {label: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3]) for i, label in enumerate(labels)}
 
 
 def _axis_name(comparison: Comparison, metric: str) -> str:
@@ -260,10 +283,17 @@ def _axis_name(comparison: Comparison, metric: str) -> str:
     return f"{NAMES[metric]}{f' of {comparison.class_name}' if comparison.class_name else ''} ({unit})"
 
 
-def _tested(result: Result, of_class: int | None) -> list[tuple[int, float]]:
-    """Step and mean Dice (%) of the tests of the kept steps."""
+def _column(records: list[dict], tag: str) -> list[tuple[int, float]]:
+    """Step and value of a tag, where it is a number."""
+    values = ((record["step"], record.get(tag)) for record in records)
+    return [(step, v) for step, v in values if isinstance(v, int | float) and math.isfinite(v)]
+
+
+def _dice_curves(label, result, records, of_class) -> list[tuple[str, bool, list[tuple[int, float]]]]:
+    """Mean Dice (%) by step: of the validations, and of the tests of the kept steps."""
+    validated = [(step, 100 * value) for step, value in _column(records, "val/dice")]
     means = {step: list(test.cases("dice", of_class).values()) for step, test in result.steps().items()}
-    return [(step, 100 * float(np.mean(values))) for step, values in means.items()]
+    return [(label, False, validated), (label, True, [(step, 100 * np.mean(v)) for step, v in means.items()])]
 
 
 def _without_labels(entry: Entry) -> str:
@@ -271,10 +301,6 @@ def _without_labels(entry: Entry) -> str:
     folder = entry.first.folder
     name = folder.absolute().parent.name if folder.name.startswith("seed") else folder.absolute().name
     return " ".join(part for part in name.split("_") if part != str(entry.first.trained["labelnum"]))
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +67,36 @@ class Result:
             if of_class in (None, row["class"]):
                 values.setdefault(row["case"], []).append(row[metric])
         return {case: _mean(row) for case, row in values.items()}
+
+    def environments(self) -> list[dict]:
+        """Versions, commit and hardware, one a part of a run that was resumed; empty if not recorded."""
+        try:
+            return list(json.loads((self.folder / "environment.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def sources(self) -> dict[str, list[str]]:
+        """Names of the training's options by where their values came from, as the log begins with them."""
+        try:
+            lines = (self.folder / "log.txt").read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return {}
+        groups = {}
+        for line in lines[2:]:  # below the folder and the hardware
+            found = re.fullmatch(r"\S+ (.+?): (\w+=.*)", line)
+            if not found or found[1] in groups:  # a resumed run says it again
+                break
+            groups[found[1]] = [name for name in re.findall(r"(?:^| )(\w+)=", found[2]) if name in self.trained]
+        return groups
+
+    def training_minutes(self) -> float:
+        """What the steps took; 0 if not recorded."""
+        before, seconds = 0, 0.0
+        for record in self.training():
+            if "time/step" in record:  # the mean of the steps since the record before
+                seconds += (record["step"] - before) * record["time/step"]
+                before = record["step"]
+        return seconds / 60
 
     def training(self) -> list[dict]:
         """Records of `metrics.jsonl`, as far as there are any."""
@@ -204,19 +235,27 @@ def _read_rows(path: Path, how: str) -> list[dict]:
 
 
 def _how(folder: Path, tag: str) -> str:
-    """The command that makes the results, as far as the tag tells it."""
-    if not (folder / "last.pth").is_file() and not any(folder.glob("*.pth")):
+    """How the results are made."""
+    if not any(folder.glob("*.pth")):
         return "it has no checkpoint to test: train it first"
     try:
         dataset = json.loads((folder / "args.json").read_text())["dataset"]
     except (OSError, ValueError, LookupError, TypeError):
         return "test it with code/test_<dataset>.py"
-    flags = "".join(
-        f" --checkpoint {name}" for name in re.findall(r"^step_(\d+)|^(best)", tag) for name in name if name
-    )
-    flags += "".join(f" --nms {value}" for value in re.findall(r"_nms([01])(?=_|$)", tag))
-    flags += "".join(f" --empty {value}" for value in re.findall(r"_(nan|diagonal)(?=_|$)", tag))
-    return f"make them with: python code/test_{GUESTS.get(dataset, dataset)}.py --run {folder}{flags}"
+    return f"make them with: {test_command(folder, tag, dataset)}"
+
+
+def test_command(folder: Path, tag: str, dataset: str) -> str:
+    """The command that makes the results of a name, as far as the name tells it."""
+    flags = [f"--checkpoint {step or best}" for step, best in re.findall(r"^(?:step_(\d+)|(best))", tag)]
+    flags += [f"--split {split}" for split in re.findall(r"_(val|train)(?=_|$)", tag)]
+    flags += [f"--nms {value}" for value in re.findall(r"_nms([01])(?=_|$)", tag)]
+    flags += [f"--empty {value}" for value in re.findall(r"_(nan|diagonal)(?=_|$)", tag)]
+    flags += [f"--stride {value.replace('-', ' ')}" for value in re.findall(r"_stride([\d-]+)(?=_|$)", tag)]
+    flags += [f"--precision {value}" for value in re.findall(r"_(fp32|bf16)(?=_|$)", tag)]
+    flags += [f"--cases {value}" for value in re.findall(r"_cases(\d+)(?=_|$)", tag)]
+    script = f"code/test_{GUESTS.get(dataset, dataset)}.py"
+    return " ".join(["python", script, "--run", shlex.quote(str(folder)), *flags])
 
 
 def _find(text: str, tag: str) -> Iterator[tuple[Path, str]]:

@@ -51,14 +51,15 @@ def spread(values: Sequence[float]) -> Spread:
 def paired(first: Sequence[float], second: Sequence[float], **bootstrap) -> Paired:
     """Compare two methods on the same cases, in the same order; a pair with a NaN is left out.
 
-    Pairs that agree throughout have p = 1. Wilcoxon's test leaves pairs without a difference out, as SciPy does by
-    default.
+    Pairs that agree throughout have p = 1.
 
     Args:
         first, second: one value a case.
         bootstrap: of :func:`bootstrap_interval`.
     """
-    differences = _finite(np.asarray(first, dtype=float) - np.asarray(second, dtype=float))
+    differences = _finite(np.asarray(first, dtype=float) - np.asarray(second, dtype=float)).round(
+        9
+    )  # rounding is no tie
     low, high = bootstrap_interval(differences, **bootstrap)
     mean = float(differences.mean()) if len(differences) else math.nan
     if len(differences) < 2:
@@ -66,10 +67,30 @@ def paired(first: Sequence[float], second: Sequence[float], **bootstrap) -> Pair
     elif not differences.any():
         p_values = 1.0, 1.0
     else:
-        with warnings.catch_warnings():  # on few cases, ties, or differences that are all the same
+        with warnings.catch_warnings():  # on differences that are all the same
             warnings.simplefilter("ignore")
-            p_values = stats.ttest_1samp(differences, 0).pvalue, stats.wilcoxon(differences).pvalue
-    return Paired(len(differences), mean, low, high, *map(float, p_values))
+            p_values = float(stats.ttest_1samp(differences, 0).pvalue), signed_rank(differences)
+    return Paired(len(differences), mean, low, high, *p_values)
+
+
+def signed_rank(differences: Sequence[float], exact: int = 200) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; differences of 0 are left out, equal ones share their mean rank.
+
+    Up to ``exact`` differences from the distribution over all signs, built rank by rank: SciPy's own goes through the
+    signs one by one where ranks are shared, or approximates, which of the two depends on its version.
+    """
+    differences = np.asarray(differences, dtype=float)
+    differences = differences[differences != 0]
+    if len(differences) > exact:
+        return float(stats.wilcoxon(differences).pvalue)
+    ranks = (2 * stats.rankdata(np.abs(differences))).astype(int)  # whole numbers: mean ranks end in .5
+    chance = np.zeros(ranks.sum() + 1)  # of each sum of the positive ones' ranks
+    chance[0] = 1
+    for rank in ranks:
+        chance[rank:] = (chance[rank:] + chance[:-rank]) / 2
+        chance[:rank] /= 2
+    positive = ranks[differences > 0].sum()
+    return float(min(1, 2 * min(chance[: positive + 1].sum(), chance[positive:].sum())))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -98,7 +119,7 @@ def bootstrap_interval(
     kept = _finite(values)
     if len(kept) < 2:
         return math.nan, math.nan
-    if np.ptp(kept) == 0:
+    if np.ptp(kept) <= 1e-12 * np.abs(kept).max():  # all the same, but for rounding
         return float(kept[0]), float(kept[0])
     settings = {"confidence_level": confidence, "n_resamples": resamples, "batch": 1000, "method": "BCa"}
     # `random_state`, not `rng`: SciPy takes it before 1.15 too
