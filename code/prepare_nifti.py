@@ -69,6 +69,7 @@ class Case:
     patient: str
     split: str | None = None  # where something else than the seed decides
     sha256: str = ""
+    axes: str = ""
     spacing: tuple = ()
     values: list = field(default_factory=list)
 
@@ -97,9 +98,8 @@ def parse(arguments=None):
     how.add_argument(
         "--spacing",
         nargs="+",
-        default=["median"],
         metavar="MM",
-        help="three numbers, median of all images, or keep; the first makes small organs large enough, keep is exact",
+        help="three numbers along those axes, median of all images (the default), or keep, which interpolates nothing",
     )
     how.add_argument("--orientation", default="LPS", metavar="AXES", help="where axes point to, as LPS or RAS, or keep")
     how.add_argument(
@@ -138,6 +138,7 @@ def parse(arguments=None):
         parser.error("--classes: each class needs a name of its own")
     if args.values and (len(set(args.values)) < len(args.values) or 0 in args.values):
         parser.error("--values: each value once, and without 0, the background")
+    args.spacing = args.spacing or ["median"]
     if args.spacing not in (["median"], ["keep"]):
         try:
             args.spacing = [float(word) for word in args.spacing]
@@ -153,7 +154,14 @@ def parse(arguments=None):
 
 def find_cases(args):
     """The cases of two folders, sorted by name; of `--nnunet` see `find_nnunet`."""
-    images, labels = find_images(args.images), find_images(args.labels) if args.labels else []
+    images, labels = find_images(args.images), []
+    if args.labels:
+        labels = find_images(args.labels)
+        a, b = args.images.resolve(), args.labels.resolve()  # one may lie in the other
+        images = [image for image in images if b == a or b in a.parents or b not in image.resolve().parents]
+        labels = [label for label in labels if a == b or a in b.parents or a not in label.resolve().parents]
+        if a == b or not images or not labels:
+            raise UserError(f"{args.images} and {args.labels}: put images and labels into a folder each")
     names, targets = names_of(images, args.images), names_of(labels, args.labels)
     if all(map(CHANNEL.search, names)) and {bare(CHANNEL.sub("", name)) for name in names} & set(map(bare, targets)):
         if not args.channel.isdecimal():
@@ -272,6 +280,7 @@ def survey(cases, report, args):
         with report.case(case.name):
             image = read_image(case.image, args.frame)
             case.sha256, grid = voxel_hash(image), Grid.of(image)
+            case.axes = grid.orientation
             case.spacing = (grid if args.orientation == "keep" else grid.oriented(args.orientation)[2]).spacing
             if case.label:
                 label = read_image(case.label)
@@ -470,6 +479,9 @@ def main(arguments=None):
                 raise UserError(f"--classes names {len(names)} classes, {args.nnunet} has {len(values)}")
         else:
             names, values = number_classes(good, args)
+        axes = sorted({case.axes for case in good})
+        if args.orientation == "keep" and len(axes) > 1:
+            warnings.warn(f"--orientation keep: axes point to {', '.join(axes)}: images differ by turns", stacklevel=2)
         report.class_names = names
         if args.spacing == ["median"]:
             median = np.median([case.spacing for case in good], axis=0)

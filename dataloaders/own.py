@@ -151,7 +151,7 @@ def protocol(shapes, spacing):
     # a crop that is turned by a quarter is to lie in the image too
     turns = patch[0] == patch[1] or max(patch[:2]) <= min(shape[:2])
     turns &= abs(spacing[0] - spacing[1]) <= 0.05 * spacing[0]
-    thick = max(range(3), key=lambda axis: (round(spacing[axis], 3), axis))
+    thick = max(range(3), key=lambda axis: (shape[axis] == 1, round(spacing[axis], 3), axis))  # 1: images of 2 axes
     columns, rows = (axis for axis in range(3) if axis != thick)
     largest = max(shape[rows], shape[columns])
     scale = min(1.0, LARGEST_SLICE / largest)

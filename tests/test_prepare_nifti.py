@@ -11,6 +11,7 @@ import prepare_nifti
 import pytest
 import SimpleITK
 from numpy.testing import assert_allclose, assert_array_equal
+from official_files import write_dicom
 
 from dataloaders import open_dataset
 from dataloaders.preprocessing import Grid
@@ -200,6 +201,48 @@ def test_names_that_belong_together(tmp_path, image, label, case):
     root = prepare(tmp_path)
     known = {name: entry["labeled"] for name, entry in table(root)["cases"].items()}
     assert known == {case.format(i): i > 0 for i in range(3)}
+
+
+def test_images_of_two_axes_and_labels_in_a_folder_below(tmp_path):
+    for i in range(3):
+        grey, target = (SimpleITK.GetImageFromArray(array[..., 6].T) for array in volume(i))
+        for name, image in (("", grey), ("labels/", target)):
+            image.SetSpacing((1.5, 1.5))
+            (tmp_path / "images" / "labels").mkdir(parents=True, exist_ok=True)
+            SimpleITK.WriteImage(image, str(tmp_path / "images" / f"{name}us_{i}.nii.gz"))
+    data = open_dataset("own2d", prepare(tmp_path, images=("images", "images/labels")), "train")
+    assert (data.names[0][:3], len(data), data.patches[1]) == ("us_", 2, (32, 32))
+    assert_array_equal(data.load(0)[1], volume(int(data.names[0][3]))[1][3:, :, 6].T)
+    with pytest.raises(UserError, match="put images and labels into a folder each"):
+        prepare(tmp_path, images=("images", "images"))
+
+
+def test_dicom_series(tmp_path):
+    """A folder a patient, named alike within it; the labels beside them in another format."""
+    image, label = volume(0)
+    for i in range(3):
+        write_dicom(tmp_path / "ct" / f"p{i}" / "series", image + np.int16(i), SPACING, uid=str(i + 1))
+    geometry = Grid.of(read_image(tmp_path / "ct" / "p0" / "series"))
+    for i in range(2):
+        write(tmp_path / "labels" / f"p{i}_series.nrrd", label, geometry.spacing, geometry.direction, geometry.origin)
+    root = prepare(tmp_path, "--intensity", "none", "--crop", "none", images=("ct", "labels"))
+    data = open_dataset("own", root, "test")
+    i = int(data.names[0][1])
+    assert data.names == [f"p{i}_series"]
+    assert_array_equal(data.load(0)[0], (image + i).astype(np.float32))
+    assert_array_equal(data.load(0)[1], label)
+
+
+def test_axes_that_are_kept_and_differ_are_told(files, recwarn):
+    image, label = volume(0)
+    write(files / "images" / "case_0.nii.gz", image, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
+    write(files / "labels" / "case_0.nii.gz", label, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
+    root = prepare(files, "--orientation", "keep", "--classes", "a", "b", "c", "d")
+    told = [str(warning.message) for warning in recwarn]
+    assert any("axes point to LPS, RAS" in line for line in told)
+    assert any("no training case has a label with d" in line for line in told)
+    data = open_dataset("own", root)
+    assert_array_equal(data.load(0)[1], label[3:])
 
 
 def test_values_that_are_not_consecutive(files):

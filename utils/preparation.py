@@ -335,7 +335,7 @@ class Row:
     def show(self, image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float]) -> None:
         """Draw the prepared case into the contact sheet: the slice across the longest voxels with most label."""
         self.values["prepared"] = "×".join(map(str, image.shape))
-        axis = max(range(3), key=lambda a: (round(spacing[a], 3), a))
+        axis = max(range(3), key=lambda a: (image.shape[a] == 1, round(spacing[a], 3), a))
         others = [a for a in range(3) if a != axis]
         known = label is not None and label.any()
         at = int((label > 0).sum(axis=tuple(others)).argmax()) if known else image.shape[axis] // 2
