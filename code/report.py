@@ -164,22 +164,32 @@ def case_figures(result, which):
     """The figures of the best, median and worst case by Dice, and of the others, folded."""
     dice = result.cases("dice")
     order = sorted(dice, key=lambda case: (_worth(dice[case]), case))
-    files = {case: result.path / "figures" / f"{case}.png" for case in order}
     if which == "none":
         return []
-    if not any(path.is_file() for path in files.values()):
-        return [html.text("No case figures: the test was run with --figures 0.", class_="soft")]
+    if not any(_picture(result, case) for case in order):
+        return [html.text("No figures of cases: the test drew none in PNG or SVG.", class_="soft")]
     ends = dict(zip((order[0], order[len(order) // 2], order[-1]), PLACES, strict=True))
 
     def shown(case):
         words = f"{ends[case]} of {len(order)} by Dice" if case in ends and len(order) > 1 else ""
-        return html.figure(files[case], words) if files[case].is_file() else html.text(f"{case}: no figure. {words}")
+        path = _picture(result, case)
+        blocks = [html.figure(path, words) if path else html.text(f"{case}: no figure. {words}")]
+        more = [path for kind in ("errors", "surface") if (path := _picture(result, f"{case}_{kind}"))]
+        if case in ends and more:
+            blocks.append(html.folded("errors and surfaces", [html.figure(path, "") for path in more]))
+        return "\n".join(blocks)
 
     others = [case for case in order if case not in ends]
     blocks = [shown(case) for case in ends]
     if others and which == "all":
         blocks.append(html.folded(f"the other {len(others)} cases, best first", map(shown, others)))
     return blocks
+
+
+def _picture(result, name):
+    """A figure of the test in a format that a page can hold, or None."""
+    paths = (result.path / "figures" / f"{name}.{kind}" for kind in ("png", "svg"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def report_entry(entry, folder, args, level):

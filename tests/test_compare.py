@@ -165,6 +165,14 @@ def test_rows_that_may_not_be_compared_are_marked(told, words, tmp_path, call):
     assert sum(line.endswith(rows["other"][-1]) for line in text.splitlines()) == 2  # in both tables
 
 
+def test_cases_of_one_name_but_of_other_references_are_told(tmp_path, call):
+    base, other = write_run(tmp_path, "base", BASE), write_run(tmp_path, "other", BASE)
+    rows = read_result(other, "last").rows
+    rows[0]["reference_voxels"] += 1
+    write_cases(other / "test" / "last", rows)
+    assert "other: not comparable with base: other references in 1 cases." in call(base, other)
+
+
 def test_the_dice_that_chose_a_checkpoint_does_not_mark_it(tmp_path, call):
     chosen = {"checkpoint": "best.pth", "tag": "best"}
     rule = "best on validation cases: 4 labelled ones, Dice "
@@ -180,6 +188,7 @@ def test_what_is_no_result_yet_is_marked(tmp_path, call):
     assert "run, seed 1337: the run is unfinished, step 60 of 100." in text
     assert "run: 8 of the list's 20 cases alone." in text
     assert rows_of(text)["run"][-1] == "[1, 2]"
+    assert rows_of(text)["run"][1] == "60 of 100"
 
 
 def test_seeds_that_differ_in_more_are_marked(tmp_path, call):

@@ -135,7 +135,7 @@ def test_a_run_of_which_little_is_recorded(tmp_path, call):
     page = call(folder)
     assert not {"commit", "hardware", "time"} & facts(page).keys()
     assert "<h2>Training</h2>" not in page
-    assert "the test was run with --figures 0" in page
+    assert "the test drew none in PNG or SVG" in page
 
 
 @pytest.mark.usefixtures("quick")
@@ -180,7 +180,11 @@ def test_best_median_and_worst_are_shown_and_the_others_folded(tmp_path, call):
     ]
     assert pictures(call(folder, "--cases", "three")) == [0, 3, 4]
     assert pictures(call(folder, "--cases", "none")) == []
-    (folder / "test" / "last" / "figures" / "E.png").unlink()
+    figures = folder / "test" / "last" / "figures"
+    for name, grey in (("A_errors", 50), ("A_surface", 60), ("B_errors", 70)):
+        Image.new("RGB", (40, 20), (grey,) * 3).save(figures / f"{name}.png")
+    assert pictures(call(folder)) == [0, 5, 6, 3, 4, 2, 1]  # the errors of those that are folded are left out
+    (figures / "E.png").unlink()
     assert "E: no figure. worst of 5 by Dice" in call(folder)
 
 

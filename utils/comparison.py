@@ -289,9 +289,17 @@ def _reservations(entry: Entry, reference: Entry) -> list[str]:
         cases, others = set(entry.case_names), set(reference.case_names)
         if cases != others:
             parts.append(f"{len(cases)} cases, of which {len(cases & others)} are among the other's {len(others)}")
+        if told["resolution"] == theirs["resolution"] and (changed := _other_references(entry.first, reference.first)):
+            parts.append(f"other references in {changed} cases")
         if parts:
             lines.append(f"{{}}: not comparable with {reference.label}: {'; '.join(parts)}.")
     return list(dict.fromkeys(lines))
+
+
+def _other_references(one: Result, other: Result) -> int:
+    """Cases of one name whose references have not the same number of voxels: no one reference."""
+    sizes = [{(row["case"], row["class"]): row["reference_voxels"] for row in r.rows} for r in (one, other)]
+    return len({case for case, c in sizes[0].keys() & sizes[1].keys() if sizes[0][case, c] != sizes[1][case, c]})
 
 
 def _other_settings(entry: Entry) -> list[str]:
@@ -334,7 +342,7 @@ def table(comparison: Comparison) -> list[list[str]]:
             [
                 entry.label,
                 str(trained["labelnum"]),
-                str(summary["step"]),
+                _steps(summary),
                 " + ".join(str(number) for number in crops if number) or "-",
                 str(len(entry.case_names)),
                 str(empty_predictions(entry, comparison.of_class)),
@@ -494,6 +502,12 @@ def csv_text(comparison: Comparison) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _steps(summary: dict) -> str:
+    """Step of the checkpoint, and of how many."""
+    last = summary.get("last_step") or summary["step"]
+    return str(last) if summary["step"] == last else f"{summary['step']} of {last}"
 
 
 def heading(metric: str) -> str:
