@@ -94,9 +94,19 @@ def commands(entry):
         given = result.sources().get("command line", [])
         flags = [f"--{name}{_typed(trained[name])}" for name in given if trained[name] not in (None, False)]
         if given:
-            lines.append(" ".join([f"python code/train_{trained['method']}.py", *flags]))
+            lines.append(_folded([f"python code/train_{trained['method']}.py", *flags]))
         lines.append(test_command(result.folder, result.tag, trained["dataset"]))
     return html.text("\n".join(lines), "pre")
+
+
+def _folded(parts, width=100):
+    """A command on several lines, as a shell takes it."""
+    lines = [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("   ")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return " \\\n".join(lines)
 
 
 def _typed(value):
@@ -266,7 +276,10 @@ def main(argv=None):
             empty = empty_predictions(entries[0])
             cases = f"{len(entries[0].case_names)} cases" + (f", {empty} empty predictions" if empty else "")
             blocks += [html.text(f"{', '.join(shown)} over {cases}.", class_="lead")]
-            blocks += [html.text(note, class_="soft") for note in compared.notes]
+            known = compared.published.get(entries[0].label, {})
+            printed = ", ".join(f"{NAMES[m]} {value:.2f} {units[m]}" for m, value in known.items() if m in units)
+            lines = [f"As published: {printed}."] * bool(printed) + compared.notes
+            blocks += [html.text(line, class_="soft") for line in lines]
         else:
             links = [f'<a href="#run{i}">{html.escape(entry.label)}</a>' for i, entry in enumerate(entries)]
             blocks += [f'<nav class="lead">{" · ".join(links)}</nav>', *report_comparison(compared, Path(place))]

@@ -101,7 +101,7 @@ def test_what_was_run_and_from_where_each_option_came(tmp_path, call):
         "10:00:00 runs/LA/run/seed1337: commit 0123456789",
         "10:00:00 torch 2.13.0, bf16, a machine",
         "10:00:00 script: dataset=LA keep=True",
-        "10:00:00 command line: root=my data/LA patch=112,112,80 keep=True lr_step=834",
+        "10:00:00 command line: root=my data/LA patch=112,112,80 keep=True lr_step=834 labelnum=8 downsample=1",
         "10:00:00 Xie et al., MICCAI 2023 (DMD): labeled_bs=4 net=vnet",
         "10:00:05 step 20/100 epoch 1 loss 0.5 | 1.00 s a step, 0:01:20 left",
     ]
@@ -113,6 +113,7 @@ def test_what_was_run_and_from_where_each_option_came(tmp_path, call):
     (folder / "environment.json").write_text(json.dumps(parts))
     write_training(folder, steps=600, loss__loss=lambda step: 1 / step)
     page = call(folder, "--test", "last_nms0")
+    assert "As published: Dice 89.70 %, Jaccard 81.42 %, 95HD 6.88 voxels, ASD 1.78 voxels." in page
     told = facts(page)
     assert told["commit"] == "0123456789, modified; 0123456789"
     assert (told["hardware"], told["software"], told["time"]) == ("a GPU", "torch 2.13", "5 min of training")
@@ -120,8 +121,9 @@ def test_what_was_run_and_from_where_each_option_came(tmp_path, call):
     assert told["network"] == "vnet batchnorm, 16 filters"
     assert (told["components"], told["seed"], told["started"]) == ("all kept", "1337", "2026-01-02, 2026-01-03")
     (typed,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
-    train, test = typed.replace("&#x27;", "'").splitlines()
-    assert train == "python code/train_dmd.py --root 'my data/LA' --patch 112 112 80 --keep --lr_step 834"
+    train, more, test = typed.replace("&#x27;", "'").splitlines()
+    shown = "python code/train_dmd.py --root 'my data/LA' --patch 112 112 80 --keep --lr_step 834 --labelnum 8 \\"
+    assert (train, more) == (shown, "    --downsample 1")
     assert test == f"python code/test_LA.py --run {folder} --nms 0"
     options = re.findall(r"<tr><td>(\w+)</td><td>([^<]*)</td><td>([^<]*)</td></tr>", page)
     assert ("labeled_bs", "4", "Xie et al., MICCAI 2023 (DMD)") in options
