@@ -72,8 +72,6 @@ class Grid:
     def respaced(self, spacing):
         """The grid of this `spacing` over the same extents, as nearly as whole voxels can, about the same centre."""
         near = [abs(new - old) <= SAME_SPACING * old for new, old in zip(spacing, self.spacing, strict=True)]
-        if all(near):
-            return self
         spacing = tuple(old if same else new for new, old, same in zip(spacing, self.spacing, near, strict=True))
         size = tuple(
             max(1, math.floor(extent * old / new + 0.5))

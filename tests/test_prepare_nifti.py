@@ -3,7 +3,7 @@
 import csv
 import gzip
 import json
-import os
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -300,8 +300,10 @@ def test_labels_with_another_header_can_be_trusted(files, capsys):
         write(path, to_array(read_image(path)), (1.0, 1.0, 1.0), (1, 0, 0, 0, 1, 0, 0, 0, 1), (0.0, 0.0, 0.0))
     with pytest.raises(UserError, match="no case with a label is left"):
         prepare(files)
-    data = open_dataset("own", prepare(files, "--trust_voxels", "--overwrite"), "test")
+    data = open_dataset("own", prepare(files, "--trust_voxels", "--to_nnunet", files / "nnunet"), "test")
     assert_array_equal(data.load(0)[1], volume(int(data.names[0][-1]))[1][3:][::-1, ::-1])
+    pair = f"imagesTs/{data.names[0]}_0000.nii.gz", f"labelsTs/{data.names[0]}.nii.gz"
+    assert preparation.misfit(*(read_image(files / "nnunet" / name) for name in pair)) is None
     assert "label has spacing 1 1 1, but the image has 1 1 2.5" in capsys.readouterr().out
 
 
@@ -368,13 +370,12 @@ def test_options_that_contradict_each_other(arguments, words, capsys):
 
 def test_a_full_disk_ends_it_in_one_line(files, monkeypatch):
     """And not case by case."""
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: real(file) if not (files / "own/data").exists() else full())
 
-    def full():
+    def full(path, data):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(preparation.CannotWriteError, match=r"cannot be written \(.*No space left"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(preparation.CannotWriteError, match=r"\.h5: cannot be written \(.*No space left"):
         prepare(files)
     assert not list((files / "own" / "data").iterdir())
 

@@ -143,6 +143,10 @@ def test_labels_are_resampled_class_by_class():
     prepared = Preprocessing(spacing=(0.3, 1, 1)).apply(make(noise(size=label.shape), spacing=(1, 1, 1)), make(label))
     assert set(np.unique(prepared.label)) == {0, 2}
     assert abs(prepared.label.mean() - 1) < 0.05
+    halves = np.zeros((4, 4, 4), np.uint8)
+    halves[1::2], halves[2:] = 3, halves[2:] + 1
+    halved = Preprocessing(spacing=(2, 1, 1)).apply(make(noise(size=(4, 4, 4)), spacing=(1, 1, 1)), make(halves))
+    assert_array_equal(halved.label[:, 0, 0], [0, 1])  # of 0 and 3, and of 1 and 4, the lower
 
 
 def test_outside_the_crop_is_background():
@@ -154,6 +158,18 @@ def test_outside_the_crop_is_background():
     for back in (prepared.place.restore(np.ones((7, 7, 7))), prepared.place.restore_probability(everything)):
         assert voxels(back).sum() == 343
         assert voxels(back)[4:11, 4:11, 4:11].all()
+
+
+def test_outside_the_crop_is_background_between_its_voxels_too():
+    """What is likely at the crop's edge does not spread over the coarse voxel beside it."""
+    label = np.zeros((30, 30, 30), np.uint8)
+    label[9:21, 9:21, 9:21] = 1
+    image = make(noise(size=label.shape), spacing=(1, 1, 1))
+    prepared = Preprocessing(spacing=(3, 3, 3), crop="label").apply(image, make(label))
+    prob = np.ones((2, 4, 4, 4)) * np.array([0.05, 0.95])[:, None, None, None]
+    assert_array_equal(voxels(prepared.place.restore_probability(prob)).nonzero()[0][[0, -1]], [9, 20])
+    equal = np.full((3, 4, 4, 4), 1 / 3)
+    assert not voxels(prepared.place.restore_probability(equal)).any()
 
 
 def test_without_a_label_the_crop_to_it_is_the_whole_image():
