@@ -203,7 +203,7 @@ def segment(model, array, axes, size, reach, maps, keep_largest, settings):
     done = inside[0].start
     for prob in interpolate_slabs(slabs, places):
         here = (slice(done, done + prob.shape[1]), *inside[1:])
-        results["labels"][here] = prob.argmax(0).to(torch.uint8).cpu().numpy()
+        results["labels"][here] = likeliest(prob).cpu().numpy()
         for what in maps:
             values = entropy(prob[None])[0] if what == "uncertainty" else prob[int(what.rpartition("_")[2])]
             results[what][here] = values.cpu().numpy()
@@ -215,6 +215,15 @@ def segment(model, array, axes, size, reach, maps, keep_largest, settings):
     if keep_largest:
         results["labels"] = largest_component(torch.from_numpy(results["labels"])[None], classes)[0].numpy()
     return {what: values.transpose(np.argsort(order)) for what, values in results.items()}
+
+
+def likeliest(prob):
+    """`prob.argmax(0)` of `(C, *S)` as uint8, of equal ones the first; on a CPU several times as fast."""
+    best, most = torch.zeros_like(prob[0], dtype=torch.uint8), prob[0]
+    for c, other in enumerate(prob[1:], 1):
+        best.masked_fill_(other > most, c)
+        most = torch.maximum(most, other)
+    return best
 
 
 def whole(size, factor):

@@ -387,6 +387,11 @@ def test_a_wrong_command_line_is_told_before_anything_is_done(run_folder, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_the_likeliest_class_is_argmax_of_equal_ones_the_first():
+    prob = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (4, 9, 8, 7)).astype(np.float32))
+    assert torch.equal(predict.likeliest(prob).long(), prob.argmax(0))
+
+
 def test_a_file_of_another_type_fails_by_itself(run_folder, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("no image")
     with pytest.raises(SystemExit):

@@ -119,27 +119,31 @@ def window_slabs(
     first = 0  # the plane of the volume that the total begins with
 
     def finished(count):
-        """The first planes of the total as probabilities, those of the padding left out."""
+        """The first planes of the total as probabilities, those of the padding left out, not too many at once."""
         begin, end = max(crop[0].start - first, 0), min(crop[0].stop - first, count)
-        cover = numbers[0][first + begin : first + end, None, None] * across
-        prob = total[:, begin:end] / cover.to(device)
-        _check_finite(prob)
-        return prob[:, :, crop[1], crop[2]]
+        step = _planes_at_once(num_classes, *volume.shape[1:])
+        for at in range(begin, end, step):
+            planes = slice(at, min(at + step, end))
+            cover = numbers[0][first + planes.start : first + planes.stop, None, None] * across
+            prob = total[:, planes] / cover.to(device)
+            _check_finite(prob)
+            yield prob[:, :, crop[1], crop[2]]
 
     corners = itertools.product(*starts)
     for output in _outputs(predictor, volume, patch, starts, num_classes, batch, device, precision, progress):
         for window in output:
             x, y, z = next(corners)
             if x > first:
-                yield finished(x - first)
+                yield from finished(x - first)
                 left = patch[0] - (x - first)
-                total[:, :left] = total[:, x - first :].clone()
+                for of_class in total:
+                    of_class[:left] = of_class[x - first :].clone()
                 total[:, left:] = 0
                 first = x
             total[:, :, y : y + patch[1], z : z + patch[2]] += window
             del window
         del output
-    yield finished(patch[0])
+    yield from finished(patch[0])
 
 
 def _opened(
@@ -203,6 +207,11 @@ def _batch(batch: int | None, device: torch.device, on_cpu: int, on_gpu: int) ->
     if _checks.integer(batch, "batch") < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     return batch
+
+
+def _planes_at_once(num_classes: int, rows: int, columns: int) -> int:
+    """How many planes of probabilities fill 64 MB, one at least."""
+    return max(1, 2**24 // max(1, num_classes * rows * columns))
 
 
 def _covering(starts: Sequence[int], extent: int, size: int) -> Tensor:
@@ -330,8 +339,8 @@ def interpolate_slabs(slabs: Iterable[Tensor], places: Sequence[np.ndarray]) -> 
     above = [low + (share > 0) for low, share in zip(below, shares, strict=True)]
     known, first, done = None, 0, 0  # planes that are at hand, the first one's number, and how many have been given
     for slab in slabs:
-        known = slab if known is None else torch.cat((known, slab), 1)
-        most = max(1, 2**24 // max(1, slab.shape[0] * len(places[1]) * len(places[2])))
+        known = torch.cat((known, slab), 1) if known is not None and known.shape[1] else slab
+        most = _planes_at_once(slab.shape[0], len(places[1]), len(places[2]))
         ready = int(np.searchsorted(above[0], first + known.shape[1]))
         while done < ready:
             end = min(ready, done + most)
@@ -348,8 +357,8 @@ def _between(volume: Tensor, axis: int, below: np.ndarray, above: np.ndarray, sh
     """``volume`` between two indices each along an axis."""
 
     def at(indices):
-        if len(indices) == volume.shape[axis] and (indices == np.arange(len(indices))).all():
-            return volume
+        if len(indices) and (indices == np.arange(indices[0], indices[0] + len(indices))).all():
+            return volume.narrow(axis, int(indices[0]), len(indices))
         return volume.index_select(axis, torch.from_numpy(indices).to(volume.device))
 
     if not share.any():
