@@ -13,8 +13,9 @@ curves        Dice, or other metrics, of each network that is tested and of thei
 `sdm` and `uncertainty` show one case, or those of --case: of the run's unlabelled training cases, or of --split test.
 The distance map of a volume is the mean over its windows. `curves` reads what test_*.py --checkpoint <step> wrote into
 <run>/test/, and of one network with --network net_2; with --split train it predicts and scores the run's unlabelled
-training cases instead, whose labels are read for this and nowhere else. It keeps its numbers in a CSV file beside it.
-Files go to <run>/figures/. The figures of all cases of a test, contours, errors and surfaces, are test_*.py's own.
+training cases instead, whose labels are read for this and nowhere else, and leaves empty predictions out of distances.
+It writes its numbers as CSV too. Files go to <run>/figures/. Contours, errors and surfaces of the cases of a test are
+drawn by test_*.py itself.
 """
 
 import json
@@ -38,6 +39,11 @@ from utils.metrics import METRICS, multiclass_metrics
 from utils.ops import largest_component
 
 PLANES = ("axial", "coronal", "sagittal")
+HELPS = {
+    "sdm": "signed distance maps and their masks (DTML, UG-MCL)",
+    "uncertainty": "uncertain voxels over training (CoraNet)",
+    "curves": "metrics of the networks and of their mean over training (CML)",
+}
 
 
 def sdm(args):
@@ -61,7 +67,7 @@ def sdm(args):
         file = f"sdm_{path.stem}_{case}"
         title = f"{case}, {args.run.parent.name}, step {checkpoint['step']}"
         look = {"spacing": data.spacing, "class_names": data.class_names, "plane": data.plane}
-        draw(args, file, lambda to, *given, look=look: sdm_figure(to, *given, **look), image, label, maps, title)
+        draw(args, file, sdm_figure, image, label, maps, title, **look)
 
 
 def uncertainty(args):
@@ -88,7 +94,7 @@ def uncertainty(args):
     names = [f"epoch {epochs[step]} (step {step})" if recorded else f"step {step}" for step in steps]
     file = f"uncertainty_{'_'.join(map(str, steps))}_{cases[0][0] if len(cases) == 1 else f'{len(cases)}cases'}"
     title = f"{cases[0][0]}, {args.run.parent.name}" if len(cases) == 1 else args.run.parent.name
-    draw(args, file, uncertainty_figure, cases, names, title, data.spacing, data.plane)
+    draw(args, file, uncertainty_figure, cases, names, title, spacing=data.spacing, plane=data.plane)
 
 
 def curves(args):
@@ -102,7 +108,7 @@ def curves(args):
         {"network": name, "step": step, **values} for name, curve in lines.items() for step, values in curve.items()
     ]
     file = f"curves_{args.split}"
-    draw(args, file, curves_figure, lines, f"{args.run.parent.name}: {what}", "voxels", args.metrics)
+    draw(args, file, curves_figure, lines, f"{args.run.parent.name}: {what}", metrics=args.metrics)
     write_csv(args.run / "figures" / f"{file}.csv", rows)
     print(args.run / "figures" / f"{file}.csv")
 
@@ -110,7 +116,7 @@ def curves(args):
 def read_results(args):
     """The curves that tests of the kept steps left, the options of which have the same tag, and what they are of."""
     groups = {}
-    for path in sorted(args.run.glob("test/*/summary.json")):
+    for path in sorted(args.run.glob("test/*/summary.json")):  # networks in the order of their names
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
             network, nms, checkpoint = summary["test"]["network"], summary["test"]["nms"], summary["checkpoint"]
@@ -122,7 +128,7 @@ def read_results(args):
         wanted = args.nms in (None, nms) and (not args.steps or step in args.steps)
         if wanted and listed == "the test list" and checkpoint != "best.pth":
             lines, _ = groups.setdefault(tag, ({}, cases))
-            lines.setdefault(network or "tested", {})[step] = values
+            lines.setdefault(network or "mean", {})[step] = values
     if not groups:
         raise UserError(
             f"{args.run}: no results of kept steps; test them, python code/test_<dataset>.py --run {args.run} "
@@ -132,7 +138,9 @@ def read_results(args):
     others = sorted(f"step_<n>{other}" for other in groups if other != tag)
     print(f"results of step_<n>{tag}" + (f"; left out: {', '.join(others)}" if others else ""))
     lines, cases = groups[tag]
-    return {name: lines[name] for name in sorted(lines, key=lambda name: (name == "tested", name))}, f"{cases} cases"
+    if "mean" in lines:
+        lines["mean"] = lines.pop("mean")  # as the last
+    return lines, f"{cases} cases"
 
 
 def score_steps(args):
@@ -172,10 +180,11 @@ def open_data(args, checkpoint, device):
     data = open_dataset(trained["dataset"], args.root or trained["root"], split, scale)
     indices = list(range(len(data.names)))
     if split == "train":
-        labeled = set(data.labeled(trained["labelnum"]))
-        indices = [index for index in indices if index not in labeled]
+        seen = set(data.labeled(trained["labelnum"]))
+        held = (checkpoint.get("validation") or {}).get("cases", ())
+        indices = [index for index in indices if index not in seen and data.units[index] not in held]
         if not indices:
-            raise UserError(f"{args.run}: every training case was labelled; take another --split")
+            raise UserError(f"{args.run}: the label of every training case was seen; take another --split")
     sliced = len(patch) == 2
     return SimpleNamespace(
         data=data,
@@ -238,7 +247,7 @@ def mean(values):
     return sum(values) / len(values) if values else math.nan
 
 
-def draw(args, name, figure, *given):
+def draw(args, name, figure, *given, **look):
     """Write a figure in each format that was asked for."""
     folder = args.run / "figures"
     try:
@@ -246,52 +255,51 @@ def draw(args, name, figure, *given):
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror})") from None
     for kind in args.format:
-        figure(folder / f"{name}.{kind}", *given)
+        figure(folder / f"{name}.{kind}", *given, **look)
         print(folder / f"{name}.{kind}")
 
 
 def parse():
     parser = options.ArgumentParser(__doc__)
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
-    helps = {
-        "sdm": "signed distance maps and their masks (DTML, UG-MCL)",
-        "uncertainty": "uncertain voxels over training (CoraNet)",
-        "curves": "metrics of the networks and of their mean over training (CML)",
-    }
-    for name, text in helps.items():
+    unlabelled = "train: those that were unlabelled"
+    for name, text in HELPS.items():
         one = figures.add_parser(name, help=text, doc=text)
         one.add_argument("run", type=Path, help="folder of the run")
-        splits, usual = ("train", "val", "test"), "test" if name == "curves" else "train"
-        which = (
-            "train: those that were unlabelled; test of curves: what was tested"
-            if name == "curves"
-            else ("train: those that were unlabelled")
-        )
-        one.add_argument("--split", choices=splits, default=usual, help=f"list of the cases; {which}")
         if name == "curves":
+            lists = f"test: what was tested; {unlabelled}"
+            one.add_argument("--split", choices=("test", "val", "train"), default="test", help=lists)
             one.add_argument("--cases", type=options.positive_int, help="train, val: the first so many alone")
             one.add_argument("--metrics", nargs="+", choices=METRICS, default=["dice"], metavar="METRIC", help="panels")
-            one.add_argument(
-                "--nms", type=int, choices=(0, 1), help="1: of largest components; test: such results alone"
-            )
-            one.add_argument("--names", nargs="+", metavar="NAME", help="of the lines")
+            kept = "1: of largest components; test: results with or without alone"
+            one.add_argument("--nms", type=int, choices=(0, 1), help=kept)
+            one.add_argument("--names", nargs="+", metavar="NAME", help="of the lines, in their order")
         else:
+            one.add_argument("--split", choices=("train", "val", "test"), default="train", help=unlabelled)
             one.add_argument("--case", nargs="+", metavar="NAME", help="its name in the list (default: the first)")
             one.add_argument("--plane", choices=PLANES, default="axial", help="of volumes")
         if name == "sdm":
             one.add_argument("--checkpoint", default="last", help="last, best, or a kept step's number")
         else:
-            one.add_argument("--steps", nargs="+", type=options.positive_int, help="of those kept (default: all, or 4)")
+            usual = "all" if name == "curves" else "four, from the first to the last"
+            steps = {"nargs": "+", "type": options.positive_int, "metavar": "STEP"}
+            one.add_argument("--steps", **steps, help=f"of those kept (default: {usual})")
         one.add_argument("--format", nargs="+", choices=FORMATS, default=["png"], help="of the files")
         one.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
         one.add_argument("--batch", type=options.positive_int, help="windows or slices at once: memory, not numbers")
         one.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
         one.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where fast")
-    args = parser.parse_args()
-    if args.figure == "curves" and args.split == "test" and args.cases:
-        raise UserError("--cases: the tests had their own; it is of --split train and val")
+    args, unknown = parser.parse_known_args()
+    if unknown:  # the figure's own parser knows which flag is near
+        figures.choices[args.figure].error(f"unrecognized arguments: {' '.join(unknown)}")
     if not args.run.is_dir():
         raise UserError(f"{args.run}: no such folder of a run")
+    if "," in args.gpu:
+        raise UserError(f"--gpu {args.gpu}: figures use one device; give one number")
+    if args.figure == "sdm" and args.checkpoint not in ("last", "best") and not args.checkpoint.isdecimal():
+        raise UserError(f"--checkpoint {args.checkpoint} is not last, best or a step's number")
+    if args.figure == "curves" and args.split == "test" and args.cases:
+        raise UserError("--cases: the tests had their own; it is of --split train and val")
     return args
 
 

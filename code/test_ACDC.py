@@ -8,8 +8,8 @@
 Each slice is resized to the training patch, predicted, softmax averaged over networks, and its labels resized back,
 both with order 0 (nearest); no filter of components. The whole volume is then scored at its own resolution: Dice and
 Jaccard in percent, 95HD and ASD in voxels with medpy's definitions, of RV, Myo and LV and their mean, mean ± sample sd
-over the 40 test volumes. Writes per-case CSV, summary JSON, figures and NIfTI into <run>/test/<checkpoint>/; the
-options that move a number are part of the folder's name (last_nms1, last_val, …).
+over the 40 test volumes. Writes per-case CSV, summary JSON, figures (contours, errors) and NIfTI into
+<run>/test/<checkpoint>/; the options that move a number are part of the folder's name (last_nms1, last_val, …).
 """
 
 import _root  # noqa: F401

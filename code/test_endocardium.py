@@ -7,8 +7,8 @@ both with order 0 (nearest); no filter of components. A subject's slices come fr
 that distances could be measured across: each slice is scored by itself, and a subject by the mean of those that show
 the endocardium in reference or prediction. Dice, precision and recall in percent and HD in pixels, as CoraNet's table
 has it, with medpy's definitions, mean ± sample sd over subjects. `--nms 1` keeps the largest component of each slice.
-Writes per-case CSV, summary JSON, figures and NIfTI into <run>/test/<checkpoint>/; the options that move a number are
-part of the folder's name.
+Writes per-case CSV, summary JSON, figures (contours, errors) and NIfTI into <run>/test/<checkpoint>/; the options that
+move a number are part of the folder's name.
 """
 
 import _root  # noqa: F401

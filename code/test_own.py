@@ -8,7 +8,8 @@ Volumes are predicted by a sliding window whose stride is half a patch, slices o
 patch and its labels back (nearest); softmax is averaged over windows and networks. Every case of test.list (or, with
 `--split val`, of val.list) is scored as it was prepared, at its prepared spacing: Dice and Jaccard in percent, 95HD and
 ASD in voxels with medpy's definitions, of each class and their mean, mean ± sample sd. Writes per-case CSV, summary
-JSON, figures and NIfTI into <run>/test/<checkpoint>/; the options that move a number are part of the folder's name.
+JSON, figures (contours, errors, and of volumes surfaces) and NIfTI into <run>/test/<checkpoint>/; the options that move
+a number are part of the folder's name.
 """
 
 import _root  # noqa: F401

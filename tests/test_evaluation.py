@@ -32,6 +32,13 @@ SHAPE, PATCH, STRIDE = (36, 33, 20), (32, 32, 16), (18, 18, 4)
 QUICK = ("--cases", "1", "--figures", "0", "--nifti", "0")
 
 
+@pytest.fixture(autouse=True)
+def coarse_figures(monkeypatch):
+    """What figures show is tests/test_figures.py's; here they only have to be there."""
+    for module in ("style", "summaries"):
+        monkeypatch.setattr(f"utils.figures.{module}.DPI", 50)
+
+
 def ball(shape=SHAPE, centre=(18, 16, 10), radius=7):
     grid = np.indices(shape)
     return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2).astype(np.uint8)
@@ -137,8 +144,18 @@ def test_the_metrics_asked_for_are_shown(tmp_path, capsys):
         assert set(METRICS) < next(csv.DictReader(file)).keys()
 
 
+@pytest.mark.parametrize("slices", [False, True])
+def test_figures_are_those_that_apply_in_the_formats_asked_for(tmp_path, capsys, slices):
+    run_evaluate(tmp_path, [ball()], [ball()], figures=("pdf", "svg"), slices=slices)
+    kinds = ("", "_errors") if slices else ("", "_errors", "_surface")
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {f"CASE0{kind}.{ending}" for kind in kinds for ending in ("pdf", "svg")}
+    printed = capsys.readouterr().out.splitlines()
+    assert all(str(tmp_path / f"summary.{ending}") in printed for ending in ("pdf", "svg"))
+
+
 def test_results_of_an_earlier_call_are_removed(tmp_path):
-    run_evaluate(tmp_path, [ball()] * 2, [ball()] * 2, figures=True, nifti=True)
+    run_evaluate(tmp_path, [ball()] * 2, [ball()] * 2, figures=("png", "pdf"), nifti=True)
     own = [tmp_path / "certain.csv", tmp_path / "figures" / "notes.txt", tmp_path / "nifti" / "mine.nrrd"]
     for path in own:
         path.touch()

@@ -11,7 +11,23 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from utils.figures import CLASSES, DPI, NAMES, PREDICTION, REFERENCE, case_figure, summary_figure
+from utils.figures import (
+    CLASSES,
+    DPI,
+    FORMATS,
+    NAMES,
+    PREDICTION,
+    REFERENCE,
+    case_figure,
+    curves_figure,
+    error_figure,
+    sdm_figure,
+    summary_figure,
+    surface_figure,
+    surfaces,
+    uncertainty_figure,
+)
+from utils.figures.style import bar_length
 from utils.figures.summaries import _strip
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +52,7 @@ def text_of(folder, draw):
     """The figure as SVG, whose text can be read (text with an edge is drawn as outlines, hence without the edge)."""
     with matplotlib.rc_context({"svg.fonttype": "none"}), pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.figures.style.EDGE", [])
+        patch.setattr("utils.figures.style.DPI", 50)  # pictures are not what is looked at
         draw(folder / "figure.svg")
     return (folder / "figure.svg").read_text()
 
@@ -134,6 +151,254 @@ def test_case_figure_refuses_other_shapes(tmp_path, case):
     assert not list(tmp_path.iterdir())
 
 
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def drawn_over_black(path, colour):
+    """Whether a mask of this colour lies on black, which shows through it, in the planes."""
+    planes = imread(path)[int(0.3 * DPI) : -int(0.25 * DPI), :, :3]
+    return bool((np.abs(planes - 0.85 * np.array(to_rgb(colour))).max(-1) < 0.02).any())
+
+
+@pytest.mark.parametrize(("too_much", "too_little"), [(True, True), (True, False), (False, True), (False, False)])
+def test_error_figure_tells_what_is_too_much_from_what_lacks(tmp_path, case, too_much, too_little):
+    _, _, target = case
+    pred = target.copy()
+    if too_much:
+        pred[2:6, 2:6, 6] = 1
+    if too_little:
+        pred[15:20, 8:20, 6] = 0
+    black = np.zeros(target.shape)
+    error_figure(tmp_path / "errors.png", black, pred, target, "A case")
+    assert drawn_over_black(tmp_path / "errors.png", PREDICTION) == too_much
+    assert drawn_over_black(tmp_path / "errors.png", REFERENCE) == too_little
+    text = text_of(tmp_path, lambda path: error_figure(path, black, pred, target, "A case"))
+    lacking = np.count_nonzero(target[15:20, 8:20, 6]) if too_little else 0
+    assert f"FP {16 * too_much}   FN {lacking} voxels" in text
+    assert "axial 7" in text  # as in the figure of contours
+
+
+def test_error_figure_has_a_row_a_class_cut_where_it_is(tmp_path, case):
+    image, _, target = case
+    target = np.where(target * (np.arange(20) > 8), 2, target)  # the second class is above slice 8
+    names = ("atrium", "scar", "vein")
+    pred = np.where(target == 1, 3, target)
+    text = text_of(tmp_path, lambda path: error_figure(path, image, pred, target, "A case", (1, 1, 1), names))
+    one = np.count_nonzero(target == 1)
+    for words in (*names, f"FP 0   FN {one:,}", "FP 0   FN 0", f"FP {one:,}   FN 0"):
+        assert f">{words}<" in text, words
+    assert text.count(">axial 7<") == 2
+    assert text.count(">axial 11<") == 1
+    assert text.count(" mm<") == 3  # in the last row alone
+    text = text_of(tmp_path, lambda path: error_figure(path, image, pred, target, "", None, names, slices=True))
+    assert all(text.count(f">slice {index}<") == 3 for index in (7, 9, 11))
+
+
+def test_error_figure_shows_what_is_around_reference_and_prediction(tmp_path):
+    image = np.zeros((100, 100, 100))
+    pred, target = np.zeros((2, 100, 100, 100), np.uint8)
+    target[50:60, 50:60, 50:60] = pred[50:60, 50:60, 52:60] = 1
+    boxes = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.figures.cases.Plane.draw_image", lambda plane, *_: boxes.append(plane.box))
+        error_figure(tmp_path / "errors.png", image, pred, target, "")
+        assert boxes == [(slice(46, 64),) * 3] * 3
+        boxes.clear()
+        error_figure(tmp_path / "errors.png", image, 0 * pred, 0 * target, "")
+        assert boxes == [(slice(0, 100),) * 3] * 3
+
+
+@pytest.mark.parametrize("third", [0.004, 0.2, 1, 3, 9, 49, 333])
+def test_a_scale_bar_is_a_round_length_of_at_most_a_third(third):
+    length = bar_length([5 * third, 3 * third])
+    assert third / 2.6 < length <= third
+    assert f"{length:.0e}"[0] in "125"
+
+
+# ----------------------------------------------------------------------------------------------------------- surfaces
+
+
+def ball(radius, shape=(40, 40, 40), centre=(19, 19, 19)):
+    return sum((g - c) ** 2 for g, c in zip(np.indices(shape), centre, strict=True)) <= radius**2
+
+
+def volume(mesh, vertices=None):
+    corners = (mesh.vertices if vertices is None else vertices)[mesh.faces]
+    return np.einsum("ij,ij->i", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum() / 6
+
+
+def test_a_mesh_is_closed_faces_outwards_and_stands_where_the_mask_is():
+    mask = np.zeros((8, 9, 10), bool)
+    mask[0:3, 2:9, 4:5] = True  # up to the volume's edges
+    size = np.array([0.5, 1, 2])
+    mesh = surfaces._mesh(mask, size)
+    assert 0.5 < volume(mesh) / (mask.sum() * size.prod()) < 1  # corners are cut off; negative if it faced inwards
+    np.testing.assert_allclose((mesh.vertices.min(0) + mesh.vertices.max(0)) / 2, size * (1.5, 5.5, 4.5))
+    assert surfaces._count_vertices(np.pad(mask, 1)) == len(mesh.vertices)
+    assert surfaces._mesh(np.zeros((4, 4, 4), bool), size) is None
+
+
+def test_smoothing_takes_no_volume():
+    for mask, loss in ((ball(12), 0.01), (ball(4), 0.05)):
+        mesh = surfaces._mesh(mask, np.ones(3))
+        smooth = surfaces._smoothed(mesh)
+        assert volume(mesh, smooth) == pytest.approx(volume(mesh), rel=loss)
+        radii = [np.linalg.norm(vertices - 19.5, axis=1).std() for vertices in (mesh.vertices, smooth)]
+        assert radii[1] < 0.6 * radii[0]
+
+
+@pytest.mark.parametrize(("pred", "target", "expected"), [(12, 9, 3), (9, 12, -3), (9, 9, 0)])
+def test_distances_are_signed_by_what_the_prediction_does(pred, target, expected):
+    size = np.array([0.5, 0.5, 0.5])
+    meshes, masks, step = surfaces._pair([ball(target), ball(pred)], size)
+    for distances in surfaces._distances(meshes, masks, step):
+        assert distances.mean() == pytest.approx(0.5 * expected, abs=0.2)
+        assert (np.abs(distances - 0.5 * expected) < 0.5).all()
+
+
+def test_large_masks_are_meshed_coarser_and_stay_in_place(monkeypatch):
+    masks, size = [ball(15), ball(12)], np.array([1.0, 1.0, 2.0])
+    fine, *_ = surfaces._pair(masks, size)
+    monkeypatch.setattr(surfaces, "VERTICES", len(fine[0].vertices) // 3)
+    coarse, _, step = surfaces._pair(masks, size)
+    assert (step == 2 * size).all()
+    for one, other in zip(fine, coarse, strict=True):
+        assert len(other.vertices) < len(one.vertices) / 3
+        np.testing.assert_allclose(other.vertices.mean(0), one.vertices.mean(0), atol=0.3)
+        assert volume(other) == pytest.approx(volume(one), rel=0.05)
+
+
+def test_the_viewer_sees_the_patients_front_upright_with_the_left_at_the_right():
+    right, up, near = surfaces._axes(surfaces.VIEWS["from the front"])
+    assert right[0] > 0.8  # x grows to the patient's left, y to the back, z to the head
+    assert up[2] > 0.8
+    assert near[1] < -0.8
+    right, up, near = surfaces._axes(surfaces.VIEWS["from the back"])
+    assert right[0] < -0.8
+    assert up[2] > 0.8
+    assert near[1] > 0.8
+    assert np.dot(np.cross(right, up), near) == pytest.approx(1)
+
+
+def test_surface_figure_shows_each_class_its_colours_and_its_unit(tmp_path):
+    target = ball(8).astype(np.uint8)
+    target[30:36, 30:36, 30:36] = 2
+    pred = np.roll(target, 3, 2)
+    path = tmp_path / "surface.png"
+    surface_figure(path, pred, target, "A case", (1, 1, 2), ("atrium", "scar"))
+    picture = imread(path)[: -int(0.45 * DPI), :, :3]  # without the colour bar
+    warm, cool = (picture[..., a] - picture[..., b] > 0.3 for a, b in ((0, 2), (2, 0)))
+    assert warm.mean() > 0.01
+    assert cool.mean() > 0.01
+    text = text_of(tmp_path, lambda path: surface_figure(path, pred, target, "A case", (1, 1, 2), ("atrium", "scar")))
+    for words in (
+        "A case",
+        "atrium",
+        "scar",
+        "beyond it (mm)",
+        "reference, from the front",
+        "prediction, from the back",
+    ):
+        assert words in text, words
+    assert "beyond it (voxels)" in text_of(tmp_path, lambda path: surface_figure(path, pred, target, ""))
+
+
+@pytest.mark.parametrize("empty", ["prediction", "reference", "both"])
+def test_surface_figure_of_empty_masks_is_grey_without_a_bar(tmp_path, empty):
+    pred, target = (ball(6).astype(np.uint8) * (empty not in (name, "both")) for name in ("prediction", "reference"))
+    text = text_of(tmp_path, lambda path: surface_figure(path, pred, target, "", (1, 1, 1)))
+    assert text.count(">empty<") == (4 if empty == "both" else 2)
+    assert "beyond" not in text
+    surface_figure(tmp_path / "surface.png", pred, target, "")
+    picture = imread(tmp_path / "surface.png")[..., :3]
+    assert np.ptp(picture, axis=-1).max() < 0.01
+
+
+def test_surface_figure_of_odd_shapes(tmp_path):
+    for shape in ((1, 1, 1), (40, 3, 3), (2, 30, 4)):
+        full = np.ones(shape, np.uint8)
+        surface_figure(tmp_path / "surface.png", full, full, "full", (1, 1, 8))
+        one = np.zeros(shape, np.uint8)
+        one[0, 0, -1] = 1
+        surface_figure(tmp_path / "surface.png", one, full, "one voxel")
+    with pytest.raises(ValueError, match="one shape"):
+        surface_figure(tmp_path / "surface.png", full[0], full, "")
+
+
+# ----------------------------------------------------------------------------------------------------------- networks
+
+
+def test_sdm_figure_shows_the_map_and_the_mask_where_it_is_negative(tmp_path, case):
+    _, pred, target = case
+    sdm = np.where(pred, -0.9, 1.0)[None]
+    black = np.zeros(target.shape)
+    sdm_figure(tmp_path / "sdm.png", black, target, sdm, "A case")
+    planes = imread(tmp_path / "sdm.png")[: -int(0.45 * DPI), :, :3]
+    for colour in (PREDICTION, REFERENCE):
+        assert (np.abs(planes - 0.7 * np.array(to_rgb(colour))).max(-1) < 0.02).mean() > 0.01
+    inside = (planes[..., 0] - planes[..., 1] > 0.15) & (planes[..., 2] - planes[..., 1] > 0.15)  # purple
+    outside = planes[..., 1] - np.maximum(planes[..., 0], planes[..., 2]) > 0.15  # green
+    assert inside.mean() > 0.01
+    assert outside.mean() > 0.01
+    text = text_of(tmp_path, lambda path: sdm_figure(path, black, target, sdm, "A case", (1, 1, 1), plane="sagittal"))
+    for words in ("image", "reference", "distance map", "mask of the map", "zero level", "sagittal", "10 mm"):
+        assert words in text, words
+
+
+def test_sdm_figure_of_classes_slices_and_nothing(tmp_path, case):
+    image, _, target = case
+    sdm = np.ones((2, *image.shape))
+    text = text_of(tmp_path, lambda path: sdm_figure(path, image, target, sdm, "", None, ("a", "b"), "slice"))
+    assert "slice 7" in text
+    sdm_figure(tmp_path / "sdm.png", image, 0 * target, 0 * sdm[:1], "nothing at all")
+    with pytest.raises(ValueError, match="each of 1 classes, got 2"):
+        sdm_figure(tmp_path / "sdm.png", image, target, sdm, "")
+
+
+def test_uncertainty_figure_has_a_panel_a_checkpoint_and_says_how_much(tmp_path, case):
+    _, _, target = case
+    black = np.zeros(target.shape)
+    masks = [np.zeros(target.shape, bool) for _ in range(2)]
+    masks[0][5:15, 5:15, 6] = True
+    given = ([("A", black, target, masks), ("B", black, target, masks)], ["epoch 5", "epoch 9"], "A run")
+    text = text_of(tmp_path, lambda path: uncertainty_figure(path, *given))
+    assert text.count(f"{100 * masks[0].mean():.2f} %") == text.count("0.00 %") == 2
+    assert all(f">{word}<" in text for word in ("A", "B", "epoch 5", "epoch 9", "A run"))
+    uncertainty_figure(tmp_path / "uncertainty.png", *given)
+    picture = imread(tmp_path / "uncertainty.png")[: -int(0.25 * DPI), :, :3]
+    where = np.abs(picture - 0.9 * np.array(to_rgb("#F0E442"))).max(-1) < 0.02
+    assert where.any()
+    assert set(3 * np.flatnonzero(where.any(0)) // picture.shape[1]) == {1}  # the second of three panels
+    with pytest.raises(ValueError, match="each of 1 checkpoints"):
+        uncertainty_figure(tmp_path / "none.png", given[0], ["epoch 5"], "")
+
+
+# ---------------------------------------------------------------------------------------------------------- summaries
+
+
+def test_curves_figure_draws_a_line_a_network_in_percent(tmp_path):
+    curves = {"net": {20: {"dice": 0.8, "hd": 3.0}, 10: {"dice": 0.5, "hd": float("nan")}}}
+    curves["mean"] = {10: {"dice": 0.6, "hd": 2.0}, 20: {"dice": 0.9, "hd": 1.0}}
+    figures = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.figures.summaries.save", lambda figure, path: figures.append(figure))
+        curves_figure(tmp_path / "curves.png", curves, "A run", metrics=("dice", "hd"))
+        curves_figure(tmp_path / "curves.png", {"net": curves["net"]})
+    both, one = figures
+    assert [ax.get_ylabel() for ax in both.axes] == ["Dice (%)", "HD (voxels)"]
+    lines = both.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["net", "mean"]
+    np.testing.assert_allclose(lines[0].get_xydata(), [(10, 50), (20, 80)])
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 2
+    assert (both.get_figwidth(), one.get_figwidth()) == (7, 3.5)
+    assert [len(figure.legends) for figure in figures] == [1, 0]
+    for figure in figures:  # the foot is no wider than what stands there
+        low = min(ax.get_tightbbox().y0 for ax in figure.axes)
+        assert low >= (figure.legends[0].get_window_extent().y1 if figure.legends else 0)
+    with pytest.raises(ValueError, match="at least one step"):
+        curves_figure(tmp_path / "curves.png", {"net": {}})
+
+
 def rows_of(values, label=1):
     return [
         {
@@ -220,3 +485,19 @@ def test_summary_figure_of_classes_and_of_one_case(tmp_path):
 def test_no_global_state():
     code = "import sys, utils.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ formats
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_holds_all_and_publishers_fonts(tmp_path, case, kind):
+    image, pred, target = case
+    path = tmp_path / f"figure.{kind}"
+    case_figure(path, image, pred, target, "A case", SCORE, (0.6, 0.6, 1.2))
+    begins = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    assert path.read_bytes().startswith(begins[kind])
+    assert b"/Type3" not in path.read_bytes()
+    surface_figure(path, pred, target, "A case")  # whose shading none but pixels can hold
+    assert path.read_bytes().startswith(begins[kind])
+    assert path.stat().st_size < 500_000

@@ -136,7 +136,8 @@ def uncertainty_figure(
             shown.draw_mask(ax, mask, UNCERTAIN, 0.9, size)
             white_text(ax, 0.97, 0.04, f"{100 * mask.mean():.2f} %", ha="right", va="bottom", transform=ax.transAxes)
         for ax in row:
-            contour(ax, shown.cut(target) > 0, REFERENCE, 0.8)
+            for c in np.unique(target[target > 0]):
+                contour(ax, shown.cut(target) == c, REFERENCE, 0.8)
         corner_text(row[0], f"{shown.name} {shown.index + 1}")
         if len(cases) > 1:
             beside(row[0], case)

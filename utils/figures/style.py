@@ -101,9 +101,10 @@ def over(ax: Axes, text: str) -> None:
 
 
 def beside(ax: Axes, text: str) -> None:
-    """At the left of a panel, upwards."""
+    """At the left of the page beside a panel, upwards."""
+    place = ax.get_position()
     options = {"rotation": 90, "multialignment": "center", "size": 6.5, "color": INK}
-    ax.annotate(text, (0, 0.5), (-3, 0), "axes fraction", "offset points", ha="right", va="center", **options)
+    ax.figure.text(SIDE / WIDTH, (place.y0 + place.y1) / 2, text, ha="left", va="center", **options)
 
 
 def white_text(ax: Axes, x: float, y: float, text: str, **options) -> None:

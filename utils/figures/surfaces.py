@@ -30,7 +30,7 @@ from utils.figures.style import (
     save,
 )
 
-FACES = 100_000  # of a mask at most: more are finer than a printed panel
+VERTICES = 60_000  # of a surface at most, or nearly: more are finer than a printed panel
 DISTANCE = LinearSegmentedColormap.from_list("distance", ["#0072B2", "#56B4E9", "#EFEFEF", "#E69F00", "#D55E00"])
 # Degrees about the z axis from straight in front, for arrays with y to the patient's back, and degrees above.
 VIEWS = {"from the front": (25, 20), "from the back": (205, 20)}
@@ -60,8 +60,8 @@ def surface_figure(
 
     Colours are distances to the other surface: blue where the prediction lies within the reference, orange where it
     lies beyond, up to the 95th percentile of all. Surfaces pass between voxel centres and are smoothed without loss of
-    volume (Taubin, SIGGRAPH 1995) for the picture, not for the distances. A mask of more than :data:`FACES` faces is
-    drawn at half its resolution, or a third, ….
+    volume (Taubin, SIGGRAPH 1995) for the picture, not for the distances. Where a mask has more than :data:`VERTICES`
+    both are drawn at half their resolution, or a third, …, without what is smaller than half of such a voxel.
 
     Args:
         path: file to write, whole or not at all.
@@ -116,22 +116,23 @@ def surface_figure(
 
 def _pair(masks: list[np.ndarray], size: np.ndarray) -> tuple[list[Mesh | None], list[np.ndarray], np.ndarray]:
     """The meshes of two masks, None for one without a voxel; and the masks as they were meshed, and their voxels."""
-    shape, factor, step = masks[0].shape, 1, size
-    full = masks
-    while True:
-        meshes = [_mesh(mask, step) for mask in masks]
-        if max(len(mesh.faces) if mesh else 0 for mesh in meshes) <= FACES or factor >= min(shape):
-            return meshes, masks, step
-        factor += 1
-        step = size * factor
-        masks = [_coarser(mask, factor) for mask in full]
+    factor = int(np.ceil(np.sqrt(max(map(_count_vertices, masks)) / VERTICES)))
+    if factor > 1:
+        masks, size = [_coarser(mask, factor) for mask in masks], size * factor
+    return [_mesh(mask, size) for mask in masks], masks, size
+
+
+def _count_vertices(mask: np.ndarray) -> int:
+    """Of the mask's surface, one between each two neighbours that differ; without those at the volume's edge."""
+    pairs = ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1]), (mask[..., 1:], mask[..., :-1]))
+    return sum(np.count_nonzero(one != other) for one, other in pairs)
 
 
 def _coarser(mask: np.ndarray, factor: int) -> np.ndarray:
     """A voxel of each block, the mask's if half of the block is."""
     padded = np.pad(mask, [(0, -s % factor) for s in mask.shape])
     blocks = padded.reshape([n for s in padded.shape for n in (s // factor, factor)])
-    return blocks.mean((1, 3, 5)) >= 0.5
+    return blocks.sum((1, 3, 5), dtype=np.uint32) * 2 >= factor**3
 
 
 def _mesh(mask: np.ndarray, size: np.ndarray) -> Mesh | None:

@@ -1,0 +1,242 @@
+"""code/figures.py: what it reads, what it refuses, and that what is drawn is what the networks say."""
+
+import csv
+import importlib.util
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from dataloaders import open_dataset
+from networks.one_vs_rest import OneVsRest
+from networks.vnet import VNet
+from utils.errors import UserError
+from utils.inference import sliding_window
+from utils.metrics import METRICS, binary_metrics
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PATCH = (32, 32, 16)
+SHAPE = {"n_filters": 2}
+
+
+def save(path, step, root, **networks):
+    """A checkpoint as `utils.run` writes it; the networks but `seg`'s partner `dis` are those that are tested."""
+    options = {"dataset": "LA", "root": str(root), "downsample": 1, "patch": list(PATCH), "labelnum": 2}
+    state = {"step": step, "last": 40, "args": options, "test_networks": [name for name in networks if name != "dis"]}
+    specs = {
+        name: {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
+        for name, net in networks.items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state | {"networks": specs} | {name: net.state_dict() for name, net in networks.items()}, path)
+
+
+def network(seed, **options):
+    torch.manual_seed(seed)
+    net = VNet(**SHAPE, **options).eval()
+    with torch.no_grad():  # untrained, but of all heads half of the voxels on each side
+        outputs = net(torch.rand(1, 1, *PATCH))
+        for head, output in zip(net.heads, outputs if isinstance(outputs, tuple) else (outputs,), strict=False):
+            convolution = head if isinstance(head, torch.nn.Conv3d) else head[-1]
+            convolution.bias[1] -= (output[0][1] - output[0][0]).median()
+        if net.sdm is not None:
+            sdm = outputs[1] if isinstance(outputs, tuple) else outputs
+            net.sdm.bias -= torch.atanh(sdm.clamp(-0.99, 0.99)).median()
+    return net
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs" / "LA" / "method_2" / "seed1"
+
+
+@pytest.fixture
+def call(monkeypatch, folder):
+    """Call the script's `main` on the run, and return what it gave to each figure of `utils.figures` that it drew."""
+    spec = importlib.util.spec_from_file_location("figures_script", ROOT / "code" / "figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = []
+    for name in ("sdm_figure", "uncertainty_figure", "curves_figure"):
+        drawer = getattr(module, name)
+
+        def record(path, *args, drawer=drawer, **options):
+            given.append(args)
+            drawer(path, *args, **options)
+
+        monkeypatch.setattr(module, name, record)
+
+    def main(figure, *argv):
+        given.clear()
+        monkeypatch.setattr(sys, "argv", ["figures.py", figure, str(folder), *map(str, argv)])
+        module.main()
+        return given
+
+    return main
+
+
+@pytest.fixture
+def dtml(folder, tiny_la):
+    nets = {"seg": network(0), "dis": network(1, sdm_head=True, segmentation_head=False)}
+    save(folder / "last.pth", 40, tiny_la, **nets)
+    save(folder / "step_20.pth", 20, tiny_la, seg=nets["seg"])
+    return nets
+
+
+LAST = ("--gpu", "-1", "--precision", "fp32")
+
+
+def test_sdm_shows_the_map_of_the_network_that_has_one(folder, dtml, call, capsys, tiny_la):
+    ((image, label, maps, title),) = call("sdm", *LAST)
+    data = open_dataset("LA", tiny_la)
+    assert "CASE02" in title  # the first that was unlabelled
+    np.testing.assert_array_equal(label, data.load(2)[1])
+    expected = sliding_window(dtml["dis"], image, PATCH, (18, 18, 4), 1, activation=None)
+    np.testing.assert_allclose(maps, expected, atol=1e-5)
+    assert (folder / "figures" / "sdm_last_CASE02.png").is_file()
+    assert str(folder / "figures" / "sdm_last_CASE02.png") in capsys.readouterr().out
+    call("sdm", *LAST, "--split", "test", "--case", "CASE07", "--format", "pdf", "svg")
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "sdm_last_CASE02.png",
+        "sdm_last_CASE07.pdf",
+        "sdm_last_CASE07.svg",
+    }
+
+
+def test_sdm_takes_the_second_head_of_a_network_with_two(folder, tiny_la, call):
+    net = network(0, sdm_head=True)
+    save(folder / "last.pth", 40, tiny_la, net=net)
+    ((image, _, maps, _),) = call("sdm", *LAST)
+    expected = sliding_window(lambda x: net(x)[1], image, PATCH, (18, 18, 4), 1, activation=None)
+    np.testing.assert_allclose(maps, expected, atol=1e-5)
+
+
+def test_uncertain_is_where_the_branches_disagree_at_each_step(folder, tiny_la, call):
+    nets = {step: network(step, branches=3) for step in (10, 20, 30)}
+    for step, net in nets.items():
+        save(folder / f"step_{step}.pth", step, tiny_la, net=net)
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "epoch": {s // 10}}}\n' for s in (10, 20)))
+    ((cases, names, *_),) = call("uncertainty", *LAST, "--steps", 10, 20, "--case", "CASE03", "CASE02")
+    assert names == ["epoch 1 (step 10)", "epoch 2 (step 20)"]
+    assert [case for case, *_ in cases] == ["CASE03", "CASE02"]
+    for _, image, label, masks in cases:
+        assert label.shape == image.shape
+        for mask, net in zip(masks, (nets[10], nets[20]), strict=True):
+            con, rad = (
+                sliding_window(lambda x, net=net, i=i: net(x)[i], image, PATCH, (18, 18, 4), 2).argmax(0)
+                for i in (1, 2)
+            )
+            assert 0.01 < mask.mean() < 0.99
+            assert (mask == (con != rad).numpy()).mean() > 0.999
+    assert (folder / "figures" / "uncertainty_10_20_2cases.png").is_file()
+    ((cases, names, *_),) = call("uncertainty", *LAST)
+    assert names == ["step 10", "step 20", "step 30"]  # of the last no epoch is known
+    assert [case for case, *_ in cases] == ["CASE02"]
+
+
+def test_curves_of_training_cases_score_each_network_and_their_mean(folder, tiny_la, call):
+    nets = {step: {"net": network(step), "net_2": network(step + 1)} for step in (10, 20)}
+    for step, pair in nets.items():
+        save(folder / f"step_{step}.pth", step, tiny_la, **pair)
+    ((lines, title, *_),) = call("curves", *LAST, "--split", "train", "--cases", 2)
+    assert "2 unlabelled training cases" in title
+    data = open_dataset("LA", tiny_la)
+    expected = {"net": [], "net_2": [], "mean": []}
+    for index in (2, 3):
+        image, label = data.load(index)
+        probs = [sliding_window(net.segment, image, PATCH, (18, 18, 4), 2) for net in nets[20].values()]
+        for name, prob in zip(expected, [*probs, probs[0] + probs[1]], strict=True):
+            expected[name].append(binary_metrics(prob.argmax(0).numpy(), label)["dice"])
+    for name, dice in expected.items():
+        assert lines[name][20]["dice"] == pytest.approx(np.mean(dice), abs=1e-3)
+    with open(folder / "figures" / "curves_train.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["network"], row["step"]) for row in rows] == [(n, s) for n in expected for s in ("10", "20")]
+    assert float(rows[1]["dice"]) == lines["net"][20]["dice"]
+    ((lines, *_),) = call("curves", *LAST, "--split", "train", "--cases", 1, "--nms", 1, "--names", "A", "B", "both")
+    assert list(lines) == ["A", "B", "both"]
+
+
+def result(folder, tag, step, network, dice, nms=1, listed="the test list"):
+    """What `utils.evaluation` leaves of a test, as far as curves need it."""
+    values = {m: {"mean": None if m == "hd95" else dice} for m in METRICS}
+    summary = {"checkpoint": f"{tag.split('_n')[0]}.pth", "step": step, "cases": 20, "list": listed, "mean": values}
+    path = folder / "test" / tag / "summary.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(summary | {"test": {"network": network, "nms": nms}}))
+
+
+def test_curves_of_the_test_list_are_read_from_results_of_one_kind(folder, call, capsys):
+    for step, dice in ((10, 0.5), (20, 0.7)):
+        result(folder, f"step_{step}", step, None, dice + 0.05)
+        result(folder, f"step_{step}_net", step, "net", dice)
+        result(folder, f"step_{step}_net_2", step, "net_2", dice - 0.1)
+    result(folder, "last", 30, None, 0.9)
+    result(folder, "step_10_nms0", 10, None, 0.1, nms=0)
+    result(folder, "step_20_nms0", 20, None, 0.2, nms=0)
+    result(folder, "best", 20, None, 0.99)
+    result(folder, "step_10_train", 10, None, 0.99, listed="the run's unlabelled training cases")
+    ((lines, title, *_),) = call("curves", "--metrics", "dice", "hd95")
+    dice = {name: {step: values["dice"] for step, values in line.items()} for name, line in lines.items()}
+    assert list(dice) == ["net", "net_2", "mean"]
+    assert dice["net"] == {10: 0.5, 20: 0.7}
+    assert dice["net_2"] == pytest.approx({10: 0.4, 20: 0.6})
+    assert dice["mean"] == pytest.approx({10: 0.55, 20: 0.75, 30: 0.9})
+    assert np.isnan(lines["net"][10]["hd95"])
+    assert "20 cases" in title
+    assert "left out: step_<n>_nms0" in capsys.readouterr().out
+    ((lines, *_),) = call("curves", "--nms", 0)
+    assert [line[10]["dice"] for line in lines.values()] == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sdm", "--checkpoint", "20"], "step_20.pth: none of its networks gives distance maps.*--checkpoint last"),
+        (["sdm", "--checkpoint", "30"], "step_30.pth: not there; kept steps: 20"),
+        (["sdm", "--case", "CASE00"], "--case CASE00: not an unlabelled training case; the first is CASE02"),
+        (["sdm", "--split", "val"], "LA has no val list"),
+        (["sdm", "--root", "nowhere"], "nowhere: no such folder"),
+        (["uncertainty"], "step_20.pth: needs one network with a conservative and a radical branch"),
+        (["sdm", "--checkpoint", "first"], "--checkpoint first is not last, best or a step's number"),
+        (["sdm", "--gpu", "0,1"], "--gpu 0,1: figures use one device"),
+        (["curves"], "no results of kept steps; test them"),
+        (["curves", "--cases", "2"], "--cases: the tests had their own"),
+        (["curves", "--split", "train", "--cases", "1"], "one step alone makes no curve"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(folder, dtml, call, argv, message):
+    with pytest.raises(UserError, match=message) as raised:
+        call(*argv, *(() if "--gpu" in argv else ("--gpu", "-1")))
+    assert "\n" not in str(raised.value)
+    assert not (folder / "figures").exists()
+
+
+def test_a_misspelt_flag_is_told_which_one_is_near(folder, dtml, call, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("sdm", "--checkpont", "last")
+    assert stop.value.code == 2
+    assert (
+        "figures.py sdm: unrecognized arguments: --checkpont last; did you mean --checkpoint?"
+        in capsys.readouterr().err
+    )
+
+
+def test_what_has_no_curve_or_no_region_of_its_own_is_told(folder, tiny_la, call, dtml):
+    save(folder / "step_30.pth", 30, tiny_la, net=OneVsRest("vnet", 1, 2, **SHAPE, branches=3))
+    with pytest.raises(UserError, match="not one network a class"):
+        call("uncertainty", "--gpu", "-1", "--steps", 30)
+    (folder / "step_20.pth").unlink()
+    (folder / "step_30.pth").unlink()
+    with pytest.raises(UserError, match="kept no steps; train with --keep_every"):
+        call("curves", "--gpu", "-1", "--split", "train")
+    result(folder, "step_10", 10, None, 0.5)
+    result(folder, "step_20", 20, None, 0.5)
+    with pytest.raises(UserError, match="2 names for 1 lines: mean"):
+        call("curves", "--names", "a", "b")
+    (folder / "test" / "step_20" / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"step_20/summary\.json: damaged"):
+        call("curves")
