@@ -15,6 +15,7 @@ patients in the challenge's folder testing/ are left out, as in the papers, unle
 
 import os
 import re
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -147,7 +148,9 @@ def prepare(job):
 def fill(report, jobs, workers):
     """Prepare all volumes, `workers` at a time; one that another list has too is left out."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
         rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        signal.signal(signal.SIGINT, before)
         for row in tqdm(rows, total=len(jobs), unit="volume", disable=None):
             report.rows[row.case] = row
             with report.case(row.case):

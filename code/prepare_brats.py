@@ -16,6 +16,7 @@ are not those of the papers' tables.
 """
 
 import os
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -100,7 +101,9 @@ def prepare(job):
 def fill(report, jobs, workers):
     """Prepare all subjects, `workers` at a time; one whose scan another list has too is left out."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
         rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        signal.signal(signal.SIGINT, before)
         for row in tqdm(rows, total=len(jobs), unit="subject", disable=None):
             report.rows[row.case] = row
             with report.case(row.case):

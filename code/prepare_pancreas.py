@@ -24,6 +24,7 @@ their order, as the released code does: the first 62 of 80 train, the first 12 o
 import itertools
 import os
 import re
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -188,7 +189,9 @@ def prepare(job):
 def fill(report, jobs, workers):
     """Prepare all cases, `workers` at a time; one whose scan another list has too is left out."""
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
         rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        signal.signal(signal.SIGINT, before)
         for row in tqdm(rows, total=len(jobs), unit="case", disable=None):
             report.rows[row.case] = row
             with report.case(row.case):

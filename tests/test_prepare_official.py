@@ -70,11 +70,14 @@ def box_of(mask):
 
 @pytest.fixture
 def la(tmp_path):
-    """Five cases wider than the crop of a small label, and what was written."""
+    """Five cases wider than the crop of a small label, one with a large one, and a case that is not for training."""
     rng = np.random.default_rng(0)
-    cases = {f"CASE{i}": official.solid(rng, (170 + i, 160, 12), radius=0.1) for i in range(5)}
+    cases = {f"CASE{i}": official.solid(rng, (170 + i, 160, 12), radius=0.1) for i in range(4)}
+    cases["CASE4"] = official.solid(rng, (220, 160, 12), radius=0.25)
     for case, arrays in cases.items():
         official.write_la(tmp_path / "download", case, *arrays)
+    testing = tmp_path / "download" / "Testing Set" / "CASE9"
+    shutil.copytree(tmp_path / "download" / "Training Set" / "CASE0", testing)
     return tmp_path / "download", cases
 
 
@@ -146,6 +149,7 @@ def test_one_scan_in_two_lists_is_left_in_the_test_list_alone(la, main, tmp_path
     assert status == 1
     assert "CASE0: the same voxels as CASE1, which is in the test list" in said
     assert listed(tmp_path / "root" / "train.list") == ["CASE2"]
+    assert not list((tmp_path / "root").glob("**/CASE0/*"))
 
 
 def test_files_and_report_do_not_depend_on_the_number_of_workers(la, main, tmp_path):
@@ -356,6 +360,10 @@ def test_pancreas_labels_lie_where_the_tissue_is(pancreas, main, tmp_path):
             np.testing.assert_array_equal(label, mask)
             np.testing.assert_allclose(image, (np.clip(hounsfield, -125, 275) + 125) / 400, atol=1e-6)
     assert open_dataset("Pancreas2d", root).load(3)[0].shape == (32, 36)
+    main(prepare_pancreas, download, "--seed", 1, "--overwrite")
+    drawn = listed(root / "train.list"), listed(root / "test.list")
+    assert sorted(drawn[0] + drawn[1]) == ["0001", "0002", "0003"]
+    assert drawn[1] == ["0001"]
 
 
 def test_pancreas_alignment_that_is_not_clear_is_told_and_settled_by_hand(tmp_path, main):
@@ -377,9 +385,9 @@ def test_pancreas_spacing_is_true_unless_legacy(tmp_path, main):
         official.write_pancreas(tmp_path / "download", number, *abdomen(rng, (40, 40, 16)), (0.5, 0.5, 2.0))
     window = ["--window", -100, 240]
     assert main(prepare_pancreas, tmp_path / "download", *window)[0] == 0
-    image, _ = open_dataset("Pancreas", tmp_path / "root").load(0)
+    image, label = open_dataset("Pancreas", tmp_path / "root").load(0)
     assert image.shape == (20, 20, 32)
-    assert (image.min(), image.max()) >= (0, 0.5)
+    assert np.median(image[label > 0]) == pytest.approx((100 + 100) / 340, abs=0.01)
     assert main(prepare_pancreas, tmp_path / "download", *window, "--legacy_spacing", "--overwrite")[0] == 0
     assert open_dataset("Pancreas", tmp_path / "root").load(0)[0].shape == (20, 20, 8)
 
