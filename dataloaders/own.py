@@ -93,6 +93,13 @@ class Own(Volumes):
             raise UserError(f"{self.root / FILE} knows no case {name}, which a list names; prepare the images again")
         return self.cases[name]["patient"]
 
+    def read(self, path, label=True):
+        if label and not self.cases[path.stem]["labeled"]:
+            raise UserError(
+                f"{path}: an image without a label; to validate on images with one, take --val_from labeled"
+            )
+        return super().read(path, label)
+
     def labeled(self, labelnum):
         """Indices of the samples with a label of the first `labelnum` units that have any, in the order of the list.
 

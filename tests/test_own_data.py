@@ -85,6 +85,9 @@ def test_volumes(root):
         for found, key in zip(train.load(1), ("image", "label"), strict=True):
             assert_array_equal(found, file[key][()])
     assert train.load(2, label=False)[1] is None
+    for data, index in ((train, 2), (open_dataset("own2d", root), 45)):
+        with pytest.raises(UserError, match=r"c\.h5: an image without a label; .* --val_from labeled"):
+            data.load(index)
     assert open_dataset("own", root, "test").load(0)[1].shape == SHAPE
     assert open_dataset("own", root, "val").names == ["e"]
     assert open_dataset("own", root, downsample=2).load(0)[0].shape == (12, 10, 16)
