@@ -244,7 +244,8 @@ def within(place, factor):
 
     def reach(extents):
         for axis, (box, extent) in enumerate(zip(place.box, extents, strict=True)):
-            at = first[axis] + np.arange(turned.size[axis]) * turned.spacing[axis] / fine.spacing[axis]
+            at = first[axis] + np.arange(turned.size[axis]) * (turned.spacing[axis] / fine.spacing[axis])
+            at = np.where(np.abs(at - np.rint(at)) < 1e-6, np.rint(at), at)  # a voxel is a voxel, whatever its origin
             low = box.start - 0.5 if box.start > 0 else -np.inf
             high = box.stop - 0.5 if box.stop < fine.size[axis] else np.inf
             begin, end = np.searchsorted(at, (low, high))
@@ -267,7 +268,6 @@ def predict_image(case, model, preprocessing, frame, **settings):
     axes = model.data["image_axes"] if len(model.patch) == 2 else None
     size = place.oriented.size
     results = segment(model, prepared.image, axes, size, within(place, model.downsample), case.maps, **settings)
-    case.stem.parent.mkdir(parents=True, exist_ok=True)
     for what in (*case.maps, "labels"):  # labels last: where they are, all is
         stored = np.flip(results.pop(what), place.flips).transpose(np.argsort(place.order))
         images.write_image(case.outputs[what], images.from_array(np.ascontiguousarray(stored), image))
@@ -310,13 +310,13 @@ def predict_h5(case, model, **settings):
         probabilities = [results.pop(what) for what in list(results) if what.startswith("probability")]
         if probabilities:
             file["probability"] = np.stack(probabilities)
-    case.stem.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(case.outputs["labels"], lambda part: part.write_bytes(written.getbuffer()))
 
 
 def predict(case, model, preprocessing, frame, settings):
     """Segment one input, whatever can go wrong with it turned into a `UserError` that names it."""
     try:
+        case.stem.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before hours of windows
         if case.suffix == ".h5":
             predict_h5(case, model, **settings)
         else:
@@ -387,9 +387,12 @@ def main(arguments=None):
                 continue
         print(f"{case.outputs['labels']}  {time.perf_counter() - began:.1f} s", flush=True)
     if len(failed) < len(todo):
-        record(args, path, model, preprocessing, keep_largest, settings)
+        try:
+            record(args, path, model, preprocessing, keep_largest, settings)
+        except UserError as error:
+            failed.append(str(error))
     if failed:
-        print(f"{len(failed)} of {len(todo)} failed:", *failed, sep="\n  ", file=sys.stderr)
+        print(f"{len(failed)} failed of {len(todo)}:", *failed, sep="\n  ", file=sys.stderr)
         sys.exit(1)
 
 

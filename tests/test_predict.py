@@ -114,6 +114,15 @@ def test_every_type_comes_back_with_its_geometry_and_the_same_labels(run_folder,
     assert "step 7 of 9: 1 spleen, 2 liver" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("spacing", [None, (0.7, 1.3, 3.0)])
+def test_voxels_that_stay_are_no_places_between_voxels(spacing):
+    place = Preprocessing(orientation="RAS", spacing=spacing).apply(oblique((40, 30, 20))).place
+    for axis, (inside, at) in enumerate(predict.within(place, 1)(place.resampled.size)):
+        assert inside == slice(0, place.oriented.size[axis])
+        stays = spacing is None or place.oriented.spacing[axis] == spacing[axis]
+        assert np.array_equal(at, np.arange(len(at))) == stays
+
+
 @pytest.mark.parametrize("downsample", [1, 2])
 def test_the_way_an_image_is_stored_makes_no_difference(tmp_path, downsample):
     run_folder = write_run(tmp_path / "run", Preprocessing(orientation="LPS"), downsample=downsample)
@@ -290,7 +299,7 @@ def test_a_bad_file_is_told_in_one_line_and_the_rest_goes_on(run_folder, tmp_pat
     ):
         told = [line for line in error if re.search(f"{re.escape(str(folder / name))}: .*{reason}", line)]
         assert len(told) == 2, name  # when it happens, and in the list at the end
-    assert "4 of 5 failed:" in error
+    assert "4 failed of 5:" in error
     assert len(error) == 9
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predict.json", "z_good.nii.gz"]
 
@@ -310,6 +319,15 @@ def test_what_cannot_be_written_leaves_nothing(run_folder, tmp_path, capsys):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list((tmp_path / "out").iterdir())
     assert re.search(r"a\.h5: cannot be written \(", capsys.readouterr().err)
+
+
+def test_an_out_that_is_a_file_is_told_before_anything_is_predicted(run_folder, tmp_path, capsys, monkeypatch):
+    write_image(tmp_path / "a.nii", oblique())
+    (tmp_path / "out").touch()
+    monkeypatch.setattr(predict, "predict_image", None)
+    with pytest.raises(SystemExit):
+        call(run_folder, tmp_path / "a.nii", "--out", tmp_path / "out")
+    assert "out: cannot be written (File exists)" in capsys.readouterr().err
 
 
 def test_two_inputs_of_one_name_are_refused_or_keep_their_folders(run_folder, tmp_path):
