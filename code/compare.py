@@ -27,12 +27,18 @@ from utils.tables import render
 def arguments(argv=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of its seeds, or folder:results")
-    parser.add_argument("--test", default="last", help="name of the results, a folder below <run>/test/")
-    parser.add_argument("--baseline", help="row that the others are tested against: its name in the table, or folder")
-    parser.add_argument("--names", nargs="+", default=[], help="of the rows, in their order (default: of the folders)")
-    listed = {"nargs": "+", "choices": METRICS, "metavar": "METRIC", "default": []}
+    parser.add_argument(
+        "--test", default="last", metavar="RESULTS", help="name of the results, a folder below <run>/test/"
+    )
+    parser.add_argument(
+        "--baseline", metavar="ROW", help="row that the others are tested against: its name in the table, or folder"
+    )
+    parser.add_argument(
+        "--names", nargs="+", metavar="NAME", help="of the rows, in their order (default: of the folders)"
+    )
+    listed = {"nargs": "+", "choices": METRICS, "metavar": "METRIC"}
     parser.add_argument("--metrics", **listed, help=f"of {', '.join(METRICS)} (default: those that the test showed)")
-    parser.add_argument("--class", dest="class_name", default="", help="one class (default: the mean over classes)")
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="one class (default: the mean over classes)")
     parser.add_argument("--confidence", type=level, default=0.95, help="of the bootstrap intervals")
     parser.add_argument("--resamples", type=options.positive_int, default=9999, help="of the bootstrap")
     parser.add_argument("--seed", type=options.non_negative_int, default=0, help="of the bootstrap")
@@ -74,9 +80,9 @@ def write(path, text):
 
 def main(argv=None):
     args = arguments(argv)
-    entries = open_entries(args.runs, args.test, args.names)
+    entries = open_entries(args.runs, args.test, args.names or ())
     bootstrap = {"confidence": args.confidence, "resamples": args.resamples, "seed": args.seed}
-    compared = compare(entries, dict.fromkeys(args.metrics), args.baseline, args.class_name, **bootstrap)
+    compared = compare(entries, dict.fromkeys(args.metrics or ()), args.baseline, args.class_name, **bootstrap)
     made, notes = list(tables(compared)), legend(compared)
 
     print("\n\n".join(render(cells, "text") for cells, _ in made), "", *notes, sep="\n")

@@ -22,7 +22,7 @@ from utils.comparison import COMPONENTS, PUBLISHED, compare, difference_table, e
 from utils.errors import UserError
 from utils.figures import NAMES, SHOWN, summary_figure
 from utils.metrics import METRICS, OVERLAPS
-from utils.results import open_entries, test_command
+from utils.results import command_of_test, open_entries
 from utils.statistics import spread
 
 PLACES = ("best", "median", "worst")
@@ -31,10 +31,16 @@ PLACES = ("best", "median", "worst")
 def arguments(argv=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or of its seeds, or folder:results")
-    parser.add_argument("--test", default="last", help="name of the results, a folder below <run>/test/")
-    parser.add_argument("--output", default="report.html", help="file to write")
-    parser.add_argument("--baseline", help="row that the others are tested against: its name in the table, or folder")
-    parser.add_argument("--names", nargs="+", default=[], help="of the rows, in their order (default: of the folders)")
+    parser.add_argument(
+        "--test", default="last", metavar="RESULTS", help="name of the results, a folder below <run>/test/"
+    )
+    parser.add_argument("--output", default="report.html", metavar="FILE", help="file to write")
+    parser.add_argument(
+        "--baseline", metavar="ROW", help="row that the others are tested against: its name in the table, or folder"
+    )
+    parser.add_argument(
+        "--names", nargs="+", metavar="NAME", help="of the rows, in their order (default: of the folders)"
+    )
     which = {"choices": ("all", "three", "none"), "default": "all"}
     parser.add_argument("--cases", **which, help="whose figures: all, the best, median and worst, or none's")
     return parser.parse_args(argv)
@@ -95,7 +101,7 @@ def commands(entry):
         flags = [f"--{name}{_typed(trained[name])}" for name in given if trained[name] not in (None, False)]
         if given:
             lines.append(_folded([f"python code/train_{trained['method']}.py", *flags]))
-        lines.append(test_command(result.folder, result.tag, trained["dataset"]))
+        lines.append(command_of_test(result.folder, result.tag, trained["dataset"]))
     return html.text("\n".join(lines), "pre")
 
 
@@ -262,7 +268,7 @@ CAPTIONS = {
 
 def main(argv=None):
     args = arguments(argv)
-    entries = open_entries(args.runs, args.test, args.names)
+    entries = open_entries(args.runs, args.test, args.names or ())
     compared = compare(entries, (), args.baseline)
     data = ", ".join(dict.fromkeys(entry.first.trained["dataset"] for entry in entries))
     alone = len(entries) == 1

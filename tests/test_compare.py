@@ -410,6 +410,14 @@ def test_damaged_results(spoil, message, tmp_path, call):
         call(folder)
 
 
+def test_a_run_is_called_by_its_folder_from_wherever_it_is_named(tmp_path, monkeypatch):
+    folder = write_run(tmp_path, "run", BASE)
+    monkeypatch.chdir(folder)
+    (entry,) = open_entries([".", str(folder), ".."], "last")
+    assert (entry.label, len(entry.results)) == ("run", 1)
+    assert comparison.find_entry([entry], "..") is comparison.find_entry([entry], str(folder)) is entry
+
+
 def test_runs_of_one_name_are_told_apart(tmp_path):
     one, two = write_run(tmp_path / "a", "run", BASE), write_run(tmp_path / "b", "run", BASE)
     write_run(tmp_path / "a", "run", BASE, tag="last_nms0")

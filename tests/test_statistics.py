@@ -32,7 +32,7 @@ def test_wilcoxon_by_hand():
     assert paired([1, 2, 3, 4, 5], np.zeros(5)).wilcoxon == pytest.approx(2 / 32)
 
 
-@pytest.mark.parametrize("differences", [[1, -2, 2, 3, 3, -3], [0, 1, 1, 1], [2, -2], [0.5] * 9])
+@pytest.mark.parametrize("differences", [[1, -2, 2, 3, 3, -3], [0, 0, -1, 2, 3, 4], [2, -2], [0.5] * 9])
 def test_shared_ranks_against_all_signs(differences):
     """The share of all signs whose sum of positive ranks is as far from the middle."""
     kept = np.array([d for d in differences if d])

@@ -8,6 +8,7 @@ import csv
 import difflib
 import io
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from utils.errors import UserError
 from utils.figures import NAMES
 from utils.metrics import METRICS, OVERLAPS
 from utils.published import NMS, published
-from utils.results import Entry, Result, differing
+from utils.results import SEED, Entry, Result, differing
 from utils.run import ROOT
 from utils.statistics import Paired, Spread, bootstrap_interval, holm, paired, spread
 from utils.tables import NOT_COMPARED, options_of
@@ -96,7 +97,7 @@ def compare(
     entries: Sequence[Entry],
     metrics: Sequence[str] = (),
     baseline: str | None = None,
-    class_name: str = "",
+    class_name: str | None = None,
     confidence: float = 0.95,
     resamples: int = 9999,
     seed: int = 0,
@@ -143,7 +144,7 @@ def compare(
         metrics=metrics,
         baseline=base,
         of_class=of_class,
-        class_name=class_name,
+        class_name=class_name or "",
         cells=cells,
         differences=_differences(values, base.label, metrics, bootstrap) if base else {},
         published=known,
@@ -160,9 +161,10 @@ def find_entry(entries: Sequence[Entry], name: str) -> Entry:
     Raises:
         UserError: there is none; names those that there are.
     """
-    place = Path(name)
+    place = Path(os.path.abspath(name))
     for entry in entries:
-        folders = {folder for result in entry.results for folder in (result.folder, result.folder.parent)}
+        seeds = {Path(os.path.abspath(result.folder)) for result in entry.results}
+        folders = seeds | {seed.parent for seed in seeds if SEED.fullmatch(seed.name)}
         if name == entry.label or place in folders:
             return entry
     labels = [entry.label for entry in entries]

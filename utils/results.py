@@ -8,6 +8,7 @@ An entry is what has one row in a table: a run, or several that differ in nothin
 import csv
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,7 +85,7 @@ class Result:
         groups = {}
         for line in lines[2:]:  # below the folder and the hardware
             found = re.fullmatch(r"\S+ (.+?): (\w+=.*)", line)
-            if not found or found[1] in groups:  # a resumed run says it again
+            if not found:
                 break
             groups[found[1]] = [name for name in re.findall(r"(?:^| )(\w+)=", found[2]) if name in self.trained]
         return groups
@@ -178,16 +179,16 @@ def open_entries(runs: Sequence[str], tag: str, names: Sequence[str] = ()) -> li
     groups = {}
     for text in runs:
         for folder, own in _find(text, tag):
-            seed = SEED.fullmatch(folder.name)
-            members = groups.setdefault((folder.parent if seed else folder, own), {})
-            members[folder] = None
+            place = Path(os.path.abspath(folder))
+            group = place.parent if SEED.fullmatch(place.name) else place
+            groups.setdefault((group, own), {}).setdefault(place, folder)
     if names and len(names) != len(groups):
         raise UserError(f"--names: {len(names)} names for {len(groups)} rows; give one each")
     if len(set(names)) < len(names):
         raise UserError("--names: two of them are the same")
     labels = names or _labels(list(groups))
     return [
-        Entry(label, tuple(read_result(folder, own) for folder in members))
+        Entry(label, tuple(read_result(folder, own) for folder in members.values()))
         for label, ((_, own), members) in zip(labels, groups.items(), strict=True)
     ]
 
@@ -242,10 +243,10 @@ def _how(folder: Path, tag: str) -> str:
         dataset = json.loads((folder / "args.json").read_text())["dataset"]
     except (OSError, ValueError, LookupError, TypeError):
         return "test it with code/test_<dataset>.py"
-    return f"make them with: {test_command(folder, tag, dataset)}"
+    return f"make them with: {command_of_test(folder, tag, dataset)}"
 
 
-def test_command(folder: Path, tag: str, dataset: str) -> str:
+def command_of_test(folder: Path, tag: str, dataset: str) -> str:
     """The command that makes the results of a name, as far as the name tells it."""
     flags = [f"--checkpoint {step or best}" for step, best in re.findall(r"^(?:step_(\d+)|(best))", tag)]
     flags += [f"--split {split}" for split in re.findall(r"_(val|train)(?=_|$)", tag)]
@@ -286,7 +287,7 @@ def _is_run(folder: Path) -> bool:
 
 def _labels(groups: Sequence[tuple[Path, str]]) -> list[str]:
     """The folders' names, or with as much besides as tells them apart."""
-    folders, tags = [folder.absolute() for folder, _ in groups], [tag for _, tag in groups]
+    folders, tags = zip(*groups, strict=True)
     for depth in (1, 2, None):
         names = [str(folder if depth is None else Path(*folder.parts[-depth:])) for folder in folders]
         for labels in (names, [f"{name}:{tag}" for name, tag in zip(names, tags, strict=True)]):
