@@ -9,11 +9,11 @@ test.list, report.csv and overlays.png, which are worth a look. Voxels are resam
 to 275 become 0 to 1, and the crop is the label's box with 25 voxels on every side, at least 96. The paper takes another
 window for slices: the second folder is for --dataset Pancreas2d --root data/Pancreas2d.
 
-Alignment: the labels' headers cannot be relied on for how their voxels lie on the images'. As far as published code
-tells, a label's voxel (i, j, k) is column i and row j of the k-th slice, counted from the feet. This is checked: each
-label is tried with all eight combinations of reversed axes, and soft tissue (0 to 200 HU) must fill it more than the 3
-voxels around it, for a pancreas lies in fat. Where another way fits clearly better, it is taken and told; where none
-fits clearly, that is told. Look at these cases in overlays.png; --label_flip settles them by hand.
+Alignment: the labels' headers cannot be relied on for how their voxels lie on the images'. By published code a label's
+voxel (i, j, k) is column i and row j of the image's slice k; whether slices count from the feet is not said, here they
+do. So this is checked: each label is tried with all eight combinations of reversed axes, and soft tissue (0 to 200 HU)
+must fill it more than the 3 voxels around it, for a pancreas lies in fat. Where another way fits clearly better, it is
+taken and told; where none fits clearly, that is told. Look at these in overlays.png; --label_flip settles it by hand.
 
 The released code takes slices to be as far apart as pixels, so that its voxels are not 1 mm long along z:
 --legacy_spacing repeats this. How it interpolates is not published; here it is linearly, labels too. Cases 25 and 70
