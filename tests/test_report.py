@@ -131,9 +131,12 @@ def test_what_was_run_and_from_where_each_option_came(tmp_path, call):
     assert "name" not in [option[0] for option in options]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_of_which_little_is_recorded(tmp_path, call):
     folder = write_run(tmp_path, "run", DICE)
     (folder / "environment.json").write_text("[")
+    call(folder)
+    (folder / "environment.json").write_text('{"commit": "0123456789"}')
     page = call(folder)
     assert not {"commit", "hardware", "time"} & facts(page).keys()
     assert "<h2>Training</h2>" not in page

@@ -72,9 +72,10 @@ class Result:
     def environments(self) -> list[dict]:
         """Versions, commit and hardware, one a part of a run that was resumed; empty if not recorded."""
         try:
-            return list(json.loads((self.folder / "environment.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            parts = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return []
+        return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
     def sources(self) -> dict[str, list[str]]:
         """Names of the training's options by where their values came from, as the log begins with them."""
