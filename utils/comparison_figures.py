@@ -322,6 +322,7 @@ def _broken(label: str) -> str:
 
 def _figure(height: float, width: float = WIDTH) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08)  # names below neighbouring panels stay apart
     FigureCanvasAgg(figure)
     return figure
 
