@@ -127,12 +127,12 @@ def test_voxels_that_stay_are_no_places_between_voxels(spacing):
 def test_the_way_an_image_is_stored_makes_no_difference(tmp_path, downsample):
     run_folder = write_run(tmp_path / "run", Preprocessing(orientation="LPS"), downsample=downsample)
     image = oblique((22, 19, 18))
-    for axes in ("LPS", "RAS", "SPL"):
+    for axes in ("LPS", "RAS", "PSL"):
         write_image(tmp_path / f"in_{axes}.nii.gz", SimpleITK.DICOMOrient(image, axes))
     call(run_folder, *tmp_path.glob("in_*"), "--out", tmp_path / "out")
     first, *others = [
         SimpleITK.DICOMOrient(read_image(tmp_path / "out" / f"in_{axes}.nii.gz"), "LPS")
-        for axes in ("LPS", "RAS", "SPL")
+        for axes in ("LPS", "RAS", "PSL")
     ]
     assert len(np.unique(to_array(first))) == 3
     for other in others:
