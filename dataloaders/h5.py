@@ -1,8 +1,9 @@
-"""Read the published h5 layouts, and say in one line what is wrong with a list or a file.
+"""Read and write the published h5 layouts, and say in one line what is wrong with a list or a file.
 
 Keys: `image` float32 of any shape, `label` integers of the same shape (absent, or never read, for unlabelled cases).
 """
 
+import io
 from pathlib import Path
 
 import h5py
@@ -109,3 +110,16 @@ def read_label(path, shape, num_classes):
         outside = [value.item() for value in values if value not in range(num_classes)]
         raise UserError(f"{path}: label has values {outside[:5]} outside the classes 0 … {num_classes - 1}")
     return label.astype(np.uint8)
+
+
+def h5_bytes(arrays, attributes=()):
+    """An h5 file of these arrays, compressed, and attributes, both by name, as what is to be written.
+
+    In memory, because on a full disk the h5 library would crash the process at its end.
+    """
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        for key, array in arrays.items():
+            file.create_dataset(key, data=array, compression="gzip")
+        file.attrs.update(attributes)
+    return memory.getbuffer()

@@ -36,6 +36,7 @@ class Own(Volumes):
     stride = (16, 16, 16)
     net = "vnet"
     labeled_bs, unlabeled_bs = 2, 2
+    val_from = "labeled"  # the others' labels are what one does not have
     splits = ("train", "val", "test")
 
     @classmethod

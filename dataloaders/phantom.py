@@ -19,10 +19,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
 
-import h5py
 import numpy as np
 from scipy import ndimage
 
+from dataloaders.h5 import h5_bytes
 from dataloaders.la import FOLDER, LA
 from dataloaders.slices import Slices
 from utils.checkpoint import write_atomically
@@ -606,14 +606,10 @@ def _write_case(folder, names, seed, size, index):
     image, label = make_case(seed, index, size)
     path = folder / names[index] / FILE
 
-    def write(temporary):
-        with h5py.File(temporary, "w") as file:
-            file.create_dataset("image", data=image, compression="gzip")
-            file.create_dataset("label", data=label, compression="gzip")
-
+    content = h5_bytes({"image": image, "label": label})
     with _writing():
         path.parent.mkdir(exist_ok=True)
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _write_text(path, text):

@@ -149,10 +149,10 @@ def two_stream_loader(args, device):
         raise UserError(f"--augment {args.augment}: {dataset.name} is {axes}-D, choose one of {fit}")
     unlabeled_bs = getattr(args, "unlabeled_bs", 0)
     labeled = dataset.labeled(args.labelnum)
-    if unlabeled_bs and args.labelnum == dataset.total:
+    unlabeled = sorted(set(range(len(dataset))) - set(labeled))
+    if unlabeled_bs and not unlabeled:
         unit = dataset.unit.removesuffix("s")
         raise UserError(f"--labelnum {args.labelnum} leaves no unlabelled {unit}; train_supervised.py needs none")
-    unlabeled = sorted(set(range(len(dataset))) - set(labeled))
     labeled, unlabeled, validation = hold_out(dataset, labeled, unlabeled, args, VALIDATION)
     unlabeled = unlabeled if unlabeled_bs else []
     volumes = Resident(dataset, labeled, [*labeled, *unlabeled])

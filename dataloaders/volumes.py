@@ -32,6 +32,7 @@ class Volumes:
         splits: the lists that are published, in the order of their use.
         source: whose protocol this is.
         preprocessing: how the files were made of the images (`dataloaders.preprocessing.Preprocessing`); None: unknown.
+        val_from: default of the option, for `--val_fraction`.
         image_axes: in 2-D, which of an image's axes x, y and z are a sample's rows, columns and slices.
 
     Raises:
@@ -41,6 +42,7 @@ class Volumes:
     unit = "cases"
     splits = ("train", "test")
     image_axes = (1, 0, 2)
+    val_from = "unlabeled"
     preprocessing = None
 
     @classmethod

@@ -114,7 +114,8 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
     held.add_argument(
         "--val_from",
         choices=("unlabeled", "labeled", "list"),
-        help="which: unlabelled cases, whose labels are then read (the default), labelled ones, or the published list",
+        help="which: unlabelled cases, whose labels are then read (the default where there are any), labelled ones, or "
+        "the published list",
     )
     held.add_argument("--val_every", type=positive_int, default=200, help="steps between validations")
     network = parser.add_argument_group("network")
@@ -188,7 +189,7 @@ def parse(parser, rules=(), argv=None):
     if args.n_filters is None:
         fill(args.net, n_filters=network.defaults.n_filters)
     if args.val_fraction and args.val_from is None:
-        fill("--val_fraction", val_from="unlabeled")
+        fill(data.source, val_from=data.val_from)
     _check(args, data, network)
     args.sources = sources
     return args

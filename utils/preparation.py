@@ -28,7 +28,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import h5py
 import numpy as np
 import SimpleITK
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,6 +35,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from dataloaders.h5 import h5_bytes
 from dataloaders.preprocessing import Grid
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
@@ -157,21 +157,17 @@ def write_case(
         source: the image file, an attribute too, as is ``sha256`` (:func:`voxel_hash`).
     """
 
-    memory = io.BytesIO()  # on a full disk the h5 library would crash the process at its end
-
-    def write(part: Path) -> None:
-        with h5py.File(memory, "w") as file:
-            file.create_dataset("image", data=np.asarray(image, dtype=np.float32), compression="gzip")
-            if label is not None:
-                file.create_dataset("label", data=np.asarray(label, dtype=np.uint8), compression="gzip")
-            if grid is not None:
-                file.attrs.update({"spacing": grid.spacing, "origin": grid.origin, "direction": grid.direction})
-            file.attrs.update({"source": str(source), "sha256": sha256})
-        part.write_bytes(memory.getbuffer())
+    arrays = {"image": np.asarray(image, dtype=np.float32)}
+    if label is not None:
+        arrays["label"] = np.asarray(label, dtype=np.uint8)
+    attributes = {"source": str(source), "sha256": sha256}
+    if grid is not None:
+        attributes |= {"spacing": grid.spacing, "origin": grid.origin, "direction": grid.direction}
+    content = h5_bytes(arrays, attributes)
 
     with _writing():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, write)
+        write_atomically(path, lambda part: part.write_bytes(content))
 
 
 @contextlib.contextmanager
