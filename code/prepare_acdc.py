@@ -15,15 +15,11 @@ patients in the challenge's folder testing/ are left out, as in the papers, unle
 
 import os
 import re
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from tqdm import tqdm
 
 import _root  # noqa: F401
 from dataloaders.acdc import ACDC
@@ -31,7 +27,7 @@ from dataloaders.h5 import check_disjoint, read_list
 from utils import options, run
 from utils.errors import UserError
 from utils.images import read_image
-from utils.preparation import Report, begin, complete, relabel, split_units, tell, write_case, write_list
+from utils.preparation import Report, prepare_all, relabel, split_units, stamp, write_case
 
 LISTS = {"train": "train_slices.list", "val": "val.list", "test": "test.list"}
 FRAMES = {"frame01": "ED", "frame02": "ES"}
@@ -145,24 +141,6 @@ def prepare(job):
     return row
 
 
-def fill(report, jobs, workers):
-    """Prepare all volumes, `workers` at a time; one that another list has too is left out."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
-        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
-        signal.signal(signal.SIGINT, before)
-        for row in tqdm(rows, total=len(jobs), unit="volume", disable=None):
-            report.rows[row.case] = row
-            with report.case(row.case):
-                if row.problem is None:
-                    report.check_new(row)
-
-
-def stamp(files):
-    """What tells a changed source: of each file its name, size and time."""
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
-
-
 def main(arguments=None):
     args = parse(arguments)
     patients = find(args.download)
@@ -179,32 +157,14 @@ def main(arguments=None):
     paths = {v: [f"data/{v}.h5", *(f"data/slices/{v}_slice_{k}.h5" for k in slices[v])] for v in files}
     sources = {volume: stamp(found) if isinstance(found, tuple) else found for volume, found in files.items()}
     recipe = {"script": "prepare_acdc.py", "lists": lists, "slices": slices, "sources": sources}
-    written = [path for found in paths.values() for path in found]
-    whole = begin(args.root, recipe, [*written, *LISTS.values()], args.overwrite)
-    if whole:
-        print(f"{args.root}: prepared already, nothing to do")
-        problems = whole["problems"]
-        tell(problems)
-    else:
-        report = Report(ACDC.class_names)
-        jobs = [
-            (v, split, files[v], args.root, slices[v])
-            for split in reversed(lists)  # of a scan in two lists test's stays
-            for v in lists[split]
-        ]
-        fill(report, jobs, args.workers)
-        good = set(report.good)
-        for path in (path for volume in paths.keys() - good for path in paths[volume]):
-            (args.root / path).unlink(missing_ok=True)
-        names = {split: [v for v in volumes if v in good] for split, volumes in lists.items()}
-        names["train"] = [f"{v}_slice_{k}" for v in names["train"] for k in slices[v]]
-        if args.lists:  # in the order of the given list, whose first slices are the labelled ones
-            names["train"] = [s for s in read_list(args.lists / LISTS["train"]) if s.partition("_slice_")[0] in good]
-        for split, file in LISTS.items():
-            write_list(args.root / file, names[split])
-        problems = report.finish(args.root)
-        complete(args.root, problems)
-    if problems:
+    jobs = [(v, split, files[v], args.root, slices[v]) for split in reversed(lists) for v in lists[split]]
+    lines = {LISTS[split]: {v: v for v in volumes} for split, volumes in lists.items()}
+    lines[LISTS["train"]] = {f"{v}_slice_{k}": v for v in lists["train"] for k in slices[v]}
+    if args.lists:  # in the order of the given list, whose first slices are the labelled ones
+        given = read_list(args.lists / LISTS["train"])
+        lines[LISTS["train"]] = {line: line.partition("_slice_")[0] for line in given}
+    names, settings = ACDC.class_names, (args.workers, args.overwrite)
+    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
         sys.exit(1)
 
 

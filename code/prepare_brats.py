@@ -16,15 +16,11 @@ are not those of the papers' tables.
 """
 
 import os
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from tqdm import tqdm
 
 import _root  # noqa: F401
 from dataloaders.brats import BraTS2019
@@ -32,7 +28,7 @@ from dataloaders.h5 import check_disjoint, read_list
 from utils import options, run
 from utils.errors import UserError
 from utils.images import read_image
-from utils.preparation import Report, begin, complete, relabel, split_units, tell, write_case, write_list
+from utils.preparation import Report, prepare_all, relabel, split_units, stamp, write_case
 
 SPLITS = ("train", "val", "test")
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -98,51 +94,17 @@ def prepare(job):
     return row
 
 
-def fill(report, jobs, workers):
-    """Prepare all subjects, `workers` at a time; one whose scan another list has too is left out."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
-        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
-        signal.signal(signal.SIGINT, before)
-        for row in tqdm(rows, total=len(jobs), unit="subject", disable=None):
-            report.rows[row.case] = row
-            with report.case(row.case):
-                if row.problem is None:
-                    report.check_new(row)
-
-
-def stamp(files):
-    """What tells a changed source: of each file its name, size and time."""
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
-
-
 def main(arguments=None):
     args = parse(arguments)
     subjects = find(args.download, args.modality)
     lists = choose(subjects, args)
-    paths = {name: f"data/{name}.h5" for listed in lists.values() for name in listed}
+    paths = {name: [f"data/{name}.h5"] for listed in lists.values() for name in listed}
     sources = {name: stamp(subjects.get(name, ())) for name in paths}
     recipe = {"script": "prepare_brats.py", "modality": args.modality, "lists": lists, "sources": sources}
-    whole = begin(args.root, recipe, [*paths.values(), *(f"{split}.txt" for split in SPLITS)], args.overwrite)
-    if whole:
-        print(f"{args.root}: prepared already, nothing to do")
-        problems = whole["problems"]
-        tell(problems)
-    else:
-        report = Report(BraTS2019.class_names)
-        jobs = [
-            (name, split, subjects.get(name), args.root / paths[name])
-            for split in reversed(lists)  # of a scan in two lists test's stays
-            for name in lists[split]
-        ]
-        fill(report, jobs, args.workers)
-        for name in paths.keys() - set(report.good):
-            (args.root / paths[name]).unlink(missing_ok=True)
-        for split, listed in lists.items():
-            write_list(args.root / f"{split}.txt", [name for name in listed if name in report.good])
-        problems = report.finish(args.root)
-        complete(args.root, problems)
-    if problems:
+    jobs = [(n, s, subjects.get(n), args.root / paths[n][0]) for s in reversed(SPLITS) for n in lists[s]]
+    lines = {f"{split}.txt": {name: name for name in listed} for split, listed in lists.items()}
+    names, settings = BraTS2019.class_names, (args.workers, args.overwrite)
+    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
         sys.exit(1)
 
 

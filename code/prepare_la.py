@@ -13,14 +13,10 @@ Without --lists the cases for training and testing are drawn from --seed, and ar
 """
 
 import os
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import _root  # noqa: F401
 from dataloaders.h5 import check_disjoint, read_list
@@ -28,7 +24,7 @@ from dataloaders.la import FOLDER, LA
 from utils import options, run
 from utils.errors import UserError
 from utils.images import read_image
-from utils.preparation import Report, begin, complete, relabel, split_units, tell, write_case, write_list
+from utils.preparation import Report, prepare_all, relabel, split_units, stamp, write_case
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 
@@ -85,54 +81,17 @@ def prepare(job):
     return row
 
 
-def fill(report, jobs, workers):
-    """Prepare all cases, `workers` at a time; one whose scan another list has too is left out."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
-        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
-        signal.signal(signal.SIGINT, before)
-        for row in tqdm(rows, total=len(jobs), unit="case", disable=None):
-            report.rows[row.case] = row
-            with report.case(row.case):
-                if row.problem is None:
-                    report.check_new(row)
-
-
-def stamp(files):
-    """What tells a changed source: of each file its name, size and time."""
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
-
-
 def main(arguments=None):
     args = parse(arguments)
     cases = find(args.download)
     lists = choose(cases, args)
-    paths = {case: f"{FOLDER}/{case}/mri_norm2.h5" for listed in lists.values() for case in listed}
-    recipe = {
-        "script": "prepare_la.py",
-        "lists": lists,
-        "sources": {case: stamp(cases.get(case, ())) for case in paths},
-    }
-    whole = begin(args.root, recipe, [*paths.values(), "train.list", "test.list"], args.overwrite)
-    if whole:
-        print(f"{args.root}: prepared already, nothing to do")
-        problems = whole["problems"]
-        tell(problems)
-    else:
-        report = Report(LA.class_names)
-        jobs = [
-            (case, split, cases.get(case), args.root / paths[case])
-            for split in reversed(lists)  # of a scan in two lists test's stays
-            for case in lists[split]
-        ]
-        fill(report, jobs, args.workers)
-        for case in paths.keys() - set(report.good):
-            (args.root / paths[case]).unlink(missing_ok=True)
-        for split, listed in lists.items():
-            write_list(args.root / f"{split}.list", [case for case in listed if case in report.good])
-        problems = report.finish(args.root)
-        complete(args.root, problems)
-    if problems:
+    paths = {case: [f"{FOLDER}/{case}/mri_norm2.h5"] for listed in lists.values() for case in listed}
+    sources = {case: stamp(cases.get(case, ())) for case in paths}
+    recipe = {"script": "prepare_la.py", "lists": lists, "sources": sources}
+    jobs = [(case, s, cases.get(case), args.root / paths[case][0]) for s in ("test", "train") for case in lists[s]]
+    lines = {f"{split}.list": {case: case for case in listed} for split, listed in lists.items()}
+    names, settings = LA.class_names, (args.workers, args.overwrite)
+    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
         sys.exit(1)
 
 

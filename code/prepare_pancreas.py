@@ -24,16 +24,12 @@ their order, as the released code does: the first 62 of 80 train, the first 12 o
 import itertools
 import os
 import re
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 import _root  # noqa: F401
 from dataloaders.h5 import check_disjoint, read_list
@@ -41,7 +37,7 @@ from dataloaders.pancreas import Pancreas
 from utils import options, run
 from utils.errors import UserError
 from utils.images import find_images, from_array, read_image, to_array
-from utils.preparation import Report, begin, complete, relabel, split_units, tell, write_case, write_list
+from utils.preparation import Report, prepare_all, relabel, split_units, stamp, write_case
 
 REPEATED = (25, 70)
 LISTS = ({"train_lab.txt": "train", "train_unlab.txt": "train", "test.txt": "test"},)
@@ -186,26 +182,6 @@ def prepare(job):
     return row
 
 
-def fill(report, jobs, workers):
-    """Prepare all cases, `workers` at a time; one whose scan another list has too is left out."""
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
-        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
-        signal.signal(signal.SIGINT, before)
-        for row in tqdm(rows, total=len(jobs), unit="case", disable=None):
-            report.rows[row.case] = row
-            with report.case(row.case):
-                if row.problem is None:
-                    report.check_new(row)
-
-
-def stamp(files):
-    """What tells a changed source: the number of its files, their size, and the latest time."""
-    paths = [path for file in files if file for path in ([file] if file.is_file() else file.rglob("*"))]
-    stats = [path.stat() for path in paths if path.is_file()]
-    return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
-
-
 def main(arguments=None):
     args = parse(arguments)
     cases = find(args.download)
@@ -213,7 +189,7 @@ def main(arguments=None):
     low, high = args.window
     how = replace(Pancreas.preprocessing, low=low, high=high)
     split_of = {file: split for kind in LISTS for file, split in kind.items()}
-    paths = {name: f"{name}.h5" for name in numbers}
+    paths = {name: [f"{name}.h5"] for name in numbers}
     recipe = {
         "script": "prepare_pancreas.py",
         "preprocessing": how.as_dict(),
@@ -222,27 +198,15 @@ def main(arguments=None):
         "lists": lists,
         "sources": {name: stamp(cases.get(number, ())) for name, number in numbers.items()},
     }
-    whole = begin(args.root, recipe, [*paths.values(), *lists], args.overwrite)
-    if whole:
-        print(f"{args.root}: prepared already, nothing to do")
-        problems = whole["problems"]
-        tell(problems)
-    else:
-        report = Report(Pancreas.class_names)
-        settings = how, args.label_flip, args.legacy_spacing
-        jobs = [
-            (name, split_of[file], cases.get(numbers[name]), args.root / paths[name], *settings)
-            for file in reversed(lists)  # of a scan in two lists test's stays
-            for name in lists[file]
-        ]
-        fill(report, jobs, args.workers)
-        for name in paths.keys() - set(report.good):
-            (args.root / paths[name]).unlink(missing_ok=True)
-        for file, listed in lists.items():
-            write_list(args.root / file, [name for name in listed if name in report.good])
-        problems = report.finish(args.root)
-        complete(args.root, problems)
-    if problems:
+    settings = how, args.label_flip, args.legacy_spacing
+    jobs = [
+        (name, split_of[file], cases.get(numbers[name]), args.root / paths[name][0], *settings)
+        for file in reversed(lists)
+        for name in lists[file]
+    ]
+    lines = {file: {name: name for name in listed} for file, listed in lists.items()}
+    names, settings = Pancreas.class_names, (args.workers, args.overwrite)
+    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
         sys.exit(1)
 
 

@@ -94,7 +94,7 @@ def test_from_files_to_a_network_and_back(files, capsys):
         source = read_image(file.attrs["source"])
     # the file's first voxel is the image's last in x and y
     assert_allclose(where.point((0, 0, 0)), source.TransformIndexToPhysicalPoint((19, 17, 0)), atol=1e-5)
-    with open(root / "report.csv") as file:
+    with open(root / "report.csv", encoding="utf-8") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert float(rows["case_0"]["Myo ml"]) == pytest.approx((5 * 4 * 5) * 2.5 / 1000, abs=0.005)
     assert (rows["case_0"]["axes"], rows["case_0"]["oblique"], rows["case_9"]["Myo ml"]) == ("RAS", "17°", "")
@@ -131,7 +131,7 @@ def test_a_second_call_finds_it_whole_and_other_options_are_refused(files, capsy
 def test_a_folder_that_something_else_filled_is_left_alone(files):
     (files / "own").mkdir()
     (files / "own" / "train.list").write_text("mine\n")
-    with pytest.raises(UserError, match=r"train\.list exists and was not prepared here"):
+    with pytest.raises(UserError, match=r"train\.list was there before"):
         prepare(files, "--overwrite")
     assert (files / "own" / "train.list").read_text() == "mine\n"
 

@@ -14,6 +14,7 @@ from a seed, and a report that tells what is wrong with which case.
     complete(root, problems)
     sys.exit(1 if problems else 0)
 
+``prepare_all`` is all of that for a data set whose cases are known before any is read, several at a time.
 ``relabel`` maps the values of a label file to classes, ``misfit`` says how two geometries differ, ``split_units`` draws
 patients. A file that cannot be written ends the script; all else that is wrong with a case is told at the end.
 """
@@ -25,7 +26,10 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +38,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy import ndimage
+from tqdm import tqdm
 
 from dataloaders.h5 import h5_bytes
 from dataloaders.preprocessing import Grid
@@ -75,9 +80,9 @@ def begin(root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bo
     if found is not None and not {"recipe", "files", "complete"} <= found.keys():
         raise UserError(f"{marker}: none of these scripts wrote it; choose another folder with --root")
     if found is None:
-        strangers = [root / file for file in files if (root / file).exists()]
+        strangers = sorted(root.iterdir()) if root.is_dir() else []
         if strangers:
-            raise UserError(f"{strangers[0]} exists and was not prepared here; choose another folder with --root")
+            raise UserError(f"{strangers[0]} was there before; choose an empty folder with --root")
     elif found["complete"] and found["recipe"] != recipe and not overwrite:
         differ = [key for key in {**found["recipe"], **recipe} if found["recipe"].get(key) != recipe.get(key)]
         raise UserError(
@@ -103,6 +108,64 @@ def complete(root: str | Path, problems: Sequence[str]) -> None:
     found = read_json(marker)
     kept = [file for file in found["files"] if (Path(root) / file).is_file()]
     write_json(marker, found | {"complete": True, "kept": kept, "problems": list(problems)})
+
+
+def stamp(files: Iterable[Path]) -> list[int]:
+    """What tells a changed source: the number of its files, in folders too, their size, and the latest time."""
+    paths = [path for file in files if file for path in ([file] if file.is_file() else file.rglob("*"))]
+    stats = [path.stat() for path in paths if path.is_file()]
+    return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+
+
+def prepare_all(
+    prepare: Callable[[tuple], "Row"],
+    jobs: Sequence[tuple],
+    paths: Mapping[str, Sequence[str]],
+    lists: Mapping[str, Mapping[str, str]],
+    root: Path,
+    recipe: Mapping,
+    class_names: Sequence[str],
+    workers: int = 1,
+    overwrite: bool = False,
+) -> list[str]:
+    """Fill a folder case by case, several at a time, and end in the report.
+
+    Args:
+        prepare: a job to the row of its case, which it has written; a function of a module.
+        jobs: of all cases. Of a scan in two lists the one whose job comes first stays: begin with the test list.
+        paths: case to the files that it is written to, relative to ``root``.
+        lists: file of a list to its lines, each with the case that it belongs to; those of cases left out are dropped.
+        root, recipe, overwrite: as :func:`begin`.
+        class_names: of the foreground classes.
+        workers: cases at a time.
+
+    Returns:
+        What was left out, a line each; of a folder that was whole before, what was left out then.
+    """
+    files = [*(file for written in paths.values() for file in written), *lists]
+    whole = begin(root, recipe, files, overwrite)
+    if whole:
+        print(f"{root}: prepared already, nothing to do")
+        tell(whole["problems"])
+        return whole["problems"]
+    report = Report(class_names)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
+        rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
+        signal.signal(signal.SIGINT, before)
+        for row in tqdm(rows, total=len(jobs), unit="case", disable=None):
+            report.rows[row.case] = row
+            with report.case(row.case):
+                if row.problem is None:
+                    report.check_new(row)
+    good = set(report.good)
+    for file in (file for case in paths.keys() - good for file in paths[case]):
+        (root / file).unlink(missing_ok=True)
+    for file, lines in lists.items():
+        write_list(root / file, [line for line, case in lines.items() if case in good])
+    problems = report.finish(root)
+    complete(root, problems)
+    return problems
 
 
 def read_json(path: str | Path) -> dict:

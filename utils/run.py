@@ -165,7 +165,7 @@ class Run:
         self.logger = logging.getLogger(f"run.{self.folder}")
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
-        self.logger.handlers = [logging.FileHandler(self.folder / "log.txt"), _BarHandler()]
+        self.logger.handlers = [logging.FileHandler(self.folder / "log.txt", encoding="utf-8"), _BarHandler()]
         for handler in self.logger.handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         now = record[-1]
