@@ -19,6 +19,7 @@ from utils import comparison, comparison_figures
 from utils.errors import UserError
 from utils.results import open_entries, read_result
 from utils.run import ROOT
+from utils.statistics import paired
 from utils.tables import options_of
 
 BASE = np.array([0.70, 0.75, 0.80, 0.72, 0.78, 0.81, 0.69, 0.77])
@@ -94,6 +95,12 @@ def test_holm_counts_the_comparisons_of_a_metric(tmp_path, call):
     assert plain[2][1] == pytest.approx(max(plain[1][1], plain[2][0]))
 
 
+def test_a_difference_holds_where_both_tests_say_so():
+    pair = paired([1, 2, 3], [0, 0, 0], resamples=99)
+    values = [(0.01, 0.01), (0.01, 0.06), (0.06, 0.01), (float("nan"), float("nan"))]
+    assert [comparison.Difference(pair, *both).holds for both in values] == [True, False, False, False]
+
+
 def test_only_cases_that_both_have_are_tested(tmp_path, call):
     base = write_run(tmp_path, "base", BASE)
     other = write_run(tmp_path, "other", (BASE + GAIN)[2:], cases=list("CDEFGX"))
@@ -135,7 +142,7 @@ def test_a_class_and_the_mean_over_classes(tmp_path, call):
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ({"trained": {"downsample": 2}, "test": {"stride": [9, 9, 2]}}, "resolution 1/2, not full"),
+        ({"trained": {"downsample": 2}, "test": {"stride": [9, 9, 1]}}, "resolution 1/2, not full"),
         ({"test": {"nms": 0}}, "components all, not the largest alone"),
         ({"test": {"empty": "nan"}}, "empty masks nan, not zero"),
         ({"test": {"network": "net_2"}}, "network net_2, not as its paper"),
@@ -234,6 +241,8 @@ def test_markdown_and_latex_hold_both_tables_and_the_notes(tmp_path, call):
     assert {line.count("|") for line in markdown.splitlines() if line.startswith("|")} == {14, 9}
     assert "- [1] [new]: not comparable with 50 % & _x_: components" in markdown
     text = (tmp_path / "t.tex").read_text()
+    assert "not comparable" not in text[: text.rindex(r"\end{tabular}")]
+    assert text.count("not comparable") == 1
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") == 2
     assert r"50 \% \& \_x\_ & 8 &" in text
     assert "{[}new] & 8 &" in text  # a bracket after the end of a line would be its argument
@@ -255,6 +264,8 @@ def compared(tmp_path):
             folder = write_run(tmp_path, f"{method}_{n}_half", dice, trained={"labelnum": n, "method": method})
             series = {"loss__loss": lambda s: 1 / s, "loss__loss_x": lambda s: -s, "val__dice": lambda s: s / 100}
             write_training(folder, **series)
+            kept = {"checkpoint": "step_30.pth", "step": 30, "tag": "step_30_nms0"}
+            write_run(tmp_path, folder.parent.name, dice, trained={"labelnum": n}, **kept)  # of other options
             for step in (20, 40):
                 kept = {"checkpoint": f"step_{step}.pth", "step": step, "tag": f"step_{step}"}
                 write_run(tmp_path, folder.parent.name, 0.01 * step * dice, trained={"labelnum": n}, **kept)
@@ -292,6 +303,7 @@ def test_pairs_join_the_cases_and_say_what_came_of_them(compared, tmp_path, monk
     comparison_figures.pairs_figure(tmp_path / "pairs.svg", compared, "hd95")  # where less is better
     panel = next(ax for ax in drawn[1].axes if ax.get_xticklabels()[1].get_text() == "dmd_8_half")
     assert panel.get_title().startswith("8 of 8 better\n-2.00 (")
+    assert {line.get_linestyle() for line in panel.lines} == {"-"}
 
 
 def test_the_curves_hold_losses_validation_and_kept_steps(compared, tmp_path, monkeypatch):
