@@ -25,7 +25,6 @@ A file that cannot be read, or that holds several frames, is told in one line an
 then. For research; not a medical device.
 """
 
-import io
 import json
 import sys
 import time
@@ -301,16 +300,14 @@ def predict_h5(case, model, **settings):
     results = segment(model, array, order, array.shape, whole(array.shape, model.downsample), maps, **settings)
     results = {what: values.reshape(image.shape) for what, values in results.items()}
 
-    written = io.BytesIO()  # h5py on a full disk fails once more, with a traceback, when it cleans up
-    with h5py.File(written, "w") as file:
-        file.attrs.update(attributes)
-        file.create_dataset("prediction", data=results["labels"], compression="gzip")
-        if "uncertainty" in results:
-            file["uncertainty"] = results["uncertainty"]
-        probabilities = [results.pop(what) for what in list(results) if what.startswith("probability")]
-        if probabilities:
-            file["probability"] = np.stack(probabilities)
-    write_atomically(case.outputs["labels"], lambda part: part.write_bytes(written.getbuffer()))
+    arrays = {"prediction": results["labels"]}
+    if "uncertainty" in results:
+        arrays["uncertainty"] = results["uncertainty"]
+    probabilities = [results.pop(what) for what in list(results) if what.startswith("probability")]
+    if probabilities:
+        arrays["probability"] = np.stack(probabilities)
+    content = h5.h5_bytes(arrays, attributes)
+    write_atomically(case.outputs["labels"], lambda part: part.write_bytes(content))
 
 
 def predict(case, model, preprocessing, frame, settings):

@@ -101,6 +101,7 @@ def main(arguments=None):
     paths = {name: [f"data/{name}.h5"] for listed in lists.values() for name in listed}
     sources = {name: stamp(subjects.get(name, ())) for name in paths}
     recipe = {"script": "prepare_brats.py", "modality": args.modality, "lists": lists, "sources": sources}
+    recipe["preprocessing"] = BraTS2019.preprocessing.as_dict()
     jobs = [(n, s, subjects.get(n), args.root / paths[n][0]) for s in reversed(SPLITS) for n in lists[s]]
     lines = {f"{split}.txt": {name: name for name in listed} for split, listed in lists.items()}
     names, settings = BraTS2019.class_names, (args.workers, args.overwrite)

@@ -147,6 +147,7 @@ def main(arguments=None):
     paths = {name: [f"data/{name}.h5"] for listed in lists.values() for name in listed}
     sources = {name: stamp(subjects.get(name, ())) for name in paths}
     recipe = {"script": "prepare_endocardium.py", "lists": lists, "sources": sources}
+    recipe["preprocessing"] = Endocardium.preprocessing.as_dict()
     jobs = [(n, s, subjects.get(n), args.root / paths[n][0]) for s in ("test", "train") for n in lists[s]]
     lines = {f"{split}.list": {name: name for name in listed} for split, listed in lists.items()}
     names, settings = Endocardium.class_names, (args.workers, args.overwrite)

@@ -32,12 +32,11 @@ from tqdm import tqdm
 import _root  # noqa: F401
 from dataloaders.h5 import read_list
 from dataloaders.own import protocol
-from dataloaders.preprocessing import CROPS, INTENSITIES, Grid, Preprocessing
+from dataloaders.preprocessing import CROPS, INTENSITIES, MARKER, Grid, Preprocessing
 from utils import options, run
 from utils.errors import UserError
 from utils.images import find_images, read_image, stem, suffix, to_array, write_image
 from utils.preparation import (
-    MARKER,
     Report,
     begin,
     complete,

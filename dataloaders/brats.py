@@ -35,6 +35,7 @@ class BraTS2019(Volumes):
     splits = ("train", "val", "test")
     source = "Luo et al., SSL4MIS"
     preprocessing = Preprocessing(orientation="LPS", crop="nonzero", intensity="zscore_nonzero")
+    as_published = False  # those clip the brightest voxels, and their background is not 0
 
     def list_files(self, split):
         return [self.root / f"{split}.txt"]

@@ -30,4 +30,5 @@ class Endocardium(Slices):
     unit = "subjects"
     source = "Shi et al., TMI 2022 (CoraNet), 1 labelled : 4 unlabelled"
     preprocessing = Preprocessing(intensity="minmax")
+    as_published = False  # none are
     axes = (1, 2, 0)

@@ -17,6 +17,7 @@ import SimpleITK
 from utils.errors import UserError
 from utils.images import to_array
 
+MARKER = "preparation.json"  # what notes in a data set's folder how it was prepared
 CROPS = ("none", "nonzero", "label")
 INTENSITIES = ("none", "zscore", "zscore_nonzero", "window", "minmax", "percentile")
 SAME_SPACING = 1e-3  # part of a voxel's size; a difference below it is a header's rounding, and not worth a resampling

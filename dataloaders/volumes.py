@@ -1,9 +1,11 @@
 """What all data sets share: lists of cases, one h5 file a case, half resolution. A data set's own file is what is left:
 its protocol, its layout, and what its voxels mean."""
 
+import json
 from pathlib import Path
 
 from dataloaders.h5 import check_disjoint, read_image, read_label, read_list
+from dataloaders.preprocessing import MARKER, Preprocessing
 from dataloaders.transforms import downsample_image, downsample_label
 from utils.errors import UserError
 
@@ -31,7 +33,8 @@ class Volumes:
         unit: what `labelnum` counts.
         splits: the lists that are published, in the order of their use.
         source: whose protocol this is.
-        preprocessing: how the files were made of the images (`dataloaders.preprocessing.Preprocessing`); None: unknown.
+        preprocessing: how the files are made of the images (`dataloaders.preprocessing.Preprocessing`); None: unknown.
+        as_published: whether those that are published were made so too.
         val_from: default of the option, for `--val_fraction`.
         image_axes: in 2-D, which of an image's axes x, y and z are a sample's rows, columns and slices.
 
@@ -44,11 +47,24 @@ class Volumes:
     image_axes = (1, 0, 2)
     val_from = "unlabeled"
     preprocessing = None
+    as_published = True
 
     @classmethod
     def at(cls, root):
-        """The class of the data in `root`: itself, where the protocol does not depend on them."""
-        return cls
+        """The class of the data in `root`, which knows how its files were made: as their preparation has noted, or
+        else as the published ones.
+
+        Raises:
+            UserError: the note is damaged.
+        """
+        note = Path(root) / MARKER
+        if not note.is_file():
+            return cls if cls.as_published else type(cls.__name__, (cls,), {"preprocessing": None})
+        try:
+            made = json.loads(note.read_text(encoding="utf-8"))["recipe"].get("preprocessing")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{note}: damaged ({error}); prepare the data again") from None
+        return cls if made is None else type(cls.__name__, (cls,), {"preprocessing": Preprocessing.from_dict(made)})
 
     @classmethod
     def description(cls):

@@ -319,3 +319,15 @@ def test_other_pancreas_numbers_are_no_repeats(root, case):
     (root / "train_unlab.txt").write_text(f"0002\n0003\n{case}\n")
     with warnings.catch_warnings(action="error"):
         assert open_dataset("Pancreas", root).total == 4
+
+
+def test_files_say_how_they_were_made_where_their_preparation_noted_it(tmp_path):
+    """Published files of BraTS were made in a way that is not ours, those of LA in ours."""
+    assert dataset_class("LA", tmp_path).description()["preprocessing"]["crop"] == "label"
+    assert dataset_class("BraTS2019", tmp_path).description()["preprocessing"] is None
+    noted = dataset_class("Pancreas2d").preprocessing.as_dict() | {"low": -100.0, "high": 240.0}
+    (tmp_path / "preparation.json").write_text(json.dumps({"recipe": {"preprocessing": noted}}))
+    assert dataset_class("Pancreas2d", tmp_path).description()["preprocessing"] == noted
+    (tmp_path / "preparation.json").write_text("{}")
+    with pytest.raises(UserError, match=r"preparation\.json: damaged"):
+        dataset_class("Pancreas", tmp_path)

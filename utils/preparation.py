@@ -41,13 +41,12 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from dataloaders.h5 import h5_bytes
-from dataloaders.preprocessing import Grid
+from dataloaders.preprocessing import MARKER, Grid
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 from utils.figures import CLASSES
 from utils.images import to_array
 
-MARKER = "preparation.json"
 RESULTS = ("report.csv", "overlays.png")
 TILE = 160  # pixels: of a case's picture in the contact sheet
 
