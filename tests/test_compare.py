@@ -178,6 +178,9 @@ def test_cases_of_one_name_but_of_other_references_are_told(tmp_path, call):
     rows[0]["reference_voxels"] += 1
     write_cases(other / "test" / "last", rows)
     assert "other: not comparable with base: other references in 1 cases." in call(base, other)
+    other = write_run(tmp_path, "other", BASE, trained={"downsample": 2})
+    write_cases(other / "test" / "last", rows)  # at another resolution every reference is another
+    assert "other references" not in call(base, other)
 
 
 def test_the_dice_that_chose_a_checkpoint_does_not_mark_it(tmp_path, call):
