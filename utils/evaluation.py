@@ -95,6 +95,7 @@ def evaluate(
     nifti: bool = True,
     figures: Sequence[str] | bool = True,
     slices: bool = False,
+    image_axes: Sequence[int] | None = None,
     per_slice: bool = False,
 ) -> dict:
     """Segment and score every case, print the table as it grows, and fill ``folder``.
@@ -116,6 +117,7 @@ def evaluate(
         figures: of :data:`utils.figures.FORMATS`, those to draw in; True for png, False for none.
         slices: the volumes are stacks of slices, ``(rows, columns, slices)``: drawn so, and written as ``(x, y, z)``
             like all others.
+        image_axes: which of x, y and z the arrays' axes are; None: in their order, of slices y, x and z.
         per_slice: score as :func:`slice_metrics`; distances are in pixels then.
 
     Returns:
@@ -128,7 +130,7 @@ def evaluate(
     names = list(class_names) or ["foreground" if num_classes == 2 else f"class {c}" for c in range(1, num_classes)]
     unit = "pixels" if per_slice else "voxels"
     kinds = (("png",) if figures else ()) if isinstance(figures, bool | int) else tuple(figures)
-    axes = (1, 0, 2) if slices else (0, 1, 2)  # of the arrays: x, y and z
+    axes = np.argsort(image_axes or ((1, 0, 2) if slices else (0, 1, 2)))  # of the arrays: x, y and z
     voxel = None if spacing is None else [spacing[axis] for axis in axes]
     rows, widths = [], None
     _clear(folder)

@@ -20,7 +20,7 @@ from utils import options, run
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation import EMPTY, SELECTION, evaluate, find_checkpoint, find_run
-from utils.figures import SHOWN
+from utils.figures import FORMATS, SHOWN
 from utils.inference import load_networks, whole_image
 from utils.metrics import METRICS
 from utils.ops import largest_component
@@ -194,8 +194,9 @@ class Test:
             class_names=self.data.class_names,
             metrics=args.metrics,
             nifti=args.nifti,
-            figures=args.figures,
+            figures=args.format if args.figures else (),
             slices=self.stride is None,
+            image_axes=self.data.image_axes if self.stride is None else None,
             per_slice=per_slice,
         )
 
@@ -235,6 +236,7 @@ def _parser(doc, datasets, splits, scores):
         listed = {"nargs": "+", "choices": METRICS, "metavar": "METRIC", "default": SHOWN}
         test.add_argument("--metrics", **listed, help=f"of {', '.join(METRICS)}: what is shown; the CSV has all")
         test.add_argument("--figures", type=int, choices=(0, 1), default=1, help="1: draw figures")
+        test.add_argument("--format", nargs="+", choices=FORMATS, default=["png"], help="of the figures")
         test.add_argument("--nifti", type=int, choices=(0, 1), default=1, help="1: write labels and predictions")
     at_once = "windows or slices at once (default: GPU 4 or 16, CPU 1 or 4): memory, not numbers"
     test.add_argument("--batch", type=options.positive_int, help=at_once)
