@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 
 import _root  # noqa: F401
-from dataloaders import dataset_class
 from utils import options, run
 from utils.errors import UserError
 from utils.evaluation import find_checkpoint
-from utils.export import PROGRAM, export_program, inference_checkpoint, model_card, write_export
-from utils.inference import load_networks, mean_probability
-from utils.testing import checkpoint_name
+from utils.export import PROGRAM, export_program, inference_checkpoint, model_card, read_export, write_export
+from utils.inference import described, load_networks, mean_probability
+from utils.testing import checkpoint_name, selection
 
 
 class MeanProbability(torch.nn.Module):
@@ -48,13 +47,13 @@ def parse(arguments=None):
     return parser.parse_args(arguments)
 
 
-def results(folder, step):
-    """The summaries of the run's tests at this step, by the name of their folder."""
+def results(folder, checkpoint, network):
+    """The summaries of the run's tests of a checkpoint, or of one network of it, by the name of their folder."""
     found = {}
     for path in sorted((folder / "test").glob("*/summary.json")):
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-            if summary["step"] == step:
+            if (summary["checkpoint"], summary["test"].get("network")) == (checkpoint, network):
                 found[path.parent.name] = summary
         except (OSError, ValueError, LookupError, TypeError):
             raise UserError(f"{path}: damaged; delete it and test again") from None
@@ -76,13 +75,17 @@ def main(arguments=None):
     path = find_checkpoint(args.run, args.checkpoint)
     networks, checkpoint = load_networks(path, "cpu", args.network)
     out = args.out or args.run / "export" / (path.stem + (f"_{args.network}" if args.network else ""))
-    if out.exists() and any(out.iterdir()) and not args.overwrite:
-        raise UserError(f"{out}: holds files; --overwrite replaces an export, --out names another folder")
-    if checkpoint["step"] < checkpoint["last"] and args.checkpoint == "last":
-        print(f"{path}: step {checkpoint['step']} of {checkpoint['last']}, the run is unfinished")
+    if out.exists():
+        if not out.is_dir():
+            raise UserError(f"{out}: a file; --out names a folder")
+        if any(out.iterdir()) and not args.overwrite:
+            raise UserError(f"{out}: holds files; --overwrite replaces an export, --out names another folder")
+        if any(out.iterdir()):
+            read_export(out)  # an export alone is replaced
+    chosen = selection(checkpoint, args.checkpoint)
+    print(f"{path}, step {checkpoint['step']} of {checkpoint['last']}: {chosen}")
     trained = checkpoint["args"]
-    # of a checkpoint from before these were recorded, what its data set's class says
-    checkpoint.setdefault("dataset", dataset_class(trained["dataset"], trained["root"] or "").description())
+    checkpoint["dataset"] = described(checkpoint, path)
 
     kept = inference_checkpoint(checkpoint, [args.network] if args.network else checkpoint["test_networks"])
     try:
@@ -90,7 +93,8 @@ def main(arguments=None):
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror})") from None
     (out / PROGRAM).unlink(missing_ok=True)  # of an earlier export
-    write_export(out, kept, model_card(kept, environment(args.run), results(args.run, kept["step"]), args.program))
+    tested = results(args.run, path.name, args.network)
+    write_export(out, kept, model_card(kept, chosen, environment(args.run), tested, args.program))
 
     written, _ = load_networks(out, "cpu")
     x = torch.randn(1, 1, *trained["patch"], generator=torch.Generator().manual_seed(0))

@@ -54,6 +54,7 @@ from utils.uncertainty import entropy
 FILTERED = ("LA", "phantom")  # whose tests keep each class's largest component alone
 SLICES_FIRST = ("ACDC", "endocardium")  # whose h5 files are (slices, rows, columns); others are (x, y, z)
 READ = (*images.SUFFIXES, ".h5")
+RECORD = "predict.json"
 
 
 def parse(arguments=None):
@@ -366,6 +367,8 @@ def main(arguments=None):
             f"{unprepared[0]}: how the images of {model.dataset} were prepared is not recorded; give --preprocessing, "
             'such as {"intensity": "zscore"}, or .h5 files as in training'
         )
+    about = record(args, path, model, preprocessing, keep_largest, settings)
+    check_record(args, about)
     todo = still_to_do(cases, args.out, args.resume, args.overwrite)
     names = ", ".join(f"{c} {name}" for c, name in enumerate(model.data["class_names"], 1))
     print(f"{path}, step {model.step} of {model.last}: {names}", flush=True)
@@ -385,7 +388,8 @@ def main(arguments=None):
         print(f"{case.outputs['labels']}  {time.perf_counter() - began:.1f} s", flush=True)
     if len(failed) < len(todo):
         try:
-            record(args, path, model, preprocessing, keep_largest, settings)
+            text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(args.out / RECORD, lambda part: part.write_text(text, encoding="utf-8"))
         except UserError as error:
             failed.append(str(error))
     if failed:
@@ -412,13 +416,13 @@ class Bar:
 
 
 def record(args, path, model, preprocessing, keep_largest, settings):
-    """Write how the label maps came about beside them."""
-    text = {
+    """How the label maps come about, for the file beside them."""
+    return {
         "model": str(path),
         "step": model.step,
         "last_step": model.last,
         "trained_on": model.dataset,
-        "labels": dict(enumerate(["background", *model.data["class_names"]])),
+        "labels": {str(c): name for c, name in enumerate(["background", *model.data["class_names"]])},
         "downsample": model.downsample,
         "patch": model.patch,
         "stride": settings.get("stride"),
@@ -428,8 +432,23 @@ def record(args, path, model, preprocessing, keep_largest, settings):
         "preprocessing": preprocessing and preprocessing.as_dict(),
         "environment": run.environment([settings["device"]]),
     }
-    text = json.dumps(text, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(args.out / "predict.json", lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def check_record(args, about):
+    """With --resume: see that what is in --out came about as the rest is going to.
+
+    Raises:
+        UserError: it did not; names what differs.
+    """
+    if not args.resume or not (args.out / RECORD).is_file():
+        return
+    try:
+        before = json.loads((args.out / RECORD).read_text(encoding="utf-8"))
+        differ = [key for key in about if key != "environment" and before.get(key) != about[key]]
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{args.out / RECORD}: damaged; remove it, or name another folder with --out") from None
+    if differ:
+        raise UserError(f"{args.out} was filled otherwise (it differs in {', '.join(differ)}); name another with --out")
 
 
 if __name__ == "__main__":

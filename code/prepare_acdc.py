@@ -157,6 +157,7 @@ def main(arguments=None):
     paths = {v: [f"data/{v}.h5", *(f"data/slices/{v}_slice_{k}.h5" for k in slices[v])] for v in files}
     sources = {volume: stamp(found) if isinstance(found, tuple) else found for volume, found in files.items()}
     recipe = {"script": "prepare_acdc.py", "lists": lists, "slices": slices, "sources": sources}
+    recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
     jobs = [(v, split, files[v], args.root, slices[v]) for split in reversed(lists) for v in lists[split]]
     lines = {LISTS[split]: {v: v for v in volumes} for split, volumes in lists.items()}
     lines[LISTS["train"]] = {f"{v}_slice_{k}": v for v in lists["train"] for k in slices[v]}

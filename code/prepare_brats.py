@@ -102,6 +102,8 @@ def main(arguments=None):
     sources = {name: stamp(subjects.get(name, ())) for name in paths}
     recipe = {"script": "prepare_brats.py", "modality": args.modality, "lists": lists, "sources": sources}
     recipe["preprocessing"] = BraTS2019.preprocessing.as_dict()
+    recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
+    recipe["unlike_published"] += [f"modality {args.modality}"] if args.modality != "flair" else []
     jobs = [(n, s, subjects.get(n), args.root / paths[n][0]) for s in reversed(SPLITS) for n in lists[s]]
     lines = {f"{split}.txt": {name: name for name in listed} for split, listed in lists.items()}
     names, settings = BraTS2019.class_names, (args.workers, args.overwrite)

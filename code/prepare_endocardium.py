@@ -148,6 +148,7 @@ def main(arguments=None):
     sources = {name: stamp(subjects.get(name, ())) for name in paths}
     recipe = {"script": "prepare_endocardium.py", "lists": lists, "sources": sources}
     recipe["preprocessing"] = Endocardium.preprocessing.as_dict()
+    recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
     jobs = [(n, s, subjects.get(n), args.root / paths[n][0]) for s in ("test", "train") for n in lists[s]]
     lines = {f"{split}.list": {name: name for name in listed} for split, listed in lists.items()}
     names, settings = Endocardium.class_names, (args.workers, args.overwrite)

@@ -88,6 +88,7 @@ def main(arguments=None):
     paths = {case: [f"{FOLDER}/{case}/mri_norm2.h5"] for listed in lists.values() for case in listed}
     sources = {case: stamp(cases.get(case, ())) for case in paths}
     recipe = {"script": "prepare_la.py", "lists": lists, "sources": sources}
+    recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
     jobs = [(case, s, cases.get(case), args.root / paths[case][0]) for s in ("test", "train") for case in lists[s]]
     lines = {f"{split}.list": {case: case for case in listed} for split, listed in lists.items()}
     names, settings = LA.class_names, (args.workers, args.overwrite)

@@ -208,13 +208,20 @@ def find_nnunet(args):
     if not isinstance(labels, dict) or not isinstance(channels, dict):
         raise UserError(f"{args.nnunet / 'dataset.json'}: labels and channel_names are expected in it")
     if all(str(key).isdecimal() for key in labels):  # as in version 1, number to name
-        labels = {name: int(number) for number, name in labels.items()}
+        pairs = [(str(name), number) for number, name in labels.items()]
+        labels = dict(pairs)
+        if len(labels) < len(pairs):
+            raise UserError(f"{args.nnunet / 'dataset.json'}: two labels have one name")
     odd = [name for name, value in labels.items() if not str(value).isdecimal() or name == "ignore"]
     if odd:
         raise UserError(
             f"{args.nnunet / 'dataset.json'}: label {odd[0]} is a region or to be ignored: not supported here"
         )
     by_value = sorted((int(value), name) for name, value in labels.items() if int(value))
+    if len({value for value, _ in by_value}) < len(by_value):
+        raise UserError(f"{args.nnunet / 'dataset.json'}: two labels have one value")
+    if not all(str(number).isdecimal() for number in channels):
+        raise UserError(f"{args.nnunet / 'dataset.json'}: channel_names goes from numbers to names")
     if not by_value:
         raise UserError(f"{args.nnunet / 'dataset.json'}: labels names no class besides the background")
     known = {str(number): number for number in channels} | {str(name): number for number, name in channels.items()}

@@ -192,12 +192,15 @@ def main(arguments=None):
     paths = {name: [f"{name}.h5"] for name in numbers}
     recipe = {
         "script": "prepare_pancreas.py",
-        "preprocessing": how.as_dict(),
+        "preprocessing": None if args.legacy_spacing else how.as_dict(),  # that of new images would be true
+        "window": args.window,
         "label_flip": args.label_flip,
         "legacy_spacing": args.legacy_spacing,
         "lists": lists,
         "sources": {name: stamp(cases.get(number, ())) for name, number in numbers.items()},
     }
+    unlike = [f"lists drawn from seed {args.seed}"] if args.seed is not None and not args.lists else []
+    recipe["unlike_published"] = unlike
     settings = how, args.label_flip, args.legacy_spacing
     jobs = [
         (name, split_of[file], cases.get(numbers[name]), args.root / paths[name][0], *settings)

@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 import _root  # noqa: F401
-from dataloaders.phantom import SIZE, Phantom, write_dataset
+from dataloaders import open_dataset
+from dataloaders.phantom import SIZE, write_dataset
 from utils import options, run
 
 
@@ -67,7 +68,7 @@ def main(arguments=None):
     bar = partial(tqdm, unit="case", disable=None)
     written = write_dataset(args.root, args.seed, args.size, args.train, args.test, args.workers, args.overwrite, bar)
     seconds = time.perf_counter() - start
-    splits = [Phantom(args.root, split) for split in ("train", "test")]
+    splits = [open_dataset("phantom", args.root, split) for split in ("train", "test")]
     fractions = [split.load(index)[1].mean() for split in splits for index in range(len(split))]
     print(
         f"{args.root}: {args.train} + {args.test} cases of {'×'.join(map(str, args.size))} voxels, "

@@ -101,7 +101,7 @@ def commands(entry):
         flags = [f"--{name}{_typed(trained[name])}" for name in given if trained[name] not in (None, False)]
         if given:
             lines.append(_folded([f"python code/train_{trained['method']}.py", *flags]))
-        lines.append(command_of_test(result.folder, result.tag, trained["dataset"]))
+        lines.append(command_of_test(result.folder, result.tag, trained["dataset"], result.summary["test"]))
     return html.text("\n".join(lines), "pre")
 
 

@@ -20,7 +20,7 @@ def read_list(path):
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: list not found; --root must be the folder that holds it")
+        raise UserError(f"{path}: list not found; --root (or --lists) must be the folder that holds it")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -481,11 +481,16 @@ class Phantom(LA):
     spacing = tuple((FIELD_OF_VIEW / SIZE).tolist())  # mm
     source = "LA's protocol on volumes of half the size"
 
-    def __init__(self, root, split="train", downsample=1):
+    @classmethod
+    def at(cls, root):
+        """The class of the phantom in `root`, which has the size that it was made in."""
         settings = read_settings(root)
-        if settings is None:
+        spacing = cls.spacing if settings is None else tuple((FIELD_OF_VIEW / settings["size"]).tolist())
+        return type(cls.__name__, (cls,), {"spacing": spacing})
+
+    def __init__(self, root, split="train", downsample=1):
+        if read_settings(root) is None:
             raise UserError(f"{root}: no phantom here; make it with: python code/prepare_phantom.py --root {root}")
-        self.spacing = tuple((FIELD_OF_VIEW / settings["size"]).tolist())
         super().__init__(root, split, downsample)
 
 

@@ -206,7 +206,8 @@ class Preprocessing:
             _check_three(name, getattr(self, name), least)
         window = (self.low, self.high)
         if self.intensity == "window":
-            if None in window or not all(map(math.isfinite, window)) or not self.low < self.high:
+            numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for value in window)
+            if not numbers or not self.low < self.high:
                 raise UserError(
                     f"preprocessing: intensity window from {self.low} to {self.high}: low < high is expected"
                 )

@@ -57,8 +57,9 @@ def hold_out(dataset, labeled, unlabeled, args, stream):
     count = max(1, round(args.val_fraction * len(units)))
     if count >= len(units):
         kind = args.val_from.replace("eled", "elled")
+        other = "; --val_from labeled takes labelled ones" if args.val_from == "unlabeled" and not units else ""
         raise UserError(
-            f"--val_fraction {args.val_fraction:g} of {len(units)} {kind} {dataset.unit} leaves none to train on"
+            f"--val_fraction {args.val_fraction:g} of {len(units)} {kind} {dataset.unit} leaves none to train on{other}"
         )
     chosen = np.random.default_rng((args.seed, stream)).permutation(len(units))[:count]
     cases = {units[place]: [] for place in sorted(chosen)}

@@ -35,6 +35,7 @@ class Volumes:
         source: whose protocol this is.
         preprocessing: how the files are made of the images (`dataloaders.preprocessing.Preprocessing`); None: unknown.
         as_published: whether those that are published were made so too.
+        unlike_published: why numbers of this data may not be set beside published ones, a few words each.
         val_from: default of the option, for `--val_fraction`.
         image_axes: in 2-D, which of an image's axes x, y and z are a sample's rows, columns and slices.
 
@@ -48,6 +49,7 @@ class Volumes:
     val_from = "unlabeled"
     preprocessing = None
     as_published = True
+    unlike_published = ()
 
     @classmethod
     def at(cls, root):
@@ -61,10 +63,13 @@ class Volumes:
         if not note.is_file():
             return cls if cls.as_published else type(cls.__name__, (cls,), {"preprocessing": None})
         try:
-            made = json.loads(note.read_text(encoding="utf-8"))["recipe"].get("preprocessing")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            recipe = json.loads(note.read_text(encoding="utf-8"))["recipe"]
+            made = recipe.get("preprocessing", cls.preprocessing and cls.preprocessing.as_dict())
+            attributes = {"preprocessing": made and Preprocessing.from_dict(made)}
+            attributes["unlike_published"] = tuple(recipe.get("unlike_published", ()))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{note}: damaged ({error}); prepare the data again") from None
-        return cls if made is None else type(cls.__name__, (cls,), {"preprocessing": Preprocessing.from_dict(made)})
+        return type(cls.__name__, (cls,), attributes)
 
     @classmethod
     def description(cls):
@@ -77,6 +82,7 @@ class Volumes:
             "stride": cls.stride and list(cls.stride),
             "image_axes": list(cls.image_axes) if len(cls.patches[1]) == 2 else None,
             "preprocessing": cls.preprocessing and cls.preprocessing.as_dict(),
+            "unlike_published": list(cls.unlike_published),
         }
 
     def __init__(self, root, split="train", downsample=1):

@@ -1,5 +1,6 @@
 """What all tests share: the root and `code/` on the path, a data set of a few small volumes, a way to run scripts."""
 
+import locale
 import os
 import subprocess
 import sys
@@ -100,6 +101,14 @@ def tiny_acdc(tmp_path):
     root.mkdir()
     make_tiny_acdc(root)
     return root
+
+
+@pytest.fixture(autouse=True)
+def same_locale():
+    """Writing DICOM files, as some tests do, leaves the process in the C locale, where text files are ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
 
 
 @pytest.fixture

@@ -116,15 +116,17 @@ def test_the_card_says_what_it_is(make_run, tmp_path):
     spread = {"mean": 0.875, "sd": 0.0123, "n": 2}
     mean = {"dice": spread, "jaccard": spread, "hd95": {"mean": None, "sd": None, "n": 0}, "asd": spread}
     summary = {"step": 5, "mean": mean, "cases": 2, "list": "the test list", "empty_predictions": 1}
-    summary |= {"units": {"hd": "voxels"}}
-    for tag, step in (("best", 5), ("last", 9)):
+    summary |= {"units": {"hd": "voxels"}, "test": {"network": None}}
+    tests = {"best": {}, "last": {"step": 9, "checkpoint": "last.pth"}, "best_net": {"test": {"network": "net"}}}
+    for tag, other in tests.items():
         (folder / "test" / tag).mkdir(parents=True)
-        (folder / "test" / tag / "summary.json").write_text(json.dumps(summary | {"step": step}))
+        (folder / "test" / tag / "summary.json").write_text(json.dumps(summary | {"checkpoint": "best.pth"} | other))
     export.main([str(folder), "--checkpoint", "best", "--out", str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| step | 5 of 9, chosen by Dice on 2 labelled training cases |" in card
+    assert "| step | 5 of 9; best on validation cases: 2 labelled training cases, Dice 50.00 |" in card
     assert "| best: the test list | 2 | 87.50 ± 1.23 | 87.50 ± 1.23 | - | 0.88 ± 0.01 | 1 |" in card
     assert "| last: " not in card
+    assert "| best_net: " not in card
     assert "| classes | 0 background, 1 a, 2 b |" in card
     assert "| commit | abc123, with changes |" in card
 
@@ -151,11 +153,27 @@ def test_what_is_no_export_is_told(spoil, message, make_run, tmp_path):
         read_export(tmp_path / "out")
 
 
+def test_the_card_of_a_step_on_the_way_and_of_an_unfinished_run_says_so(make_run, tmp_path):
+    folder = make_run("plain", last=9)
+    (folder / "step_5.pth").write_bytes((folder / "last.pth").read_bytes())
+    for checkpoint, words in (("5", "a step on the way"), ("last", "the run is unfinished")):
+        export.main([str(folder), "--checkpoint", checkpoint])
+        card = (folder / "export" / {"5": "step_5"}.get(checkpoint, checkpoint) / "README.md").read_text()
+        assert f"| step | 5 of 9; {words} |" in card
+
+
 def test_an_export_is_not_replaced_unasked(make_run, tmp_path):
     folder = make_run("plain")
     export.main([str(folder)])
     with pytest.raises(UserError, match="--overwrite replaces"):
         export.main([str(folder)])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="is no exported model"):
+        export.main([str(folder), "--out", str(tmp_path / "mine"), "--overwrite"])
+    assert (tmp_path / "mine" / "README.md").read_text() == "mine"
+    with pytest.raises(UserError, match="--out names a folder"):
+        export.main([str(folder), "--out", str(tmp_path / "mine" / "README.md")])
     with pytest.raises(UserError, match="no such run"):
         export.main([str(tmp_path / "nowhere")])
 

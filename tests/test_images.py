@@ -1,6 +1,7 @@
 """utils/images.py: what comes back, and each way in which a file can be wrong."""
 
 import gzip
+import locale
 import os
 import re
 import struct
@@ -173,6 +174,15 @@ def test_a_dicom_series_is_one_image(tmp_path):
     assert_same_geometry(read_image(found), image)
     assert np.array_equal(to_array(read_image(found)), to_array(image))
     refused(next(found.glob("*.dcm")), "one slice of a DICOM series; name its folder")
+
+
+def test_reading_dicom_leaves_the_locale_alone(tmp_path):
+    """GDCM sets the C locale, in which Python reads and writes ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    write_dicom(tmp_path / "series", oblique())
+    locale.setlocale(locale.LC_ALL, before)
+    read_image(tmp_path / "series")
+    assert locale.setlocale(locale.LC_ALL) == before
 
 
 def test_dicom_folders_that_are_no_series_are_refused(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from dataloaders import open_dataset
 from dataloaders.phantom import FOLDER, MIN_SIZE, Phantom, make_case, write_dataset
 from utils.errors import UserError
 
@@ -67,7 +68,7 @@ def test_layout_and_keys(phantom):
 
 
 def test_the_reader_reads_it(phantom):
-    train, test = Phantom(phantom, "train"), Phantom(phantom, "test")
+    train, test = open_dataset("phantom", phantom), open_dataset("phantom", phantom, "test")
     assert (len(train), len(test), train.num_classes) == (3, 2, 2)
     assert train.spacing == (4.0, 4.0, 4.0)
     np.testing.assert_array_equal(test.load(1)[0], make_case(7, 4, SMALL)[0])

@@ -124,7 +124,9 @@ def test_a_second_call_finds_it_whole_and_other_options_are_refused(files, capsy
     prepare(files, "--seed", 5)
     assert len(open_dataset("own", root)) == 8
     (root / "data" / "case_5.h5").unlink()
-    prepare(files, "--seed", 5)
+    with pytest.raises(UserError, match=r"case_5\.h5: gone since it was prepared; --overwrite"):
+        prepare(files, "--seed", 5)
+    prepare(files, "--seed", 5, "--overwrite")
     assert len(open_dataset("own", root)) == 8
 
 

@@ -134,7 +134,7 @@ def test_a_second_run_does_nothing_until_something_changes(la, main, tmp_path):
     status, said = main(prepare_la, download)
     assert (status, said) == (0, f"{root}: prepared already, nothing to do\n")
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
-    with pytest.raises(UserError, match=r"another preparation \(it differs in lists\).*--overwrite"):
+    with pytest.raises(UserError, match=r"another preparation \(it differs in lists, unlike_published\).*--overwrite"):
         main(prepare_la, download, "--seed", 4)
     assert main(prepare_la, download, "--seed", 4, "--overwrite")[0] == 0
     assert json.loads((root / "preparation.json").read_text())["complete"]

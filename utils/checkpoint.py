@@ -45,6 +45,7 @@ def load_checkpoint(path):
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:  # garbage makes the unpickler raise whatever its bytes happen to mean
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "it holds more than tensors" if reason.startswith("Weights only load failed") else reason
         raise UserError(f"{path}: damaged or not a checkpoint ({reason[:120]})") from None
 
 

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataloaders import dataset_class
 from utils.errors import UserError
+from utils.evaluation import UNFINISHED
 from utils.figures import NAMES
 from utils.metrics import METRICS, OVERLAPS
 from utils.published import NMS, published
@@ -267,7 +269,7 @@ def _reservations(entry: Entry, reference: Entry) -> list[str]:
     lines = []
     for result in entry.results:
         summary = result.summary
-        if summary["selection"] == "the run is unfinished":
+        if summary["selection"] == UNFINISHED:
             last = f" of {summary['last_step']}" if "last_step" in summary else ""
             lines.append(f"{{}}, seed {result.seed}: the run is unfinished, step {summary['step']}{last}.")
         if summary["cases"] < summary.get("listed_cases", 0):
@@ -320,6 +322,16 @@ def _other_settings(entry: Entry) -> list[str]:
     nms = NMS.get((trained["method"], trained["dataset"]))
     if nms is not None and entry.first.summary["test"]["nms"] != nms:
         parts.append(f"components {COMPONENTS[1 - nms]}, not {COMPONENTS[nms]}")
+    if summary["checkpoint"] != "last.pth":
+        parts.append(f"{summary['checkpoint'].removesuffix('.pth').replace('_', ' ')} tested, not the last iteration")
+    if any(result.summary["selection"] == UNFINISHED for result in entry.results):
+        parts.append("the run is unfinished")
+    if summary["test"].get("network"):
+        parts.append(f"of its network {summary['test']['network']} alone")
+    stride = dataset_class(trained["dataset"]).stride if trained.get("downsample", 1) == 1 else None
+    if stride and list(summary["test"].get("stride") or stride) != list(stride):
+        parts.append(f"stride {_short(summary['test']['stride'])}, not {_short(stride)}")
+    parts += summary.get("unlike_published", [])
     if entry.first.summary["test"].get("empty", "zero") != "zero":
         parts.append("empty masks scored otherwise")
     if summary.get("list", "the test list") != "the test list":

@@ -165,7 +165,7 @@ def curves_figure(path: str | Path, comparison: Comparison) -> bool:
         for result in entry.results:
             records = result.training()
             losses.append((entry.label, _column(records, "loss/loss")))
-            dice += _dice_curves(entry.label, result, records, comparison.of_class)
+            dice += _dice_curves(entry.label, result, records, comparison.of_class, comparison.class_name)
     return _curves(path, looks, losses, dice, "training loss, each method's own")
 
 
@@ -289,9 +289,10 @@ def _column(records: list[dict], tag: str) -> list[tuple[int, float]]:
     return [(step, v) for step, v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
-def _dice_curves(label, result, records, of_class) -> list[tuple[str, bool, list[tuple[int, float]]]]:
+def _dice_curves(label, result, records, of_class, class_name="") -> list[tuple[str, bool, list[tuple[int, float]]]]:
     """Mean Dice (%) by step: of the validations, and of the tests of the kept steps."""
-    validated = [(step, 100 * value) for step, value in _column(records, "val/dice")]
+    own = f"val/dice_{class_name}" if class_name and len(result.classes) > 1 else "val/dice"
+    validated = [(step, 100 * value) for step, value in _column(records, own)]
     means = {step: list(test.cases("dice", of_class).values()) for step, test in result.steps().items()}
     return [(label, False, validated), (label, True, [(step, 100 * np.mean(v)) for step, v in means.items()])]
 

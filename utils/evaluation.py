@@ -33,6 +33,7 @@ from utils.figures import FORMATS, NAMES, SHOWN, case_figure, error_figure, summ
 from utils.metrics import METRICS, OVERLAPS, multiclass_metrics
 
 SELECTION = {"last": "last iteration; nothing was selected", "best": "best on validation cases"}
+UNFINISHED = "the run is unfinished"
 RESULTS = ("per_case.csv", "summary.json", "nifti/*.nii.gz")
 RESULTS += tuple(f"{name}.{kind}" for name in ("summary", "figures/*") for kind in FORMATS)
 EMPTY = {

@@ -75,7 +75,8 @@ def read_export(folder: str | Path) -> dict:
         raise UserError(f"{error.filename or folder / WEIGHTS}: not there, so {folder} is no exported model") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder}: damaged or not an exported model ({str(error).splitlines()[0][:120]})") from None
-    if not isinstance(config, dict) or not config.keys() >= {"format", *_KEYS}:
+    kinds = {"format": int, "args": dict, "networks": dict, "test_networks": list, "dataset": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in kinds.items()):
         raise UserError(f"{folder / CONFIG}: not a configuration that code/export.py wrote")
     if config["format"] > FORMAT:
         raise UserError(f"{folder}: of format {config['format']}, made by a later version; update this one")
@@ -110,11 +111,12 @@ def _save_program(program, path: Path) -> None:
         torch.export.save(program, file)
 
 
-def model_card(checkpoint: dict, environment: dict, summaries: dict[str, dict], program: bool) -> str:
+def model_card(checkpoint: dict, selection: str, environment: dict, summaries: dict[str, dict], program: bool) -> str:
     """The card, in Markdown.
 
     Args:
         checkpoint: from :func:`inference_checkpoint`.
+        selection: the rule that chose it.
         environment: where it was trained (``environment.json`` of the run, its last part).
         summaries: ``summary.json`` by the folder of test results it lies in.
         program: whether ``model.pt2`` is beside it.
@@ -122,10 +124,6 @@ def model_card(checkpoint: dict, environment: dict, summaries: dict[str, dict], 
     trained, data = checkpoint["args"], checkpoint["dataset"]
     networks = ", ".join(f"{name}: {spec['class'].rpartition('.')[2]}" for name, spec in checkpoint["networks"].items())
     parameters = sum(value.numel() for name in checkpoint["test_networks"] for value in checkpoint[name].values())
-    selection = "the last iteration"
-    if checkpoint.get("best", {}).get("step") == checkpoint["step"] != checkpoint["last"]:
-        held = checkpoint["validation"]
-        selection = f"chosen by Dice on {len(held['cases'])} {held['from']}"
     spacing = data["spacing"]
     commit = (environment.get("commit") or "unknown") + (", with changes" if environment.get("dirty") else "")
     lines = [
@@ -142,7 +140,7 @@ def model_card(checkpoint: dict, environment: dict, summaries: dict[str, dict], 
         f"| resolution | {_resolution(trained['downsample'])} |",
         f"| patch | {_numbers(trained['patch'])} |",
         f"| seed | {trained['seed']} |",
-        f"| step | {checkpoint['step']} of {checkpoint['last']}, {selection} |",
+        f"| step | {checkpoint['step']} of {checkpoint['last']}; {selection} |",
         f"| networks | {networks}; {parameters / 1e6:.2f} million numbers |",
         f"| commit | {commit} |",
         f"| torch | {environment.get('torch', 'unknown')}, {trained['precision']} |",

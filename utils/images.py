@@ -5,6 +5,7 @@ checksum is wrong, DICOM series with a slice missing, files that a full disk cut
 """
 
 import contextlib
+import locale
 import math
 import os
 import re
@@ -328,19 +329,24 @@ def _as_user_error(path: Path):
 def _reason(error: Exception) -> str:
     """What an exception of SimpleITK says, without where in its source."""
     text = str(error).replace("\n", " ").strip()
-    text = re.sub(r"^.*?(?:ITK ERROR|sitk::ERROR): (?:\w+\(0x\w+\): )?", "", text)
+    text = re.sub(r"^.*?(?:ITK ERROR|(?:sitk|itk)::ERROR): (?:\w+\(0x\w+\): )?", "", text)
     return text[:160].rstrip(" :.")
 
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep what the libraries below SimpleITK write to stderr from the terminal: their errors are raised too."""
+    """Keep what the libraries below SimpleITK write to stderr from the terminal: their errors are raised too.
+
+    And keep the process's locale, which reading DICOM sets to C: text files would be ASCII from then on.
+    """
     sys.stderr.flush()
+    spoken = locale.setlocale(locale.LC_ALL)
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 2)
         yield
     finally:
+        locale.setlocale(locale.LC_ALL, spoken)
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)

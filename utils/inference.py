@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataloaders import DATASETS, dataset_class
+from dataloaders import DATASETS, dataset_class, default_root
 from utils.checkpoint import load_checkpoint, load_state
 from utils.device import autocast, channels_last
 from utils.errors import UserError
@@ -518,20 +518,29 @@ class Trained:
         return [min(max(1, step // self.downsample), extent) for step, extent in steps]
 
 
+def described(checkpoint: dict, path: str | Path) -> dict:
+    """What a checkpoint says of its data; of an old one that says nothing, what the data set in its folder says.
+
+    Raises:
+        UserError: there is no data set of its name.
+    """
+    if checkpoint.get("dataset"):
+        return checkpoint["dataset"]
+    name, root = checkpoint["args"]["dataset"], checkpoint["args"].get("root")
+    if name not in DATASETS:
+        raise UserError(f"{path}: trained on {name}, of which nothing is known here")
+    return dataset_class(name, root or default_root(name)).description()
+
+
 def load_trained(path: str | Path, device: torch.device | str, only: str | None = None) -> Trained:
-    """:func:`load_networks`, and what the checkpoint says of its data; of an old one that says nothing, what the data
-    set's class says.
+    """:func:`load_networks`, and what the checkpoint says of its data (:func:`described`).
 
     Raises:
         UserError: as :func:`load_networks`, or a checkpoint that says too little.
     """
     networks, checkpoint = load_networks(path, device, only)
     try:
-        args, data = checkpoint["args"], checkpoint.get("dataset")
-        if data is None and args["dataset"] in DATASETS:
-            data = dataset_class(args["dataset"]).description()
-        if data is None:
-            raise UserError(f"{path}: trained on {args['dataset']}, of which nothing is known here")
+        args, data = checkpoint["args"], described(checkpoint, path)
         said = {"dataset": args["dataset"], "data": data, "patch": list(args["patch"])}
         trained = Trained(
             networks, **said, downsample=args["downsample"], step=checkpoint["step"], last=checkpoint["last"]

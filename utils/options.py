@@ -114,8 +114,8 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
     held.add_argument(
         "--val_from",
         choices=("unlabeled", "labeled", "list"),
-        help="which: unlabelled cases, whose labels are then read (the default where there are any), labelled ones, or "
-        "the published list",
+        help="which: unlabelled cases, whose labels are then read (default, but of own data), labelled ones, or the "
+        "published list",
     )
     held.add_argument("--val_every", type=positive_int, default=200, help="steps between validations")
     network = parser.add_argument_group("network")

@@ -71,7 +71,8 @@ def begin(root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bo
         What :func:`complete` has noted, where this recipe has filled the folder and its files are still there.
 
     Raises:
-        UserError: the folder holds what another recipe, or none, has written; or it may not be written.
+        UserError: the folder holds what another recipe, or none, has written, or not all that this one has; or it may
+            not be written.
     """
     root, recipe = Path(root), json.loads(json.dumps(recipe))
     marker = root / MARKER
@@ -88,7 +89,10 @@ def begin(root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bo
             f"{root} holds another preparation (it differs in {', '.join(differ)}); choose another --root, or replace "
             "it: --overwrite"
         )
-    elif not overwrite and found["complete"] and all((root / file).is_file() for file in found["kept"]):
+    elif not overwrite and found["complete"]:
+        gone = [file for file in found["kept"] if not (root / file).is_file()]
+        if gone:
+            raise UserError(f"{root / gone[0]}: gone since it was prepared; --overwrite prepares {root} anew")
         return found
     else:
         for file in (*found["files"], *RESULTS):

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -247,8 +247,8 @@ def _how(folder: Path, tag: str) -> str:
     return f"make them with: {command_of_test(folder, tag, dataset)}"
 
 
-def command_of_test(folder: Path, tag: str, dataset: str) -> str:
-    """The command that makes the results of a name, as far as the name tells it."""
+def command_of_test(folder: Path, tag: str, dataset: str, test: Mapping | None = None) -> str:
+    """The command that makes the results of a name, as far as it and the options of an earlier test tell it."""
     flags = [f"--checkpoint {step or best}" for step, best in re.findall(r"^(?:step_(\d+)|(best))", tag)]
     flags += [f"--split {split}" for split in re.findall(r"_(val|train)(?=_|$)", tag)]
     flags += [f"--nms {value}" for value in re.findall(r"_nms([01])(?=_|$)", tag)]
@@ -256,6 +256,8 @@ def command_of_test(folder: Path, tag: str, dataset: str) -> str:
     flags += [f"--stride {value.replace('-', ' ')}" for value in re.findall(r"_stride([\d-]+)(?=_|$)", tag)]
     flags += [f"--precision {value}" for value in re.findall(r"_(fp32|bf16)(?=_|$)", tag)]
     flags += [f"--cases {value}" for value in re.findall(r"_cases(\d+)(?=_|$)", tag)]
+    given = {key: (test or {}).get(key) for key in ("network", "root")}
+    flags += [f"--{key} {shlex.quote(str(value))}" for key, value in given.items() if value is not None]
     script = f"code/test_{GUESTS.get(dataset, dataset)}.py"
     return " ".join(["python", script, "--run", shlex.quote(str(folder)), *flags])
 

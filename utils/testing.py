@@ -19,7 +19,7 @@ from dataloaders import dataset_class, default_root, open_dataset
 from utils import options, run
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
-from utils.evaluation import EMPTY, SELECTION, evaluate, find_checkpoint, find_run
+from utils.evaluation import EMPTY, SELECTION, UNFINISHED, evaluate, find_checkpoint, find_run
 from utils.figures import FORMATS, SHOWN
 from utils.inference import load_networks, whole_image
 from utils.metrics import METRICS
@@ -90,13 +90,8 @@ class Test:
             if not self.listed:
                 raise UserError(f"{self.folder}: the label of every training case was seen; take --split test")
         self.indices = self.listed[: args.cases]
-        step, last = self.checkpoint["step"], self.checkpoint["last"]
-        unfinished = args.checkpoint == "last" and step < last
-        self.selection = "the run is unfinished" if unfinished else SELECTION.get(args.checkpoint, "a step on the way")
-        if args.checkpoint == "best":
-            held = self.checkpoint["validation"]
-            self.selection += f": {len(held['cases'])} {held['from']}, Dice {100 * self.checkpoint['best']['dice']:.2f}"
-        print(f"{self.path}, step {step} of {last}: {self.selection}")
+        self.selection = selection(self.checkpoint, args.checkpoint)
+        print(f"{self.path}, step {self.checkpoint['step']} of {self.checkpoint['last']}: {self.selection}")
         if args.split != "test":
             print(f"scored on {LISTS[args.split]}")
 
@@ -156,6 +151,7 @@ class Test:
             "last_step": self.checkpoint["last"],
             "selection": self.selection,
             "validation": self.checkpoint.get("validation"),
+            "unlike_published": self.checkpoint.get("dataset", {}).get("unlike_published", []),
             "list": LISTS[self.args.split],
             "listed_cases": len(self.listed),
             "trained": self.trained,
@@ -243,6 +239,16 @@ def _parser(doc, datasets, splits, scores):
     test.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
     test.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where fast")
     return parser
+
+
+def selection(checkpoint, name):
+    """The rule that chose a checkpoint, which `--checkpoint` called by this name, in words."""
+    if name == "last" and checkpoint["step"] < checkpoint["last"]:
+        return UNFINISHED
+    if name != "best":
+        return SELECTION.get(name, "a step on the way")
+    held, best = checkpoint["validation"], checkpoint["best"]
+    return f"{SELECTION['best']}: {len(held['cases'])} {held['from']}, Dice {100 * best['dice']:.2f}"
 
 
 def checkpoint_name(text):

@@ -14,6 +14,8 @@ from matplotlib.patheffects import withStroke
 
 from utils.checkpoint import write_atomically
 
+matplotlib.rcParams["text.parse_math"] = False  # a case may be called a$^$b
+
 REFERENCE, PREDICTION, INK, FAINT = "#56B4E9", "#E69F00", "#222222", "#8A8A8A"
 CLASSES = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")  # where there are several
 DPI = 300
