@@ -218,6 +218,24 @@ def test_empty_predictions_are_counted_and_told(tmp_path, call):
     assert "No prediction and no reference was empty." in call(write_run(tmp_path, "full", BASE))
 
 
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"checkpoint": "step_50.pth", "step": 50, "selection": "a step on the way"}, "step 50 tested, not the last"),
+        ({"checkpoint": "best.pth", "selection": "best on validation cases"}, "best tested, not the last iteration"),
+        ({"step": 50, "selection": "the run is unfinished"}, "the run is unfinished"),
+        ({"test": {"network": "net_2"}}, "of its network net_2 alone"),
+        ({"test": {"stride": [64, 64, 64]}}, "stride 64,64,64, not 18,18,4"),
+        ({"unlike_published": ["lists drawn from seed 3"]}, "lists drawn from seed 3"),
+    ],
+    ids=["kept", "best", "unfinished", "network", "stride", "lists"],
+)
+def test_published_numbers_are_marked_where_the_result_is_another(told, words, tmp_path, call):
+    printed = " ".join(call(write_run(tmp_path, "one", [0.7, 0.8], **told)).split())
+    assert "[1] one: the published numbers are of another setting: " in printed or "[2] one: the publ" in printed
+    assert words in printed.partition("another setting")[2]
+
+
 def test_published_numbers_stand_below_and_are_marked_where_the_setting_is_another(tmp_path, call):
     usual = options_of(ROOT / "code" / "train_supervised.py", "--dataset", "LA", "--labelnum", "8")
     as_paper = write_run(tmp_path, "paper", BASE, trained=usual | {"seed": 1337, "root": "here"})

@@ -271,6 +271,8 @@ def test_resume_fills_in_what_is_missing_and_nothing_is_overwritten_unasked(run_
     call(run_folder, tmp_path / "in", "--out", out, "--resume", "--uncertainty")  # maps are missing: all is made again
     labels_of(out / "a.nii")
     call(run_folder, tmp_path / "in", "--out", out, "--overwrite")
+    with pytest.raises(UserError, match=r"was filled otherwise \(it differs in largest_component\); name another"):
+        call(run_folder, tmp_path / "in", "--out", out, "--resume", "--nms", 1)
     with pytest.raises(UserError, match="give one of them"):
         call(run_folder, tmp_path / "in", "--out", out, "--overwrite", "--resume")
 

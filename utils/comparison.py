@@ -330,7 +330,7 @@ def _other_settings(entry: Entry) -> list[str]:
         parts.append(f"of its network {summary['test']['network']} alone")
     stride = dataset_class(trained["dataset"]).stride if trained.get("downsample", 1) == 1 else None
     if stride and list(summary["test"].get("stride") or stride) != list(stride):
-        parts.append(f"stride {_short(summary['test']['stride'])}, not {_short(stride)}")
+        parts.append(f"stride {_short(summary['test']['stride'])}, not {_short(list(stride))}")
     parts += summary.get("unlike_published", [])
     if entry.first.summary["test"].get("empty", "zero") != "zero":
         parts.append("empty masks scored otherwise")
