@@ -212,7 +212,8 @@ def _curves(path, looks, losses, dice, name) -> bool:
                 ax.plot(*zip(*points, strict=True), color=colour, lw=1.1, ls=style if tested else (0, (1, 1)), **marker)
             kinds = dict.fromkeys(tested for _, tested, _ in dice)
             names = ["test (points)" if tested else "validation (dotted)" for tested in kinds]
-            ax.set_ylabel(f"Dice (%), {' and '.join(names)}", size=8, color=INK)
+            ax.set_ylabel("Dice (%)", size=8, color=INK)
+            ax.set_title(" and ".join(names), size=6.5, color=FAINT)
         ax.set_xlabel("step", size=8, color=INK)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlim(left=0)
