@@ -34,7 +34,7 @@ from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation import find_checkpoint, write_csv
 from utils.figures import FORMATS, curves_figure, sdm_figure, uncertainty_figure
-from utils.inference import load_networks, whole_image
+from utils.inference import load_networks, usual_stride, whole_image
 from utils.metrics import METRICS, multiclass_metrics
 from utils.ops import largest_component
 
@@ -194,7 +194,7 @@ def open_data(args, checkpoint, device):
         spacing=None if data.spacing is None else [s * scale for s in data.spacing],
         plane="slice" if sliced else getattr(args, "plane", None),
         patch=patch,
-        stride=None if sliced else [min(max(1, s // scale), p) for s, p in zip(data.stride, patch, strict=True)],
+        stride=usual_stride(data.stride, patch, scale),
         where={"batch": args.batch, "device": device, "precision": resolve_precision(args.precision, device)},
     )
 

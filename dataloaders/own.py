@@ -78,7 +78,7 @@ class Own(Volumes):
     def _of_dimension(table):
         return {
             "patches": MappingProxyType({n: _numbers("patch", table["patch"][str(n)], 3) for n in (1, 2)}),
-            "stride": _numbers("stride", table["stride"], 3),
+            "stride": None,
             "augment": table["augment"],
         }
 
@@ -97,7 +97,8 @@ class Own(Volumes):
     def read(self, path, label=True):
         if label and not self.cases[path.stem]["labeled"]:
             raise UserError(
-                f"{path}: an image without a label; to validate on images with one, take --val_from labeled"
+                f"{path}: an image without a label, which is needed here: take other cases (--split test, to validate "
+                "--val_from labeled)"
             )
         return super().read(path, label)
 
@@ -148,7 +149,7 @@ class Own2d(Slices, Own):
 
 
 def protocol(shapes, spacing):
-    """The part of the file that follows from the data: patches, stride, augmentation, and the slices of 2-D.
+    """The part of the file that follows from the data: patches, augmentation, and the slices of 2-D.
 
     Args:
         shapes: of the prepared training images.
@@ -165,7 +166,6 @@ def protocol(shapes, spacing):
     scale = min(1.0, LARGEST_SLICE / largest)
     return {
         "patch": {"1": patch, "2": _patch(np.array(patch) / 2)},
-        "stride": [extent // 2 for extent in patch],
         "augment": "rot_flip" if turns else "crop",
         "slices": {
             "axes": [rows, columns, thick],

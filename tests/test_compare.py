@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from result_folders import write_cases, write_run, write_training
 from scipy import stats
 
+from dataloaders.validation import SOURCES
 from utils import comparison, comparison_figures
 from utils.errors import UserError
 from utils.results import open_entries, read_result
@@ -137,6 +138,13 @@ def test_a_class_and_the_mean_over_classes(tmp_path, call):
 
 
 # ----------------------------------------------------------------------------------------------------- what is marked
+
+
+def test_labelled_cases_kept_aside_are_taken_off(tmp_path, call):
+    for source, shown in (("labeled", "8 - 2"), ("unlabeled", "8")):
+        held = {"from": SOURCES[source], "cases": ["X", "Y"]}
+        run = write_run(tmp_path, source, BASE, validation=held)
+        assert rows_of(call(run))[source][0] == shown
 
 
 @pytest.mark.parametrize(

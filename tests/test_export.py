@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dataloaders.validation import SOURCES
 from networks import network_class
 from networks.one_vs_rest import OneVsRest
 from utils.errors import UserError
@@ -110,12 +111,13 @@ def test_one_network_of_two(make_run, tmp_path):
 
 
 def test_the_card_says_what_it_is(make_run, tmp_path):
-    chosen = {"validation": {"from": "labelled training cases", "cases": ["A", "B"]}, "last": 9}
+    chosen = {"validation": {"from": SOURCES["labeled"], "cases": ["A", "B"]}, "last": 9}
     folder = make_run("plain", **chosen, best={"step": 5, "dice": 0.5})
     (folder / "last.pth").rename(folder / "best.pth")
     spread = {"mean": 0.875, "sd": 0.0123, "n": 2}
     mean = {"dice": spread, "jaccard": spread, "hd95": {"mean": None, "sd": None, "n": 0}, "asd": spread}
     summary = {"step": 5, "mean": mean, "cases": 2, "list": "the test list", "empty_predictions": 1}
+    summary |= {"empty": "an empty mask scores 0"}
     summary |= {"units": {"hd": "voxels"}, "test": {"network": None}}
     tests = {"best": {}, "last": {"step": 9, "checkpoint": "last.pth"}, "best_net": {"test": {"network": "net"}}}
     for tag, other in tests.items():
@@ -123,8 +125,13 @@ def test_the_card_says_what_it_is(make_run, tmp_path):
         (folder / "test" / tag / "summary.json").write_text(json.dumps(summary | {"checkpoint": "best.pth"} | other))
     export.main([str(folder), "--checkpoint", "best", "--out", str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| step | 5 of 9; best on validation cases: 2 labelled training cases, Dice 50.00 |" in card
+    assert (
+        "| step | 5 of 9; best on validation cases: 2 labelled training cases, which are not trained on, Dice 50.00 |"
+        in card
+    )
     assert "| best: the test list | 2 | 87.50 ± 1.23 | 87.50 ± 1.23 | - | 0.88 ± 0.01 | 1 |" in card
+    assert "Empty: an empty mask scores 0." in card
+    assert "| labelled | the first 3 of the training list, without A, B, kept aside for validation |" in card
     assert "| last: " not in card
     assert "| best_net: " not in card
     assert "| classes | 0 background, 1 a, 2 b |" in card

@@ -473,3 +473,14 @@ def test_environment_outside_a_repository(monkeypatch):
     record = run.environment([torch.device("cpu")])
     assert record["commit"] is None
     assert record["dirty"] is None
+
+
+@pytest.mark.parametrize(
+    ("net", "patch", "bottom"), [("vnet", [48, 16, 16], (3, 1, 1)), ("resnet18", [48, 16, 16], (2, 1, 1))]
+)
+def test_bf16_is_tried_at_every_level_that_the_network_has(tmp_path, monkeypatch, net, patch, bottom):
+    tried = []
+    monkeypatch.setattr(run, "bf16_gradients_agree", lambda _, extents: tried.append(extents) or True)
+    run.Run(parse(tmp_path, "--net", net, "--patch", *patch, "--precision", "bf16"), "train_tiny.py")
+    assert tried[0] == bottom
+    assert tried[-1] == (24, 8, 8)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloaders import dataset_class
+from dataloaders.validation import SOURCES
 from utils.errors import UserError
 from utils.evaluation import UNFINISHED
 from utils.figures import NAMES
@@ -355,7 +356,7 @@ def table(comparison: Comparison) -> list[list[str]]:
         cells.append(
             [
                 entry.label,
-                str(trained["labelnum"]),
+                _labels(entry.first),
                 _steps(summary),
                 " + ".join(str(number) for number in crops if number) or "-",
                 str(len(entry.case_names)),
@@ -516,6 +517,13 @@ def csv_text(comparison: Comparison) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _labels(result: Result) -> str:
+    """Number of labelled cases, and how many of them were kept aside for validation."""
+    held = result.summary.get("validation")
+    kept = len(held["cases"]) if held and held["from"] == SOURCES["labeled"] else 0
+    return str(result.trained["labelnum"]) + (f" - {kept}" if kept else "")
 
 
 def _steps(summary: dict) -> str:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
+from dataloaders.validation import SOURCES
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 from utils.figures import NAMES
@@ -56,7 +57,8 @@ def write_export(folder: Path, checkpoint: dict, card: str) -> None:
     tensors = {f"{name}.{key}": value.contiguous() for name in names for key, value in checkpoint[name].items()}
     config = {"format": FORMAT} | {key: value for key, value in checkpoint.items() if key not in names}
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt"}))
+    weights = save(tensors, {"format": "pt"})
+    write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(weights))
     write_atomically(folder / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
     write_atomically(folder / CARD, lambda path: path.write_text(card, encoding="utf-8"))
 
@@ -136,7 +138,7 @@ def model_card(checkpoint: dict, selection: str, environment: dict, summaries: d
         f"| method | `train_{trained['method']}.py` |",
         f"| data | {data['name']}" + (f", spacing {_numbers(spacing)} mm |" if spacing else " |"),
         f"| classes | 0 background, {', '.join(f'{c} {name}' for c, name in enumerate(data['class_names'], 1))} |",
-        f"| labelled | the first {trained['labelnum']} of the training list |",
+        f"| labelled | the first {trained['labelnum']} of the training list{_kept_aside(checkpoint)} |",
         f"| resolution | {_resolution(trained['downsample'])} |",
         f"| patch | {_numbers(trained['patch'])} |",
         f"| seed | {trained['seed']} |",
@@ -185,8 +187,17 @@ def _results(summaries: dict[str, dict]) -> list[str]:
         cells = [_spread(summary["mean"][m], 100 if m in OVERLAPS else 1) for m in metrics]
         kind = f"{tag}: {summary['list']}"
         lines.append(f"| {kind} | {summary['cases']} | {' | '.join(cells)} | {summary['empty_predictions']} |")
-    last = next(iter(summaries.values()))
-    return [*lines, "", f"Mean ± sample sd over cases; overlaps in percent, distances in {last['units']['hd']}."]
+    one = next(iter(summaries.values()))
+    meaning = f" Empty: {one['empty']}." if any(s["empty_predictions"] for s in summaries.values()) else ""
+    told = f"Mean ± sample sd over cases; overlaps in percent, distances in {one['units']['hd']}.{meaning}"
+    return [*lines, "", told]
+
+
+def _kept_aside(checkpoint: dict) -> str:
+    held = checkpoint.get("validation")
+    if not held or held["from"] != SOURCES["labeled"]:
+        return ""
+    return f", without {', '.join(held['cases'])}, kept aside for validation"
 
 
 def _spread(value: dict, factor: float) -> str:

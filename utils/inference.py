@@ -430,6 +430,16 @@ def mean_probability(networks: Sequence[nn.Module]) -> Predictor:
     return predict
 
 
+def usual_stride(protocol: Sequence[int] | None, patch: Sequence[int], downsample: int = 1) -> list[int] | None:
+    """Steps of a window on the network's grid: the data set's protocol's, or half the patch where it has none; None for
+    slices."""
+    if len(patch) == 2:
+        return None
+    if protocol is None:
+        return [max(1, extent // 2) for extent in patch]
+    return [min(max(1, step // downsample), extent) for step, extent in zip(protocol, patch, strict=True)]
+
+
 def load_networks(
     path: str | Path, device: torch.device | str, only: str | None = None
 ) -> tuple[list[nn.Module], dict]:
@@ -511,11 +521,7 @@ class Trained:
 
     @property
     def stride(self) -> list[int] | None:
-        """The test protocol's steps of a window, in voxels of the network's grid; None for slices."""
-        if len(self.patch) == 2:
-            return None
-        steps = zip(self.data["stride"], self.patch, strict=True)
-        return [min(max(1, step // self.downsample), extent) for step, extent in steps]
+        return usual_stride(self.data["stride"], self.patch, self.downsample)
 
 
 def described(checkpoint: dict, path: str | Path) -> dict:

@@ -370,13 +370,16 @@ class Row:
             "oblique": f"{_tilt(grid):.0f}°",
             "sha256": self.sha256,
         }
+        voxels = to_array(image)
+        if voxels.min() == voxels.max():
+            self.flags.append(f"every voxel is {voxels.flat[0]:g}")
         if label is not None:
             wrong = misfit(image, label)
             if wrong and (not trust_voxels or label.GetSize() != image.GetSize()):
                 raise UserError(wrong)
             if wrong:
                 self.flags.append(wrong)
-            self._measure(to_array(image), to_array(label), grid)
+            self._measure(voxels, to_array(label), grid)
         if self.split is not None:
             self.report.check_new(self)
 

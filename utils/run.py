@@ -31,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.validation import SOURCES
+from networks import network_class
 from utils.board import Board, tag
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
 from utils.device import (
@@ -122,8 +123,9 @@ class Run:
         self.devices = select_devices(args.gpu)
         self.device = self.devices[0]
         self.precision = resolve_precision(args.precision, self.device)
-        for level in range(4, 0, -1):
-            extents = tuple(extent >> level for extent in args.patch)
+        bottom = network_class(args.net).bottom
+        for level in range(max(bottom).bit_length() - 1, 0, -1):
+            extents = tuple(-(-extent // min(2**level, most)) for extent, most in zip(args.patch, bottom, strict=True))
             if self.precision == "bf16" and not bf16_gradients_agree(self.device, extents):
                 warn_once(f"bf16 convolutions over {extents} voxels go wrong on this device: training in fp32")
                 self.precision = resolve_precision("fp32", self.device)

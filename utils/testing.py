@@ -21,7 +21,7 @@ from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation import EMPTY, SELECTION, UNFINISHED, evaluate, find_checkpoint, find_run
 from utils.figures import FORMATS, SHOWN
-from utils.inference import load_networks, whole_image
+from utils.inference import load_networks, usual_stride, whole_image
 from utils.metrics import METRICS
 from utils.ops import largest_component
 
@@ -65,9 +65,8 @@ class Test:
             args.metrics = list(dict.fromkeys(args.metrics))
         if "," in args.gpu:
             raise UserError(f"--gpu {args.gpu}: testing uses one device; give one number")
-        if not args.run:
-            where = args.root or default_root(args.dataset)
-            args.labelnum = args.labelnum or dataset_class(args.dataset, where).labelnum
+        if not args.run and args.labelnum is None:
+            args.labelnum = getattr(dataset_class(args.dataset), "labelnum", None) or _only_labelnum(args)
         self.folder = find_run(args.run, args.runs, args.dataset, f"{args.method}_{args.labelnum}", args.seed)
         self.path = find_checkpoint(self.folder, args.checkpoint)
         self.device = select_device(args.gpu)
@@ -101,9 +100,7 @@ class Test:
             if wanted:
                 raise UserError(f"--stride: {self.data.name} is predicted slice by slice, without windows")
             return None
-        scale = self.trained["downsample"]
-        usual = [min(max(1, s // scale), p) for s, p in zip(self.data.stride, patch, strict=True)]
-        stride = wanted or usual
+        stride = wanted or usual_stride(self.data.stride, patch, self.trained["downsample"])
         if any(s > p for s, p in zip(stride, patch, strict=True)):
             wide, extents = (" ".join(map(str, numbers)) for numbers in (stride, patch))
             raise UserError(f"--stride {wide} leaves gaps between windows of {extents}")
@@ -195,6 +192,16 @@ class Test:
             image_axes=self.data.image_axes if self.stride is None else None,
             per_slice=per_slice,
         )
+
+
+def _only_labelnum(args):
+    """The number of labels that the method was trained with, of data that have no usual one."""
+    found = sorted(Path(args.runs, args.dataset).glob(f"{args.method}_*/seed{args.seed}"))
+    numbers = {int(label) for folder in found if (label := folder.parent.name.rpartition("_")[2]).isdecimal()}
+    if len(numbers) != 1:
+        there = ", ".join(map(str, found)) or "there is none"
+        raise UserError(f"no --labelnum given: name the run with --run, of {there}")
+    return numbers.pop()
 
 
 def _parser(doc, datasets, splits, scores):

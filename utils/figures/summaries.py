@@ -150,7 +150,7 @@ def _strip(ax: Axes, x: float, cases: list[tuple[float, str]], higher_is_better:
         color=INK,
     )
     best, worst = (-1, 0) if higher_is_better else (0, -1)
-    for index, word in ((best, "best"), (worst, "worst")) if len(values) > 1 else ():
+    for index, word in ((best, "best"), (worst, "worst")) if values[0] < values[-1] else ():
         value, name = cases[index]
         up = value == values.max()
         ax.annotate(
