@@ -83,7 +83,7 @@ def surface_figure(
     measured = np.concatenate([np.abs(d) for pair in distances for d in pair if d is not None] or [np.zeros(0)])
     limit = max(np.ceil(np.percentile(measured, 95)), 1.0) if len(measured) else 1.0
 
-    boxes = [[_box(meshes, angles, size * pred.shape) for angles in VIEWS.values()] for meshes, *_ in pairs]
+    boxes = [_boxes(meshes, size * pred.shape, spacing is not None) for meshes, *_ in pairs]
     aspects = [[box[0] / box[1] for box in row for _ in range(2)] for row in boxes]
     figure, rows = page(aspects, HEAD + OVER, BAR_FOOT if len(measured) else SIDE, 0.2 * several, tallest=1.8)
     norm = Normalize(-limit, limit)
@@ -187,15 +187,16 @@ def _axes(angles: tuple[float, float]) -> np.ndarray:
     return np.array([right, np.cross(near, right), near])
 
 
-def _box(
-    meshes: list[Mesh | None], angles: tuple[float, float], extents: np.ndarray
-) -> tuple[float, float, np.ndarray]:
-    """Width, height and centre of what a view shows of both surfaces, with a margin."""
-    corners = [mesh.vertices for mesh in meshes if mesh] or [np.array([np.zeros(3), extents])]
-    flat = np.concatenate(corners) @ _axes(angles)[:2].T
-    low, high = flat.min(0), flat.max(0)
-    width, height = np.maximum(1.06 * (high - low), 0.4 * (high - low).max())
-    return width, height, (low + high) / 2
+def _boxes(meshes: list[Mesh | None], extents: np.ndarray, bar: bool) -> list[tuple[float, float, tuple[float, float]]]:
+    """Width, height and centre of what each view shows of both surfaces, with a margin, and below it room for a bar;
+    of one size, so that all views have one scale."""
+    corners = np.concatenate([mesh.vertices for mesh in meshes if mesh] or [np.array([np.zeros(3), extents])])
+    flat = [corners @ _axes(angles)[:2].T for angles in VIEWS.values()]
+    middles = [(points.min(0) + points.max(0)) / 2 for points in flat]
+    shown = np.max([np.ptp(points, 0) for points in flat], 0)
+    width, height = np.maximum(1.06 * shown, 0.4 * shown.max())
+    room = 0.16 * height if bar else 0.0
+    return [(width, height + room, (x, y - room / 2)) for x, y in middles]
 
 
 def _shaded(mesh: Mesh, distance: np.ndarray | None, norm: Normalize, angles: tuple[float, float]) -> TriMesh:
