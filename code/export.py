@@ -82,7 +82,7 @@ def main(arguments=None):
             raise UserError(f"{out}: holds files; --overwrite replaces an export, --out names another folder")
         if any(out.iterdir()):
             read_export(out)  # an export alone is replaced
-    chosen = selection(checkpoint, args.checkpoint)
+    chosen = selection(checkpoint, args.checkpoint, args.run)
     print(f"{path}, step {checkpoint['step']} of {checkpoint['last']}: {chosen}")
     trained = checkpoint["args"]
     checkpoint["dataset"] = described(checkpoint, path)

@@ -213,7 +213,12 @@ def test_the_test_script_says_how_the_best_was_chosen(train, tiny_la, monkeypatc
     summary = json.loads((folder / "test" / "best" / "summary.json").read_text())
     assert summary["selection"].startswith("best on validation cases: 1 unlabelled training cases")
     assert summary["validation"]["cases"] == load_checkpoint(folder / "best.pth")["validation"]["cases"]
-    assert "best on validation cases" in capsys.readouterr().out
+    assert "unfinished" not in capsys.readouterr().out
+    state = load_checkpoint(folder / "last.pth")
+    torch.save(state | {"step": 0}, folder / "last.pth")
+    test_LA.main()
+    assert "labels are read for this alone, Dice" in (said := capsys.readouterr().out)
+    assert "; the run is unfinished" in said
     monkeypatch.setattr(sys, "argv", ["assess", "--run", str(folder), "--gpu", "-1", "--split", "train"])
     test = testing.Test("doc", ("LA",), splits=("test", "train"), scores=False)
     assert len(test.indices) == 2  # neither the three labelled ones nor the one that chose

@@ -270,7 +270,7 @@ def _reservations(entry: Entry, reference: Entry) -> list[str]:
     lines = []
     for result in entry.results:
         summary = result.summary
-        if summary["selection"] == UNFINISHED:
+        if UNFINISHED in summary["selection"]:
             last = f" of {summary['last_step']}" if "last_step" in summary else ""
             lines.append(f"{{}}, seed {result.seed}: the run is unfinished, step {summary['step']}{last}.")
         if summary["cases"] < summary.get("listed_cases", 0):
@@ -325,7 +325,7 @@ def _other_settings(entry: Entry) -> list[str]:
         parts.append(f"components {COMPONENTS[1 - nms]}, not {COMPONENTS[nms]}")
     if summary["checkpoint"] != "last.pth":
         parts.append(f"{summary['checkpoint'].removesuffix('.pth').replace('_', ' ')} tested, not the last iteration")
-    if any(result.summary["selection"] == UNFINISHED for result in entry.results):
+    if any(UNFINISHED in result.summary["selection"] for result in entry.results):
         parts.append("the run is unfinished")
     if summary["test"].get("network"):
         parts.append(f"of its network {summary['test']['network']} alone")

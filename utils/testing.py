@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dataloaders import dataset_class, default_root, open_dataset
 from utils import options, run
+from utils.checkpoint import load_checkpoint
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation import EMPTY, SELECTION, UNFINISHED, evaluate, find_checkpoint, find_run
@@ -89,7 +90,7 @@ class Test:
             if not self.listed:
                 raise UserError(f"{self.folder}: the label of every training case was seen; take --split test")
         self.indices = self.listed[: args.cases]
-        self.selection = selection(self.checkpoint, args.checkpoint)
+        self.selection = selection(self.checkpoint, args.checkpoint, self.folder)
         print(f"{self.path}, step {self.checkpoint['step']} of {self.checkpoint['last']}: {self.selection}")
         if args.split != "test":
             print(f"scored on {LISTS[args.split]}")
@@ -248,14 +249,17 @@ def _parser(doc, datasets, splits, scores):
     return parser
 
 
-def selection(checkpoint, name):
-    """The rule that chose a checkpoint, which `--checkpoint` called by this name, in words."""
+def selection(checkpoint, name, folder):
+    """The rule that chose a checkpoint of a run's folder, which `--checkpoint` called by this name, in words."""
     if name == "last" and checkpoint["step"] < checkpoint["last"]:
         return UNFINISHED
     if name != "best":
         return SELECTION.get(name, "a step on the way")
     held, best = checkpoint["validation"], checkpoint["best"]
-    return f"{SELECTION['best']}: {len(held['cases'])} {held['from']}, Dice {100 * best['dice']:.2f}"
+    words = f"{SELECTION['best']}: {len(held['cases'])} {held['from']}, Dice {100 * best['dice']:.2f}"
+    last = folder / "last.pth"
+    unfinished = last.is_file() and load_checkpoint(last)["step"] < checkpoint["last"]
+    return f"{words}; {UNFINISHED}" if unfinished else words
 
 
 def checkpoint_name(text):
