@@ -37,6 +37,7 @@ from utils.figures import FORMATS, curves_figure, sdm_figure, uncertainty_figure
 from utils.inference import load_networks, usual_stride, whole_image
 from utils.metrics import METRICS, multiclass_metrics
 from utils.ops import largest_component
+from utils.testing import unseen
 
 PLANES = ("axial", "coronal", "sagittal")
 HELPS = {
@@ -180,9 +181,7 @@ def open_data(args, checkpoint, device):
     data = open_dataset(trained["dataset"], args.root or trained["root"], split, scale)
     indices = list(range(len(data.names)))
     if split == "train":
-        seen = set(data.labeled(trained["labelnum"]))
-        held = (checkpoint.get("validation") or {}).get("cases", ())
-        indices = [index for index in indices if index not in seen and data.units[index] not in held]
+        indices = unseen(data, checkpoint)
         if not indices:
             raise UserError(f"{args.run}: the label of every training case was seen; take another --split")
     sliced = len(patch) == 2

@@ -46,7 +46,7 @@ from utils.checkpoint import write_atomically
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation import find_checkpoint
-from utils.inference import interpolate_slabs, load_trained, mean_probability, slice_slabs, window_slabs
+from utils.inference import check_stride, interpolate_slabs, load_trained, mean_probability, slice_slabs, window_slabs
 from utils.ops import largest_component
 from utils.testing import checkpoint_name
 from utils.uncertainty import entropy
@@ -352,9 +352,7 @@ def main(arguments=None):
     settings = {"batch": args.batch, "device": device, "precision": resolve_precision(args.precision, device)}
     if len(model.patch) == 3:
         settings["stride"] = args.stride or model.stride
-        if any(step > extent for step, extent in zip(settings["stride"], model.patch, strict=True)):
-            wide, extents = (" ".join(map(str, numbers)) for numbers in (settings["stride"], model.patch))
-            raise UserError(f"--stride {wide} leaves gaps between windows of {extents}")
+        check_stride(settings["stride"], model.patch)
     elif args.stride:
         raise UserError(f"--stride: a network of {model.dataset} predicts slice by slice, without windows")
 

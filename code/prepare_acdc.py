@@ -13,12 +13,10 @@ Without --lists 70, 10 and 20 of the 100 patients are drawn from --seed, and are
 patients in the challenge's folder testing/ are left out, as in the papers, unless --lists names them.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import SimpleITK
 
 import _root  # noqa: F401
@@ -27,7 +25,7 @@ from dataloaders.h5 import check_disjoint, read_list
 from utils import options, run
 from utils.errors import UserError
 from utils.images import read_image
-from utils.preparation import Report, prepare_all, relabel, split_units, stamp, write_case
+from utils.preparation import Report, add_options, draw_lists, prepare_all, relabel, stamp, write_case
 
 LISTS = {"train": "train_slices.list", "val": "val.list", "test": "test.list"}
 FRAMES = {"frame01": "ED", "frame02": "ES"}
@@ -36,12 +34,7 @@ FRAMES = {"frame01": "ED", "frame02": "ES"}
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge")
-    parser.add_argument("--root", type=Path, default="data/ACDC", help="folder to write")
-    parser.add_argument("--lists", type=Path, metavar="FOLDER", help=f"take the {', '.join(LISTS.values())} in it")
-    parser.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists, without --lists")
-    workers = min(4, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=options.positive_int, default=workers, help="volumes at a time")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    add_options(parser, "data/ACDC", f"take the {', '.join(LISTS.values())} in it", "volumes at a time")
     return parser.parse_args(arguments)
 
 
@@ -91,10 +84,8 @@ def choose(patients, args):
             slices.setdefault(volume, []).append(int(k))
         return {"train": list(slices), "val": names["val"], "test": names["test"]}, slices
     training = [name for name, folder in patients.items() if folder.parent.name != "testing"]
-    drawn = split_units(training, {"val": 0.1, "test": 0.2}, args.seed)
-    train = [name for name in training if name not in {*drawn["val"], *drawn["test"]}]
-    # the challenge's patients are in the order of their diseases, and the first are the labelled ones
-    drawn = {"train": np.random.default_rng(args.seed).permutation(train).tolist(), **drawn}
+    # the challenge's patients are in the order of their diseases, and the first are the labelled ones: so shuffled
+    drawn = draw_lists(training, {"val": 0.1, "test": 0.2}, args.seed)
     return {split: [f"{name}_{end}" for name in drawn[split] for end in FRAMES] for split in LISTS}, {}
 
 

@@ -15,11 +15,9 @@ lost. Train and test on files of one making. Without --lists 250, 25 and 60 of 3
 are not those of the papers' tables.
 """
 
-import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import SimpleITK
 
 import _root  # noqa: F401
@@ -28,7 +26,7 @@ from dataloaders.h5 import check_disjoint, read_list
 from utils import options, run
 from utils.errors import UserError
 from utils.images import read_image
-from utils.preparation import Report, prepare_all, relabel, split_units, stamp, write_case
+from utils.preparation import Report, add_options, draw_lists, prepare_all, relabel, stamp
 
 SPLITS = ("train", "val", "test")
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -37,13 +35,10 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked training data")
-    parser.add_argument("--root", type=Path, default="data/BraTS2019", help="folder to write")
     parser.add_argument("--modality", choices=MODALITIES, default="flair", help="the papers take flair")
-    parser.add_argument("--lists", type=Path, metavar="FOLDER", help="take the train.txt, val.txt and test.txt in it")
-    parser.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists, without --lists")
-    workers = min(4, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=options.positive_int, default=workers, help="subjects at a time, 1 GB each")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    add_options(
+        parser, "data/BraTS2019", "take the train.txt, val.txt and test.txt in it", "subjects at a time, 1 GB each"
+    )
     return parser.parse_args(arguments)
 
 
@@ -72,9 +67,7 @@ def choose(subjects, args):
                 check_disjoint(args.lists / f"{split}.txt", listed, args.lists / f"{other}.txt", known, "subject")
             lists[split] = listed
         return lists
-    drawn = split_units(list(subjects), {"val": 25 / 335, "test": 60 / 335}, args.seed)
-    train = [name for name in subjects if name not in {*drawn["val"], *drawn["test"]}]
-    return {"train": np.random.default_rng(args.seed).permutation(train).tolist(), **drawn}
+    return draw_lists(list(subjects), {"val": 25 / 335, "test": 60 / 335}, args.seed)
 
 
 def prepare(job):
@@ -87,10 +80,7 @@ def prepare(job):
         image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 1, 2, 4))
         label = SimpleITK.Cast(label > 0, SimpleITK.sitkUInt8)
         row.look(image, label, files[0], trust_voxels=True)
-        prepared = BraTS2019.preprocessing.apply(image, label)
-        grid = prepared.place.grid
-        write_case(path, prepared.image, prepared.label, grid=grid, source=files[0], sha256=row.sha256)
-        row.show(prepared.image, prepared.label, grid.spacing)
+        row.prepare(BraTS2019.preprocessing, image, label, path, files[0])
     return row
 
 

@@ -14,7 +14,6 @@ neither how they scaled grey values nor which subjects they trained on, so numbe
 equal: without --lists 25 subjects train and 8 test, drawn from --seed.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ from dataloaders.endocardium import Endocardium
 from dataloaders.h5 import check_disjoint, read_list
 from utils import options, run
 from utils.errors import UserError
-from utils.preparation import Report, prepare_all, split_units, stamp, write_case
+from utils.preparation import Report, add_options, draw_lists, prepare_all, stamp, write_case
 
 NAME = re.compile(r"sol_yxzt_(pat\d+)\.mat")
 
@@ -37,12 +36,7 @@ NAME = re.compile(r"sol_yxzt_(pat\d+)\.mat")
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked .mat files")
-    parser.add_argument("--root", type=Path, default="data/endocardium", help="folder to write")
-    parser.add_argument("--lists", type=Path, metavar="FOLDER", help="take the train.list and test.list in it")
-    parser.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists, without --lists")
-    workers = min(4, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=options.positive_int, default=workers, help="subjects at a time, 1 GB each")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    add_options(parser, "data/endocardium", "take the train.list and test.list in it", "subjects at a time, 1 GB each")
     return parser.parse_args(arguments)
 
 
@@ -65,9 +59,7 @@ def choose(subjects, args):
         lists = {split: read_list(args.lists / f"{split}.list") for split in ("train", "test")}
         check_disjoint(args.lists / "test.list", lists["test"], args.lists / "train.list", lists["train"], "subject")
         return lists
-    test = split_units(list(subjects), {"test": 8 / 33}, args.seed)["test"]
-    train = [name for name in subjects if name not in test]
-    return {"train": np.random.default_rng(args.seed).permutation(train).tolist(), "test": test}
+    return draw_lists(list(subjects), {"test": 8 / 33}, args.seed)
 
 
 def load(path, key, ndim):

@@ -12,11 +12,8 @@ random, of 10 to 19 voxels, and ours are their mean. Where both crops have a vox
 Without --lists the cases for training and testing are drawn from --seed, and are not those of the papers' tables.
 """
 
-import os
 import sys
 from pathlib import Path
-
-import numpy as np
 
 import _root  # noqa: F401
 from dataloaders.h5 import check_disjoint, read_list
@@ -24,7 +21,7 @@ from dataloaders.la import FOLDER, LA
 from utils import options, run
 from utils.errors import UserError
 from utils.images import read_image
-from utils.preparation import Report, prepare_all, relabel, split_units, stamp, write_case
+from utils.preparation import Report, add_options, draw_lists, prepare_all, relabel, stamp
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 
@@ -32,12 +29,7 @@ IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge")
-    parser.add_argument("--root", type=Path, default="data/LA", help="folder to write")
-    parser.add_argument("--lists", type=Path, metavar="FOLDER", help="take the train.list and test.list in it")
-    parser.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists, without --lists")
-    workers = min(4, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=options.positive_int, default=workers, help="cases at a time, 1 GB each")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    add_options(parser, "data/LA", "take the train.list and test.list in it", "cases at a time, 1 GB each")
     return parser.parse_args(arguments)
 
 
@@ -60,9 +52,7 @@ def choose(cases, args):
         lists = {split: read_list(args.lists / f"{split}.list") for split in ("train", "test")}
         check_disjoint(args.lists / "test.list", lists["test"], args.lists / "train.list", lists["train"])
         return lists
-    test = split_units(list(cases), {"test": 0.2}, args.seed)["test"]
-    train = [case for case in cases if case not in test]
-    return {"train": np.random.default_rng(args.seed).permutation(train).tolist(), "test": test}
+    return draw_lists(list(cases), {"test": 0.2}, args.seed)
 
 
 def prepare(job):
@@ -74,10 +64,7 @@ def prepare(job):
             raise UserError("listed, but not in the download")
         image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 255))
         row.look(image, label, files[0], trust_voxels=True)
-        prepared = LA.preprocessing.apply(image, label)
-        grid = prepared.place.grid
-        write_case(path, prepared.image, prepared.label, grid=grid, source=files[0], sha256=row.sha256)
-        row.show(prepared.image, prepared.label, grid.spacing)
+        row.prepare(LA.preprocessing, image, label, path, files[0])
     return row
 
 

@@ -22,7 +22,6 @@ their order, as the released code does: the first 62 of 80 train, the first 12 o
 """
 
 import itertools
-import os
 import re
 import sys
 from dataclasses import replace
@@ -37,7 +36,7 @@ from dataloaders.pancreas import Pancreas
 from utils import options, run
 from utils.errors import UserError
 from utils.images import find_images, from_array, read_image, to_array
-from utils.preparation import Report, prepare_all, relabel, split_units, stamp, write_case
+from utils.preparation import Report, add_options, draw_lists, prepare_all, relabel, stamp
 
 REPEATED = (25, 70)
 LISTS = ({"train_lab.txt": "train", "train_unlab.txt": "train", "test.txt": "test"},)
@@ -50,16 +49,11 @@ SHELL, CLEAR, APART = 3, 0.1, 0.05  # voxels; the least share by which tissue st
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder with the DICOM series and the labels")
-    parser.add_argument("--root", type=Path, default="data/Pancreas", help="folder to write")
     parser.add_argument("--window", type=float, nargs=2, default=(-125, 275), metavar=("LOW", "HIGH"), help="in HU")
     parser.add_argument("--legacy_spacing", action="store_true", help="the released code's mistake along z")
     turned = ["none", *("".join(AXES[axis] for axis in flips) for flips in FLIPS if flips)]
     parser.add_argument("--label_flip", choices=("auto", *turned), default="auto", help="axes of the labels to reverse")
-    parser.add_argument("--lists", type=Path, metavar="FOLDER", help="take the lists in it")
-    parser.add_argument("--seed", type=options.non_negative_int, help="draw the lists from it")
-    workers = min(2, os.cpu_count() or 1)
-    parser.add_argument("--workers", type=options.positive_int, default=workers, help="cases at a time, 3 GB each")
-    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    add_options(parser, "data/Pancreas", "take the lists in it", "cases at a time, 3 GB each", seed=None, at_once=2)
     return parser.parse_args(arguments)
 
 
@@ -95,9 +89,8 @@ def choose(cases, args):
     if args.seed is None:
         count = max(1, round(len(names) * 18 / 80))
         return {"train.list": names[:-count], "test.list": names[-count:]}, numbers
-    test = split_units(names, {"test": 18 / 80}, args.seed)["test"]
-    train = [name for name in names if name not in test]
-    return {"train.list": np.random.default_rng(args.seed).permutation(train).tolist(), "test.list": test}, numbers
+    drawn = draw_lists(names, {"test": 18 / 80}, args.seed)
+    return {f"{split}.list": listed for split, listed in drawn.items()}, numbers
 
 
 def number_of(name):
@@ -175,10 +168,7 @@ def prepare(job):
         if legacy:
             for each in (image, label):
                 each.SetSpacing((*image.GetSpacing()[:2], image.GetSpacing()[1]))
-        prepared = how.apply(image, label)
-        grid = prepared.place.grid
-        write_case(path, prepared.image, prepared.label, grid=grid, source=series[0], sha256=row.sha256)
-        row.show(prepared.image, prepared.label, grid.spacing)
+        row.prepare(how, image, label, path, series[0])
     return row
 
 

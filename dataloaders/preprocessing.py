@@ -132,15 +132,11 @@ class Place:
         Where the spacing was changed the probabilities are interpolated linearly, which leaves no steps of the coarser
         grid. Outside the crop is background; of equal probabilities the lower class wins.
         """
-        best = most = None
-        for c, channel in enumerate(prob):
-            channel = self._spread(np.asarray(channel, dtype=np.float32), float(c == 0), SimpleITK.sitkLinear)
-            if best is None:
-                best, most = np.zeros(channel.shape, np.uint8), channel
-            else:
-                np.putmask(best, channel > most, c)
-                most = np.maximum(most, channel)
-        return self._finish(best)
+        spread = (
+            (c, self._spread(np.asarray(channel, dtype=np.float32), float(c == 0), SimpleITK.sitkLinear))
+            for c, channel in enumerate(prob)
+        )
+        return self._finish(_largest(spread))
 
     def _spread(self, array, outside, interpolator):
         """An array of the crop on the oriented grid, `outside` around it."""
@@ -345,9 +341,17 @@ def _resample_labels(labels, source, target):
     """Each class's share of a voxel interpolated linearly; the largest wins, of equal ones the lower class."""
     if source == target:
         return labels
+    return _largest(
+        (c, _resample((labels == c).astype(np.float32), source, target, SimpleITK.sitkLinear))
+        for c in np.unique(labels)
+    )
+
+
+def _largest(shares):
+    """The class of the largest share at each voxel, uint8, of pairs of class and array that come one at a time; of
+    equal ones the first."""
     best = most = None
-    for c in np.unique(labels):
-        share = _resample((labels == c).astype(np.float32), source, target, SimpleITK.sitkLinear)
+    for c, share in shares:
         if best is None:
             best, most = np.full(share.shape, c, np.uint8), share
         else:

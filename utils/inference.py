@@ -440,6 +440,13 @@ def usual_stride(protocol: Sequence[int] | None, patch: Sequence[int], downsampl
     return [min(max(1, step // downsample), extent) for step, extent in zip(protocol, patch, strict=True)]
 
 
+def check_stride(stride: Sequence[int], patch: Sequence[int]) -> None:
+    """Raise `UserError` where windows would not touch."""
+    if any(step > extent for step, extent in zip(stride, patch, strict=True)):
+        wide, extents = (" ".join(map(str, numbers)) for numbers in (stride, patch))
+        raise UserError(f"--stride {wide} leaves gaps between windows of {extents}")
+
+
 def load_networks(
     path: str | Path, device: torch.device | str, only: str | None = None
 ) -> tuple[list[nn.Module], dict]:

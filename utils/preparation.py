@@ -19,12 +19,14 @@ from a seed, and a report that tells what is wrong with which case.
 patients. A file that cannot be written ends the script; all else that is wrong with a case is told at the end.
 """
 
+import argparse
 import contextlib
 import csv
 import hashlib
 import io
 import json
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,7 +43,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from dataloaders.h5 import h5_bytes
-from dataloaders.preprocessing import MARKER, Grid
+from dataloaders.preprocessing import MARKER, Grid, Preprocessing
+from utils import options
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 from utils.figures import CLASSES
@@ -111,6 +114,27 @@ def complete(root: str | Path, problems: Sequence[str]) -> None:
     found = read_json(marker)
     kept = [file for file in found["files"] if (Path(root) / file).is_file()]
     write_json(marker, found | {"complete": True, "kept": kept, "problems": list(problems)})
+
+
+def add_options(
+    parser: argparse.ArgumentParser, root: str, lists: str, workers: str, seed: int | None = 1337, at_once: int = 4
+) -> None:
+    """The options that all scripts for an official download share.
+
+    Args:
+        parser: of the script.
+        root: default of ``--root``.
+        lists, workers: help of the options of these names.
+        seed: default; None where the lists do not depend on one unasked.
+        at_once: workers at most, by default.
+    """
+    parser.add_argument("--root", type=Path, default=root, help="folder to write")
+    parser.add_argument("--lists", type=Path, metavar="FOLDER", help=lists)
+    drawn = "draw the lists from it" if seed is None else "of the lists, without --lists"
+    parser.add_argument("--seed", type=options.non_negative_int, default=seed, help=drawn)
+    count = min(at_once, os.cpu_count() or 1)
+    parser.add_argument("--workers", type=options.positive_int, default=count, help=workers)
+    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
 
 
 def stamp(files: Iterable[Path]) -> list[int]:
@@ -280,6 +304,14 @@ def split_units(units: Sequence[str], fractions: Mapping[str, float], seed: int,
     return drawn
 
 
+def draw_lists(names: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, list[str]]:
+    """:func:`split_units`, and as ``train``, in an order of the seed's too, the names that no split has."""
+    drawn = split_units(names, fractions, seed)
+    taken = {name for split in drawn.values() for name in split}
+    left = [name for name in names if name not in taken]
+    return {"train": np.random.default_rng(seed).permutation(left).tolist(), **drawn}
+
+
 def relabel(label: SimpleITK.Image, values: Sequence[int]) -> SimpleITK.Image:
     """A label whose ``values[c]`` became class ``c``, uint8.
 
@@ -396,6 +428,15 @@ class Row:
             self.flags.append("empty label")
         elif np.count_nonzero(image[mask] == image.min()) > 0.5 * np.count_nonzero(mask):
             self.flags.append("label lies on empty voxels")
+
+    def prepare(
+        self, how: Preprocessing, image: SimpleITK.Image, label: SimpleITK.Image, path: Path, source: str | Path
+    ) -> None:
+        """Write the case as ``how`` prepares it, and show it."""
+        prepared = how.apply(image, label)
+        grid = prepared.place.grid
+        write_case(path, prepared.image, prepared.label, grid=grid, source=source, sha256=self.sha256)
+        self.show(prepared.image, prepared.label, grid.spacing)
 
     def show(self, image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float]) -> None:
         """Draw the prepared case into the contact sheet: the slice across the longest voxels with most label."""

@@ -22,7 +22,7 @@ from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation import EMPTY, SELECTION, UNFINISHED, evaluate, find_checkpoint, find_run
 from utils.figures import FORMATS, SHOWN
-from utils.inference import load_networks, usual_stride, whole_image
+from utils.inference import check_stride, load_networks, usual_stride, whole_image
 from utils.metrics import METRICS
 from utils.ops import largest_component
 
@@ -83,10 +83,8 @@ class Test:
         self.patch, self.stride = trained["patch"], self._stride()
         self.options = {"batch": args.batch, "device": self.device, "precision": self.precision, "progress": _bar()}
         self.listed = range(len(self.data.names))
-        if args.split == "train":  # nothing is learnt from a label that training or selection has seen
-            seen = set(self.data.labeled(trained["labelnum"]))
-            held = self.checkpoint.get("validation", {}).get("cases", ())
-            self.listed = [i for i in self.listed if i not in seen and self.data.units[i] not in held]
+        if args.split == "train":
+            self.listed = unseen(self.data, self.checkpoint)
             if not self.listed:
                 raise UserError(f"{self.folder}: the label of every training case was seen; take --split test")
         self.indices = self.listed[: args.cases]
@@ -102,9 +100,7 @@ class Test:
                 raise UserError(f"--stride: {self.data.name} is predicted slice by slice, without windows")
             return None
         stride = wanted or usual_stride(self.data.stride, patch, self.trained["downsample"])
-        if any(s > p for s, p in zip(stride, patch, strict=True)):
-            wide, extents = (" ".join(map(str, numbers)) for numbers in (stride, patch))
-            raise UserError(f"--stride {wide} leaves gaps between windows of {extents}")
+        check_stride(stride, patch)
         return stride
 
     @property
@@ -193,6 +189,14 @@ class Test:
             image_axes=self.data.image_axes if self.stride is None else None,
             per_slice=per_slice,
         )
+
+
+def unseen(data, checkpoint):
+    """Indices of a train split's samples whose label neither training nor the choice of a checkpoint has seen: from
+    the others nothing is learnt of a network."""
+    seen = set(data.labeled(checkpoint["args"]["labelnum"]))
+    held = checkpoint.get("validation", {}).get("cases", ())
+    return [index for index in range(len(data.names)) if index not in seen and data.units[index] not in held]
 
 
 def _only_labelnum(args):
