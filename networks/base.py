@@ -1,15 +1,18 @@
 """What all segmentation networks share: options, heads and outputs. A network adds its encoder and its decoder."""
 
+import contextlib
 import math
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
+from torch.utils.checkpoint import checkpoint
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
 
 def norm(dims, kind, channels):
@@ -48,6 +51,20 @@ def branch(dims, channels, num_classes, kind):
     return nn.Sequential(stage(dims, 2, channels, channels, kind), CONV[dims](channels, num_classes, 1))
 
 
+@contextlib.contextmanager
+def statistics_kept(modules):
+    """Batch norms below `modules` count the batches that they see in here on copies that are thrown away."""
+    norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [dict(module._buffers) for module in norms]
+    try:
+        for module, buffers in zip(norms, kept, strict=True):
+            module._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
+        yield
+    finally:
+        for module, buffers in zip(norms, kept, strict=True):
+            module._buffers.update(buffers)
+
+
 class Defaults(NamedTuple):
     """What a network takes where the option is None."""
 
@@ -81,7 +98,7 @@ class SegmentationNetwork(nn.Module):
 
     A network sets `dims`, `multiples`, `bottom` and `defaults`, and has the methods `build`, which makes its layers and
     returns the number of channels that `decode` gives, `encode`, from an image to a list of features of falling
-    extents, and `decode`, from that list to features of the image's extents.
+    extents, and `decode`, from that list to features of the image's extents; both call their stages by `run_stage`.
 
     Class attributes:
         dims: axes of S.
@@ -92,6 +109,7 @@ class SegmentationNetwork(nn.Module):
 
     dims = 3
     head_size = 1  # of the heads' convolution
+    _recompute = False
 
     def __init__(
         self,
@@ -149,6 +167,27 @@ class SegmentationNetwork(nn.Module):
     def _head(self, channels, outputs):
         return CONV[self.dims](channels, outputs, self.head_size, padding=self.head_size // 2)
 
+    def checkpoint_activations(self, on=True):
+        """Keep of each stage what goes in alone, in training, and compute it again in backward: less memory, a forward
+        pass more, the same numbers. No part of the architecture, so not of `config`."""
+        self._recompute = bool(on)
+
+    def run_stage(self, function, *inputs):
+        """`function(*inputs)`, of tensors and of the modules that it calls: a stage of `checkpoint_activations`."""
+        if not (self._recompute and self.training and torch.is_grad_enabled()):
+            return function(*inputs)
+        if torch.compiler.is_compiling():  # the compiled graph has batch norm's update of its statistics once
+            return checkpoint(function, *inputs, use_reentrant=False)
+        modules = [value for value in (function, *inputs) if isinstance(value, nn.Module)]
+        drops = any(isinstance(m, DROPOUT) and m.p for module in modules for m in module.modules())
+        return checkpoint(
+            function,
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=drops,
+            context_fn=lambda: (contextlib.nullcontext(), statistics_kept(modules)),
+        )
+
     def _encode(self, x):
         extents = x.shape[2:]
         if len(extents) != self.dims or any(e % m for e, m in zip(extents, self.multiples, strict=True)):
@@ -172,7 +211,7 @@ class SegmentationNetwork(nn.Module):
             return self.segment(x)
         features = self._encode(x)
         x = self.decode(features)
-        logits = tuple(head(x) for head in self.heads)
+        logits = tuple(self.run_stage(head, x) for head in self.heads)
         if self.sdm is not None:
             sdm = torch.tanh(self.sdm(x))
             return (logits[0], sdm) if logits else sdm

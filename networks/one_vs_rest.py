@@ -26,6 +26,11 @@ class OneVsRest(nn.Module):
         self.networks = nn.ModuleList(network_class(network)(in_channels, 2, **options) for _ in range(num_classes - 1))
         self.dims, self.multiples = self.networks[0].dims, self.networks[0].multiples
 
+    def checkpoint_activations(self, on=True):
+        """`SegmentationNetwork.checkpoint_activations` of each network."""
+        for network in self.networks:
+            network.checkpoint_activations(on)
+
     def segment(self, x):
         """Logits `(B, num_classes, *S)` whose largest is the vote's winner: 0, and l_1 - l_0 of each class's network.
 

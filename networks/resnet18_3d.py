@@ -25,6 +25,15 @@ def in_plane(in_channels, channels, size, stride, kind):
     return nn.Sequential(convolution, norm(3, kind, channels))
 
 
+def higher(grow, convolve, x, skip=None):
+    """A level of the decoder; the last has no skip."""
+    x = grow(x)
+    if skip is not None:
+        extents = skip.shape[2:]
+        x = x[..., : extents[0], : extents[1], : extents[2]] + skip
+    return convolve(x)
+
+
 class Block(nn.Module):
     """ResNet's basic block of two 3×3×1 convolutions; slices stay apart, but for the pooling of a `stride` of two."""
 
@@ -78,13 +87,12 @@ class ResNet18(SegmentationNetwork):
         """The features at 1/2 to 1/32, the deepest, `(B, 8·n_filters, ⌈X/32⌉, ⌈Y/32⌉, ⌈Z/32⌉)`, last."""
         features = []
         for convolve in self.encoder:
-            features.append(x := convolve(x))
+            features.append(x := self.run_stage(convolve, x))
         return [*features[:-1], self.dropout(features[-1])]
 
     def decode(self, features):
         """From `encode`'s list to features `(B, n_filters / 4, X, Y, Z)`."""
         x = features[-1]
         for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=False):
-            extents = skip.shape[2:]
-            x = convolve(grow(x)[..., : extents[0], : extents[1], : extents[2]] + skip)
-        return self.dropout(self.decoder[-1](self.ups[-1](x)))
+            x = self.run_stage(higher, grow, convolve, x, skip)
+        return self.dropout(self.run_stage(higher, self.ups[-1], self.decoder[-1], x))

@@ -12,6 +12,16 @@ import torch.nn as nn
 from networks.base import CONV, TRANSPOSED, Defaults, SegmentationNetwork, enlarge, norm
 
 
+def deeper(shrink, convolve, x):
+    """A level of the encoder."""
+    return convolve(shrink(x))
+
+
+def higher(grow, convolve, skip, x):
+    """A level of the decoder."""
+    return convolve(torch.cat((skip, grow(x)), 1))
+
+
 class UNet(SegmentationNetwork):
     """The options of `SegmentationNetwork`, and `levels` (5), of which the extents are multiples of 2^(levels - 1).
 
@@ -63,14 +73,14 @@ class UNet(SegmentationNetwork):
 
     def encode(self, x):
         """The levels' features, the deepest, `(B, 2^(levels - 1)·n_filters, …)`, last."""
-        features = [self.encoder[0](x)]
+        features = [self.run_stage(self.encoder[0], x)]
         for convolve in self.encoder[1:]:
-            features.append(convolve(self.shrink(features[-1])))
+            features.append(self.run_stage(deeper, self.shrink, convolve, features[-1]))
         return features
 
     def decode(self, features):
         """From `encode`'s list to the last level's features `(B, n_filters, *S)`."""
         x = features[-1]
         for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=True):
-            x = convolve(torch.cat((skip, grow(x)), 1))
+            x = self.run_stage(higher, grow, convolve, skip, x)
         return x

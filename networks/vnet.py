@@ -49,14 +49,14 @@ class VNet(SegmentationNetwork):
 
     def encode(self, x):
         """The five stages' features, the deepest, `(B, 16·n_filters, X/16, Y/16, Z/16)`, last."""
-        features = [self.encoder[0](x)]
+        features = [self.run_stage(self.encoder[0], x)]
         for shrink, convolve in zip(self.downs, self.encoder[1:], strict=True):
-            features.append(convolve(shrink(features[-1])))
+            features.append(self.run_stage(convolve, self.run_stage(shrink, features[-1])))
         return [*features[:-1], self.dropout(features[-1])]
 
     def decode(self, features):
         """From `encode`'s list to the last stage's features `(B, n_filters, X, Y, Z)`."""
         x = features[-1]
         for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=True):
-            x = convolve(grow(x) + skip)
+            x = self.run_stage(convolve, self.run_stage(grow, x) + skip)
         return self.dropout(x)
