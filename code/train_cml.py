@@ -111,11 +111,11 @@ def main():
     )
     args = options.parse(parser, DEFAULTS)
     cutmix = args.framework == "cml"
-    if cutmix and (args.labeled_bs % 2 or args.unlabeled_bs % 2):
-        raise UserError("CutMix mixes pairs: --labeled_bs and --unlabeled_bs must be even (or --framework cfl, cps)")
     if cutmix and not args.beta:
         raise UserError("--beta 0 leaves no box: --framework cfl trains without CutMix")
     job = run.Run(args, __file__)
+    if cutmix and (args.labeled_bs // job.shares % 2 or args.unlabeled_bs // job.shares % 2):
+        raise UserError("CutMix mixes pairs: --labeled_bs and --unlabeled_bs must be even (or --framework cfl, cps)")
 
     data = two_stream_loader(args, job.device)
     network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)
@@ -130,7 +130,7 @@ def main():
         phase_step = step if pretraining else step - args.pretrain_iterations
         set_lr(optimizer, lr := step_decay(args.base_lr, phase_step, args.lr_step))
 
-        box = random_box(args.patch, args.beta, device=job.device) if cutmix else None
+        box = random_box(args.patch, args.beta, job.generator, device=job.device) if cutmix else None
         image = mix(batch.image[:n], box)
         labels_1 = labels_2 = mix(batch.label, box)
         labelled = len(image)
@@ -140,13 +140,11 @@ def main():
                     largest_component(student(batch.image[n:])[0].argmax(1), data.num_classes)
                     for student in (student_1, student_2)
                 ]
-            box = random_box(args.patch, args.beta, device=job.device) if cutmix else None
+            box = random_box(args.patch, args.beta, job.generator, device=job.device) if cutmix else None
             image = torch.cat((image, mix(batch.image[n:], box)))
             labels_1, labels_2 = (torch.cat((labels_1, target)) for target in targets(*pseudo, box))
         loss, terms = objective(student_1(image), student_2(image), labels_1, labels_2, labelled, args)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, lr=lr)
         job.checkpoint(step)
 

@@ -38,9 +38,10 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from networks.one_vs_rest import OneVsRest, problems
 from utils import options, run
+from utils.distributed import gather, share_out
 from utils.errors import UserError
 from utils.inference import whole_image
-from utils.losses import foreground_dice_loss, masked_mean
+from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.options import rule
 from utils.pseudo_labels import CompressedVolumes, pack, unpack
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
@@ -66,7 +67,7 @@ def relabel(net, data, steps, job, args):
     labels, channels = {}, count * classes * (3 if crm else 2)
     where = {"device": job.device, "precision": job.precision}
     net.eval()
-    for case in sorted({case for step in steps for case in data.samples(step)[data.labeled_bs :]}):
+    for case in share_out(sorted({case for step in steps for case in data.samples(step)[data.labeled_bs :]})):
         job.leave_if_asked(steps.start - 1)
         prob = whole_image(look, data.volumes.images[case], data.patch, args.relabel_stride, channels, **where)
         normal, *others = (p.unflatten(0, (count, classes)) for p in prob.split(count * classes))
@@ -75,7 +76,7 @@ def relabel(net, data, steps, job, args):
             certain = entropy(others[0]) < args.certain_below * math.log(classes)
         labels[case] = pack(normal.argmax(1), certain).cpu()
     net.train()
-    return labels
+    return {case: code for share in gather(labels) for case, code in share.items()}
 
 
 def objective(outputs, label, args, pseudo=None, certain=None, targets=None, epoch=0):
@@ -95,9 +96,9 @@ def objective(outputs, label, args, pseudo=None, certain=None, targets=None, epo
     con_weight[0] = rad_weight[1:] = args.alpha
 
     normal, *others = (logits[:n] for logits in outputs)
-    losses = [F.cross_entropy(normal, label)]
+    losses = [cross_entropy(normal, label)]
     if crm:
-        losses += [F.cross_entropy(z, label, w) for z, w in zip(others, (con_weight, rad_weight), strict=True)]
+        losses += [cross_entropy(z, label, w) for z, w in zip(others, (con_weight, rad_weight), strict=True)]
     elif others:
         losses = [F.nll_loss(noisy_softmax(normal, others[0], args.looks).clamp(min=1e-7).log(), label)]
     if released:
@@ -110,10 +111,10 @@ def objective(outputs, label, args, pseudo=None, certain=None, targets=None, epo
     normal, *others = outputs = [logits[n:] for logits in outputs]
     if self_training:
         where = certain if masked else torch.ones_like(pseudo, dtype=torch.bool)
-        losses = [masked_mean(F.cross_entropy(normal, pseudo, reduction="none"), where)]
+        losses = [masked_mean(cross_entropy(normal, pseudo, reduction="none"), where)]
         if released and crm:
             swapped = zip(others, (rad_weight, con_weight), strict=True)
-            losses += [masked_mean(F.cross_entropy(z, pseudo, w, reduction="none"), where) for z, w in swapped]
+            losses += [masked_mean(cross_entropy(z, pseudo, w, reduction="none"), where) for z, w in swapped]
         if released:
             losses.append(foreground_dice_loss(normal.softmax(1), pseudo, where))
         terms["loss_csn"] = sum(losses) / len(losses)
@@ -172,13 +173,14 @@ def main():
         labels = [(batch.label == c).long() for c in range(1, data.num_classes)] if one_vs_rest else [batch.label]
         pseudo = certain = targets = [None] * len(labels)
         if t >= 0 and (self_training or masked):
-            if t % between == 0:
+            if t % between == 0 and batch.part == 0:
                 steps = range(step, min(step + between, last + 1))
                 pseudo_labels.replace(relabel(net, data, steps, job, args))
             pseudo, certain = unpack(data.gather(pseudo_labels, batch.crops[n:]), len(labels))
-        if t >= 0 and mean_teaching:  # a copy of the pre-trained student at t = 0
-            constant = args.preset == "released" and t > 0
-            update_teacher(teacher, net, args.ema_decay if constant else ema_decay(t, args.ema_decay))
+        if t >= 0 and mean_teaching:
+            if batch.part == 0:  # a copy of the pre-trained student at t = 0
+                constant = args.preset == "released" and t > 0
+                update_teacher(teacher, net, args.ema_decay if constant else ema_decay(t, args.ema_decay))
             with torch.no_grad():
                 targets = problems(mean_teacher(batch.image[n:]))
         outputs = student(batch.image[:n] if t < 0 or args.train == "seg" else batch.image)
@@ -189,9 +191,7 @@ def main():
         terms = {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
         if certain[0] is not None:
             terms["certain"] = torch.stack(certain).float().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, lr=args.base_lr)
         job.checkpoint(step)
 

@@ -94,9 +94,7 @@ def main():
         set_lr(optimizer, lr := step_decay(args.base_lr, step, args.lr_step))
         logits_1, logits_2 = student_1(batch.image).float(), student_2(batch.image).float()
         loss, terms = objective(logits_1, logits_2, batch.label, args)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, lr=lr)
         job.checkpoint(step)
 

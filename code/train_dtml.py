@@ -106,10 +106,7 @@ def main():
         loss, terms = objective(logits, sdm, batch.label, weight, args.dis_loss)
         for optimizer in optimizers:
             set_lr(optimizer, lr)
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        job.optimize(loss, *optimizers)
         job.log(step, loss=loss, **terms, consistency_weight=weight, lr=lr)
         job.checkpoint(step)
 

@@ -43,9 +43,7 @@ def main():
         set_lr(optimizer, lr := step_decay(args.base_lr, step, args.lr_step))
         logits = student(batch.image)
         loss = supervised_loss(logits, batch.label)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        job.optimize(loss, optimizer)
         job.log(step, loss=loss, lr=lr)
         job.checkpoint(step)
 

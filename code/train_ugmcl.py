@@ -26,13 +26,12 @@ import copy
 import math
 
 import torch
-import torch.nn.functional as F
 
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import options, run
-from utils.losses import distance_to_mask, foreground_dice_loss, masked_mean, mean_dice_loss
+from utils.losses import cross_entropy, distance_to_mask, foreground_dice_loss, masked_mean, mean_dice_loss
 from utils.ops import normalized_sdm
 from utils.options import rule
 from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
@@ -77,7 +76,7 @@ def objective(logits, sdm, label, weight, args, targets=None, certain=None):
     n, released, classes = len(label), args.preset == "released", range(1, logits.shape[1])
     prob, prob_d = logits.softmax(1), distance_to_mask(sdm)
     masks = torch.stack([label == c for c in classes], 1)
-    loss_seg = F.cross_entropy(logits[:n], label) + foreground_dice_loss(prob[:n], label)
+    loss_seg = cross_entropy(logits[:n], label) + foreground_dice_loss(prob[:n], label)
     terms, loss = {"loss_seg": loss_seg}, loss_seg
     if "dis" in args.terms:
         if released:
@@ -122,6 +121,8 @@ def main():
     net = job.to_device(network(1, data.num_classes, args.n_filters, args.normalization, sdm_head=True))
     teacher = copy.deepcopy(net).requires_grad_(False)
     student, mean_teacher = job.parallel(net), job.parallel(teacher)
+    if not args.terms:  # nothing would train it
+        net.sdm.requires_grad_(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net, teacher=teacher, optimizer=optimizer)
 
@@ -138,10 +139,8 @@ def main():
         logits, sdm = (output.float() for output in student(batch.image))
         weight = args.consistency * (gaussian_rampup(step // 150, 200) if args.preset == "released" else ramp)
         loss, terms = objective(logits, sdm, batch.label, weight, args, targets, certain)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        update_teacher(teacher, net, ema_decay(step - 1, args.ema_decay))
+        if job.optimize(loss, optimizer):
+            update_teacher(teacher, net, ema_decay(step - 1, args.ema_decay))
         job.log(step, loss=loss, **terms, consistency_weight=weight, lr=lr)
         job.checkpoint(step)
 

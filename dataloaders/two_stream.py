@@ -14,6 +14,7 @@ from dataloaders import open_dataset
 from dataloaders.cache import Resident
 from dataloaders.transforms import AUGMENTS, draw_crop, draw_warp, warp_slices
 from dataloaders.validation import hold_out
+from utils.distributed import rank, world_size
 from utils.errors import UserError
 from utils.ops import crop_rot_flip
 
@@ -22,7 +23,7 @@ LABELED, UNLABELED, CROP, VALIDATION = range(4)  # independent random streams of
 
 @dataclass
 class Batch:
-    """One step's samples, the labelled ones first.
+    """One step's samples, the labelled ones first; or where they are shared out, one share of both kinds.
 
     Attributes:
         image: float32 `(B, 1, *patch)`.
@@ -30,6 +31,7 @@ class Batch:
         crops: the `Crop`, in 2-D the `Warp`, of each sample.
         names: of the case, in 2-D of the slice, of each sample.
         labeled_bs: how many samples are labelled.
+        part: number of the share among those that this process sees of the step, from 0.
     """
 
     image: torch.Tensor
@@ -37,6 +39,7 @@ class Batch:
     crops: list
     names: list
     labeled_bs: int
+    part: int = 0
 
 
 class TwoStream:
@@ -96,17 +99,25 @@ class TwoStream:
             unlabeled.append(self._order(UNLABELED, turn)[place])
         return labeled + unlabeled
 
-    def batch(self, step):
-        """The `Batch` of step `step` (from 1), on the device."""
-        crops, draw = [], draw_crop if len(self.patch) == 3 else draw_warp
-        for sample, case in enumerate(self.samples(step)):
-            rng = np.random.default_rng((self.seed, CROP, step, sample))
+    def batch(self, step, part=0, parts=1):
+        """The `Batch` of step `step` (from 1), on the device: all of it, or of `parts` for each process one.
+
+        A share is every n-th sample of each stream, so that it keeps their ratio, and the pairs of samples half a
+        stream apart that CutMix mixes.
+        """
+        draw = draw_crop if len(self.patch) == 3 else draw_warp
+        cases, first = self.samples(step), part + parts * rank()
+        labeled, unlabeled = range(self.labeled_bs), range(self.labeled_bs, len(cases))
+        labeled, unlabeled = (stream[first :: parts * world_size()] for stream in (labeled, unlabeled))
+        crops = []
+        for sample in (*labeled, *unlabeled):
+            rng, case = np.random.default_rng((self.seed, CROP, step, sample)), cases[sample]
             crops.append(draw(rng, case, self.volumes.images[case].shape, self.patch, self.augment))
         images = [self.volumes.images[crop.case] for crop in crops]
-        labels = [self.volumes.labels[crop.case] for crop in crops[: self.labeled_bs]]
+        labels = [self.volumes.labels[crop.case] for crop in crops[: len(labeled)]]
         image, label = self._take(crops, images, labels, smooth=self.augment == "affine")
         names = [self.volumes.names[crop.case] for crop in crops]
-        return Batch(image.unsqueeze(1), label.long(), crops, names, self.labeled_bs)
+        return Batch(image.unsqueeze(1), label.long(), crops, names, len(labeled), part)
 
     def gather(self, store, crops):
         """`(len(crops), *patch)` on the device, from any store of one tensor a case, such as pseudo-labels.

@@ -27,7 +27,7 @@ class Data:
     def epoch(self, step):
         return (step - 1) // 2 + 1
 
-    def batch(self, step):
+    def batch(self, step, part=0, parts=1):
         generator = torch.Generator().manual_seed(step)
         return type("Batch", (), {"image": torch.randn(2, 1, 16, 16, 16, generator=generator), "names": ["A", "B"]})()
 
@@ -45,9 +45,7 @@ def train(tmp_path, *argv, last=6, spoil=None):
     job.resume(net=net, optimizer=optimizer)
     for step, batch in job.steps(Data(), last):
         loss = net(batch.image).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        job.optimize(loss, optimizer)
         if spoil:
             loss = spoil(step, loss)
         job.log(step, loss=loss, lr=0.1, certain=0.5)
@@ -128,18 +126,18 @@ def test_a_wrong_bf16_gradient_is_noticed(monkeypatch):
             return y + error * weight.sum() if torch.is_autocast_enabled("cpu") else y
 
         monkeypatch.setattr(torch.nn.functional, "conv3d", conv3d)
-        device.bf16_gradients_agree.cache_clear()
-        return not device.bf16_gradients_agree(cpu, (3, 3, 2))
+        device.bf16_agrees.cache_clear()
+        return not device.bf16_agrees(cpu, (3, 3, 2))
 
     assert not wrong_by(0.0)
     assert not wrong_by(1e-4)
     assert wrong_by(10.0)
     assert wrong_by(float("nan"))
-    device.bf16_gradients_agree.cache_clear()
+    device.bf16_agrees.cache_clear()
 
 
 def test_training_avoids_bf16_where_it_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.run.bf16_gradients_agree", lambda device, extents: extents != (4, 2, 2))
+    monkeypatch.setattr("utils.run.bf16_agrees", lambda device, extents: extents != (4, 2, 2))
     run.warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"bf16 convolutions over \(4, 2, 2\) voxels go wrong"):
         job = run.Run(parse(tmp_path, "--precision", "bf16", "--patch", 32, 16, 16, "--name", "a"), "train_tiny.py")
@@ -295,8 +293,8 @@ def events(job):
 
 def test_pictures_reach_tensorboard(tmp_path):
     class Labelled(Data):
-        def batch(self, step):
-            batch = super().batch(step)
+        def batch(self, step, part=0, parts=1):
+            batch = super().batch(step, part, parts)
             batch.label = (batch.image[:1, 0] > 0).long()
             return batch
 
@@ -480,7 +478,7 @@ def test_environment_outside_a_repository(monkeypatch):
 )
 def test_bf16_is_tried_at_every_level_that_the_network_has(tmp_path, monkeypatch, net, patch, bottom):
     tried = []
-    monkeypatch.setattr(run, "bf16_gradients_agree", lambda _, extents: tried.append(extents) or True)
+    monkeypatch.setattr(run, "bf16_agrees", lambda _, extents: tried.append(extents) or True)
     run.Run(parse(tmp_path, "--net", net, "--patch", *patch, "--precision", "bf16"), "train_tiny.py")
     assert tried[0] == bottom
     assert tried[-1] == (24, 8, 8)

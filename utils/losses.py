@@ -6,6 +6,8 @@ All compute in float32 or better, whatever the precision of the network's output
 import torch
 import torch.nn.functional as F
 
+from utils.distributed import total, world_size
+
 
 def _wide(values):
     """Float32, or float64 where it is that already, as where gradients are checked."""
@@ -25,8 +27,8 @@ def dice_loss(prob, target, eps=1e-5):
     if prob.shape != target.shape:
         raise ValueError(f"prob {tuple(prob.shape)} and target {tuple(target.shape)} must have one shape")
     prob, target = _wide(prob), _wide(target)
-    overlap = (prob * target).sum()
-    return 1 - (2 * overlap + eps) / (prob.square().sum() + target.square().sum() + eps)
+    overlap, p, t = total(torch.stack(((prob * target).sum(), prob.square().sum(), target.square().sum())))
+    return 1 - (2 * overlap + eps) / (p + t + eps)
 
 
 def foreground_dice_loss(prob, label, mask=None):
@@ -45,10 +47,31 @@ def mean_dice_loss(prob, target):
     return sum(dice_loss(p, t) for p, t in zip(prob.unbind(1), target.unbind(1), strict=True)) / prob.shape[1]
 
 
+def cross_entropy(logits, label, weight=None, reduction="mean"):
+    """`torch.nn.functional.cross_entropy` of logits `(B, C, *S)`, label `(B, *S)` int64, in two cases in another way.
+
+    A mean with class weights `(C,)` is one over all processes' voxels. Where the run is deterministic
+    (`--deterministic 1`) a GPU's sum over voxels is taken in a fixed order, as torch's own is not.
+    """
+    logits = _wide(logits)
+    fixed = logits.is_cuda and torch.are_deterministic_algorithms_enabled()
+    if not fixed and (world_size() == 1 or weight is None or reduction == "none"):
+        return F.cross_entropy(logits, label, weight, reduction=reduction)
+    one_hot = label.unsqueeze(1) == torch.arange(logits.shape[1], device=label.device).view(-1, *[1] * (label.ndim - 1))
+    share = one_hot if weight is None else one_hot * weight.view(-1, *[1] * (label.ndim - 1))
+    losses = -(logits.log_softmax(1) * share).sum(1)
+    if reduction == "none":
+        return losses
+    if weight is None:
+        return losses.mean()
+    over, of = total(torch.stack((losses.sum(), share.sum())))
+    return over / of
+
+
 def supervised_loss(logits, label):
     """(CE + Dice) / 2, Dice over the foreground: logits `(B, C, *S)`, label `(B, *S)` int64."""
     logits = _wide(logits)
-    return (F.cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)) / 2
+    return (cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)) / 2
 
 
 def distance_to_mask(sdm, steepness=1500.0):
@@ -59,4 +82,5 @@ def distance_to_mask(sdm, steepness=1500.0):
 def masked_mean(values, mask):
     """Mean of `values` where `mask` (same shape, bool or weights) is set; 0 where it is set nowhere."""
     mask = mask.to(values.dtype)
-    return (values * mask).sum() / mask.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    over, of = total(torch.stack(((values * mask).sum(), mask.sum())))
+    return over / of.clamp(min=torch.finfo(values.dtype).tiny)

@@ -129,9 +129,39 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
         job.add_argument("--preset", choices=presets, default=presets[0], help="as the paper, or as its released code")
     job.add_argument("--base_lr", type=positive, default=0.01, help="learning rate at the start")
     job.add_argument("--seed", type=non_negative_int, default=1337, help="of weights, orders, crops and dropout")
-    job.add_argument("--gpu", default="0", help="0, or 0,1 to share each batch between GPUs, or -1 for the CPU")
     job.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast"
+        "--gpu", default="0", help="0, or 0,1 to share each batch between GPUs (faster: torchrun), or -1 for the CPU"
+    )
+    job.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "tf32", "bf16"),
+        default="auto",
+        help="of convolutions; auto: bf16 where it is fast; fp32 is strict; tf32: of GPUs",
+    )
+    job.add_argument(
+        "--compile",
+        choices=("0", "1", "graphs"),
+        default="0",
+        help="1: networks through torch.compile, minutes at the start for a faster step; graphs: as CUDA graphs too",
+    )
+    job.add_argument(
+        "--deterministic", type=int, choices=(0, 1), default=0, help="1: a GPU gives the same bits every time; slower"
+    )
+    job.add_argument(
+        "--accumulate",
+        type=positive_int,
+        default=1,
+        help="parts in which a step's batch goes through the network, for small GPUs; batch norm and Dice see a part",
+    )
+    job.add_argument(
+        "--checkpoint_activations",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: compute each stage again for its gradient instead of keeping it: less memory, a third more time",
+    )
+    job.add_argument(
+        "--sync_batchnorm", type=int, choices=(0, 1), default=0, help="1: batch norm over all GPUs of torchrun"
     )
     job.add_argument("--runs", default="runs", help="folder of all runs")
     job.add_argument("--name", help="of the run's folder (default: <method>_<labelnum>); name variants with it")

@@ -3,18 +3,22 @@
 What a reviewer of a paper would never ask about stands here; what she would ask about stands in the script.
 
     job = run.Run(args, __file__)                        devices, seeds, runs/<dataset>/<method>_<labelnum>/seed<seed>/
+    student = job.parallel(net)                          what to call, in the run's precision, on one device or many
     job.resume(net=net, optimizer=optimizer)             what a checkpoint holds; loads it with --resume
     for step, batch in job.steps(data, last):            seeded by (seed, step): a resumed run repeats every bit
         ...
+        job.optimize(loss, optimizer)                    backward, and the optimizer's step
         job.log(step, loss=loss, lr=lr)                  log.txt, metrics.jsonl, TensorBoard; stops if not finite
         job.checkpoint(step)                             last.pth now and then, at the end, and on SIGTERM or SIGINT
+
+With `--accumulate K` the loop sees a step K times, each time with a part of its batch (`batch.part`, from 0); what
+belongs to the step alone is done where `optimize` answers True, or at part 0.
 """
 
 import contextlib
 import fcntl
 import json
 import logging
-import math
 import os
 import random
 import shutil
@@ -23,7 +27,7 @@ import subprocess
 import sys
 import time
 import warnings
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +36,12 @@ from tqdm import tqdm
 
 from dataloaders.validation import SOURCES
 from networks import network_class
-from utils.board import Board, tag
+from utils import distributed
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
 from utils.device import (
     Forward,
-    bf16_gradients_agree,
+    be_deterministic,
+    bf16_agrees,
     channels_last,
     describe,
     resolve_precision,
@@ -45,12 +50,15 @@ from utils.device import (
 )
 from utils.errors import UserError
 from utils.options import describe as describe_options
+from utils.records import Records, forget_after
 from utils.validation import validation_dice
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STREAMS = {"labeled_bs": "labelled", "unlabeled_bs": "unlabelled"}
 # options that may differ between the parts of a resumed run: they move no number
 MAY_DIFFER = {"gpu", "root", "runs", "resume", "log_every", "save_minutes", "keep_every", "picture_every"}
+MAY_DIFFER |= {"cache", "cache_dir", "checkpoint_activations"}
 
 
 def main(function):
@@ -61,7 +69,8 @@ def main(function):
         try:
             function()
         except UserError as error:
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            which = "" if distributed.is_first() else f" (process {distributed.rank()})"
+            print(f"{Path(sys.argv[0]).name}{which}: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -112,32 +121,59 @@ class Run:
     Attributes:
         device: of the networks and batches.
         folder: `runs/<dataset>/<method>_<labelnum>/seed<seed>/`.
-        precision: `fp32` or `bf16`.
+        precision: `fp32`, `tf32` or `bf16`.
+        parts: how many parts a process sees of a step.
+        shares: how many there are of a step, over all processes.
 
     Raises:
-        UserError: the folder already holds a run, and `--resume` is not given or its options differ.
+        UserError: the folder already holds a run, and `--resume` is not given or its options differ; or a step's crops
+            cannot be shared out evenly.
     """
 
     def __init__(self, args, script):
         self.args = args
+        if args.deterministic:
+            be_deterministic()
         self.devices = select_devices(args.gpu)
         self.device = self.devices[0]
+        self._check(args)
+        distributed.start(self.device)
+        self.parts, self.shares = args.accumulate, args.accumulate * distributed.world_size()
         self.precision = resolve_precision(args.precision, self.device)
         bottom = network_class(args.net).bottom
         for level in range(max(bottom).bit_length() - 1, 0, -1):
             extents = tuple(-(-extent // min(2**level, most)) for extent, most in zip(args.patch, bottom, strict=True))
-            if self.precision == "bf16" and not bf16_gradients_agree(self.device, extents):
+            if self.precision == "bf16" and not bf16_agrees(self.device, extents):
                 warn_once(f"bf16 convolutions over {extents} voxels go wrong on this device: training in fp32")
                 self.precision = resolve_precision("fp32", self.device)
         self.start, self._signal, self._picture_due, self._best = 0, None, False, None
+        self._forwards, self._reducing = {}, []
+        self.generator = torch.Generator()  # of draws that a step makes once, whatever its parts and processes
         script = Path(script).resolve()
         method = script.stem.removeprefix("train_")
         self.folder = Path(args.runs) / args.dataset / (args.name or f"{method}_{args.labelnum}") / f"seed{args.seed}"
         self.options = {key: value for key, value in vars(args).items() if key != "sources"}
         self.options |= {"method": method, "precision": self.precision}
-        self._open_folder(script)
+        if distributed.is_first():
+            self._open_folder(script)
+        distributed.gather(None)  # the others wait until the folder is there
+        self._open_log()
         self._seed(0)
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = not args.deterministic
+
+    def _check(self, args):
+        """Raise `UserError` where the options ask for what these devices cannot do."""
+        if len(self.devices) > 1 and (args.compile != "0" or args.accumulate > 1):
+            name = "--compile" if args.compile != "0" else "--accumulate"
+            raise UserError(f"{name} with --gpu {args.gpu}: start a process a GPU, torchrun --nproc_per_node=…")
+        if args.compile == "graphs" and self.device.type != "cuda":
+            raise UserError("--compile graphs: CUDA graphs need a GPU; --compile 1 compiles for the CPU")
+        if args.sync_batchnorm and self.device.type != "cuda":
+            raise UserError("--sync_batchnorm 1: torch has it for GPUs alone")
+        shares = args.accumulate * int(os.environ.get("WORLD_SIZE", 1))
+        for name in ("labeled_bs", "unlabeled_bs"):
+            if (count := getattr(args, name, 0)) % shares:
+                raise UserError(f"--{name} {count} is a step's, for {shares} equal shares: take a multiple of {shares}")
 
     def _open_folder(self, script):
         last = self.folder / "last.pth"
@@ -152,29 +188,40 @@ class Run:
         self._lock()
         for leftover in self.folder.glob(".*.pth.*"):  # of a save that was killed
             leftover.unlink()
-        record = []
+        self._environment = []
         if last.exists():
             self._compare_options(self._read_json("args.json"))
-            record = self._read_json("environment.json")
+            self._environment = self._read_json("environment.json")
         else:
             text = json.dumps(self.options, indent=1) + "\n"
             write_atomically(self.folder / "args.json", lambda path: path.write_text(text))
             shutil.copy(script, self.folder / script.name)
             (self.folder / "metrics.jsonl").write_text("")
-        record.append(environment(self.devices))
-        text = json.dumps(record, indent=1) + "\n"
-        write_atomically(self.folder / "environment.json", lambda path: path.write_text(text))
+
+    def _open_log(self):
+        """Begin the log of this process, of which the first one's is read, with what the numbers depend on."""
         self.logger = logging.getLogger(f"run.{self.folder}")
         self.logger.setLevel(logging.INFO)
         self.logger.propagate = False
+        self.logger.handlers = [logging.NullHandler()]
+        devices = [name for devices in distributed.gather([describe(d) for d in self.devices]) for name in devices]
+        if not distributed.is_first():
+            return
         self.logger.handlers = [logging.FileHandler(self.folder / "log.txt", encoding="utf-8"), _BarHandler()]
         for handler in self.logger.handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        now = record[-1]
+        now = environment(self.devices) | {"devices": devices, "processes": distributed.world_size()}
+        self._environment.append(now)
+        text = json.dumps(self._environment, indent=1) + "\n"
+        write_atomically(self.folder / "environment.json", lambda path: path.write_text(text))
         self.logger.info(
             f"{self.folder}: commit {(now['commit'] or 'unknown')[:10]}{', modified' if now['dirty'] else ''}"
         )
         self.logger.info(f"torch {now['torch']}, {self.precision}, {'; '.join(now['devices'])}")
+        if self.shares > 1:
+            of = distributed.world_size()
+            each = [f"{getattr(self.args, name, 0) // self.shares} {kind}" for name, kind in STREAMS.items()]
+            self.logger.info(f"{of} process(es), {self.parts} part(s) of a step: {' and '.join(each)} at a time")
         for line in describe_options(self.args):
             self.logger.info(line)
 
@@ -202,8 +249,10 @@ class Run:
                 )
 
     def _seed(self, step):
-        """Dropout and noise of a step depend on (seed, step) alone, so no generator's state needs saving."""
-        seed = int(np.random.SeedSequence((self.args.seed, step)).generate_state(1, np.uint64)[0])
+        """Dropout and noise of a step depend on (seed, step) alone, and on the process where there are several, so no
+        generator's state needs saving."""
+        own = (distributed.rank(),) if step and distributed.rank() else ()  # all begin with the same weights
+        seed = _seed_of(self.args.seed, step, *own)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
         torch.manual_seed(seed)
@@ -212,15 +261,43 @@ class Run:
 
     def to_device(self, network):
         """The network on the device, its weights laid out channels last, which is what makes 3-D convolutions fast."""
+        network.checkpoint_activations(bool(self.args.checkpoint_activations))
+        if self.args.sync_batchnorm:
+            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return network.to(self.device, memory_format=channels_last(network.dims))
 
     def parallel(self, network):
-        """What to call for a forward pass: the network in the run's precision, its copies on all GPUs of `--gpu 0,1`.
+        """What to call for a forward pass: the network in the run's precision, its copies on all GPUs of `--gpu 0,1`,
+        under torchrun with its gradients averaged over all processes.
 
         Losses belong outside it, in float32.
         """
-        forward = Forward(network, self.device, self.precision)
-        return torch.nn.DataParallel(forward, self.devices) if len(self.devices) > 1 else forward
+        forward = Forward(network, self.device, self.precision, self.args.compile)
+        self._forwards[network] = forward
+        if len(self.devices) > 1:
+            return torch.nn.DataParallel(forward, self.devices)
+        if distributed.world_size() == 1 or not any(p.requires_grad for p in network.parameters()):
+            return forward
+        place = [self.device] if self.device.type == "cuda" else None
+        reducing = torch.nn.parallel.DistributedDataParallel(forward, place, broadcast_buffers=False)
+        self._reducing.append(reducing)
+        return reducing
+
+    def optimize(self, loss, *optimizers):
+        """The gradient of a loss, and with the step's last part the step of the optimizers.
+
+        Returns:
+            Whether the optimizers have made their step.
+        """
+        if self._part == 0:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+        (loss / self.parts if self.parts > 1 else loss).backward()
+        final = self._part == self.parts - 1
+        if final:
+            for optimizer in optimizers:
+                optimizer.step()
+        return final
 
     # ---- checkpoints
 
@@ -248,16 +325,22 @@ class Run:
             self.logger.info(f"resumed at step {self.start}")
         elif self.args.resume:
             self.logger.info("nothing to resume yet: starting at step 0")
-        self._saved, self._saved_at = self.start, time.monotonic()
-        self._forget_after(self.start)
+        self._saved_at = time.monotonic()
+        if distributed.is_first():
+            forget_after(self.folder / "metrics.jsonl", self.start)
+        distributed.gather(None)  # all have read the checkpoint before the first one writes another
         return self.start
 
     def checkpoint(self, step):
         """Save when it is time, when the run is complete, or when a signal asks for it, which then ends the process.
 
         Every `--keep_every` steps the networks that are tested are kept as `step_<n>.pth` besides, and after the best
-        of the validations so far as `best.pth`.
+        of the validations so far as `best.pth`. The first process writes, all others wait where they must.
         """
+        if self._part < self.parts - 1:
+            return
+        distributed.average_buffers(target for target in self._objects.values() if isinstance(target, torch.nn.Module))
+        self._signal = distributed.any_of(self._signal)
         if self.args.keep_every and step % self.args.keep_every == 0:
             self._keep(step, f"step_{step}.pth")
         if self.data.validation and (step % self.args.val_every == 0 or step == self.last):
@@ -272,10 +355,12 @@ class Run:
         if self._signal:
             self._save(step)
             self.logger.info(f"{signal.Signals(self._signal).name}: saved step {step}, --resume goes on from it")
-            self._held.close()
+            self._release()
             sys.exit(128 + self._signal)
 
     def _keep(self, step, name):
+        if not distributed.is_first():
+            return
         kept = self._state(step, self._test_networks)
         write_atomically(self.folder / name, lambda path: torch.save(kept, path))
 
@@ -293,7 +378,10 @@ class Run:
         record = {"val/dice": dice}
         if len(classes) > 1:
             record |= {f"val/dice_{name}": value for name, value in zip(names, classes, strict=True)}
-        self._record(step, record)
+        if not distributed.is_first():
+            return
+        self._records.settle()
+        self._records.write(step, record)
         best, seconds = self._best, time.monotonic() - began
         self.logger.info(
             f"step {step}: validation Dice {100 * dice:.2f}, best {100 * best['dice']:.2f} at step {best['step']}; "
@@ -301,18 +389,20 @@ class Run:
         )
 
     def _save(self, step):
-        if step == self._saved and step:
+        if not distributed.is_first() or (step == self._records.saved and step):
             return
         state = self._state(step, self._objects)
         write_atomically(self.folder / "last.pth", lambda path: torch.save(state, path))
-        self._saved, self._saved_at = step, time.monotonic()
+        self._records.saved, self._saved_at = step, time.monotonic()
 
     def _state(self, step, names):
-        """A checkpoint's dict, of the objects of these names."""
+        """A checkpoint's dict, of the objects of these names; raises where the step, or one before it, went wrong."""
+        self._records.settle()
         objects = {name: self._objects[name] for name in names}
         for name, net in objects.items():
             if isinstance(net, torch.nn.Module) and not all(p.isfinite().all() for p in net.parameters()):
-                raise UserError(f"step {step}: {name} is not finite any more; last checkpoint: step {self._saved}")
+                last = f"last checkpoint: step {self._records.saved}"
+                raise UserError(f"step {step}: {name} is not finite any more; {last}")
         networks = {
             name: {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
             for name, net in objects.items()
@@ -341,35 +431,38 @@ class Run:
             raise UserError(f"{self.folder} was trained on other cases than these: check --root and its lists")
         if self.start >= last:
             self.logger.info(f"complete at step {self.start} of {last}: nothing to do")
-            self._held.close()
+            self._release()
             return
-        self._board = Board(self.folder / "tensorboard", self.start, self.logger.info)
+        self._records = Records(self.folder, self.logger.info, self.args.log_every, self.start, last, data.epoch)
         if data.validation and not self.start:
             names = ", ".join(data.validation.names())
             self.logger.info(f"validation on {SOURCES[data.validation.source]}: {names}")
-        self._bar = tqdm(total=last, initial=self.start, unit="step", dynamic_ncols=True, disable=None, smoothing=0.05)
-        self._clock = _Clock()
         handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        began = self._spoke_at = time.monotonic()
-        self._spoke_of = self.start
         try:
             for step in range(self.start + 1, last + 1):
                 self._step = step
+                self._records.begin()
                 self._seed(step)
-                self._clock.start()
-                self._batch = data.batch(step)
-                self._clock.loaded()
-                self._picture_due = step % self.args.picture_every == 0
-                yield step, self._batch
-                self._clock.stop()
-                self._bar.update()
-            minutes = timedelta(seconds=round(time.monotonic() - began))
-            self.logger.info(f"complete: {last - self.start} steps in {minutes}, {self.folder / 'last.pth'}")
+                for part in range(self.parts):
+                    self._part = part
+                    with self._records.loading():
+                        self._batch = data.batch(step, self._part, self.parts)
+                    self._picture_due = not part and step % self.args.picture_every == 0 and distributed.is_first()
+                    self.generator.manual_seed(_seed_of(self.args.seed, step, 0, 0))
+                    with distributed.without_reduction(self._reducing, self._part < self.parts - 1):
+                        yield step, self._batch
+                self._records.end()
+            self._records.complete()
+            distributed.stop()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-            self._bar.close()
-            self._board.close()
+            self._records.close()
+            self._release()
+
+    def _release(self):
+        """Let another process have the folder."""
+        if distributed.is_first():
             self._held.close()
 
     def _ask(self, number, _frame):
@@ -381,64 +474,24 @@ class Run:
     # ---- logging
 
     def log(self, step, **values):
-        """Record numbers or 0-d tensors every `--log_every` steps, and see at every step that they are finite.
+        """Record numbers or 0-d tensors every `--log_every` steps, and see of every step that they are finite.
 
-        Tags are the field's: `loss` and `loss_…` under `loss/`, `lr` as it is, everything else under `info/`.
+        Tags are the field's: `loss` and `loss_…` under `loss/`, `lr` as it is, everything else under `info/`. Recorded
+        is the mean over a step's parts and processes.
 
         Raises:
-            UserError: a value is NaN or infinite; names the step, all values and the cases of the batch.
+            UserError: a value is NaN or infinite, of this step or, on a GPU, of one shortly before; names the step, all
+                values and the cases of the batch.
         """
-        names = list(values)
-        tensors = [torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values.values()]
-        numbers = torch.stack(tensors).tolist()  # one transfer for all of them
-        values = dict(zip(names, numbers, strict=True))
-        if not all(map(math.isfinite, numbers)):
-            terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            cases = ", ".join(self._batch.names)
-            raise UserError(f"step {step}: not finite: {terms}; cases {cases}; last checkpoint: step {self._saved}")
-        self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}", refresh=False)
-        if self._bar.disable and (time.monotonic() - self._spoke_at > 30 or step == self.last):
-            self._speak(step, values)
-        if step % self.args.log_every and step != self.last:
-            return
-        seconds, loading = self._clock.means()
-        record = {tag(name): value for name, value in values.items()}
-        self._record(step, record | {"time/step": seconds, "time/data": loading})
-
-    def _record(self, step, values):
-        """Numbers by tag, to the file that tables are made of and to TensorBoard."""
-        try:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, "epoch": self.data.epoch(step), **values}) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror})") from None
-        self._board.scalars(step, values)
-
-    def _speak(self, step, values):
-        """Where there is no terminal for a bar: a line now and then, with the time left at the pace since the last."""
-        now = time.monotonic()
-        pace = (now - self._spoke_at) / (step - self._spoke_of)
-        left = timedelta(seconds=round(pace * (self.last - step)))
-        terms = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-        epoch = self.data.epoch(step)
-        self.logger.info(f"step {step}/{self.last} epoch {epoch} {terms} | {pace:.2f} s a step, {left} left")
-        self._spoke_at, self._spoke_of = now, step
-
-    def _forget_after(self, step):
-        """Drop the records of steps that a resumed run makes again."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        if len(kept) < len(lines):
-            text = "".join(line + "\n" for line in kept)
-            write_atomically(path, lambda temporary: temporary.write_text(text))
+        self._records.add(step, values, self._batch.names, self._part == self.parts - 1)
 
     def _watch(self, network):
         """Show the prediction for the batch's first crop in TensorBoard now and then, without a line in the script."""
 
         def hook(module, inputs, output):
-            # neither windows of a volume nor another GPU's share of the batch
-            if self._picture_due and module.training and inputs[0].device == self.device:
+            # neither a teacher's look, nor windows of a volume, nor another GPU's share of the batch
+            learning = module.training and torch.is_grad_enabled()
+            if self._picture_due and learning and inputs[0].device == self.device:
                 self._picture_due = False
                 logits = output
                 while not torch.is_tensor(logits):  # of several heads or networks the first
@@ -449,33 +502,13 @@ class Run:
                     "train/Predicted_label": logits[0].detach().argmax(0) / (logits.shape[1] - 1),
                     "train/Groundtruth_label": label / (logits.shape[1] - 1),
                 }
-                self._board.images(self._step, pictures)
+                self._records.board.images(self._step, pictures)
 
-        network.register_forward_hook(hook)
+        self._forwards.get(network, network).register_forward_hook(hook)
 
 
-class _Clock:
-    """Mean seconds a step, and of these waiting for data, over the steps that ended since it was last asked."""
-
-    def __init__(self):
-        self.steps, self.total, self.loading = 0, 0.0, 0.0
-
-    def start(self):
-        self.began = time.perf_counter()
-
-    def loaded(self):
-        self.loading += time.perf_counter() - self.began
-
-    def stop(self):
-        self.steps += 1
-        self.total += time.perf_counter() - self.began
-
-    def means(self):
-        if not self.steps:  # the first step is not over yet
-            return time.perf_counter() - self.began, self.loading
-        means = self.total / self.steps, self.loading / self.steps
-        self.steps, self.total, self.loading = 0, 0.0, 0.0
-        return means
+def _seed_of(*key):
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 class _BarHandler(logging.Handler):

@@ -1,0 +1,132 @@
+"""Several processes that train one network, as `torchrun` starts them: who is who, and what they tell each other.
+
+Without torchrun there is one process, every function here is free, and no script needs to ask which it is.
+
+    torchrun --nproc_per_node=2 code/train_cml.py --labelnum 8 --gpu 0,1
+
+A step's crops are shared out (`dataloaders.two_stream`), and the losses that are no mean over crops, such as Dice, sum
+over all processes (:func:`total`), so that a step's loss and gradient are those of one process with all the crops.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+from utils.errors import UserError
+
+PATIENCE = timedelta(hours=2)  # how long processes wait for each other: validation and relabelling are shared out too
+
+_hosts = None  # the group in which the processes themselves talk, without their GPUs
+
+
+def launched() -> bool:
+    """Whether torchrun started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def start(device: torch.device) -> None:
+    """Meet the other processes; nothing without torchrun.
+
+    Raises:
+        UserError: they cannot be reached.
+    """
+    global _hosts
+    if not launched() or dist.is_initialized():
+        return
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        _hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"the processes of torchrun cannot meet: {str(error).splitlines()[0]}") from None
+
+
+def stop() -> None:
+    """Leave the other processes, after all have come as far."""
+    global _hosts
+    if dist.is_initialized():
+        dist.barrier(group=_hosts)
+        dist.destroy_process_group()
+        _hosts = None
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0)) if launched() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes."""
+    return rank() == 0
+
+
+def share_out(items: Iterable) -> list:
+    """This process's share: every n-th of the items, from its own number on."""
+    return list(items)[rank() :: world_size()]
+
+
+def gather(value: Any) -> list:
+    """What each process calls this with, in their order; each must call it."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group=_hosts)
+    return values
+
+
+def any_of(number: int | None) -> int | None:
+    """The largest number that a process calls this with; None where all do with None."""
+    if world_size() == 1:
+        return number
+    largest = torch.tensor(-1 if number is None else number)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_hosts)
+    return None if largest < 0 else int(largest)
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over the processes, with a gradient to each one's own values.
+
+    Each process's gradient counts all processes' losses, of which DDP then takes the mean: where all make the same
+    loss from this sum, that is the loss's own gradient.
+    """
+    return values if world_size() == 1 else all_reduce(values)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the processes, without a gradient."""
+    if world_size() == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values)
+    return values / world_size()
+
+
+@torch.no_grad()
+def average_buffers(networks: Iterable[torch.nn.Module]) -> None:
+    """Make the networks' running statistics the mean of all processes', which each saw other crops."""
+    if world_size() == 1:
+        return
+    buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
+    if buffers:
+        flat = mean(torch.cat([buffer.flatten() for buffer in buffers]))
+        parts = flat.split([buffer.numel() for buffer in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(parts, buffers, strict=True)])
+
+
+@contextlib.contextmanager
+def without_reduction(modules: Sequence[torch.nn.Module], without: bool):
+    """Where `without`, backward passes only add to each process's own gradients: more parts of the step follow."""
+    with contextlib.ExitStack() as stack:
+        for module in modules if without else ():
+            stack.enter_context(module.no_sync())
+        yield
