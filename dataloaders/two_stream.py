@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dataloaders import open_dataset
-from dataloaders.cache import Resident
+from dataloaders.cache import Resident, values
 from dataloaders.transforms import AUGMENTS, draw_crop, draw_warp, warp_slices
 from dataloaders.validation import hold_out
 from utils.distributed import rank, world_size
@@ -82,7 +82,7 @@ class TwoStream:
     def fingerprint(self):
         """Which cases, of which shapes, are labelled, unlabelled and kept aside: what a resumed run must find again."""
         shapes = [
-            [(self.volumes.names[case], tuple(self.volumes.images[case].shape)) for case in self.cases[stream]]
+            [(self.volumes.names[case], self.volumes.shapes[case]) for case in self.cases[stream]]
             for stream in (LABELED, UNLABELED)
         ]
         shapes += [self.validation.names()] if self.validation else []
@@ -112,10 +112,9 @@ class TwoStream:
         crops = []
         for sample in (*labeled, *unlabeled):
             rng, case = np.random.default_rng((self.seed, CROP, step, sample)), cases[sample]
-            crops.append(draw(rng, case, self.volumes.images[case].shape, self.patch, self.augment))
-        images = [self.volumes.images[crop.case] for crop in crops]
-        labels = [self.volumes.labels[crop.case] for crop in crops[: len(labeled)]]
-        image, label = self._take(crops, images, labels, smooth=self.augment == "affine")
+            crops.append(draw(rng, case, self.volumes.shapes[case], self.patch, self.augment))
+        self._read_ahead(step, parts)
+        image, label = self._take(crops, len(labeled))
         names = [self.volumes.names[crop.case] for crop in crops]
         return Batch(image.unsqueeze(1), label.long(), crops, names, len(labeled), part)
 
@@ -124,16 +123,48 @@ class TwoStream:
 
         Slices are looked up by nearest neighbour, whatever `augment` says of images.
         """
-        return self._take(crops, [store[crop.case] for crop in crops])[0]
+        return self._cut(crops, [store[crop.case] for crop in crops])[0].to(self.device, non_blocking=True)
 
-    def _take(self, crops, images, labels=None, smooth=False):
+    def _take(self, crops, labeled):
+        """The images of a batch and the labels of its first `labeled` samples, on the device."""
+        samples = [self.volumes.stored(crop.case) for crop in crops]
+        images, labels = [image for image, _ in samples], [label for _, label in samples[:labeled]]
+        if len(self.patch) == 2:  # between codes there is no interpolating
+            parts = self._cut(crops, [image.image() for image in images], labels, smooth=self.augment == "affine")
+            return [part.to(self.device, non_blocking=True) for part in parts]
+        kinds = {}  # one call of the operator takes volumes of one type
+        for k, image in enumerate(images):
+            kinds.setdefault(image.data.dtype, []).append(k)
+        taken = []
+        for members in kinds.values():
+            own = [labels[k] for k in members if k < labeled]
+            part, label = self._cut([crops[k] for k in members], [images[k].data for k in members], own)
+            part = values([images[k] for k in members], part.to(self.device, non_blocking=True))
+            taken.append((part, None if label is None else label.to(self.device, non_blocking=True)))
+        if len(taken) == 1:
+            return taken[0]
+        order = [k for members in kinds.values() for k in members]
+        image = torch.cat([part for part, _ in taken])[np.argsort(order)]
+        label = torch.cat([label for _, label in taken if label is not None])
+        return image, label[np.argsort([k for k in order if k < labeled])]
+
+    def _cut(self, crops, images, labels=(), smooth=False):
+        """Tensors of one type through the crops, and as many labels."""
         if len(self.patch) == 2:
-            taken = [warp_slices(images, crops, self.patch, smooth)]
-            taken += [warp_slices(labels, crops[: len(labels)], self.patch)] if labels else []
-        else:
-            corners, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
-            taken = crop_rot_flip(images, labels, corners, self.patch, rot, flip)
-        return [part.to(self.device, non_blocking=True) for part in taken if part is not None]
+            image = warp_slices(images, crops, self.patch, smooth)
+            return image, warp_slices(labels, crops[: len(labels)], self.patch) if labels else None
+        corners, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
+        return crop_rot_flip(images, labels, corners, self.patch, rot, flip)
+
+    def _read_ahead(self, step, parts):
+        """Name the samples that this process will see of this step and the next."""
+        if self.volumes.cache == "off":
+            soon = []
+            for cases in (self.samples(step), self.samples(step + 1)):
+                for stream in (cases[: self.labeled_bs], cases[self.labeled_bs :]):
+                    for part in range(parts):
+                        soon += stream[part + parts * rank() :: parts * world_size()]
+            self.volumes.read_ahead(soon)
 
     def _order(self, stream, turn):
         rng = np.random.default_rng((self.seed, stream, turn))
@@ -146,7 +177,7 @@ def two_stream_loader(args, device):
     Args:
         args: the options of `utils.options.parser`: dataset, root, downsample, labelnum, labeled_bs, unlabeled_bs
             (absent for supervised training, which then leaves the unlabelled cases on the disk), patch, seed, augment,
-            val_fraction, val_from.
+            cache, cache_dir, val_fraction, val_from.
         device: where batches go.
 
     Raises:
@@ -166,6 +197,6 @@ def two_stream_loader(args, device):
         raise UserError(f"--labelnum {args.labelnum} leaves no unlabelled {unit}; train_supervised.py needs none")
     labeled, unlabeled, validation = hold_out(dataset, labeled, unlabeled, args, VALIDATION)
     unlabeled = unlabeled if unlabeled_bs else []
-    volumes = Resident(dataset, labeled, [*labeled, *unlabeled])
+    volumes = Resident(dataset, labeled, [*labeled, *unlabeled], args.cache, device, args.cache_dir)
     batch = args.labeled_bs, unlabeled_bs, args.patch
     return TwoStream(volumes, labeled, unlabeled, *batch, args.seed, args.augment, device, validation)

@@ -28,6 +28,8 @@ def loader(root, **changes):
         "patch": [16, 16, 16],
         "seed": 1,
         "augment": "rot_flip",
+        "cache": "ram",
+        "cache_dir": None,
     }
     return two_stream_loader(Namespace(**{**options, **changes}), torch.device("cpu"))
 
@@ -137,7 +139,7 @@ def test_unlabelled_labels_are_never_read(tiny_la, monkeypatch, form):
 
 def test_supervised_training_decodes_the_labelled_cases_alone(tiny_la):
     options = {"dataset": "LA", "root": tiny_la, "downsample": 1, "labelnum": 2, "labeled_bs": 2}
-    options |= {"patch": [16, 16, 16], "seed": 1, "augment": "crop"}
+    options |= {"patch": [16, 16, 16], "seed": 1, "augment": "crop", "cache": "ram", "cache_dir": None}
     data = two_stream_loader(Namespace(**options), torch.device("cpu"))
     assert set(data.volumes.images) == {0, 1}
     assert data.batch(3).image.shape[0] == 2

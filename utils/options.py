@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dataloaders import DATASETS, dataset_class, default_root
+from dataloaders.cache import MODES
 from dataloaders.transforms import AUGMENTS
 from networks import NETWORKS, network_class
 from utils.errors import UserError
@@ -107,6 +108,14 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
         choices=tuple(AUGMENTS),
         help="3-D: rot_flip turns and flips each crop; 2-D: rotate by ±20° or flip, affine by ±30° and to 0.5-2 times",
     )
+    data.add_argument(
+        "--cache",
+        choices=MODES,
+        default="auto",
+        help="where decoded data stays: on the GPU (auto: where a quarter of its free memory is enough), in RAM, or "
+        "off: read for each step, which a --cache_dir makes fast",
+    )
+    data.add_argument("--cache_dir", help="folder for the decoded data, so that the next start need not decode")
     held = parser.add_argument_group("validation")
     held.add_argument(
         "--val_fraction", type=fraction, default=0, help="of the training cases, kept aside to choose best.pth; 0: none"

@@ -1,0 +1,117 @@
+"""Decoded samples on the disk (`--cache_dir`), for a start without decoding.
+
+One file for the images of an h5 file, one for its labels, so that labels that nobody asked for are neither read nor
+written. Their names are a hash of the h5 file's content and of all that was done to it: another file, another
+resolution or another format is another name, and nothing is ever out of date. A file starts with its own checksum, and
+is made anew where that does not fit.
+"""
+
+import hashlib
+import json
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from utils.checkpoint import write_atomically
+from utils.errors import UserError
+
+FORMAT = b"semiseg cache 1\n"  # to be counted up with every change to what is stored or to how samples are made
+START = len(FORMAT) + 8  # of the header: checksum of all from there on, and the header's length, stand before it
+ALIGNMENT = 64
+
+
+class CacheFiles:
+    """The decoded files of one data set in a folder.
+
+    Args:
+        folder: made where it is missing. One that cannot be written is used as it is, with one warning.
+        dataset: what is done to its files, beyond their content: `name`, `downsample`, `num_classes` and, of slices,
+            `axes`.
+        mapped: map the files into memory, which costs nothing until they are used, instead of reading them.
+    """
+
+    def __init__(self, folder, dataset, mapped):
+        self.folder, self.mapped = Path(folder), mapped
+        self._made = [dataset.name, dataset.downsample, dataset.num_classes, getattr(dataset, "axes", None)]
+        self._lock, self._writes = threading.Lock(), True
+
+    def key(self, path, slices):
+        """The name of what is made of an h5 file, or of these slices of it.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            with open(path, "rb") as file:
+                content = hashlib.blake2b(file.read(), digest_size=16)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        content.update(FORMAT + json.dumps([*self._made, slices]).encode())
+        return content.hexdigest()
+
+    def read(self, key, kind):
+        """The arrays under a key, `kind` being `image` or `label`; None where there are none or they are damaged."""
+        path = self.folder / f"{key}.{kind}"
+        try:
+            return read_arrays(path, self.mapped)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{path}: damaged ({error}), decoding its case again", stacklevel=2)
+            return None
+
+    def write(self, key, kind, arrays):
+        """Keep arrays under a key. After a failure, of which one warning tells, nothing more is written."""
+        with self._lock:
+            if not self._writes:
+                return
+            path = self.folder / f"{key}.{kind}"
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, lambda temporary: write_arrays(temporary, arrays))
+            except (OSError, UserError) as error:
+                self._writes = False
+                reason = f"{path}: cannot be written ({error.strerror})" if isinstance(error, OSError) else error
+                warnings.warn(f"--cache_dir: {reason}; going on without", stacklevel=2)
+
+
+def write_arrays(path, arrays):
+    """Arrays as one file: the format's name, a checksum, the header's length, the header, the arrays' bytes."""
+    at, table = 0, []
+    for array in arrays:
+        table.append([array.dtype.str, array.shape, at])
+        at += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    header = json.dumps(table).encode()
+    header += b" " * (-(START + len(header)) % ALIGNMENT)
+    body = bytearray(len(header) + at)
+    body[: len(header)] = header
+    for array, (_, _, offset) in zip(arrays, table, strict=True):
+        first = len(header) + offset
+        body[first : first + array.nbytes] = np.ascontiguousarray(array).tobytes()
+    with open(path, "wb") as file:
+        file.write(FORMAT + np.array([zlib.crc32(body), len(header)], "<u4").tobytes())
+        file.write(body)
+
+
+def read_arrays(path, mapped=False):
+    """The arrays of a file of `write_arrays`, in memory of their own or in the file's pages.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is of another format, or damaged.
+    """
+    # copy on write: torch wants arrays that it could write to
+    content = np.memmap(path, np.uint8, mode="c").view(np.ndarray) if mapped else np.fromfile(path, np.uint8)
+    if content[: len(FORMAT)].tobytes() != FORMAT or len(content) < START:
+        raise ValueError("of another format")
+    checksum, length = content[len(FORMAT) : START].view("<u4")
+    if zlib.crc32(content[START:]) != checksum:
+        raise ValueError("its checksum does not fit")
+    first, arrays = START + int(length), []
+    for dtype, shape, offset in json.loads(content[START:first].tobytes()):
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        arrays.append(content[first + offset : first + offset + size].view(dtype).reshape(shape))
+    return arrays
