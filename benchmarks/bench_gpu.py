@@ -484,6 +484,7 @@ def main():
     parser.add_argument("--status", type=int, help="their exit status")
     parser.add_argument("--seconds", type=int, help="how long they took")
     parser.add_argument("--log", type=Path, help="what they printed; its last lines are kept")
+    parser.add_argument("--rows", type=Path, help="what another benchmark wrote as its --json, if it did")
     parser.add_argument("--not-run", metavar="WHY", help="why they did not run, instead of the other three")
     args = parser.parse_args()
     if unknown := set(args.sections) - {*sections, "drive"}:
@@ -501,6 +502,8 @@ def main():
         else:
             tail = args.log.read_text(errors="replace").splitlines()[-8:]
             found = {"status": args.status, "seconds": args.seconds, "tail": tail}
+            if args.rows and args.rows.is_file():
+                found["rows"] = json.loads(args.rows.read_text())["rows"]
         write(args.json, dict.fromkeys(args.record, found))
         return
     if why := unfit(args.device):

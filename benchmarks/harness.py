@@ -1,18 +1,23 @@
 """What the benchmarks share: real data, equality before time, medians of rounds taken in turns, peak memory."""
 
 import argparse
+import contextlib
 import ctypes
 import functools
 import gc
 import importlib.util
+import io
 import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,24 +26,29 @@ from scipy import ndimage
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dataloaders.h5 import h5_bytes  # noqa: E402
+from dataloaders.la import FOLDER  # noqa: E402
+from utils.checkpoint import write_atomically  # noqa: E402
 from utils.ops import _library  # noqa: E402
 from utils.run import environment  # noqa: E402
 
 CROP = (112, 112, 80)
+SHAPE = (190, 142, 88)  # of a volume, about
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str, rounds: int = 9) -> argparse.ArgumentParser:
     """The options of every benchmark."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--threads", type=int, default=os.cpu_count(), help="of every tool (default: all cores)")
-    options.add_argument("--rounds", type=int, default=9, help="repetitions; the median is reported (default: 9)")
+    help_rounds = f"repetitions; the median is reported (default: {rounds})"
+    options.add_argument("--rounds", type=int, default=rounds, help=help_rounds)
     options.add_argument("--json", type=Path, help="also write environment and rows to this file")
     return options
 
 
-def conditions(threads: int) -> dict:
+def conditions(threads: int, device: str = "cpu") -> dict:
     """The run record's facts, and what else a timing depends on."""
-    facts = environment([torch.device("cpu")])
+    facts = environment([torch.device(device)])
     facts |= {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "threads": threads}
     return facts | {"compiled": _library.BUILT, "command": " ".join(["python", *sys.argv])}
 
@@ -149,7 +159,62 @@ def report(rows: list[dict], facts: dict, path: Path | None) -> None:
     """Writes facts and rows as JSON, if a path is given."""
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n")
+        text = json.dumps({"environment": facts, "rows": rows}, indent=1) + "\n"
+        write_atomically(path, lambda part: part.write_text(text))
+
+
+def in_own_process(function: Callable, *args):
+    """What ``function`` returns in a fresh process: neither the allocator's settings nor the heap are inherited."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def run_script(name: str, argv: Iterable, patches: Iterable[tuple] = ()) -> None:
+    """Run the ``main`` of ``code/<name>`` in this process, silently.
+
+    Args:
+        argv: its command line.
+        patches: (object, name of an attribute, what to put there), from before the script is imported.
+    """
+    path = ROOT / "code" / name
+    with contextlib.ExitStack() as stack:
+        replaced = [(sys, "argv", [name, *map(str, argv)]), (sys, "path", [str(path.parent), *sys.path]), *patches]
+        for target, attribute, value in replaced:
+            stack.enter_context(mock.patch.object(target, attribute, value))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        script.main()
+
+
+def in_this_process(function: Callable, *args):
+    """In place of :func:`in_own_process` where nothing is timed in earnest: starting one takes seconds."""
+    return function(*args)
+
+
+def la_root(folder: Path, small: bool = False) -> tuple[Path, str]:
+    """The root of a data set in LA's layout, and what it is.
+
+    The real one where $DATA_ROOT (default: data/) holds it. Otherwise, and where ``small`` asks for tiny volumes,
+    synthetic blobs: 24 training cases (of four volumes) and two test cases, or 8 and 2, written into ``folder``.
+    """
+    real = Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA"
+    if not small and (real / "train.list").is_file():
+        return real.resolve(), "left atria"
+    cases = blobs(2, (40, 36, 24)) if small else blobs(4, SHAPE)
+    names = {"train": [f"CASE{k:02d}" for k in range(8 if small else 24)], "test": ["TEST00", "TEST01"]}
+    for split, listed in names.items():
+        (folder / f"{split}.list").write_text("\n".join(listed) + "\n")
+        for k, name in enumerate(listed):
+            path = folder / FOLDER / name / "mri_norm2.h5"
+            path.parent.mkdir(parents=True)
+            if k < len(cases):
+                image, label = cases[k]
+                path.write_bytes(h5_bytes({"image": (image - image.mean()) / image.std(), "label": label}))
+            else:
+                os.link(folder / FOLDER / listed[k % len(cases)] / "mri_norm2.h5", path)
+    return folder, f"synthetic blobs of {times(cases[0][0].shape)}"
 
 
 @functools.cache
@@ -167,8 +232,12 @@ def volumes(count: int = 4) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
             with h5py.File(file) as case:
                 cases.append((case["image"][:], case["label"][:]))
         return cases, "left atria"
+    return blobs(count, SHAPE), "synthetic blobs"
+
+
+def blobs(count: int, shape: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """``count`` pairs of a float32 image and a uint8 label: bumpy ellipsoids in noise."""
     random = np.random.default_rng(0)
-    shape = (190, 142, 88)
     centre = np.stack(np.meshgrid(*(np.linspace(-1.5, 1.5, size) for size in shape), indexing="ij"))
     cases = []
     for _ in range(count):
@@ -177,7 +246,7 @@ def volumes(count: int = 4) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
         label = ((centre / axes) ** 2).sum(0) + 0.4 * bumps / bumps.std() < 1
         image = label + 0.5 * random.standard_normal(shape)
         cases.append((image.astype(np.float32), label.astype(np.uint8)))
-    return cases, "synthetic blobs"
+    return cases
 
 
 @functools.cache
