@@ -1,5 +1,6 @@
 """Two processes with one batch between them are one process with all of it, in every method, and stop and resume so."""
 
+import csv
 import json
 import os
 import signal
@@ -28,10 +29,11 @@ METHODS = {
 }
 
 
-def torchrun(*arguments, **how):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
+def torchrun(*arguments, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["--", *map(str, arguments)]  # or torchrun takes --run for its own
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(map(str, command), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,23 @@ def test_two_processes_are_one(runs, name):
         torch.testing.assert_close(states[1][key], a, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
     environment = json.loads((folders[1] / "environment.json").read_text())[-1]
     assert environment["processes"] == len(environment["devices"]) == 2
+
+
+def test_test_cases_are_shared_out(runs):
+    """Three processes for two cases: one has nothing to do; the table is that of one process."""
+    tables = []
+    for processes in (1, 3):
+        command = [ROOT / "code" / "test_LA.py", "--run", runs / "one" / "LA" / "dmd_3" / "seed1337", "--gpu", -1]
+        process = torchrun(*command, "--stride", 16, 16, 16, "--figures", 0, processes=processes)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+        assert out.decode().count("mean ± sd") == 1
+        (folder,) = (runs / "one" / "LA" / "dmd_3" / "seed1337" / "test").glob("*")
+        assert len(list((folder / "nifti").glob("*_pred.nii.gz"))) == 2
+        with open(folder / "per_case.csv") as file:
+            tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+    assert len(tables[0]) == 2
+    assert tables[0] == tables[1]
 
 
 def test_a_share_keeps_the_ratio_and_the_pairs(tiny_la, monkeypatch):

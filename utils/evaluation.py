@@ -11,7 +11,8 @@ A script says how a volume becomes a segmentation; :func:`evaluate` runs it over
     figures/<case>_surface.png  of volumes: both surfaces, shaded, coloured by their distance
     nifti/<case>_*.nii.gz  label and prediction, (x, y, z)
 
-Dice, Jaccard, precision and recall are fractions in the files and percent in the printed table.
+Dice, Jaccard, precision and recall are fractions in the files and percent in the printed table. Under torchrun each
+process is given a share of the cases, and the first one writes the table of all.
 """
 
 import csv
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
+from utils import distributed
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
 from utils.figures import FORMATS, NAMES, SHOWN, case_figure, error_figure, summary_figure, surface_figure
@@ -105,7 +107,7 @@ def evaluate(
     an earlier call are removed from ``folder`` first.
 
     Args:
-        cases: ``(name, image (X, Y, Z), label (X, Y, Z))``, best read lazily.
+        cases: ``(name, image (X, Y, Z), label (X, Y, Z))``, best read lazily; this process's share of them.
         segment: image ``(X, Y, Z)`` to labels ``(X, Y, Z)``; its seconds are recorded.
         folder: written file by file, each whole or not at all.
         num_classes: with the background.
@@ -133,8 +135,10 @@ def evaluate(
     kinds = (("png",) if figures else ()) if isinstance(figures, bool | int) else tuple(figures)
     axes = np.argsort(image_axes or ((1, 0, 2) if slices else (0, 1, 2)))  # of the arrays: x, y and z
     voxel = None if spacing is None else [spacing[axis] for axis in axes]
-    rows, widths = [], None
-    _clear(folder)
+    scored, widths = [], None
+    if distributed.is_first():
+        _clear(folder)
+    distributed.gather(None)  # nobody writes before
     for case, image, label in cases:
         start = time.perf_counter()
         pred = segment(image)
@@ -152,10 +156,11 @@ def evaluate(
             }
             for c, score in scores.items()
         ]
-        rows += new
+        scored.append(new)
         if widths is None:
             widths = max(len(case) + 2, 22), max(map(len, names)) + 2 if num_classes > 2 else 0
-            print(_header(widths, metrics), flush=True)
+            if distributed.is_first():
+                print(_header(widths, metrics), flush=True)
         for row in new:
             cells = [_cell(m, row[m]) for m in metrics]
             print(_line(case, row["class_name"], cells, widths, seconds), flush=True)
@@ -173,6 +178,9 @@ def evaluate(
             error_figure(f"{path}_errors.{kind}", *shown, case, slices=slices, **drawn)
             if not slices:  # which are too far apart, or no neighbours at all
                 surface_figure(f"{path}_surface.{kind}", pred, label, case, **drawn)
+    shares = distributed.gather(scored)
+    listed = range(sum(map(len, shares)))
+    rows = [row for k in listed for row in shares[k % len(shares)][k // len(shares)]]  # as share_out dealt them out
     if not rows:
         raise UserError("no case to test")
 
@@ -184,6 +192,8 @@ def evaluate(
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **record,
     }
+    if not distributed.is_first():
+        return summary
     _make(folder)
     write_csv(folder / "per_case.csv", rows)
     text = json.dumps(_without_nan(summary), indent=1, ensure_ascii=False) + "\n"

@@ -80,11 +80,7 @@ class Records:
         times = None
         if step % self.log_every == 0 or step == self.last:
             row, times = distributed.mean(row), self._clock.means()
-        arrived = None
-        if device.type == "cuda":
-            row = torch.empty_like(row, device="cpu", pin_memory=True).copy_(row, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
+        row, arrived = _to_host(row)
         names = [case for part in cases for case in part]
         self._pending.append((step, list(values), list(tensors), row, numbers, names, times, arrived))
         self._look(len(self._pending) - ON_THEIR_WAY if step < self.last else len(self._pending))
@@ -149,6 +145,16 @@ class Records:
         self._bar.close()
         if self.board:
             self.board.close()
+
+
+def _to_host(row):
+    """The numbers on the host, or on their way to it and the event of their arrival."""
+    if row.device.type != "cuda":
+        return row, None
+    row = torch.empty_like(row, device="cpu", pin_memory=True).copy_(row, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return row, arrived
 
 
 def forget_after(path, step):

@@ -68,6 +68,7 @@ def main(function):
     try:
         try:
             function()
+            distributed.stop()
         except UserError as error:
             which = "" if distributed.is_first() else f" (process {distributed.rank()})"
             print(f"{Path(sys.argv[0]).name}{which}: {error}", file=sys.stderr)
@@ -445,6 +446,8 @@ class Run:
                 self._seed(step)
                 for part in range(self.parts):
                     self._part = part
+                    if self.args.compile == "graphs":
+                        torch.compiler.cudagraph_mark_step_begin()  # what the last graphs gave may be overwritten
                     with self._records.loading():
                         self._batch = data.batch(step, self._part, self.parts)
                     self._picture_due = not part and step % self.args.picture_every == 0 and distributed.is_first()
@@ -453,7 +456,6 @@ class Run:
                         yield step, self._batch
                 self._records.end()
             self._records.complete()
-            distributed.stop()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

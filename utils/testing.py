@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from dataloaders import dataset_class, default_root, open_dataset
-from utils import options, run
+from utils import distributed, options, run
 from utils.checkpoint import load_checkpoint
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
@@ -71,6 +71,7 @@ class Test:
         self.folder = find_run(args.run, args.runs, args.dataset, f"{args.method}_{args.labelnum}", args.seed)
         self.path = find_checkpoint(self.folder, args.checkpoint)
         self.device = select_device(args.gpu)
+        distributed.start(self.device)
         self.precision = resolve_precision(args.precision, self.device)
         self.networks, self.checkpoint = load_networks(self.path, self.device, args.network)
         self.trained = trained = self.checkpoint["args"]
@@ -89,9 +90,10 @@ class Test:
                 raise UserError(f"{self.folder}: the label of every training case was seen; take --split test")
         self.indices = self.listed[: args.cases]
         self.selection = selection(self.checkpoint, args.checkpoint, self.folder)
-        print(f"{self.path}, step {self.checkpoint['step']} of {self.checkpoint['last']}: {self.selection}")
-        if args.split != "test":
-            print(f"scored on {LISTS[args.split]}")
+        if distributed.is_first():
+            print(f"{self.path}, step {self.checkpoint['step']} of {self.checkpoint['last']}: {self.selection}")
+            if args.split != "test":
+                print(f"scored on {LISTS[args.split]}")
 
     def _stride(self):
         wanted, patch = getattr(self.args, "stride", None), self.trained["patch"]
@@ -126,9 +128,9 @@ class Test:
         runs, place = Path(self.trained.get("runs", "runs")).parts, Path(os.path.abspath(self.folder)).parts[:-3]
         return Path(*(place[: -len(runs)] if place[-len(runs) :] == runs else ()), root).resolve()
 
-    def cases(self):
+    def cases(self, indices=None):
         """`(name, image, label)` of each case, `(X, Y, Z)`, read when it is its turn; a slice has an extent of 1."""
-        for index in self.indices:
+        for index in self.indices if indices is None else indices:
             image, label = self.data.load(index)
             yield self.data.names[index], *(np.atleast_3d(array) for array in (image, label))
 
@@ -173,7 +175,7 @@ class Test:
         cases = f"{len(self.indices)} cases" + (f" of {LISTS[args.split]}" if args.split != "test" else "")
         name = f"{self.trained['dataset']}, {self.folder.parent.name}, {self.folder.name}"
         return evaluate(
-            self.cases(),
+            self.cases(distributed.share_out(self.indices)),
             segment,
             self.output,
             self.num_classes,
@@ -279,7 +281,7 @@ def _bar():
 
     def progress(done, total):
         nonlocal bar
-        bar = bar or tqdm(total=total, leave=False, disable=None)
+        bar = bar or tqdm(total=total, leave=False, disable=None if distributed.is_first() else True)
         bar.update(done - bar.n)
         if done == total:
             bar.close()
