@@ -53,6 +53,7 @@ class TwoStream:
         num_classes, description: of the data set, background included; what prediction must know of it.
         validation: the training cases kept aside (`dataloaders.validation.Validation`), or None.
         steps_per_epoch: steps of one pass.
+        summary: where the data is kept, and how, for the log.
 
     Args:
         volumes: `Resident`.
@@ -72,7 +73,7 @@ class TwoStream:
         self.cases = {LABELED: list(labeled), UNLABELED: list(unlabeled)}
         self.labeled_bs, self.unlabeled_bs = labeled_bs, unlabeled_bs
         self.num_classes, self.description = volumes.num_classes, volumes.description
-        self.validation = validation
+        self.validation, self.summary = validation, volumes.summary
         self.steps_per_epoch = -(-len(labeled) // labeled_bs)
 
     def epoch(self, step):

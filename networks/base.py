@@ -43,7 +43,27 @@ def stage(dims, n, in_channels, channels, kind):
 
 def enlarge(dims, align_corners=False):
     """Twice the extents, bilinear or trilinear."""
-    return nn.Upsample(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear", align_corners=align_corners)
+    return Enlarge(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear", align_corners=align_corners)
+
+
+class Enlarge(nn.Upsample):
+    """Twice the extents; where a run is deterministic by sums of a fixed order, as torch's trilinear gradient on a GPU
+    has none."""
+
+    def forward(self, x):
+        if self.mode == "trilinear" and x.is_cuda and torch.are_deterministic_algorithms_enabled():
+            return enlarge_by_slices(x)
+        return super().forward(x)
+
+
+def enlarge_by_slices(x):
+    """Trilinear interpolation of `(B, C, X, Y, Z)` to twice the extents, corners not aligned, an axis at a time."""
+    for axis in (2, 3, 4):
+        last = x.shape[axis] - 1
+        before = torch.cat((x.narrow(axis, 0, 1), x.narrow(axis, 0, last)), axis)
+        after = torch.cat((x.narrow(axis, 1, last), x.narrow(axis, last, 1)), axis)
+        x = torch.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), axis + 1).flatten(axis, axis + 1)
+    return x
 
 
 def branch(dims, channels, num_classes, kind):

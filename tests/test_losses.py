@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from utils import losses
 from utils.losses import dice_loss, foreground_dice_loss, masked_mean, supervised_loss
 from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
 
@@ -55,6 +56,20 @@ def test_gradients():
     mask = torch.tensor([1, 0, 1, 1, 0, 0])
     assert torch.autograd.gradcheck(lambda v: masked_mean(v.square(), mask), values)
     assert torch.autograd.gradcheck(lambda z: foreground_dice_loss(z.softmax(1), label), logits)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_in_a_fixed_order(weighted, reduction):
+    """What a deterministic run takes on a GPU, and several processes take for a mean with class weights."""
+    logits = torch.randn(2, 3, 4, 5, 2, dtype=torch.float64, requires_grad=True)
+    label = torch.randint(3, (2, 4, 5, 2))
+    weight = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64) if weighted else None
+    ours = losses._summed_cross_entropy(logits, label, weight, reduction)
+    theirs = F.cross_entropy(logits, label, weight, reduction=reduction)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(loss.square().sum(), logits)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_masked_mean():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from networks import NETWORKS, network_class
+from networks.base import enlarge, enlarge_by_slices
 from networks.one_vs_rest import OneVsRest
 from networks.resnet18_3d import Block
 from networks.unet import UNet
@@ -322,3 +323,13 @@ def test_one_vs_rest_refuses_what_does_not_exist():
         OneVsRest("wnet")
     with pytest.raises(ValueError, match="num_classes must be at least 2"):
         OneVsRest("unet", num_classes=1)
+
+
+def test_enlarging_in_a_fixed_order_is_trilinear():
+    x = torch.randn(2, 3, 4, 1, 5, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 3, 8, 2, 10, dtype=torch.float64)
+    gradients = []
+    for enlarged in (enlarge(3)(x), enlarge_by_slices(x)):
+        gradients.append(torch.autograd.grad((enlarged * weights).sum(), x)[0])
+    torch.testing.assert_close(enlarge_by_slices(x), enlarge(3)(x))
+    torch.testing.assert_close(gradients[1], gradients[0])

@@ -1,4 +1,4 @@
-"""Numbers that are on their way from a GPU: none is lost, none is waited for too early, no checkpoint is ahead of them."""
+"""Numbers on their way from a GPU: none is lost, none is waited for too early, no checkpoint is ahead of them."""
 
 import json
 
@@ -88,5 +88,5 @@ def test_parts_of_a_step_become_their_mean(late):
     assert written(record)[0]["loss/loss"] == 1.5
     add(record, 3, float("inf"), final=False)
     add(record, 3, 1.0)
-    with pytest.raises(UserError, match="step 3.*cases case 3, case 3"):
+    with pytest.raises(UserError, match=r"step 3.*cases case 3, case 3"):
         record.settle()

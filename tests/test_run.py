@@ -20,6 +20,7 @@ class Data:
     """The least a loader has to be."""
 
     steps_per_epoch, num_classes, description, validation = 2, 2, {"class_names": ["object"]}, None
+    summary = "two volumes"
 
     def fingerprint(self):
         return "these cases"

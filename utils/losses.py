@@ -57,6 +57,10 @@ def cross_entropy(logits, label, weight=None, reduction="mean"):
     fixed = logits.is_cuda and torch.are_deterministic_algorithms_enabled()
     if not fixed and (world_size() == 1 or weight is None or reduction == "none"):
         return F.cross_entropy(logits, label, weight, reduction=reduction)
+    return _summed_cross_entropy(logits, label, weight, reduction)
+
+
+def _summed_cross_entropy(logits, label, weight, reduction):
     one_hot = label.unsqueeze(1) == torch.arange(logits.shape[1], device=label.device).view(-1, *[1] * (label.ndim - 1))
     share = one_hot if weight is None else one_hot * weight.view(-1, *[1] * (label.ndim - 1))
     losses = -(logits.log_softmax(1) * share).sum(1)

@@ -169,6 +169,8 @@ class Run:
             raise UserError(f"{name} with --gpu {args.gpu}: start a process a GPU, torchrun --nproc_per_node=…")
         if args.compile == "graphs" and self.device.type != "cuda":
             raise UserError("--compile graphs: CUDA graphs need a GPU; --compile 1 compiles for the CPU")
+        if args.deterministic and self.device.type == "cuda" and args.net in ("unet3d", "resnet18"):
+            raise UserError(f"--deterministic 1: {args.net}'s 3-D max pooling has no deterministic gradient on a GPU")
         if args.sync_batchnorm and self.device.type != "cuda":
             raise UserError("--sync_batchnorm 1: torch has it for GPUs alone")
         shares = args.accumulate * int(os.environ.get("WORLD_SIZE", 1))
@@ -435,6 +437,7 @@ class Run:
             self._release()
             return
         self._records = Records(self.folder, self.logger.info, self.args.log_every, self.start, last, data.epoch)
+        self.logger.info(data.summary)
         if data.validation and not self.start:
             names = ", ".join(data.validation.names())
             self.logger.info(f"validation on {SOURCES[data.validation.source]}: {names}")
