@@ -41,6 +41,7 @@ FLAGS = {
         ["--labelnum", 2],
         ["--precision", "bf16", "--patch", 64, 16, 16],
         ["--seed", 1],
+        ["--accumulate", 2],
     ],
     "train_coranet.py": [
         ["--preset", "released"],
