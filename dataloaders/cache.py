@@ -64,7 +64,10 @@ def values(images, parts):
         return parts.float()
     result = torch.empty(parts.shape, device=parts.device)
     for image, part, out in zip(images, parts, result, strict=True):
-        torch.index_select(image.table.to(parts.device), 0, part.flatten().long(), out=out.view(-1))
+        if part.is_cuda:
+            torch.index_select(image.table.to(part.device), 0, part.flatten().long(), out=out.view(-1))
+        else:  # NumPy's one thread: in the time that torch's need to meet it is nearly done
+            np.take(image.table.numpy(), part.numpy(), out=out.numpy(), mode="clip")
     return result
 
 
