@@ -277,6 +277,7 @@ def main():
     if args.small:
         patch, n_filters, crop, args.stride, args.rounds, args.threads = (32, 32, 16), 4, (32, 32, 16), (8, 4, 8), 1, 1
         args.train_steps, run = 3, harness.in_this_process
+    torch.set_num_threads(args.threads)
     facts = harness.conditions(args.threads, args.device)
     facts["research_loop"] = "contiguous float32" + ", TF32" * (args.device == "cuda")
     print(", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -397,6 +397,7 @@ def main():
         args.labeled_bs, args.unlabeled_bs, args.threads = 2, 2, 1
     run = harness.in_this_process if args.small else harness.in_own_process
     workers = 4 if args.threads >= 4 else 2
+    torch.set_num_threads(args.threads)
     facts = harness.conditions(args.threads, args.device)
     facts |= {
         "research_workers": workers,

@@ -16,6 +16,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import bench_gpu
 import bench_inference
 import bench_step
 import harness
@@ -76,10 +77,6 @@ def test_nothing_is_timed_after_a_failed_build(sections_after):
         assert sections[name] == {"not_run": "build failed"}
 
 
-def test_sections_can_be_chosen(sections_after):
-    assert sections_after(7, "tests", "step_dtml").keys() == {"build", "check", "tests", "step_dtml"}
-
-
 def test_a_section_that_does_not_exist():
     command = [ROOT / "benchmarks" / "gpu.sh", "x.json", "tests", "nonsense"]
     done = subprocess.run(
@@ -90,13 +87,15 @@ def test_a_section_that_does_not_exist():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_nothing_is_timed_without_a_gpu(sections_after):
-    sections = sections_after(build_status=0)
+def test_no_chosen_section_is_timed_without_a_gpu(sections_after):
+    chosen = ("tests", "copy_bandwidth", "step_dtml")
+    sections = sections_after(0, *chosen)
+    assert sections.keys() == {"build", "check", *chosen}
     assert sections["check"]["status"] == 1
     assert sections["check"]["tail"] == [
         "bench_gpu.py: torch sees no GPU; --device cpu tries the script out",
     ]
-    for name in ("tests", "memcheck", "copy_bandwidth", "crop_rot_flip"):
+    for name in chosen:
         assert sections[name] == {"not_run": "check failed"}
 
 
@@ -142,6 +141,18 @@ def settings(tmp_path, one_thread):
 
 def small(case):
     return bench_step.replace(case, batch=(2, 2) if case.batch[1] else (2, 0))
+
+
+def test_rows_of_another_benchmark_are_recorded(bench, tmp_path):
+    out, log, rows = (tmp_path / name for name in ("out.json", "log", "rows.json"))
+    log.write_text("| dtml |\n")
+    rows.write_text('{"environment": {}, "rows": [{"method": "dtml"}]}')
+    ended = "--json", out, "--status", 0, "--seconds", 9, "--log", log
+    bench(bench_gpu, "--record", "step_dtml", *ended, "--rows", rows)
+    bench(bench_gpu, "--record", "tests", *ended, "--rows", tmp_path / "none.json")
+    sections = json.loads(out.read_text())["sections"]
+    assert sections["step_dtml"] == {"status": 0, "seconds": 9, "tail": ["| dtml |"], "rows": [{"method": "dtml"}]}
+    assert "rows" not in sections["tests"]
 
 
 def test_a_step_is_taken_apart(bench, tmp_path):
