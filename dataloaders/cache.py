@@ -276,8 +276,8 @@ class Resident:
             for case, (image, label) in self._kept.items():
                 self._kept[case] = image.to(device), None if label is None else label.to(device)
         except torch.cuda.OutOfMemoryError:
-            size = f"{self._bytes() / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
-            raise UserError(f"--cache gpu: the data takes {size} on this GPU; give --cache ram") from None
+            size = f"{self._bytes() / 1e6:.0f} MB on this GPU, and {free / 1e6:.0f} MB are free"
+            raise UserError(f"--cache gpu: the data takes {size}; give --cache ram") from None
         return "gpu"
 
     def _bytes(self):

@@ -8,6 +8,7 @@ is made anew where that does not fit.
 
 import hashlib
 import json
+import os
 import threading
 import warnings
 import zlib
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.checkpoint import write_atomically
 from utils.errors import UserError
 
 FORMAT = b"semiseg cache 1\n"  # to be counted up with every change to what is stored or to how samples are made
@@ -64,18 +64,29 @@ class CacheFiles:
             return None
 
     def write(self, key, kind, arrays):
-        """Keep arrays under a key. After a failure, of which one warning tells, nothing more is written."""
-        with self._lock:
-            if not self._writes:
-                return
-            path = self.folder / f"{key}.{kind}"
+        """Keep arrays under a key, whole or not at all. After a failure, which one warning tells, no more is written.
+
+        Unlike a checkpoint it is not waited for until it is on the disk, 13 ms a file: what a power cut leaves behind
+        does not fit its checksum.
+        """
+        path = self.folder / f"{key}.{kind}"
+        temporary = self.folder / f".{path.name}.{os.getpid()}.{threading.get_ident()}"
+        if not self._writes:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, lambda temporary: write_arrays(temporary, arrays))
-            except (OSError, UserError) as error:
-                self._writes = False
-                reason = f"{path}: cannot be written ({error.strerror})" if isinstance(error, OSError) else error
-                warnings.warn(f"--cache_dir: {reason}; going on without", stacklevel=2)
+                write_arrays(temporary, arrays)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            with self._lock:
+                first, self._writes = self._writes, False
+            if first:
+                warnings.warn(
+                    f"--cache_dir: {path} cannot be written ({error.strerror}); going on without", stacklevel=2
+                )
 
 
 def write_arrays(path, arrays):
