@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -165,8 +166,14 @@ def report(rows: list[dict], facts: dict, path: Path | None) -> None:
 
 def in_own_process(function: Callable, *args):
     """What ``function`` returns in a fresh process: neither the allocator's settings nor the heap are inherited."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         return pool.submit(function, *args).result()
+
+
+def _end_with_parent() -> None:
+    """Where the kernel can: a training script catches SIGTERM, and would go on alone after a time limit."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run_script(name: str, argv: Iterable, patches: Iterable[tuple] = ()) -> None:
