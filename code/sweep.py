@@ -96,7 +96,7 @@ def variants(args):
 
 def make_job(args, method, dataset, labelnum, seed, flags, name, gpu):
     """The job of one line; options after -- are part of its name where there is a --name for them."""
-    train, test = CODE / f"train_{method}.py", CODE / f"test_{(GUESTS | {'own2d': 'own'}).get(dataset, dataset)}.py"
+    train, test = CODE / f"train_{method}.py", CODE / f"test_{GUESTS.get(dataset, dataset)}.py"
     places = {flag: value for flag, value in (("--gpu", gpu), ("--root", args.root)) if value is not None}
     named, extra = (flags + args.extra, []) if args.name else (flags, args.extra)
     row = Row(method, method, shlex.join(named), name, TESTS.get(method, ""))

@@ -281,6 +281,8 @@ class Run:
             return torch.nn.DataParallel(forward, self.devices)
         if distributed.world_size() == 1 or not any(p.requires_grad for p in network.parameters()):
             return forward
+        # of weights that are 1 wide, whose layout is contiguous and channels last at once: nothing is lost
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         place = [self.device] if self.device.type == "cuda" else None
         reducing = torch.nn.parallel.DistributedDataParallel(forward, place, broadcast_buffers=False)
         self._reducing.append(reducing)

@@ -28,7 +28,7 @@ from utils.ops import largest_component
 
 LISTS = {"test": "the test list", "val": "the validation list", "train": "the run's unlabelled training cases"}
 NAMING = ("method", "labelnum", "seed", "dataset", "runs")  # the options that name a run where --run does not
-GUESTS = {"phantom": "LA", "phantom2d": "ACDC"}  # data sets without a script of their own
+GUESTS = {"phantom": "LA", "phantom2d": "ACDC", "own2d": "own"}  # data sets without a script of their own
 
 
 class Test:
