@@ -24,7 +24,7 @@ import torch
 
 import _root  # noqa: F401
 from dataloaders import DATASETS
-from utils import run
+from utils import distributed, run
 from utils.errors import UserError
 from utils.evaluation import write_csv
 from utils.inference import whole_image
@@ -63,6 +63,7 @@ def mean_and_sd(values):
 
 
 def main():
+    distributed.alone()
     test = Test(__doc__, ("LA", *(name for name in DATASETS if name != "LA")), splits=("test", "train"), scores=False)
     net, classes = test.networks[0], test.num_classes
     if net.config.get("branches") != 3:

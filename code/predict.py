@@ -41,7 +41,7 @@ import _root  # noqa: F401
 from dataloaders import h5
 from dataloaders.preprocessing import Preprocessing
 from dataloaders.transforms import downsample_image
-from utils import images, options, run
+from utils import distributed, images, options, run
 from utils.checkpoint import write_atomically
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
@@ -337,6 +337,7 @@ def predict(case, model, preprocessing, frame, settings):
 
 def main(arguments=None):
     args = parse(arguments)
+    distributed.alone()
     if args.resume and args.overwrite:
         raise UserError("--resume leaves what is there, --overwrite replaces it: give one of them")
     if "," in args.gpu:

@@ -115,7 +115,9 @@ def main():
         raise UserError("--beta 0 leaves no box: --framework cfl trains without CutMix")
     job = run.Run(args, __file__)
     if cutmix and (args.labeled_bs // job.shares % 2 or args.unlabeled_bs // job.shares % 2):
-        raise UserError("CutMix mixes pairs: --labeled_bs and --unlabeled_bs must be even (or --framework cfl, cps)")
+        pairs = f"multiples of {2 * job.shares}" if job.shares > 1 else "even"
+        sizes = f"--labeled_bs and --unlabeled_bs must be {pairs}"
+        raise UserError(f"CutMix mixes pairs: {sizes} (or --framework cfl, cps)")
 
     data = two_stream_loader(args, job.device)
     network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)

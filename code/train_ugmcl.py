@@ -120,9 +120,9 @@ def main():
     network = network_class(args.net)
     net = job.to_device(network(1, data.num_classes, args.n_filters, args.normalization, sdm_head=True))
     teacher = copy.deepcopy(net).requires_grad_(False)
-    student, mean_teacher = job.parallel(net), job.parallel(teacher)
     if not args.terms:  # nothing would train it
         net.sdm.requires_grad_(False)
+    student, mean_teacher = job.parallel(net), job.parallel(teacher)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net, teacher=teacher, optimizer=optimizer)
 

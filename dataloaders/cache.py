@@ -71,6 +71,12 @@ def values(images, parts):
     return result
 
 
+def copied(image, label):
+    """A sample in memory of its own."""
+    image = Stored(image.data.clone(), None if image.table is None else image.table.clone())
+    return image, None if label is None else label.clone()
+
+
 def store(image):
     """`Stored` of a float32 array: the smallest form that gives every bit back, the sign of zero included."""
     image = np.ascontiguousarray(image)
@@ -178,6 +184,8 @@ class Resident:
         from_cache = self._fill(cases)
         if self.cache in ("auto", "gpu"):
             self.cache = self._to_gpu(device)
+            if self.cache == "ram" and self._files:  # mapped so far
+                self._kept = {case: copied(*sample) for case, sample in self._kept.items()}
         seconds = time.monotonic() - began
         self.images = _Lazy(self.shapes, lambda case: self.stored(case)[0].image())
         self.labels = _Lazy([case for case in self.shapes if case in self._labeled], lambda case: self.stored(case)[1])

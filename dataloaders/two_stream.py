@@ -124,7 +124,7 @@ class TwoStream:
 
         Slices are looked up by nearest neighbour, whatever `augment` says of images.
         """
-        return self._cut(crops, [store[crop.case] for crop in crops])[0].to(self.device, non_blocking=True)
+        return self._send(self._cut(crops, [store[crop.case] for crop in crops])[0])
 
     def _take(self, crops, labeled):
         """The images of a batch and the labels of its first `labeled` samples, on the device."""
@@ -132,7 +132,7 @@ class TwoStream:
         images, labels = [image for image, _ in samples], [label for _, label in samples[:labeled]]
         if len(self.patch) == 2:  # between codes there is no interpolating
             parts = self._cut(crops, [image.image() for image in images], labels, smooth=self.augment == "affine")
-            return [part.to(self.device, non_blocking=True) for part in parts]
+            return [self._send(part) for part in parts]
         kinds = {}  # one call of the operator takes volumes of one type
         for k, image in enumerate(images):
             kinds.setdefault(image.data.dtype, []).append(k)
@@ -140,14 +140,20 @@ class TwoStream:
         for members in kinds.values():
             own = [labels[k] for k in members if k < labeled]
             part, label = self._cut([crops[k] for k in members], [images[k].data for k in members], own)
-            part = values([images[k] for k in members], part.to(self.device, non_blocking=True))
-            taken.append((part, None if label is None else label.to(self.device, non_blocking=True)))
+            part = values([images[k] for k in members], self._send(part))
+            taken.append((part, None if label is None else self._send(label)))
         if len(taken) == 1:
             return taken[0]
         order = [k for members in kinds.values() for k in members]
         image = torch.cat([part for part, _ in taken])[np.argsort(order)]
         label = torch.cat([label for _, label in taken if label is not None])
         return image, label[np.argsort([k for k in order if k < labeled])]
+
+    def _send(self, part):
+        """To the device; from pages that a GPU may read by itself, or the host would wait for it."""
+        if self.device.type == "cuda" and not part.is_cuda:
+            part = part.pin_memory()
+        return part.to(self.device, non_blocking=True)
 
     def _cut(self, crops, images, labels=(), smooth=False):
         """Tensors of one type through the crops, and as many labels."""

@@ -51,7 +51,8 @@ class Enlarge(nn.Upsample):
     has none."""
 
     def forward(self, x):
-        if self.mode == "trilinear" and x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        plain = self.mode == "trilinear" and not self.align_corners
+        if plain and x.is_cuda and torch.are_deterministic_algorithms_enabled():
             return enlarge_by_slices(x)
         return super().forward(x)
 

@@ -1,9 +1,13 @@
 """What all tests share: the root and `code/` on the path, a data set of a few small volumes, a way to run scripts."""
 
+import json
 import locale
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
 import h5py
@@ -71,19 +75,56 @@ def make_tiny_acdc(root):
         (root / f"{split}.list").write_text("\n".join(names) + "\n")
 
 
-def run_script(name, *arguments, timeout=120):
-    """Run `code/<name>` in a process of its own and return it finished, with `stdout` and `stderr` as text.
+class Script:
+    """`code/<name>` in a process of its own; one thread, as tiny networks wait for each other's threads longer than
+    they compute.
 
-    One thread: tiny networks wait for each other's threads longer than they compute.
+    It is forked from a process that has imported torch (`forkserver.py`), or where a test has changed the environment
+    started anew.
     """
-    return subprocess.run(
-        [sys.executable, str(ROOT / "code" / name), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+
+    _server = _environment = None
+
+    def __init__(self, name, *arguments):
+        self.command = [str(ROOT / "code" / name), *map(str, arguments)]
+        self.folder = tempfile.TemporaryDirectory()
+        self.outputs = [str(Path(self.folder.name) / stream) for stream in ("stdout", "stderr")]
+        for path in self.outputs:
+            Path(path).touch()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_CURRENT_TEST": ""}
+        if Script._server is None:
+            Script._environment = environment
+            server = [sys.executable, str(Path(__file__).with_name("forkserver.py"))]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            Script._server = subprocess.Popen(server, **pipes, text=True, env=environment)
+        if environment == Script._environment:
+            job = dict(zip(("stdout", "stderr"), self.outputs, strict=True), folder=os.getcwd())
+            job |= {"script": self.command[0], "arguments": self.command[1:]}
+            print(json.dumps(job), file=Script._server.stdin, flush=True)
+            self.pid, self._process = int(Script._server.stdout.readline()), None
+        else:
+            with open(self.outputs[0], "w") as out, open(self.outputs[1], "w") as err:
+                command = [sys.executable, *self.command]
+                self._process = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+            self.pid = self._process.pid
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, timeout=120):
+        """The finished process with `returncode`, `stdout` and `stderr`; killed after so many seconds."""
+        timer = threading.Timer(timeout, self.send_signal, [signal.SIGKILL])
+        timer.start()
+        status = self._process.wait() if self._process else int(Script._server.stdout.readline())
+        timer.cancel()
+        out, err = (Path(path).read_text(encoding="utf-8") for path in self.outputs)
+        self.folder.cleanup()
+        return subprocess.CompletedProcess(self.command, status, out, err)
+
+
+def run_script(name, *arguments, timeout=120):
+    """Run `code/<name>` in a process of its own and return it finished, with `stdout` and `stderr` as text."""
+    return Script(name, *arguments).wait(timeout)
 
 
 @pytest.fixture

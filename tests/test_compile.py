@@ -67,7 +67,7 @@ def test_compiled_kernels_compute_the_same():
     ("given", "message"),
     [
         (["--compile", "graphs"], "CUDA graphs need a GPU"),
-        (["--sync_batchnorm", "1"], "--sync_batchnorm 1: torch has it for GPUs alone"),
+        (["--sync_batchnorm", "1"], "--sync_batchnorm 1: it is for several GPUs"),
     ],
 )
 def test_what_only_a_gpu_can_is_refused(given, message, tmp_path):

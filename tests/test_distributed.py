@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import assess_coranet
+import predict
 import pytest
 import torch
 from conftest import ROOT, make_tiny_la
@@ -88,6 +90,19 @@ def test_two_processes_are_one(runs, name):
     assert environment["processes"] == len(environment["devices"]) == 2
 
 
+def test_nothing_is_saved_of_a_step_that_went_wrong_in_one_process(runs, monkeypatch):
+    monkeypatch.setenv("SPOIL", "3")
+    where = ["--root", str(runs / "LA"), "--runs", str(runs / "spoilt")]
+    command = ["train_dmd", *METHODS["train_dmd"], *where, "--keep_every", 1]
+    process = torchrun(ROOT / "tests" / "several_scripts.py", json.dumps([command]))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode
+    assert "several_scripts.py (process 1): step 3: not finite: loss inf" in err.decode()
+    folder = runs / "spoilt" / "LA" / "dmd_3" / "seed1337"
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["step_1.pth", "step_2.pth"]
+    assert [record["step"] for record in records(folder)] == [1, 2]
+
+
 def test_test_cases_are_shared_out(runs):
     """Three processes for two cases: one has nothing to do; the table is that of one process."""
     tables = []
@@ -161,6 +176,16 @@ def test_a_batch_that_cannot_be_shared_out(tiny_la, tmp_path, script, monkeypatc
     assert "--labeled_bs 4 is a step's, for 3 equal shares: take a multiple of 3" in done.stderr
 
 
+def test_what_one_process_does_is_refused_to_several(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for script in (predict, assess_coranet):
+        monkeypatch.setattr(sys, "argv", [script.__file__, "--run", "nowhere"])
+        if script is predict:
+            monkeypatch.setattr(sys, "argv", [script.__file__, "nowhere", "image.nii.gz", "--out", "nowhere"])
+        with pytest.raises(UserError, match="one process does this: start the script without torchrun"):
+            script.main()
+
+
 def test_gpus_of_torchrun(monkeypatch):
     from utils import device
 
@@ -173,5 +198,7 @@ def test_gpus_of_torchrun(monkeypatch):
     assert device.select_devices("2,3") == [torch.device("cuda", 3)]
     assert distributed.rank() == 3
     assert not distributed.is_first()
-    with pytest.raises(UserError, match="2 processes a machine; name as many GPUs"):
+    with pytest.raises(UserError, match="--gpu 5: torchrun starts 2"):
+        device.select_devices("5")
+    with pytest.raises(UserError, match="2 processes a machine; name as many GPUs, or none"):
         device.select_devices("0,1,2")

@@ -261,7 +261,7 @@ def test_sliding_window_refuses():
         window(batch=2.5)
     with pytest.raises(ValueError, match=r"batch"):
         window(batch=0)
-    with pytest.raises(ValueError, match=r"precision 'fp16' is neither fp32 nor bf16"):
+    with pytest.raises(ValueError, match=r"precision 'fp16' is none of fp32, tf32 and bf16"):
         window(precision="fp16")
     with pytest.raises(ValueError, match=r"weights from 1e-30 to 1e\+30, got 0\.0 to 0\.0"):
         window(weights=torch.zeros(4, 4, 4))

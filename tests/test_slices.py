@@ -84,7 +84,7 @@ def test_slice_by_slice_refuses():
         ({"volume": volume[..., :0]}, r"got \(8, 8, 0\)"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"num_classes": 2}, r"gave \(2, 1, 8, 8\), expected \(2, 2, 8, 8\)"),
-        ({"precision": "fp16"}, "neither fp32 nor bf16"),
+        ({"precision": "fp16"}, "none of fp32, tf32 and bf16"),
     ):
         arguments = {"predictor": lambda x: x, "volume": volume, "patch": (8, 8), "num_classes": 1} | options
         with pytest.raises(ValueError, match=message):

@@ -41,7 +41,7 @@ def select_devices(gpu):
     """The devices of `--gpu`: "0" one GPU, "0,1" several, "-1" the CPU.
 
     On a machine without a GPU any choice is the CPU, with one warning. Each process of torchrun takes one of the list,
-    or where one GPU alone is named, the one of its own number on its machine.
+    or of "0", which is the default, the one of its own number on its machine.
 
     Raises:
         UserError: not a list of numbers, a number twice, a GPU that the machine does not have, or other than one a
@@ -70,10 +70,10 @@ def select_devices(gpu):
 def _own_gpu(gpu, indices):
     """Of the GPUs that are named, the one of this process among those of its machine."""
     place, here = (int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    if len(indices) == 1:
+    if indices == [0]:
         return place
     if len(indices) != here:
-        raise UserError(f"--gpu {gpu}: torchrun starts {here} processes a machine; name as many GPUs, or one for all")
+        raise UserError(f"--gpu {gpu}: torchrun starts {here} processes a machine; name as many GPUs, or none")
     return indices[place]
 
 

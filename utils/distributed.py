@@ -17,11 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from utils.errors import UserError
 
-PATIENCE = timedelta(hours=2)  # how long processes wait for each other: validation and relabelling are shared out too
+PATIENCE = timedelta(hours=2)  # how long processes wait for each other, as at the end of a relabelling
 
 _hosts = None  # the group in which the processes themselves talk, without their GPUs
 
@@ -76,6 +75,18 @@ def share_out(items: Iterable) -> list:
     return list(items)[rank() :: world_size()]
 
 
+def collect(share: list) -> list:
+    """Of all processes' shares, as :func:`share_out` gave them, the whole list again."""
+    shares = gather(share)
+    return [shares[k % len(shares)][k // len(shares)] for k in range(sum(map(len, shares)))]
+
+
+def alone() -> None:
+    """Raise `UserError` under torchrun: for a script that is one process's work."""
+    if launched():
+        raise UserError("one process does this: start the script without torchrun")
+
+
 def gather(value: Any) -> list:
     """What each process calls this with, in their order; each must call it."""
     values = [value] * world_size()
@@ -84,13 +95,13 @@ def gather(value: Any) -> list:
     return values
 
 
-def any_of(number: int | None) -> int | None:
-    """The largest number that a process calls this with; None where all do with None."""
+def largest(*numbers: int) -> list[int]:
+    """The largest of what the processes call this with, number by number."""
     if world_size() == 1:
-        return number
-    largest = torch.tensor(-1 if number is None else number)
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=_hosts)
-    return None if largest < 0 else int(largest)
+        return list(numbers)
+    found = torch.tensor(numbers)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_hosts)
+    return found.tolist()
 
 
 def total(values: Tensor) -> Tensor:
@@ -99,7 +110,19 @@ def total(values: Tensor) -> Tensor:
     Each process's gradient counts all processes' losses, of which DDP then takes the mean: where all make the same
     loss from this sum, that is the loss's own gradient.
     """
-    return values if world_size() == 1 else all_reduce(values)
+    return values if world_size() == 1 else _Total.apply(values)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        values = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _Total.forward(ctx, gradient)
 
 
 def mean(values: Tensor) -> Tensor:

@@ -77,9 +77,9 @@ class Records:
         row = rows[0] if len(rows) == 1 else torch.stack(rows).mean(0)
         numbers = {name: sum(part[name] for part in each) / len(each) for name in numbers}
         self._parts = []
-        times = None
+        times, row = None, row[None]
         if step % self.log_every == 0 or step == self.last:
-            row, times = distributed.mean(row), self._clock.means()
+            row, times = torch.cat((row, distributed.mean(row))), self._clock.means()
         row, arrived = _to_host(row)
         names = [case for part in cases for case in part]
         self._pending.append((step, list(values), list(tensors), row, numbers, names, times, arrived))
@@ -99,10 +99,11 @@ class Records:
                 arrived.synchronize()
             self._pending.popleft()
             insist -= 1
-            values = numbers | dict(zip(names, row.tolist(), strict=True))
-            self._take(step, {name: values[name] for name in order}, cases, times)
+            own, *shared = [numbers | dict(zip(names, values, strict=True)) for values in row.tolist()]
+            own, *shared = [{name: values[name] for name in order} for values in (own, *shared)]
+            self._take(step, own, cases, shared, times)
 
-    def _take(self, step, values, cases, times):
+    def _take(self, step, values, cases, shared, times):
         if not all(map(math.isfinite, values.values())):
             terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             last = f"last checkpoint: step {self.saved}"
@@ -112,8 +113,8 @@ class Records:
         self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}", refresh=False)
         if self._bar.disable and (time.monotonic() - self._spoke_at > SPEAK_SECONDS or step == self.last):
             self._speak(step, values)
-        if times:
-            record = {tag(name): value for name, value in values.items()}
+        if times and all(map(math.isfinite, shared[0].values())):  # else the process that it comes from stops the run
+            record = {tag(name): value for name, value in shared[0].items()}
             self.write(step, record | dict(zip(("time/step", "time/data"), times, strict=True)))
 
     def write(self, step, values):

@@ -17,10 +17,12 @@ belongs to the step alone is done where `optimize` answers True, or at part 0.
 
 import contextlib
 import fcntl
+import inspect
 import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -65,13 +67,24 @@ def main(function):
     """Call a script's `main`: a `UserError` is one line on stderr and exit status 2, a warning one line, a closed pipe
     nothing but status 141."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    if not distributed.is_first():  # the first process has the same to say
+        warnings.simplefilter("ignore")
     try:
         try:
             function()
             distributed.stop()
         except UserError as error:
+            if not distributed.is_first():  # where the first process has the same to say, torchrun ends this one now
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                time.sleep(3)
             which = "" if distributed.is_first() else f" (process {distributed.rank()})"
             print(f"{Path(sys.argv[0]).name}{which}: {error}", file=sys.stderr)
+            sys.exit(2)
+        except RuntimeError as error:
+            reason = _known(error)
+            if reason is None:
+                raise
+            print(f"{Path(sys.argv[0]).name}: {reason}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -80,6 +93,16 @@ def main(function):
     except BrokenPipeError:  # who read the output has left, as `head` does; Python flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+def _known(error):
+    """What a user can make of an error that torch raises, or None."""
+    text = str(error)
+    if distributed.launched() and re.search("closed by peer|reset by peer|Broken pipe|NCCL|ProcessGroup", text):
+        return "another process has ended; what it said tells why"
+    if "does not have a deterministic implementation" in text:
+        return f"--deterministic 1: {text.split(' ')[0]} has no deterministic form on this device; leave it out"
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------ records
@@ -147,7 +170,7 @@ class Run:
             if self.precision == "bf16" and not bf16_agrees(self.device, extents):
                 warn_once(f"bf16 convolutions over {extents} voxels go wrong on this device: training in fp32")
                 self.precision = resolve_precision("fp32", self.device)
-        self.start, self._signal, self._picture_due, self._best = 0, None, False, None
+        self.start, self._signal, self._picture_due, self._best = 0, 0, False, None
         self._forwards, self._reducing = {}, []
         self.generator = torch.Generator()  # of draws that a step makes once, whatever its parts and processes
         script = Path(script).resolve()
@@ -157,7 +180,8 @@ class Run:
         self.options |= {"method": method, "precision": self.precision}
         if distributed.is_first():
             self._open_folder(script)
-        distributed.gather(None)  # the others wait until the folder is there
+        if len(set(distributed.gather(self.precision))) > 1:  # all wait here until the folder is there
+            raise UserError("the processes' devices choose different precisions: give --precision")
         self._open_log()
         self._seed(0)
         torch.backends.cudnn.benchmark = not args.deterministic
@@ -171,8 +195,11 @@ class Run:
             raise UserError("--compile graphs: CUDA graphs need a GPU; --compile 1 compiles for the CPU")
         if args.deterministic and self.device.type == "cuda" and args.net in ("unet3d", "resnet18"):
             raise UserError(f"--deterministic 1: {args.net}'s 3-D max pooling has no deterministic gradient on a GPU")
-        if args.sync_batchnorm and self.device.type != "cuda":
-            raise UserError("--sync_batchnorm 1: torch has it for GPUs alone")
+        if args.sync_batchnorm and (self.device.type != "cuda" or not distributed.launched()):
+            raise UserError("--sync_batchnorm 1: it is for several GPUs, started by torchrun")
+        compiler = os.environ.get("CXX", "g++")
+        if args.compile != "0" and self.device.type == "cpu" and not shutil.which(compiler):
+            raise UserError(f"--compile {args.compile}: no C++ compiler {compiler} here; name another in CXX")
         shares = args.accumulate * int(os.environ.get("WORLD_SIZE", 1))
         for name in ("labeled_bs", "unlabeled_bs"):
             if (count := getattr(args, name, 0)) % shares:
@@ -284,7 +311,11 @@ class Run:
         # of weights that are 1 wide, whose layout is contiguous and channels last at once: nothing is lost
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         place = [self.device] if self.device.type == "cuda" else None
-        reducing = torch.nn.parallel.DistributedDataParallel(forward, place, broadcast_buffers=False)
+        ddp = torch.nn.parallel.DistributedDataParallel
+        # what `average_buffers` does; torch has renamed it
+        names = ("forward_sync_buffers", "broadcast_buffers")
+        own = next({name: False} for name in names if name in inspect.signature(ddp).parameters)
+        reducing = ddp(forward, place, **own)
         self._reducing.append(reducing)
         return reducing
 
@@ -331,9 +362,10 @@ class Run:
         elif self.args.resume:
             self.logger.info("nothing to resume yet: starting at step 0")
         self._saved_at = time.monotonic()
+        if len(set(distributed.gather(self.start))) > 1:
+            raise UserError(f"{self.folder}: the processes do not see one folder; give --runs on a disk that all share")
         if distributed.is_first():
             forget_after(self.folder / "metrics.jsonl", self.start)
-        distributed.gather(None)  # all have read the checkpoint before the first one writes another
         return self.start
 
     def checkpoint(self, step):
@@ -345,20 +377,31 @@ class Run:
         if self._part < self.parts - 1:
             return
         distributed.average_buffers(target for target in self._objects.values() if isinstance(target, torch.nn.Module))
-        self._signal = distributed.any_of(self._signal)
-        if self.args.keep_every and step % self.args.keep_every == 0:
+        due = distributed.is_first() and time.monotonic() - self._saved_at >= 60 * self.args.save_minutes
+        self._signal, due = distributed.largest(self._signal, due)
+        keep = self.args.keep_every and step % self.args.keep_every == 0
+        validate = self.data.validation and (step % self.args.val_every == 0 or step == self.last)
+        if keep or validate or due or self._signal or step == self.last:
+            self._records.settle()
+            distributed.gather(None)  # where a number was not finite, its process does not come here: nothing is saved
+        if keep:
             self._keep(step, f"step_{step}.pth")
-        if self.data.validation and (step % self.args.val_every == 0 or step == self.last):
+        if validate:
             self._validate(step)
-        due = time.monotonic() - self._saved_at >= 60 * self.args.save_minutes
         if due or step == self.last:
             self._save(step)
-        self.leave_if_asked(step)
+        self._leave(step)
 
     def leave_if_asked(self, step):
-        """After a signal: save and end the process. For long work inside a step too, while all is as `step` left it."""
+        """After a signal: save and end the process, for long work inside a step, while all is as `step` left it. Under
+        torchrun not before the step is over: the processes leave together."""
+        if distributed.world_size() == 1:
+            self._leave(step)
+
+    def _leave(self, step):
         if self._signal:
             self._save(step)
+            distributed.gather(None)  # torchrun ends all when the first one leaves
             self.logger.info(f"{signal.Signals(self._signal).name}: saved step {step}, --resume goes on from it")
             self._release()
             sys.exit(128 + self._signal)
@@ -385,7 +428,6 @@ class Run:
             record |= {f"val/dice_{name}": value for name, value in zip(names, classes, strict=True)}
         if not distributed.is_first():
             return
-        self._records.settle()
         self._records.write(step, record)
         best, seconds = self._best, time.monotonic() - began
         self.logger.info(
@@ -394,15 +436,16 @@ class Run:
         )
 
     def _save(self, step):
-        if not distributed.is_first() or (step == self._records.saved and step):
+        if step == self._records.saved and step:
             return
-        state = self._state(step, self._objects)
-        write_atomically(self.folder / "last.pth", lambda path: torch.save(state, path))
+        if distributed.is_first():
+            self._records.settle()
+            state = self._state(step, self._objects)
+            write_atomically(self.folder / "last.pth", lambda path: torch.save(state, path))
         self._records.saved, self._saved_at = step, time.monotonic()
 
     def _state(self, step, names):
-        """A checkpoint's dict, of the objects of these names; raises where the step, or one before it, went wrong."""
-        self._records.settle()
+        """A checkpoint's dict, of the objects of these names."""
         objects = {name: self._objects[name] for name in names}
         for name, net in objects.items():
             if isinstance(net, torch.nn.Module) and not all(p.isfinite().all() for p in net.parameters()):
@@ -456,7 +499,7 @@ class Run:
                     with self._records.loading():
                         self._batch = data.batch(step, self._part, self.parts)
                     self._picture_due = not part and step % self.args.picture_every == 0 and distributed.is_first()
-                    self.generator.manual_seed(_seed_of(self.args.seed, step, 0, 0))
+                    self.generator.manual_seed(_seed_of(self.args.seed, step, 0, 1))
                     with distributed.without_reduction(self._reducing, self._part < self.parts - 1):
                         yield step, self._batch
                 self._records.end()
@@ -473,6 +516,8 @@ class Run:
             self._held.close()
 
     def _ask(self, number, _frame):
+        if self._signal and distributed.launched():  # torchrun passes on what its processes may have been sent too
+            return
         if self._signal:  # asked twice: at once
             sys.exit(128 + number)
         self._signal = number

@@ -64,7 +64,7 @@ class Test:
         self._usual_nms = parser.get_default("nms")
         if scores:
             args.metrics = list(dict.fromkeys(args.metrics))
-        if "," in args.gpu:
+        if "," in args.gpu and not distributed.launched():
             raise UserError(f"--gpu {args.gpu}: testing uses one device; give one number")
         if not args.run and args.labelnum is None:
             args.labelnum = getattr(dataset_class(args.dataset), "labelnum", None) or _only_labelnum(args)
@@ -152,7 +152,7 @@ class Test:
             "listed_cases": len(self.listed),
             "trained": self.trained,
             "test": given,
-            "environment": run.environment([self.device]),
+            "environment": run.environment([self.device]) | {"processes": distributed.world_size()},
         }
 
     def evaluate(self, predictor, per_slice=False):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from utils import distributed
 from utils.inference import mean_probability, whole_image
 
 
@@ -14,7 +15,8 @@ def validation_dice(
     """Dice of each foreground class, the mean over cases, of the networks' mean softmax.
 
     Windows overlap by half, and no component is filtered: a choice among checkpoints needs no more. A case's slices
-    are scored together. A class that a case has in neither prediction nor label is left out of the mean.
+    are scored together. A class that a case has in neither prediction nor label is left out of the mean. The processes
+    of torchrun share the cases out.
 
     Args:
         networks: in any mode, which they are in again afterwards.
@@ -32,10 +34,12 @@ def validation_dice(
         network.eval()
     try:
         predictor = mean_probability(networks)
-        scores = [_case_dice(predictor, pairs, patch, stride, num_classes, options) for pairs in cases.values()]
+        own = distributed.share_out(cases.values())
+        scores = [_case_dice(predictor, pairs, patch, stride, num_classes, options) for pairs in own]
     finally:
         for network, mode in zip(networks, modes, strict=True):
             network.train(mode)
+    scores = distributed.collect(scores)
     return torch.stack(scores).nanmean(0).nan_to_num(0.0).tolist()
 
 

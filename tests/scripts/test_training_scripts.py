@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDER, ROOT, make_tiny_la
+from conftest import FOLDER, ROOT, Script, make_tiny_la
 
 SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--log_every", 1, "--labelnum", 3]
 # what makes each script finish in a few steps, and one line for each of its own flags
@@ -222,19 +222,15 @@ def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = script(name, *arguments(name, tiny_la, whole, *longer))
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, ROOT / "code" / name, *arguments(name, tiny_la, parts, *longer)]
-    process = subprocess.Popen(
-        list(map(str, command)), stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = Script(name, *arguments(name, tiny_la, parts, *longer))
     progress = folder(parts, name) / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (progress.exists() and progress.read_text().count("\n") >= 7):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, process.wait(1).stderr
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 143, stderr.decode()
+    ended = process.wait()
+    assert ended.returncode == 143, ended.stderr
     stopped = torch.load(folder(parts, name) / "last.pth", weights_only=True)["step"]
     last = torch.load(folder(whole, name) / "last.pth", weights_only=True)
     assert 0 < stopped < last["step"]
