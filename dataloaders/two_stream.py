@@ -69,7 +69,8 @@ class TwoStream:
     def __init__(
         self, volumes, labeled, unlabeled, labeled_bs, unlabeled_bs, patch, seed, augment, device, validation=None
     ):
-        self.volumes, self.patch, self.seed, self.augment, self.device = volumes, tuple(patch), seed, augment, device
+        self.volumes, self.patch, self.seed, self.augment = volumes, tuple(patch), seed, augment
+        self.device = torch.device(device)
         self.cases = {LABELED: list(labeled), UNLABELED: list(unlabeled)}
         self.labeled_bs, self.unlabeled_bs = labeled_bs, unlabeled_bs
         self.num_classes, self.description = volumes.num_classes, volumes.description
