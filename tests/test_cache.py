@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from argparse import Namespace
 
@@ -410,6 +411,8 @@ def test_interrupted_starts_begin_nothing_more(tmp_path, monkeypatch):
 
     def load(self, index, label=True):
         begun.append(index)
+        if len(begun) > 1:  # time for the first one's interrupt to be heard
+            time.sleep(0.5)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(LA, "load", load)
