@@ -108,9 +108,8 @@ class TwoStream:
         stream apart that CutMix mixes.
         """
         draw = draw_crop if len(self.patch) == 3 else draw_warp
-        cases, first = self.samples(step), part + parts * rank()
-        labeled, unlabeled = range(self.labeled_bs), range(self.labeled_bs, len(cases))
-        labeled, unlabeled = (stream[first :: parts * world_size()] for stream in (labeled, unlabeled))
+        cases = self.samples(step)
+        labeled, unlabeled = self._share(range(len(cases)), part, parts)
         crops = []
         for sample in (*labeled, *unlabeled):
             rng, case = np.random.default_rng((self.seed, CROP, step, sample)), cases[sample]
@@ -167,12 +166,14 @@ class TwoStream:
     def _read_ahead(self, step, parts):
         """Name the samples that this process will see of this step and the next."""
         if self.volumes.cache == "off":
-            soon = []
-            for cases in (self.samples(step), self.samples(step + 1)):
-                for stream in (cases[: self.labeled_bs], cases[self.labeled_bs :]):
-                    for part in range(parts):
-                        soon += stream[part + parts * rank() :: parts * world_size()]
-            self.volumes.read_ahead(soon)
+            steps = self.samples(step), self.samples(step + 1)
+            shares = [self._share(samples, part, parts) for samples in steps for part in range(parts)]
+            self.volumes.read_ahead([case for share in shares for stream in share for case in stream])
+
+    def _share(self, samples, part, parts):
+        """Of a step's samples, the labelled and the unlabelled ones that are this process's in a part."""
+        first, every = part + parts * rank(), parts * world_size()
+        return [stream[first::every] for stream in (samples[: self.labeled_bs], samples[self.labeled_bs :])]
 
     def _order(self, stream, turn):
         rng = np.random.default_rng((self.seed, stream, turn))
