@@ -25,9 +25,14 @@ PATIENCE = timedelta(hours=2)  # how long processes wait for each other, as at t
 _hosts = None  # the group in which the processes themselves talk, without their GPUs
 
 
+def started() -> int:
+    """How many processes torchrun has started, before they meet; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def launched() -> bool:
     """Whether torchrun started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return started() > 1
 
 
 def start(device: torch.device) -> None:
@@ -57,7 +62,9 @@ def stop() -> None:
 
 def rank() -> int:
     """This process's number, from 0."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0)) if launched() else 0
+    if dist.is_initialized():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", 0)) if launched() else 0
 
 
 def world_size() -> int:

@@ -99,8 +99,8 @@ class Records:
                 arrived.synchronize()
             self._pending.popleft()
             insist -= 1
-            own, *shared = [numbers | dict(zip(names, values, strict=True)) for values in row.tolist()]
-            own, *shared = [{name: values[name] for name in order} for values in (own, *shared)]
+            in_order = dict.fromkeys(order) | numbers
+            own, *shared = [in_order | dict(zip(names, values, strict=True)) for values in row.tolist()]
             self._take(step, own, cases, shared, times)
 
     def _take(self, step, values, cases, shared, times):
