@@ -194,10 +194,14 @@ def test_a_run_is_not_overwritten(tmp_path):
 
 
 def test_resume_insists_on_the_same_options(tmp_path):
-    train(tmp_path)
+    job, _ = train(tmp_path)
     with pytest.raises(UserError, match=r"was started with base_lr 0\.01, not 0\.5"):
         train(tmp_path, "--resume", "--base_lr", 0.5)
     train(tmp_path, "--resume", "--log_every", 5)  # moves no number
+    other = {"fp32": "bf16", "bf16": "fp32"}[precision := job.precision]
+    train(tmp_path, "--resume", "--precision", precision)  # what `auto` was here
+    with pytest.raises(UserError, match=f"was started with precision {precision}, not {other}"):
+        train(tmp_path, "--resume", "--precision", other)
 
 
 def test_options_newer_than_a_run_do_not_stop_it(tmp_path):

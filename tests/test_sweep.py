@@ -99,6 +99,17 @@ def test_what_varies_is_in_the_name_unless_it_is_the_default(call):
     assert (options["distill"], options["patch"], options["name"]) == ("kl", [96, 96, 64], names[-1])
 
 
+def test_precisions_are_runs_of_their_own(call, tmp_path):
+    given = ("--methods", "dmd", "--runs", tmp_path, *NOWHERE)
+    lines = call(*given, "--vary", "precision=fp32,bf16")
+    names = [value(test, "--run").split("/")[-2] for _, test in commands(lines)]
+    assert names == ["dmd_16_precisionfp32", "dmd_16_precisionbf16"]
+    finish(commands(lines)[0], tmp_path)
+    assert call(*given, "--vary", "precision=fp32,bf16", "--pending") == lines[1:]
+    finish(commands(call(*given))[0], tmp_path, precision="bf16")  # what a device made of `auto`
+    assert call(*given, "--pending") == []
+
+
 def test_options_for_all_are_named_where_a_name_is_given(call):
     half = ("--", "--downsample", 2)
     ((train, test),) = commands(call("--methods", "cml", *NOWHERE, *half))

@@ -177,7 +177,7 @@ class Run:
         method = script.stem.removeprefix("train_")
         self.folder = Path(args.runs) / args.dataset / (args.name or f"{method}_{args.labelnum}") / f"seed{args.seed}"
         self.options = {key: value for key, value in vars(args).items() if key != "sources"}
-        self.options |= {"method": method, "precision": self.precision}
+        self.options |= {"method": method, "precision": self.precision, "precision_asked": args.precision}
         if distributed.is_first():
             self._open_folder(script)
         if len(set(distributed.gather(self.precision))) > 1:  # all wait here until the folder is there
@@ -200,7 +200,7 @@ class Run:
         compiler = os.environ.get("CXX", "g++")
         if args.compile != "0" and self.device.type == "cpu" and not shutil.which(compiler):
             raise UserError(f"--compile {args.compile}: no C++ compiler {compiler} here; name another in CXX")
-        shares = args.accumulate * int(os.environ.get("WORLD_SIZE", 1))
+        shares = args.accumulate * distributed.started()
         for name in ("labeled_bs", "unlabeled_bs"):
             if (count := getattr(args, name, 0)) % shares:
                 raise UserError(f"--{name} {count} is a step's, for {shares} equal shares: take a multiple of {shares}")
@@ -271,7 +271,8 @@ class Run:
 
     def _compare_options(self, before):
         """Insist on the options that the run was started with; options newer than the run are left alone."""
-        for key in sorted((before.keys() & self.options.keys()) - MAY_DIFFER):
+        same = (before.keys() & self.options.keys()) - MAY_DIFFER - {"precision_asked"}  # what came of it counts
+        for key in sorted(same):
             old, new = before[key], self.options[key]
             if old != new:
                 raise UserError(

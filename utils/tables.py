@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.figures import NAMES
 from utils.metrics import OVERLAPS
 
-NOT_COMPARED = run.MAY_DIFFER | {"name", "precision"}  # precision is what the device made of the option
+NOT_COMPARED = run.MAY_DIFFER | {"name", "precision"}  # what the device made of `precision_asked`
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ def options_of(script, *arguments):
         runpy.run_path(str(script), run_name="__main__")
     except _Reached as found:
         known = {key: value for key, value in found.args[0].items() if key != "sources"}
-        return json.loads(json.dumps(known))  # as `args.json` holds them
+        known["precision_asked"] = known["precision"]  # as `args.json` holds them
+        return json.loads(json.dumps(known))
     finally:
         sys.argv, run.Run = before
     raise AssertionError(f"{script} makes no Run")
