@@ -111,12 +111,12 @@ def check_run(job):
         return
     except (OSError, ValueError):
         raise UserError(f"{job.folder / 'args.json'}: damaged, so this run cannot go on; --name another") from None
-    for key in sorted((before.keys() & job.options.keys()) - tables.NOT_COMPARED):
-        if before[key] != job.options[key]:
-            raise UserError(
-                f"{job.folder} holds a run with {key} {before[key]}, not {job.options[key]}: "
-                "--name sets the runs of this sweep beside it"
-            )
+    key = tables.other_option(before, job.options)
+    if key:
+        raise UserError(
+            f"{job.folder} holds a run with {key} {before[key]}, not {job.options[key]}: "
+            "--name sets the runs of this sweep beside it"
+        )
 
 
 def check_labels(dataset, jobs):
@@ -141,7 +141,8 @@ def plan(args):
         for labelnum, method, (flags, name) in itertools.product(labels, methods, variants(args)):
             gpu = args.gpu and args.gpu[len(jobs) % len(args.gpu)]
             job = make_job(args, method, dataset, labelnum, seed, flags, name, gpu)
-            moves = {key: value for key, value in job.options.items() if key not in tables.NOT_COMPARED}
+            own = job.options.keys() - tables.NOT_COMPARED | {"precision"}
+            moves = {key: job.options[key] for key in own}
             same = trained.setdefault((method, json.dumps(moves, sort_keys=True)), flags)
             if same is not flags:
                 raise UserError(f"{method}: {shlex.join(same)} and {shlex.join(flags)} are one and the same run")

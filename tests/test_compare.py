@@ -212,6 +212,9 @@ def test_what_is_no_result_yet_is_marked(tmp_path, call):
 def test_seeds_that_differ_in_more_are_marked(tmp_path, call):
     write_run(tmp_path, "run", BASE, seed=1)
     write_run(tmp_path, "run", BASE, seed=2, trained={"labeled_bs": 2, "root": "elsewhere"}, test={"nms": 0})
+    write_run(tmp_path, "asked", BASE, seed=1, trained={"precision": "fp32", "precision_asked": "fp32"})
+    write_run(tmp_path, "asked", BASE, seed=2, trained={"precision": "fp32", "precision_asked": "auto"})
+    assert "different training" not in call(tmp_path / "LA" / "asked")
     text = call(tmp_path / "LA" / "run")
     assert "run: its seeds are of different training: labeled_bs." in text
     assert "run: its seeds were tested differently: components." in text
@@ -246,7 +249,8 @@ def test_published_numbers_are_marked_where_the_result_is_another(told, words, t
 
 def test_published_numbers_stand_below_and_are_marked_where_the_setting_is_another(tmp_path, call):
     usual = options_of(ROOT / "code" / "train_supervised.py", "--dataset", "LA", "--labelnum", "8")
-    as_paper = write_run(tmp_path, "paper", BASE, trained=usual | {"seed": 1337, "root": "here"})
+    same = {"deterministic": 1, "compile": "1", "precision_asked": "fp32"}  # computed otherwise
+    as_paper = write_run(tmp_path, "paper", BASE, trained=usual | {"seed": 1337, "root": "here", **same})
     small = write_run(tmp_path, "small", BASE, trained=usual | {"downsample": 2, "patch": [64, 64, 32]})
     dmd = write_run(tmp_path, "dmd", BASE, trained={"method": "dmd", "labeled_bs": 2})
     lines = call(as_paper, small, dmd).splitlines()

@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,3 +76,18 @@ def test_what_only_a_gpu_can_is_refused(given, message, tmp_path):
     with pytest.raises(UserError, match=message):
         run.Run(args, __file__)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--compile", "graphs", "--accumulate", "2"], "no gradient between the parts of --accumulate"),
+        (["--compile", "1", "--sync_batchnorm", "1"], "torch.compile does not take it"),
+    ],
+)
+def test_what_a_gpu_cannot_either_is_refused(given, message, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    args = options.parse(options.parser("doc"), argv=given)
+    gpu = torch.device("cuda")
+    with pytest.raises(UserError, match=message):
+        run.Run._check(SimpleNamespace(devices=[gpu], device=gpu), args)

@@ -106,8 +106,12 @@ def test_precisions_are_runs_of_their_own(call, tmp_path):
     assert names == ["dmd_16_precisionfp32", "dmd_16_precisionbf16"]
     finish(commands(lines)[0], tmp_path)
     assert call(*given, "--vary", "precision=fp32,bf16", "--pending") == lines[1:]
-    finish(commands(call(*given))[0], tmp_path, precision="bf16")  # what a device made of `auto`
+    asked = ("--", "--precision", "bf16")
+    finish(commands(call(*given))[0], tmp_path, precision="bf16", precision_asked="auto")
     assert call(*given, "--pending") == []
+    assert call(*given, "--pending", *asked) == []  # what the device made of it is what is asked for here
+    with pytest.raises(UserError, match=r"holds a run with precision bf16, not fp32"):
+        call(*given, *asked[:-1], "fp32")
 
 
 def test_options_for_all_are_named_where_a_name_is_given(call):

@@ -27,6 +27,7 @@ from utils.statistics import Paired, Spread, bootstrap_interval, holm, paired, s
 from utils.tables import NOT_COMPARED, options_of
 
 LEVEL = 0.05
+KERNELS = {"compile", "deterministic"}  # options of how the same is computed
 PUBLISHED = "as published"  # label of the rows of the papers' numbers
 COMPONENTS = {0: "all", 1: "the largest alone"}
 
@@ -314,7 +315,7 @@ def _other_settings(entry: Entry) -> list[str]:
     script = ROOT / "code" / f"train_{trained['method']}.py"
     if script.is_file():
         usual = options_of(script, "--dataset", trained["dataset"], "--labelnum", str(trained["labelnum"]))
-        keys = sorted((trained.keys() & usual.keys()) - NOT_COMPARED - {"seed"})
+        keys = sorted((trained.keys() & usual.keys()) - NOT_COMPARED - KERNELS - {"seed"})
         if trained.get("downsample", 1) != 1:
             keys = [key for key in keys if key != "patch"]  # follows from it
         parts += [

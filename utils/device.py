@@ -159,6 +159,7 @@ class Forward(torch.nn.Module):
         if compiled != "0":
             # one for training and evaluation, with and without gradient, and of each batch size: more than the usual 8
             torch._dynamo.config.cache_size_limit = 64
+            torch._dynamo.config.optimize_ddp = False  # cuts graphs up, which some versions refuse with checkpoints
             mode = "reduce-overhead" if compiled == "graphs" else None
             self._compiled = torch.compile(network.forward, fullgraph=True, dynamic=False, mode=mode)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.metrics import METRICS
-from utils.run import MAY_DIFFER
+from utils.tables import NOT_COMPARED
 from utils.testing import GUESTS
 
 SEED = re.compile(r"seed(\d+)")
@@ -302,7 +302,7 @@ def _labels(groups: Sequence[tuple[Path, str]]) -> list[str]:
 def differing(results: Iterable[Result]) -> list[str]:
     """Options of the training that are not the same in all, but for the seed and what moves no number."""
     trained = [result.trained for result in results]
-    keys = sorted(set.intersection(*map(set, trained)) - MAY_DIFFER - {"seed", "name", "precision"})
+    keys = sorted(set.intersection(*map(set, trained)) - NOT_COMPARED - {"seed"})
     return [key for key in keys if any(options[key] != trained[0][key] for options in trained)]
 
 

@@ -193,6 +193,10 @@ class Run:
             raise UserError(f"{name} with --gpu {args.gpu}: start a process a GPU, torchrun --nproc_per_node=…")
         if args.compile == "graphs" and self.device.type != "cuda":
             raise UserError("--compile graphs: CUDA graphs need a GPU; --compile 1 compiles for the CPU")
+        if args.compile == "graphs" and args.accumulate > 1:  # the next part's graph takes a gradient's memory
+            raise UserError("--compile graphs keeps no gradient between the parts of --accumulate: take --compile 1")
+        if args.compile != "0" and args.sync_batchnorm:
+            raise UserError("--sync_batchnorm 1: torch.compile does not take it, leave out --compile")
         if args.deterministic and self.device.type == "cuda" and args.net in ("unet3d", "resnet18"):
             raise UserError(f"--deterministic 1: {args.net}'s 3-D max pooling has no deterministic gradient on a GPU")
         if args.sync_batchnorm and (self.device.type != "cuda" or not distributed.launched()):
@@ -220,7 +224,9 @@ class Run:
             leftover.unlink()
         self._environment = []
         if last.exists():
-            self._compare_options(self._read_json("args.json"))
+            before = self._read_json("args.json")
+            self._compare_options(before)
+            self.options["precision_asked"] = before.get("precision_asked", self.args.precision)
             self._environment = self._read_json("environment.json")
         else:
             text = json.dumps(self.options, indent=1) + "\n"

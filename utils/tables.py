@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.figures import NAMES
 from utils.metrics import OVERLAPS
 
-NOT_COMPARED = run.MAY_DIFFER | {"name", "precision"}  # what the device made of `precision_asked`
+NOT_COMPARED = run.MAY_DIFFER | {"name", "precision", "precision_asked"}  # what the device made of what was asked
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,20 @@ class Job:
                 continue
             if step < last:
                 return None, f"{self.folder}: tested at step {step} of {last}"
-            for key in sorted((trained.keys() & self.options.keys()) - NOT_COMPARED):
-                if trained[key] != self.options[key]:
-                    return None, f"{self.folder}: trained with {key} {trained[key]}, not {self.options[key]}"
+            key = other_option(trained, self.options)
+            if key:
+                return None, f"{self.folder}: trained with {key} {trained[key]}, not {self.options[key]}"
             return summary, None
         return None, None
+
+
+def other_option(trained, options):
+    """The first option, by name, that a run was trained with otherwise than a script would with `options`, or None."""
+    for key in sorted((trained.keys() & options.keys()) - NOT_COMPARED):
+        if trained[key] != options[key]:
+            return key
+    asked, made = trained.get("precision_asked", options["precision"]), trained.get("precision")
+    return None if options["precision"] in (asked, made) else "precision"
 
 
 class _Reached(BaseException):
@@ -131,8 +140,7 @@ def options_of(script, *arguments):
         runpy.run_path(str(script), run_name="__main__")
     except _Reached as found:
         known = {key: value for key, value in found.args[0].items() if key != "sources"}
-        known["precision_asked"] = known["precision"]  # as `args.json` holds them
-        return json.loads(json.dumps(known))
+        return json.loads(json.dumps(known))  # as `args.json` holds them
     finally:
         sys.argv, run.Run = before
     raise AssertionError(f"{script} makes no Run")
