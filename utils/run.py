@@ -277,13 +277,10 @@ class Run:
 
     def _compare_options(self, before):
         """Insist on the options that the run was started with; options newer than the run are left alone."""
-        same = (before.keys() & self.options.keys()) - MAY_DIFFER - {"precision_asked"}  # what came of it counts
-        for key in sorted(same):
+        key = first_difference(before, self.options, MAY_DIFFER | {"precision_asked"})  # what came of it counts
+        if key:
             old, new = before[key], self.options[key]
-            if old != new:
-                raise UserError(
-                    f"{self.folder} was started with {key} {old}, not {new}: resume it so, or --name another"
-                )
+            raise UserError(f"{self.folder} was started with {key} {old}, not {new}: resume it so, or --name another")
 
     def _seed(self, step):
         """Dropout and noise of a step depend on (seed, step) alone, and on the process where there are several, so no
@@ -564,6 +561,12 @@ class Run:
                 self._records.board.images(self._step, pictures)
 
         self._forwards.get(network, network).register_forward_hook(hook)
+
+
+def first_difference(before, options, ignored):
+    """The first option, by name, that both have with different values, or None."""
+    shared = sorted((before.keys() & options.keys()) - ignored)
+    return next((key for key in shared if before[key] != options[key]), None)
 
 
 def _seed_of(*key):

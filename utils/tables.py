@@ -112,9 +112,9 @@ class Job:
 
 def other_option(trained, options):
     """The first option, by name, that a run was trained with otherwise than a script would with `options`, or None."""
-    for key in sorted((trained.keys() & options.keys()) - NOT_COMPARED):
-        if trained[key] != options[key]:
-            return key
+    key = run.first_difference(trained, options, NOT_COMPARED)
+    if key:
+        return key
     asked, made = trained.get("precision_asked", options["precision"]), trained.get("precision")
     return None if options["precision"] in (asked, made) else "precision"
 
