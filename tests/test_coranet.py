@@ -9,6 +9,7 @@ import torch
 import train_coranet as coranet
 from numpy_reference import softmax
 
+from dataloaders.transforms import Warp, warp_matrix, warp_slices
 from networks.one_vs_rest import OneVsRest, problems
 from networks.vnet import VNet
 from utils.pseudo_labels import CompressedVolumes, pack, unpack
@@ -267,6 +268,18 @@ def test_packing_keeps_everything(count, classes):
     assert torch.equal(torch.stack(sure), certain)
     with pytest.raises(ValueError, match="a byte cannot hold"):
         pack(labels + classes, certain)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_lies_beyond_the_image_is_certain_background(count):
+    """As it is of labelled crops; else the more of a batch is padding, the less an uncertain voxel would count."""
+    shape = 40, 48
+    objects, nowhere = torch.ones(count, *shape, dtype=torch.int64), torch.zeros(count, *shape, dtype=torch.bool)
+    smaller = Warp(0, warp_matrix(shape, shape, scale=0.5))
+    pseudo, certain = unpack(warp_slices([pack(objects, nowhere)], [smaller], shape), count)
+    for classes, sure in zip(pseudo, certain, strict=True):
+        assert 0.2 < classes.float().mean() < 0.3
+        assert torch.equal(sure, classes == 0)
 
 
 def test_tied_branches_leave_nothing_uncertain(net):

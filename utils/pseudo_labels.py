@@ -1,6 +1,7 @@
 """Pseudo-labels of whole images, a byte a voxel: small in a checkpoint, and cut into crops like any label map.
 
-A byte holds the class and whether it is certain, of one problem with all classes, or of up to four binary problems.
+A byte holds the class and whether it is uncertain, of one problem with all classes, or of up to four binary problems.
+So 0, which a crop has beyond the image's edge, is certain background: what padding is of a labelled crop too.
 """
 
 import zlib
@@ -17,7 +18,7 @@ def pack(labels, certain):
     bits = 8 // len(labels)
     if bits < 2 or max(label.max() for label in labels) >= 1 << (bits - 1):
         raise ValueError(f"a byte cannot hold {len(labels)} problems with these classes and what is certain")
-    shares = [label + (sure.long() << (bits - 1)) for label, sure in zip(labels, certain, strict=True)]
+    shares = [label + ((~sure).long() << (bits - 1)) for label, sure in zip(labels, certain, strict=True)]
     return sum(share << (k * bits) for k, share in enumerate(shares)).to(torch.uint8)
 
 
@@ -25,7 +26,7 @@ def unpack(code, count):
     """What `pack` put in for `count` problems: lists of classes int64 and of certain voxels bool."""
     bits = 8 // count
     shares = [(code.long() >> (k * bits)) % (1 << bits) for k in range(count)]
-    return [share % (1 << (bits - 1)) for share in shares], [share >= 1 << (bits - 1) for share in shares]
+    return [share % (1 << (bits - 1)) for share in shares], [share < 1 << (bits - 1) for share in shares]
 
 
 class CompressedVolumes(dict):
