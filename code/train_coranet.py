@@ -11,14 +11,15 @@
     python code/test_LA.py --method coranet --labelnum 16
 
 One V-Net with instance norm and three branches, 4 + 4 crops a step; for slices a U-Net of four levels from 64 channels,
-2 + 2. Adam 1e-3, betas (0.5, 0.999). Pseudo-labels (from D) and certain voxels of whole unlabelled images are found
-anew every 5 epochs. Tested: D of the student. With several classes α lies on the background in CE_con, on all others in
-CE_rad; `--multiclass one_vs_rest`, as the paper, trains a binary CoraNet a class and lets them vote.
+2 + 2. Adam 1e-3, betas (0.5, 0.999). An epoch is a pass over the labelled cases; every 5 pseudo-labels (from D) and
+certain voxels of whole unlabelled images are found anew. Tested: D of the student. ACDC has a binary CoraNet a class,
+and they vote; `--multiclass direct` has one, α on the background in CE_con, on all others in CE_rad. LA, not in the
+paper, is turned and flipped by its own protocol.
 
-`--preset released`: 8 + 8 crops; an epoch is five passes over the labelled cases, 60 of them pre-training; L_crm and
-L_csn are means of CE, Dice, CE_con and CE_rad, the class weights of L_csn swapped and its sums divided by the number of
-voxels; L_cnt sums over classes, is averaged over the branches and weighs 0.1 r(epoch, 40); L_csn + L_cnt weighs 0.5;
-the teacher's decay is constant. Not its V-Net, its Dice without squares, nor its crops of the volumes' centre.
+`--preset released`: 8 + 8 crops; an epoch is five passes over the labelled cases, then at most one over the unlabelled;
+60 of pre-training; L_crm and L_csn are means of CE, Dice, CE_con and CE_rad, L_csn with swapped weights, its sums over
+the number of voxels; L_cnt sums over classes, is averaged over the branches and weighs 0.1 r(epoch, 40); L_csn + L_cnt
+weighs 0.5; constant decay of the teacher. Not its V-Net, its Dice without squares, nor its crops of the centre alone.
 
 `--uncertainty` other than crm calls certain, with D alone, where the entropy of a mean softmax is below half of ln C:
 over flips (`tta`), passes with dropout (`mcdropout`), or logits D + σ ε (`aleatoric`), σ learned by their likelihood
@@ -34,7 +35,7 @@ import torch
 import torch.nn.functional as F
 
 import _root  # noqa: F401
-from dataloaders.two_stream import two_stream_loader
+from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
 from networks import network_class
 from networks.one_vs_rest import OneVsRest, problems
 from utils import options, run
@@ -49,10 +50,11 @@ from utils.uncertainty import entropy, noisy_softmax, views
 
 DEFAULTS = [
     rule("paper", pretrain_epochs=30, selftrain_epochs=200, passes=1, labeled_bs=4, unlabeled_bs=4),
-    rule("released code", lambda args: args.preset == "released" and args.net != "unet", pretrain_epochs=60, passes=5),
-    rule("released code", lambda args: args.preset == "released", labeled_bs=8, unlabeled_bs=8),
+    rule("released code", lambda args: args.preset == "released", pretrain_epochs=60, labeled_bs=8, unlabeled_bs=8),
+    rule("released code", lambda args: args.preset == "released" and args.net != "unet", passes=5),
     rule("paper, 2-D", lambda args: args.net == "unet", n_filters=64, pretrain_epochs=30, selftrain_epochs=100),
     rule("paper, 2-D", lambda args: args.net == "unet", normalization="batchnorm", labeled_bs=2, unlabeled_bs=2),
+    rule("paper, ACDC", lambda args: args.dataset == "ACDC", multiclass="one_vs_rest", augment="affine"),
 ]
 MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")  # Table IV: L_csn? L_cnt? on their masks?
 MODES = {mode: [mode == "full" or part in mode for part in ("+st", "+mt", "_mask")] for mode in MODES}
@@ -94,7 +96,6 @@ def objective(outputs, label, args, pseudo=None, certain=None, targets=None, epo
     self_training, mean_teaching, masked = MODES[args.train]
     con_weight, rad_weight = outputs[0].new_ones(2, outputs[0].shape[1])
     con_weight[0] = rad_weight[1:] = args.alpha
-
     normal, *others = (logits[:n] for logits in outputs)
     losses = [cross_entropy(normal, label)]
     if crm:
@@ -107,7 +108,6 @@ def objective(outputs, label, args, pseudo=None, certain=None, targets=None, epo
     terms = {"loss_crm": loss}
     if len(outputs[0]) == n:
         return loss, terms
-
     normal, *others = outputs = [logits[n:] for logits in outputs]
     if self_training:
         where = certain if masked else torch.ones_like(pseudo, dtype=torch.bool)
@@ -154,10 +154,11 @@ def main():
     job = run.Run(args, __file__)
 
     data, one_vs_rest = two_stream_loader(args, job.device), args.multiclass == "one_vs_rest"
-    epoch_steps = args.passes * data.steps_per_epoch
-    pretraining, between = args.pretrain_epochs * epoch_steps, args.relabel_epochs * epoch_steps
-    last = pretraining + args.selftrain_epochs * epoch_steps
-
+    epoch_steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
+    pretraining = args.pretrain_epochs * epoch_steps
+    if args.preset == "released" and args.net != "unet":  # the shorter of its two loaders, this one of whole batches
+        epoch_steps = max(1, min(epoch_steps, len(data.cases[UNLABELED]) // args.unlabeled_bs))
+    last, between = pretraining + args.selftrain_epochs * epoch_steps, args.relabel_epochs * epoch_steps
     own = {"branches": BRANCHES[args.uncertainty]} | ({"levels": 4} if args.net == "unet" else {})
     own |= {"dropout": 0.5} if args.uncertainty == "mcdropout" else {}  # which ResNet-18 has not
     network = partial(OneVsRest, args.net) if one_vs_rest else network_class(args.net)
@@ -165,8 +166,7 @@ def main():
     teacher = copy.deepcopy(net).requires_grad_(False)
     student, mean_teacher = job.parallel(net), job.parallel(teacher)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.base_lr, betas=(0.5, 0.999))
-    pseudo_labels = CompressedVolumes()
-    job.resume(net=net, teacher=teacher, optimizer=optimizer, pseudo_labels=pseudo_labels)
+    job.resume(net=net, teacher=teacher, optimizer=optimizer, codes=(codes := CompressedVolumes()))
 
     for step, batch in job.steps(data, last):
         t, n = step - 1 - pretraining, batch.labeled_bs  # t: iteration of self-training, from 0
@@ -175,8 +175,8 @@ def main():
         if t >= 0 and (self_training or masked):
             if t % between == 0 and batch.part == 0:
                 steps = range(step, min(step + between, last + 1))
-                pseudo_labels.replace(relabel(net, data, steps, job, args))
-            pseudo, certain = unpack(data.gather(pseudo_labels, batch.crops[n:]), len(labels))
+                codes.replace(relabel(net, data, steps, job, args))
+            pseudo, certain = unpack(data.gather(codes, batch.crops[n:]), len(labels))
         if t >= 0 and mean_teaching:
             if batch.part == 0:  # a copy of the pre-trained student at t = 0
                 constant = args.preset == "released" and t > 0

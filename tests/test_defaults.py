@@ -36,6 +36,7 @@ CML_2D = CML_BRATS | {"lambda_u": 0.5, "lambda_dis": 0.1, "beta": 1 / 2, "labele
 CORANET = {"pretrain_epochs": 30, "selftrain_epochs": 200, "passes": 1, "labeled_bs": 4, "unlabeled_bs": 4}
 CORANET |= {"base_lr": 1e-3, "normalization": "instancenorm", "alpha": 5.0, "train": "full", "relabel_epochs": 5}
 CORANET |= {"ema_decay": 0.99, "uncertainty": "crm", "looks": 8, "certain_below": 0.5, "multiclass": "direct"}
+CORANET_ACDC = {"multiclass": "one_vs_rest", "augment": "affine"}
 CORANET_CODE = CORANET | {"pretrain_epochs": 60, "passes": 5, "labeled_bs": 8, "unlabeled_bs": 8}
 CORANET_2D = CORANET | {"selftrain_epochs": 100, "labeled_bs": 2, "unlabeled_bs": 2, "normalization": "batchnorm"}
 WIDE = {"net": "unet", "n_filters": 64}
@@ -72,13 +73,13 @@ WIDE = {"net": "unet", "n_filters": 64}
         ("cml", "ACDC", "", CML_2D | UNET | {"labeled_bs": 12, "unlabeled_bs": 12}),
         ("cml", "Pancreas2d", "", CML_2D | UNET),
         ("cml", "endocardium", "", CML_2D | UNET),
-        ("coranet", "Pancreas", "", CORANET | VNET),
-        ("coranet", "LA", "", CORANET | VNET),
+        ("coranet", "Pancreas", "", CORANET | VNET | {"augment": "crop"}),
+        ("coranet", "LA", "", CORANET | VNET | {"augment": "rot_flip"}),
         ("coranet", "Pancreas", "--net resnet18", CORANET | WIDE | {"net": "resnet18"}),
         ("coranet", "Pancreas", "--preset released", CORANET_CODE | VNET),
         ("coranet", "Pancreas2d", "", CORANET_2D | WIDE),
-        ("coranet", "endocardium", "", CORANET_2D | WIDE),
-        ("coranet", "ACDC", "", CORANET_2D | WIDE),
+        ("coranet", "endocardium", "", CORANET_2D | WIDE | {"augment": "affine"}),
+        ("coranet", "ACDC", "", CORANET_2D | WIDE | CORANET_ACDC),
         ("coranet", "Pancreas2d", "--preset released", CORANET_2D | WIDE),
     ],
 )

@@ -121,8 +121,18 @@ def test_coranet_relabels_every_so_many_epochs(tiny_la, main, calls):
     assert ended["optimizer"]["param_groups"][0]["betas"] == (0.5, 0.999)
 
 
-def test_coranet_of_slices_has_four_levels(tiny_acdc, main):
-    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 0]
+def test_coranets_released_epochs_end_with_the_shorter_loader(tiny_la, main, calls):
+    """3 labelled and 3 unlabelled cases, 2 a step: five passes are 8 steps, whole batches of the unlabelled 1."""
+    relabelled, objectives = calls(train_coranet, "relabel"), calls(train_coranet, "objective")
+    options = ["--preset", "released", "--pretrain_epochs", 1, "--selftrain_epochs", 3, "--relabel_epochs", 2]
+    main(train_coranet, tiny_la, *LA, *options)
+    assert [args[2] for args, _ in relabelled] == [range(9, 11), range(11, 12)]
+    assert [args[6] for args, _ in objectives] == [0] * 8 + [0, 1, 2]
+
+
+@pytest.mark.parametrize(("form", "name"), [("one_vs_rest", "one_vs_rest.OneVsRest"), ("direct", "unet.UNet")])
+def test_coranet_of_slices_has_four_levels(tiny_acdc, main, form, name):
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 0, "--multiclass", form]
     spec = main(train_coranet, tiny_acdc, *ACDC, *options)["networks"]["net"]
-    assert spec["class"] == "networks.unet.UNet"
+    assert spec["class"] == f"networks.{name}"
     assert (spec["kwargs"]["levels"], spec["kwargs"]["branches"]) == (4, 3)
