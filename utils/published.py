@@ -4,6 +4,7 @@ from utils.figures import SHOWN
 
 # what papers report: SHOWN (Dice, Jaccard, 95HD, ASD), but where it is said otherwise
 METRICS = dict.fromkeys(("Pancreas2d", "endocardium"), ("dice", "precision", "recall", "hd"))
+METRICS["Pancreas"] = (*SHOWN, "hd")
 
 # by method, then by data set and number of labels: values of the data set's METRICS, None where the paper gives none
 PUBLISHED = {
@@ -38,7 +39,8 @@ PUBLISHED = {
         ("BraTS2019", 50): (86.63, None, 7.83, 1.45),
     },
     "coranet": {
-        ("Pancreas", 12): (79.67, 66.69, None, 1.89),
+        ("ACDC", 14): (86.10, None, None, None),
+        ("Pancreas", 12): (79.67, 66.69, None, 1.89, 7.59),
         ("Pancreas2d", 31): (67.01, 68.41, 74.19, 15.90),
         ("endocardium", 5): (86.67, 83.21, 93.19, 10.91),
     },
