@@ -259,7 +259,7 @@ TABLES = {
         "UG-MCL: 5 to 50 % labels",
         ugmcl_labels,
         labelnum=None,
-        note="With 5 % of LA the paper is 21.07 points of Dice above supervised training; of the rest we know no numbers.",
+        note="With 5 % of LA the paper is 21.07 points of Dice above supervised training; we know no more of it.",
     ),
     "cml-table4": Table(
         "CML, Table 4: terms of the loss",
