@@ -16,7 +16,8 @@ normalised to [-1, 1] over the crop. Tested: M_s, its largest component.
 both losses, each of which is back-propagated into both networks, so that it counts twice.
 
 Equation 2 prints σ(+k d), which with the paper's own sign would invert the mask: neither preset does. With more classes
-there is one distance map a foreground class, and Dice losses and distances are means over them.
+there is one distance map a foreground class, 1 everywhere where a crop lacks it, and Dice losses and distances are
+means over them.
 """
 
 import torch
@@ -25,8 +26,7 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import options, run
-from utils.losses import distance_to_mask, mean_dice_loss, supervised_loss
-from utils.ops import normalized_sdm
+from utils.losses import distance_to_mask, mean_dice_loss, sdm_targets, supervised_loss
 from utils.options import rule
 from utils.schedules import gaussian_rampup, set_lr, step_decay
 
@@ -39,7 +39,7 @@ DEFAULTS = [
 def consistency_weight(step, args):
     """λ of an iteration, as often as it counts: `args` holds `preset`, `consistency` and `max_iterations`."""
     if args.preset == "released":
-        return 2 * args.consistency * gaussian_rampup(step // 150, 40)
+        return 2 * args.consistency * gaussian_rampup((step - 1) // 150, 40)
     return args.consistency * gaussian_rampup(step, args.max_iterations)
 
 
@@ -63,7 +63,7 @@ def objective(logits, sdm, label, weight, dis_loss):
     if dis_loss in ("mask", "both"):
         loss_dis = mean_dice_loss(prob_d[:n], masks)
     if dis_loss != "mask":
-        difference = sdm[:n] - normalized_sdm(masks.flatten(0, 1)).view_as(masks)
+        difference = sdm[:n] - sdm_targets(masks)
         loss_dis = loss_dis + (difference.square() if dis_loss == "sdm2" else difference.abs()).mean()
     terms["loss_dis"] = loss_dis
     terms["loss_con"] = (logits.softmax(1)[:, 1:] - prob_d).square().mean()

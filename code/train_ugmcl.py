@@ -13,9 +13,10 @@
     python code/test_LA.py --method ugmcl --labelnum 16
 
 One V-Net (for slices a U-Net) with two heads: probabilities p, and through tanh signed distance maps d, negative
-inside, normalised over the crop, one a foreground class. SGD 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of
-6000 iterations, 2 + 2 crops a step, β = 0.75, teacher's decay 0.99. Squares are means over classes. The teacher's input
-has noise clamp(N(0, 0.1²), ±0.2), and it stays in train mode. Tested: the student's p, its largest component.
+inside, normalised over the crop, one a foreground class, 1 everywhere of a class that a crop lacks. SGD 0.01, momentum
+0.9, weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops a step, β = 0.75, teacher's decay 0.99. Squares
+are means over classes. The teacher's input has noise clamp(N(0, 0.1²), ±0.2), and it stays in train mode. Tested: the
+student's p, on LA its largest component (our choice).
 
 `--preset released` is the released code (for BraTS) where it differs: L_sup = (CE + Dice + Dice(σ(-k d), Y)) / 2, half
 of L_itc, of the probabilities alone, λ = 0.1 r(t//150, 200), a 3-D U-Net with instance norm, on BraTS2019 crops of
@@ -31,8 +32,7 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import options, run
-from utils.losses import cross_entropy, distance_to_mask, foreground_dice_loss, masked_mean, mean_dice_loss
-from utils.ops import normalized_sdm
+from utils.losses import cross_entropy, distance_to_mask, foreground_dice_loss, masked_mean, mean_dice_loss, sdm_targets
 from utils.options import rule
 from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
 from utils.uncertainty import entropy
@@ -82,7 +82,7 @@ def objective(logits, sdm, label, weight, args, targets=None, certain=None):
         if released:
             loss_dis = mean_dice_loss(prob_d[:n], masks)
         else:
-            loss_dis = (sdm[:n] - normalized_sdm(masks.flatten(0, 1)).view_as(masks)).square().mean()
+            loss_dis = (sdm[:n] - sdm_targets(masks)).square().mean()
         terms["loss_dis"] = loss_dis
         loss = loss + loss_dis
     loss = loss / 2 if released else loss
@@ -137,7 +137,7 @@ def main():
             threshold = (start + (1 - start) * ramp) * math.log(data.num_classes)
             certain = uncertainty(mean_teacher, batch.image, args.passes) < threshold
         logits, sdm = (output.float() for output in student(batch.image))
-        weight = args.consistency * (gaussian_rampup(step // 150, 200) if args.preset == "released" else ramp)
+        weight = args.consistency * (gaussian_rampup((step - 1) // 150, 200) if args.preset == "released" else ramp)
         loss, terms = objective(logits, sdm, batch.label, weight, args, targets, certain)
         if job.optimize(loss, optimizer):
             update_teacher(teacher, net, ema_decay(step - 1, args.ema_decay))

@@ -91,8 +91,9 @@ def test_consistency_weight():
     assert dtml.consistency_weight(6000, paper) == pytest.approx(0.1)
     assert dtml.consistency_weight(3000, paper) == pytest.approx(0.1 * math.exp(-5 / 4))
     released = Namespace(preset="released", consistency=1.0, max_iterations=6000)
-    assert dtml.consistency_weight(149, released) == dtml.consistency_weight(1, released) == 2 * math.exp(-5)
-    assert dtml.consistency_weight(6000, released) == pytest.approx(2)
+    assert dtml.consistency_weight(150, released) == dtml.consistency_weight(1, released) == 2 * math.exp(-5)
+    assert dtml.consistency_weight(151, released) == 2 * math.exp(-5 * (39 / 40) ** 2)
+    assert dtml.consistency_weight(6001, released) == 2
 
 
 def test_released_is_both_losses_back_propagated_into_both_networks(case):

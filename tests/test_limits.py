@@ -19,8 +19,7 @@ import train_ugmcl
 from dataloaders.two_stream import two_stream_loader
 from networks.vnet import VNet
 from utils import options, run
-from utils.losses import foreground_dice_loss, supervised_loss
-from utils.ops import normalized_sdm
+from utils.losses import foreground_dice_loss, sdm_targets, supervised_loss
 from utils.schedules import set_lr, step_decay
 
 STEPS = 4
@@ -44,7 +43,7 @@ def of_logits_and_features(net, image, label):
 def dual_task(net, image, label):
     logits, sdm = net(image)
     loss = F.cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)
-    return loss + (sdm[:, 0] - normalized_sdm(label == 1)).square().mean()
+    return loss + (sdm - sdm_targets((label == 1)[:, None])).square().mean()
 
 
 CPS = ["--framework", "cps", "--pretrain_iterations", "0", "--unlabeled_bs", "2"]

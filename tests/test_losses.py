@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from utils import losses
-from utils.losses import dice_loss, foreground_dice_loss, masked_mean, supervised_loss
+from utils.losses import dice_loss, distance_to_mask, foreground_dice_loss, masked_mean, sdm_targets, supervised_loss
 from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
 
 
@@ -77,6 +77,16 @@ def test_masked_mean():
     assert masked_mean(values, torch.tensor([True, True, False])).item() == 1.5
     assert masked_mean(values, torch.tensor([False] * 3)).item() == 0
     assert masked_mean(values, torch.tensor([3.0, 1.0, 0.0])).item() == 1.25
+
+
+def test_a_class_that_a_crop_lacks_is_far_everywhere():
+    """Two crops of two classes, the row 1110000 by hand; the second crop has no first class, the first no second."""
+    present, nowhere = torch.tensor([1, 1, 1, 0, 0, 0, 0]).bool(), torch.zeros(7).bool()
+    masks = torch.stack([present, nowhere, nowhere, present]).view(2, 2, 1, 7)
+    row = torch.tensor([-1, -2 / 3, 0, 0.25, 0.5, 0.75, 1])
+    far = torch.ones(7)
+    torch.testing.assert_close(sdm_targets(masks), torch.stack([row, far, far, row]).view(2, 2, 1, 7))
+    assert distance_to_mask(far).eq(0).all()
 
 
 def test_rampup():

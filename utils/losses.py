@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.distributed import total, world_size
+from utils.ops import normalized_sdm
 
 
 def _wide(values):
@@ -81,6 +82,15 @@ def supervised_loss(logits, label):
 def distance_to_mask(sdm, steepness=1500.0):
     """σ(-k d), a mask from a signed distance map that is negative inside (Luo et al., AAAI 2021)."""
     return torch.sigmoid(-steepness * sdm)
+
+
+def sdm_targets(masks):
+    """`normalized_sdm` of masks, bool `(B, K, *S)`, and 1 everywhere of a class that a crop lacks: what a network learns.
+
+    The published map is 0 there, the boundary's value, and σ(-k d) then says 1/2 of a class that is nowhere.
+    """
+    absent = ~masks.flatten(2).any(2)
+    return normalized_sdm(masks.flatten(0, 1)).view_as(masks) + absent.view(*absent.shape, *[1] * (masks.ndim - 2))
 
 
 def masked_mean(values, mask):
