@@ -17,6 +17,11 @@ ACDC train for 10000 + 30000 iterations at a constant rate; ACDC with λ₁ = 0.
 The pseudo-labels Ŷ are the argmax of each network on the unmixed crops, in train mode without gradient, the largest
 component of each class kept. Tested: the mean of both networks, on LA its largest component.
 
+`--preset released` is the released code where it differs: labelled and unlabelled crops go through a network one after
+another, so that batch norm sees either kind alone, and on slices both networks are one, with linear upsampling, which
+dropout alone makes two. Not its Dice, whose file it lacks, V-Net's upsampling with aligned corners, the mean of logits
+in tests, nor the best checkpoint, on LA of the test list, that self-training starts from and that is reported.
+
 `--framework cfl` (conflict-based feature learning) leaves CutMix out: each network learns from the other's
 pseudo-labels alone; `cps` (Chen et al., CVPR 2021) leaves D out too. Both keep the largest component of the
 pseudo-labels, and find them as CML does, in a pass of their own.
@@ -69,6 +74,12 @@ def discrepancy(features_1, features_2):
     )
 
 
+def see(student, image, sizes):
+    """A network's logits and deepest features of a batch, of which parts of `sizes` go through it one after another."""
+    outputs = [student(part) for part in image.split(sizes)]
+    return outputs[0] if len(outputs) == 1 else [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+
 def objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args):
     """The whole loss of a step.
 
@@ -96,7 +107,7 @@ def objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args):
 
 
 def main():
-    parser = options.parser(__doc__)
+    parser = options.parser(__doc__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument("--pretrain_iterations", type=options.non_negative_int, help="steps on L alone")
     method.add_argument("--max_iterations", type=options.non_negative_int, help="steps of self-training")
@@ -121,11 +132,13 @@ def main():
 
     data = two_stream_loader(args, job.device)
     network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)
-    net_1, net_2 = (job.to_device(network(*shape, upsampling=kind, deepest=True)) for kind in ("transposed", "linear"))
-    student_1, student_2 = job.parallel(net_1), job.parallel(net_2)
-    parameters = [*net_1.parameters(), *net_2.parameters()]
+    released = args.preset == "released"
+    kinds = {"net": "linear"} if released and args.net == "unet" else {"net": "transposed", "net_2": "linear"}
+    nets = {name: job.to_device(network(*shape, upsampling=kind, deepest=True)) for name, kind in kinds.items()}
+    student_1, student_2 = ([job.parallel(net) for net in nets.values()] * 2)[:2]  # or one that is both
+    parameters = [parameter for net in nets.values() for parameter in net.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
-    job.resume(["net", "net_2"], net=net_1, net_2=net_2, optimizer=optimizer)
+    job.resume(list(nets), **nets, optimizer=optimizer)
 
     for step, batch in job.steps(data, args.pretrain_iterations + args.max_iterations):
         n, pretraining = batch.labeled_bs, step <= args.pretrain_iterations
@@ -145,7 +158,9 @@ def main():
             box = random_box(args.patch, args.beta, job.generator, device=job.device) if cutmix else None
             image = torch.cat((image, mix(batch.image[n:], box)))
             labels_1, labels_2 = (torch.cat((labels_1, target)) for target in targets(*pseudo, box))
-        loss, terms = objective(student_1(image), student_2(image), labels_1, labels_2, labelled, args)
+        sizes = [labelled, len(image) - labelled] if released and not pretraining else [len(image)]
+        outputs_1, outputs_2 = (see(student, image, sizes) for student in (student_1, student_2))
+        loss, terms = objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args)
         job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, lr=lr)
         job.checkpoint(step)

@@ -79,10 +79,7 @@ def objective(logits, sdm, label, weight, args, targets=None, certain=None):
     loss_seg = cross_entropy(logits[:n], label) + foreground_dice_loss(prob[:n], label)
     terms, loss = {"loss_seg": loss_seg}, loss_seg
     if "dis" in args.terms:
-        if released:
-            loss_dis = mean_dice_loss(prob_d[:n], masks)
-        else:
-            loss_dis = (sdm[:n] - sdm_targets(masks)).square().mean()
+        loss_dis = mean_dice_loss(prob_d[:n], masks) if released else (sdm[:n] - sdm_targets(masks)).square().mean()
         terms["loss_dis"] = loss_dis
         loss = loss + loss_dis
     loss = loss / 2 if released else loss

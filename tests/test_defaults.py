@@ -68,6 +68,7 @@ WIDE = {"net": "unet", "n_filters": 64}
         ("ugmcl", "ACDC", "", UGMCL | UNET),
         ("ugmcl", "ACDC", "--preset released", UGMCL_CODE | UNET),
         ("cml", "LA", "--labelnum 8", CML | VNET),
+        ("cml", "LA", "--preset released", CML | VNET),
         ("cml", "BraTS2019", "", CML_BRATS | VNET),
         ("cml", "Pancreas", "", CML | VNET),
         ("cml", "ACDC", "", CML_2D | UNET | {"labeled_bs": 12, "unlabeled_bs": 12}),

@@ -90,6 +90,33 @@ def test_cml_learns_from_the_other_outside_of_the_box(tiny_la, main, calls, monk
             assert torch.equal(labels[labelled:], expected)
 
 
+def test_cmls_released_code_shows_batch_norm_either_kind_alone(tiny_la, main, monkeypatch):
+    """Each network sees the labelled crops, the unmixed unlabelled ones without gradient, and these mixed."""
+    seen, see = [], train_cml.see
+
+    def listen(student, image, sizes):
+        hook = student.register_forward_hook(lambda _, given, output: seen.append((given[0], output[0])))
+        answer = see(student, image, sizes)
+        hook.remove()
+        assert torch.equal(torch.cat([given for given, _ in seen[-len(sizes) :]]), image)
+        assert torch.equal(torch.cat([logits for _, logits in seen[-len(sizes) :]]), answer[0])
+        return answer
+
+    monkeypatch.setattr(train_cml, "see", listen)
+    main(train_cml, tiny_la, *LA, "--pretrain_iterations", 1, "--max_iterations", 1, "--preset", "released")
+    assert [len(given) for given, _ in seen] == [1, 1, 1, 1, 1, 1]  # two networks: once before, then twice each
+
+
+def test_cmls_released_code_has_one_network_on_slices(tiny_acdc, main, calls):
+    objectives = calls(train_cml, "objective")
+    options = ["--pretrain_iterations", 2, "--max_iterations", 1, "--preset", "released"]
+    ended = main(train_cml, tiny_acdc, *ACDC, *options)
+    assert (ended["test_networks"], ended["networks"].keys()) == (["net"], {"net"})
+    assert ended["networks"]["net"]["kwargs"]["upsampling"] == "linear"
+    for args, _ in objectives:
+        assert not torch.equal(args[0][0], args[1][0])  # but for its dropout
+
+
 def test_ugmcl_runs_its_schedules_on_the_iteration(tiny_acdc, main, calls, monkeypatch):
     """H(t) is read off a ramp of entropies that `uncertainty` is made to answer with; 4 classes, so up to ln 4."""
     entropies = torch.linspace(0, math.log(4), 4 * 32 * 32).view(4, 32, 32)

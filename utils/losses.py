@@ -85,7 +85,7 @@ def distance_to_mask(sdm, steepness=1500.0):
 
 
 def sdm_targets(masks):
-    """`normalized_sdm` of masks, bool `(B, K, *S)`, and 1 everywhere of a class that a crop lacks: what a network learns.
+    """`normalized_sdm` of masks, bool `(B, K, *S)`, and 1 everywhere of a class that a crop lacks, to be learned.
 
     The published map is 0 there, the boundary's value, and σ(-k d) then says 1/2 of a class that is nowhere.
     """

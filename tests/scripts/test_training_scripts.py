@@ -88,6 +88,7 @@ FLAGS = {
         ["--ema_decay", 0.4],
     ],
     "train_cml.py": [
+        ["--preset", "released"],
         ["--pretrain_iterations", 2],
         ["--max_iterations", 1],
         ["--lr_step", 1],
