@@ -1,8 +1,8 @@
 """What CoraNet's certain region is worth: Figs. 3 and 4 of Shi et al., IEEE TMI 41(3), 2022.
 
-    python code/train_coranet.py --selftrain_epochs 0             # pre-training alone, so that predictions are initial
-    python code/assess_coranet.py                                 # on the test list
-    python code/assess_coranet.py --split train                   # on the run's unlabelled training cases
+    python code/train_coranet.py --selftrain_epochs 0 --name initial       # pre-training alone: predictions are initial
+    python code/assess_coranet.py --run runs/LA/initial/seed1337           # on the test list
+    python code/assess_coranet.py --run runs/LA/initial/seed1337 --split train     # on unlabelled training cases
 
 A prediction and a certain region, chosen without the label. Within that region alone, of a foreground class:
 
