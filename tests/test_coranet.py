@@ -282,11 +282,20 @@ def test_what_lies_beyond_the_image_is_certain_background(count):
         assert torch.equal(sure, classes == 0)
 
 
-def test_tied_branches_leave_nothing_uncertain(net):
-    """α = 1 makes the branches' losses equal; with equal weights they agree everywhere."""
-    for branch in (1, 2):
-        net.heads[branch].load_state_dict(net.heads[0].state_dict())
-    assert all(unpack(volume, 1)[1][0].all() for volume in relabel(net).values())
+@pytest.mark.parametrize(("alpha", "tied"), [(1.0, True), (5.0, False)])
+def test_with_alpha_1_tied_branches_never_part(net, alpha, tied):
+    """α = 1 makes both branches' losses equal: equal weights stay so in training, and nothing is uncertain."""
+    net.heads[2].load_state_dict(net.heads[1].state_dict())
+    optimizer = torch.optim.Adam(net.train().parameters(), lr=0.01)
+    args = options()
+    args.alpha = alpha
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        image = torch.randn(2, 1, 32, 16, 16, generator=generator)
+        optimizer.zero_grad()
+        coranet.objective(net(image), (image[:, 0] > 0.5).long(), args)[0].backward()
+        optimizer.step()
+    assert all(unpack(volume, 1)[1][0].all() == tied for volume in relabel(net.eval()).values())
 
 
 def test_pseudo_labels_survive_a_checkpoint(net, tmp_path):

@@ -56,6 +56,12 @@ CASES = {  # script, its flags, the supervised loss of its first network
 }
 
 
+def far_less(ended, other, began):
+    """Whether two trainings' ends are much nearer to each other than to where both began."""
+    apart, moved = (torch.cat([(ended[k] - state[k]).flatten() for k in ended]).norm() for state in (other, began))
+    return apart < 1e-3 * moved
+
+
 def weights(state):
     return {key: value.clone() for key, value in state.items()}
 
@@ -93,12 +99,37 @@ def test_without_its_unlabelled_terms_a_method_is_supervised(method, tiny_la, tm
         optimizer.zero_grad()
         loss_of(net, batch.image, batch.label).backward()
         optimizer.step()
-    moved, apart = (
-        torch.cat([(a[key] - b[key]).flatten() for key in ended]).norm()
-        for a, b in ((ended, began), (ended, net.state_dict()))
-    )
+    assert far_less(ended, net.state_dict(), began)
 
-    assert apart < 1e-3 * moved
+
+def test_coranet_without_its_unlabelled_terms_is_its_labelled_loss(tiny_la, tmp_path, monkeypatch):
+    """`--train seg` through both phases, against Adam on CE(D) + CE_con(D_con) + CE_rad(D_rad)."""
+    flags = ["--labeled_bs", "2", "--train", "seg", "--pretrain_epochs", "1", "--selftrain_epochs", "1"]
+    began, ended, shape = run_main(train_coranet, flags, tiny_la, tmp_path / "runs", monkeypatch)
+    own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
+    data = two_stream_loader(options.parse(options.parser("", unlabeled=False), argv=own), "cpu")
+    net = VNet(**shape).to(memory_format=torch.channels_last_3d)
+    net.load_state_dict(began)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    weights_of = [None, torch.tensor([5.0, 1.0]), torch.tensor([1.0, 5.0])]
+    for step in range(1, 2 * data.steps_per_epoch + 1):
+        batch = data.batch(step)
+        optimizer.zero_grad()
+        branches = zip(net(batch.image), weights_of, strict=True)
+        sum(F.cross_entropy(logits, batch.label, w) for logits, w in branches).backward()
+        optimizer.step()
+    assert step == 4
+    assert far_less(ended, net.state_dict(), began)
+
+
+def test_cml_without_cutmix_and_discrepancy_is_cps(tiny_la, tmp_path, monkeypatch):
+    ends = []
+    short = ["--pretrain_iterations", "1", "--max_iterations", "3", "--lr_step", "2", "--labeled_bs", "2"]
+    for k, framework in enumerate((["cfl", "--lambda_dis", "0"], ["cps"], ["cfl"])):
+        flags = [*short, "--unlabeled_bs", "2", "--framework", *framework]
+        ends.append(run_main(train_cml, flags, tiny_la, tmp_path / str(k), monkeypatch)[1])
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert not all(torch.equal(ends[0][key], ends[2][key]) for key in ends[0])
 
 
 def test_coranet_without_its_unlabelled_terms_goes_on_pretraining(tiny_la, tmp_path, monkeypatch):
