@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dataloaders.two_stream import Batch
+from dataloaders.two_stream import LABELED, UNLABELED, Batch
 from utils import run
 from utils.device import channels_last, resolve_precision, select_devices
 
@@ -72,13 +72,14 @@ class Storages(TorchDispatchMode):
 
 
 class Noise:
-    """Stands in for the loader: crops of noise, of two classes, and no cases."""
+    """Stands in for the loader: crops of noise, of two classes, and as many cases as a step takes."""
 
     num_classes, steps_per_epoch = 2, 1
 
     def __init__(self, args, device):
         self.patch, self.device = args.patch, device
         self.labeled_bs, self.unlabeled_bs = args.labeled_bs, getattr(args, "unlabeled_bs", 0)
+        self.cases = {LABELED: range(self.labeled_bs), UNLABELED: range(self.unlabeled_bs)}
 
     def batch(self, part, parts):
         labeled, unlabeled = self.labeled_bs // parts, self.unlabeled_bs // parts

@@ -4,7 +4,8 @@
     python code/assess_coranet.py --run runs/LA/initial/seed1337           # on the test list
     python code/assess_coranet.py --run runs/LA/initial/seed1337 --split train     # on unlabelled training cases
 
-A prediction and a certain region, chosen without the label. Within that region alone, of a foreground class:
+One network is assessed: on ACDC train it with `--multiclass direct`. A prediction and a certain region, chosen without
+the label. Within that region alone, of a foreground class:
 
     TP, FP, FN    voxels of the class in prediction and label, in the prediction alone, in the label alone
     PPV = TP / (TP + FP)      TPR = TP / (TP + FN)      CSI = TP / (TP + FP + FN)

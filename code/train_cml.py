@@ -124,6 +124,10 @@ def main():
     cutmix = args.framework == "cml"
     if cutmix and not args.beta:
         raise UserError("--beta 0 leaves no box: --framework cfl trains without CutMix")
+    released = args.preset == "released"
+    alone = released and args.net == "unet"
+    if alone and not cutmix:
+        raise UserError(f"--framework {args.framework} is of two networks: the released code has one on slices")
     job = run.Run(args, __file__)
     if cutmix and (args.labeled_bs // job.shares % 2 or args.unlabeled_bs // job.shares % 2):
         pairs = f"multiples of {2 * job.shares}" if job.shares > 1 else "even"
@@ -132,8 +136,7 @@ def main():
 
     data = two_stream_loader(args, job.device)
     network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)
-    released = args.preset == "released"
-    kinds = {"net": "linear"} if released and args.net == "unet" else {"net": "transposed", "net_2": "linear"}
+    kinds = {"net": "linear"} if alone else {"net": "transposed", "net_2": "linear"}
     nets = {name: job.to_device(network(*shape, upsampling=kind, deepest=True)) for name, kind in kinds.items()}
     student_1, student_2 = ([job.parallel(net) for net in nets.values()] * 2)[:2]  # or one that is both
     parameters = [parameter for net in nets.values() for parameter in net.parameters()]

@@ -19,7 +19,7 @@ paper, is turned and flipped by its own protocol.
 `--preset released`: 8 + 8 crops; an epoch is five passes over the labelled cases, then at most one over the unlabelled;
 60 of pre-training; L_crm and L_csn are means of CE, Dice, CE_con and CE_rad, L_csn with swapped weights, its sums over
 the number of voxels; L_cnt sums over classes, is averaged over the branches and weighs 0.1 r(epoch, 40); L_csn + L_cnt
-weighs 0.5; constant decay of the teacher. Not its V-Net, its Dice without squares, nor its crops of the centre alone.
+weighs 0.5; constant decay of the teacher. Not its V-Net, its Dice without squares, nor unlabelled crops' place.
 
 `--uncertainty` other than crm calls certain, with D alone, where the entropy of a mean softmax is below half of ln C:
 over flips (`tta`), passes with dropout (`mcdropout`), or logits D + σ ε (`aleatoric`), σ learned by their likelihood

@@ -18,15 +18,17 @@ from utils.errors import UserError
 
 SMALL = ["--gpu", "-1", "--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "3", "--precision", "fp32"]
 SMALL += ["--labeled_bs", "2", "--unlabeled_bs", "2", "--log_every", "1"]
+CML = ["--pretrain_iterations", "1", "--max_iterations", "1"]
 METHODS = {
-    train_ugmcl: ["--max_iterations", "2", "--passes", "1"],
-    train_cml: ["--pretrain_iterations", "1", "--max_iterations", "1"],
-    train_coranet: ["--pretrain_epochs", "1", "--selftrain_epochs", "1", "--normalization", "batchnorm"],
+    "ugmcl": (train_ugmcl, ["--max_iterations", "2", "--passes", "1"]),
+    "cml": (train_cml, CML),
+    "cml, released": (train_cml, [*CML, "--preset", "released"]),
+    "coranet": (train_coranet, ["--pretrain_epochs", "1", "--selftrain_epochs", "1", "--normalization", "batchnorm"]),
 }
 
 
-@pytest.mark.parametrize("script", METHODS, ids=lambda script: script.__name__)
-def test_networks_are_one_graph_and_train_the_same(script, tiny_la, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("script", "flags"), METHODS.values(), ids=METHODS)
+def test_networks_are_one_graph_and_train_the_same(script, flags, tiny_la, tmp_path, monkeypatch):
     """Traced as for kernels, without making them, which takes a minute a network; a graph that breaks raises."""
     graphs = []
 
@@ -40,7 +42,7 @@ def test_networks_are_one_graph_and_train_the_same(script, tiny_la, tmp_path, mo
     for compile in ("0", "1"):
         torch._dynamo.reset()
         where = ["--root", str(tiny_la), "--runs", str(tmp_path / compile), "--compile", compile]
-        monkeypatch.setattr(sys, "argv", [script.__file__, *SMALL, *METHODS[script], *where])
+        monkeypatch.setattr(sys, "argv", [script.__file__, *SMALL, *flags, *where])
         script.main()
         assert bool(graphs) == (compile == "1")
         (file,) = tmp_path.glob(f"{compile}/*/*/*/metrics.jsonl")

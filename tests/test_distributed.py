@@ -47,6 +47,7 @@ def runs(tmp_path_factory):
         where = ["--root", str(folder / "LA"), "--runs", str(folder / name)]
         commands = [[method, *options, *where] for method, options in METHODS.items()]
         commands.append(["train_dmd", *METHODS["train_dmd"], *where, "--accumulate", 2, "--name", "parts"])
+        commands.append(["train_cml", *METHODS["train_cml"], *where, "--preset", "released", "--name", "released"])
         validated = ["--val_fraction", 0.5, "--val_every", 2, "--name", "validated"]
         commands.append(["train_supervised", *METHODS["train_supervised"], *where, *validated])
         arguments = [ROOT / "tests" / "several_scripts.py", json.dumps(commands)]
@@ -72,7 +73,7 @@ def moving(state):
     return {"": state} if torch.is_tensor(state) else {}
 
 
-@pytest.mark.parametrize("name", [*(f"{method[6:]}_3" for method in METHODS), "parts", "validated"])
+@pytest.mark.parametrize("name", [*(f"{method[6:]}_3" for method in METHODS), "parts", "released", "validated"])
 def test_two_processes_are_one(runs, name):
     folders = [runs / which / "LA" / name / "seed1337" for which in ("one", "two")]
     one, two = map(records, folders)

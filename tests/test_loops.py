@@ -11,6 +11,7 @@ import train_dtml
 import train_ugmcl
 
 from utils import run
+from utils.errors import UserError
 
 LA = ["--gpu", "-1", "--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "3", "--precision", "fp32"]
 LA += ["--labeled_bs", "2", "--unlabeled_bs", "2"]
@@ -115,6 +116,8 @@ def test_cmls_released_code_has_one_network_on_slices(tiny_acdc, main, calls):
     assert ended["networks"]["net"]["kwargs"]["upsampling"] == "linear"
     for args, _ in objectives:
         assert not torch.equal(args[0][0], args[1][0])  # but for its dropout
+    with pytest.raises(UserError, match="--framework cps is of two networks"):
+        main(train_cml, tiny_acdc, *ACDC, *options, "--framework", "cps")
 
 
 def test_ugmcl_runs_its_schedules_on_the_iteration(tiny_acdc, main, calls, monkeypatch):

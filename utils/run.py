@@ -358,7 +358,7 @@ class Run:
             state = load_checkpoint(path)
             missing = [name for name in (*objects, "step", "data") if name not in state]
             if missing:
-                raise UserError(f"{path}: no {missing[0]} in this checkpoint; it is not one of this script")
+                raise UserError(f"{path}: no {missing[0]} in this checkpoint; it is of another script or version")
             for name, target in objects.items():
                 load_state(path, name, target, state[name])
             self.start, self._fingerprint, self._best = state["step"], state["data"], state.get("best")
