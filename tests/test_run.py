@@ -390,6 +390,26 @@ def test_sigint_leaves_with_130(tmp_path):
     assert load_checkpoint(tmp_path / "runs/LA/tiny_16/seed1337/last.pth")["step"] == 1
 
 
+@pytest.mark.parametrize(("alone", "saved"), [(True, 2), (False, 3)])
+def test_a_signal_is_not_lost_while_processes_tell_each_other_of_signals(tmp_path, monkeypatch, alone, saved):
+    """It comes after this process has said that it has none; beside others it waits for the next step."""
+    calls = []
+
+    def interrupted(*numbers):
+        calls.append(numbers)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return list(numbers)
+
+    monkeypatch.setattr(run.distributed, "largest", interrupted)
+    if not alone:
+        monkeypatch.setattr(run.Run, "leave_if_asked", lambda job, step: None)
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path)
+    assert left.value.code == 143
+    assert load_checkpoint(tmp_path / "runs/LA/tiny_16/seed1337/last.pth")["step"] == saved
+
+
 def test_a_signal_inside_a_step_saves_the_step_before(tmp_path):
     job = run.Run(parse(tmp_path), "train_tiny.py")
     net = VNet(1, 2, 2)

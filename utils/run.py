@@ -382,10 +382,10 @@ class Run:
             return
         distributed.average_buffers(target for target in self._objects.values() if isinstance(target, torch.nn.Module))
         due = distributed.is_first() and time.monotonic() - self._saved_at >= 60 * self.args.save_minutes
-        self._signal, due = distributed.largest(self._signal, due)
+        asked, due = distributed.largest(self._signal, due)
         keep = self.args.keep_every and step % self.args.keep_every == 0
         validate = self.data.validation and (step % self.args.val_every == 0 or step == self.last)
-        if keep or validate or due or self._signal or step == self.last:
+        if keep or validate or due or asked or step == self.last:
             self._records.settle()
             distributed.gather(None)  # where a number was not finite, its process does not come here: nothing is saved
         if keep:
@@ -394,21 +394,22 @@ class Run:
             self._validate(step)
         if due or step == self.last:
             self._save(step)
-        self._leave(step)
+        self._leave(step, asked)
+        self.leave_if_asked(step)  # since they have told each other
 
     def leave_if_asked(self, step):
         """After a signal: save and end the process, for long work inside a step, while all is as `step` left it. Under
         torchrun not before the step is over: the processes leave together."""
         if distributed.world_size() == 1:
-            self._leave(step)
+            self._leave(step, self._signal)
 
-    def _leave(self, step):
-        if self._signal:
+    def _leave(self, step, asked):
+        if asked:
             self._save(step)
             distributed.gather(None)  # torchrun ends all when the first one leaves
-            self.logger.info(f"{signal.Signals(self._signal).name}: saved step {step}, --resume goes on from it")
+            self.logger.info(f"{signal.Signals(asked).name}: saved step {step}, --resume goes on from it")
             self._release()
-            sys.exit(128 + self._signal)
+            sys.exit(128 + asked)
 
     def _keep(self, step, name):
         if not distributed.is_first():
