@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 
+from networks.one_vs_rest import OneVsRest
 from networks.vnet import VNet
 from utils import board, options, run
 from utils.checkpoint import load_checkpoint, load_state, write_atomically
@@ -297,13 +298,16 @@ def events(job):
     return found
 
 
-def test_pictures_reach_tensorboard(tmp_path):
-    class Labelled(Data):
-        def batch(self, step, part=0, parts=1):
-            batch = super().batch(step, part, parts)
-            batch.label = (batch.image[:1, 0] > 0).long()
-            return batch
+class Labelled(Data):
+    """Of two classes besides the background."""
 
+    def batch(self, step, part=0, parts=1):
+        batch = super().batch(step, part, parts)
+        batch.label = (batch.image[:1, 0] > 0).long() + (batch.image[:1, 0] > 1).long()
+        return batch
+
+
+def test_pictures_reach_tensorboard(tmp_path):
     job = run.Run(parse(tmp_path, "--picture_every", 2), "train_tiny.py")
     net = VNet(1, 2, 2)
     job.resume(net=net)
@@ -314,6 +318,26 @@ def test_pictures_reach_tensorboard(tmp_path):
         (value.tag, event.step) for event in events(job) for value in event.summary.value if value.HasField("image")
     ]
     assert tags == [("train/Image", 2), ("train/Predicted_label", 2), ("train/Groundtruth_label", 2)]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("one_vs_rest", [False, True])
+def test_the_label_shown_is_that_of_the_image_shown(tmp_path, monkeypatch, mixed, one_vs_rest):
+    """None beside a crop that the script has mixed; of binary networks, one a class, the first class."""
+    shown = []
+    monkeypatch.setattr(board.Board, "images", lambda _, step, pictures: shown.append(pictures))
+    job = run.Run(parse(tmp_path, "--picture_every", 1), "train_tiny.py")
+    net = OneVsRest("vnet", 1, 3, n_filters=2) if one_vs_rest else VNet(1, 3, 2)
+    job.resume(net=net)
+    for step, batch in job.steps(Labelled(), 1):
+        outputs = net(batch.image.flip(0) if mixed else batch.image)
+        job.log(step, loss=(outputs[0] if one_vs_rest else outputs).mean())
+        job.checkpoint(step)
+    (pictures,) = shown
+    assert ("train/Groundtruth_label" in pictures) is not mixed
+    if not mixed:
+        truth = batch.label[0] == 1 if one_vs_rest else batch.label[0] / 2
+        assert torch.equal(pictures["train/Groundtruth_label"].float(), truth.float())
 
 
 def test_numbers_reach_tensorboard_and_a_resumed_run_strikes_out_its_later_ones(tmp_path):

@@ -553,12 +553,15 @@ class Run:
                 logits = output
                 while not torch.is_tensor(logits):  # of several heads or networks the first
                     logits = logits[0]
-                label = self._batch.label[0]
+                label, classes = self._batch.label[0], logits.shape[1]
+                if isinstance(output, list):  # binary networks, of which the first has the first class
+                    label = label == 1
                 pictures = {
                     "train/Image": inputs[0][0, 0],
-                    "train/Predicted_label": logits[0].detach().argmax(0) / (logits.shape[1] - 1),
-                    "train/Groundtruth_label": label / (logits.shape[1] - 1),
+                    "train/Predicted_label": logits[0].detach().argmax(0) / (classes - 1),
                 }
+                if torch.equal(inputs[0][0], self._batch.image[0]):  # not where the script has mixed crops
+                    pictures["train/Groundtruth_label"] = label / (classes - 1)
                 self._records.board.images(self._step, pictures)
 
         self._forwards.get(network, network).register_forward_hook(hook)
