@@ -212,6 +212,8 @@ def test_options_newer_than_a_run_do_not_stop_it(tmp_path):
     del args["augment"]
     (job.folder / "args.json").write_text(json.dumps(args))
     train(tmp_path, "--resume")
+    with pytest.raises(UserError, match="was started before --augment existed: leave it out"):
+        train(tmp_path, "--resume", "--augment", "crop")
 
 
 def test_resume_insists_on_the_same_cases(tmp_path, monkeypatch):

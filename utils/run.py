@@ -276,7 +276,10 @@ class Run:
             raise UserError(f"{self.folder / name}: missing or damaged, so this run cannot be resumed") from None
 
     def _compare_options(self, before):
-        """Insist on the options that the run was started with; options newer than the run are left alone."""
+        """Insist on the options that the run was started with; options newer than the run keep their defaults."""
+        newer = self.options.keys() - before.keys() - MAY_DIFFER
+        if given := [key for key in sorted(newer) if self.args.sources.get(key) == "command line"]:
+            raise UserError(f"{self.folder} was started before --{given[0]} existed: leave it out, or --name another")
         key = first_difference(before, self.options, MAY_DIFFER | {"precision_asked"})  # what came of it counts
         if key:
             old, new = before[key], self.options[key]
