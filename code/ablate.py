@@ -84,9 +84,10 @@ def dmd_lambda(dataset, n):
 
 
 def dmd_rivals(dataset, n):
-    """CPS is that of `train_cml.py`, with the steps and crops of DMD."""
-    here = (dataset, n) == ("LA", 8)
-    cps = "--framework cps --pretrain_iterations 0 --max_iterations 6000 --labeled_bs 2 --unlabeled_bs 2"
+    """CPS is that of `train_cml.py`, with the steps, crops and learning rate of DMD."""
+    here, data = (dataset, n) == ("LA", 8), dataset_class(dataset)
+    cps = "--framework cps --pretrain_iterations 0 --max_iterations 6000 --lr_step 2500 --lambda_u 1"
+    cps += f" --labeled_bs {data.labeled_bs} --unlabeled_bs {data.unlabeled_bs}"
     return [
         Row("CPS", "cml", cps, "cps_6000", "--network net --nms 0", published=dice(87.49, here)),
         Row("MC-Net", published=dice(87.71, here)),

@@ -225,6 +225,14 @@ def test_the_component_filter_is_the_rows(usual, tmp_path):
     assert job.result()[0]["test"]["nms"] == 0
 
 
+@pytest.mark.parametrize("dataset", ["LA", "ACDC", "BraTS2019", "Pancreas"])
+def test_cps_is_trained_as_what_it_is_compared_with(dataset):
+    cps, _, _, dmd = (jobs[0].options if jobs else None for _, jobs in plan("dmd-table3", dataset))
+    same = ("labeled_bs", "unlabeled_bs", "patch", "max_iterations", "lr_step", "base_lr", "net", "augment")
+    assert {key: cps[key] for key in same} == {key: dmd[key] for key in same}
+    assert (cps["pretrain_iterations"], cps["lambda_u"]) == (0, 1)
+
+
 def test_a_method_that_is_not_here_has_its_published_number(call, capsys, tmp_path):
     call("dmd-table3", "--fill", "--runs", tmp_path, "--extra", "--downsample 2")
     out = capsys.readouterr().out
