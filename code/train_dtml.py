@@ -15,9 +15,9 @@ normalised to [-1, 1] over the crop. Tested: M_s, its largest component.
 `--preset released` is the released code where it differs: λ is 1.0 r(t//150, 40), and the consistency term is part of
 both losses, each of which is back-propagated into both networks, so that it counts twice.
 
-Equation 2 prints σ(+k d), which with the paper's own sign would invert the mask: neither preset does. With more classes
-there is one distance map a foreground class, 1 everywhere where a crop lacks it, and Dice losses and distances are
-means over them.
+Equation 2 prints σ(+k d), which with the paper's own sign would invert the mask: neither preset does. Of a class that a
+crop lacks, the map to be learned is 1 everywhere (`--dis_loss` other than mask; our choice, the published map is 0
+there). With more classes there is one map a foreground class, and Dice losses and distances are means over them.
 """
 
 import torch

@@ -13,10 +13,10 @@
     python code/test_LA.py --method ugmcl --labelnum 16
 
 One V-Net (for slices a U-Net) with two heads: probabilities p, and through tanh signed distance maps d, negative
-inside, normalised over the crop, one a foreground class, 1 everywhere of a class that a crop lacks. SGD 0.01, momentum
-0.9, weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops a step, β = 0.75, teacher's decay 0.99. Squares
-are means over classes. The teacher's input has noise clamp(N(0, 0.1²), ±0.2), and it stays in train mode. Tested: the
-student's p, on LA its largest component (our choice).
+inside, normalised over the crop, one a foreground class, 1 everywhere of a class that a crop lacks (our choice: the
+published map is 0 there). SGD 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops a
+step, β = 0.75, teacher's decay 0.99. Squares are means over classes. The teacher's input has noise clamp(N(0, 0.1²),
+±0.2), and it stays in train mode. Tested: the student's p, on LA its largest component (our choice).
 
 `--preset released` is the released code (for BraTS) where it differs: L_sup = (CE + Dice + Dice(σ(-k d), Y)) / 2, half
 of L_itc, of the probabilities alone, λ = 0.1 r(t//150, 200), a 3-D U-Net with instance norm, on BraTS2019 crops of
@@ -48,7 +48,7 @@ TERMS = ("dis", "itc", "ctc")
 
 
 def noisy(image):
-    """The teacher's input: noise of a tenth of the image's deviation, cut off at twice that."""
+    """The teacher's input: noise clamp(N(0, 0.1²), ±0.2), whatever the scale of the image's grey values."""
     return image + (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)
 
 

@@ -60,6 +60,14 @@ def test_inside_is_where_the_distance_is_negative():
     assert terms["loss_dis"].item() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("dis_loss", ["sdm", "sdm2", "both"])
+def test_a_class_that_a_crop_lacks_is_far(case, dis_loss):
+    """One crop of background alone: a distance of 1 everywhere is right."""
+    logits, sdm, label = (torch.from_numpy(z[:1].copy()) for z in case)
+    _, terms = dtml.objective(logits, torch.ones_like(sdm), torch.zeros_like(label), 0.0, dis_loss)
+    assert terms["loss_dis"].item() == pytest.approx(0, abs=1e-6)
+
+
 def test_each_network_learns_from_its_own_labels_and_both_from_the_consistency(case):
     loss, _, logits, sdm = ours(case, weight=0.0)
     loss.backward()
