@@ -13,22 +13,20 @@
 One V-Net with instance norm and three branches, 4 + 4 crops a step; for slices a U-Net of four levels from 64 channels,
 2 + 2. Adam 1e-3, betas (0.5, 0.999). An epoch is a pass over the labelled cases; every 5 pseudo-labels (from D) and
 certain voxels of whole unlabelled images are found anew. Tested: D of the student. ACDC has a binary CoraNet a class,
-and they vote; `--multiclass direct` has one, α on the background in CE_con, on all others in CE_rad. LA, not in the
-paper, is turned and flipped by its own protocol.
+and they vote; `--multiclass direct` has one, α on the background in CE_con, on all others in CE_rad.
 
-`--preset released`: 8 + 8 crops; an epoch is five passes over the labelled cases, then at most one over the unlabelled;
-60 of pre-training; L_crm and L_csn are means of CE, Dice, CE_con and CE_rad, L_csn with swapped weights, its sums over
-the number of voxels; L_cnt sums over classes, is averaged over the branches and weighs 0.1 r(epoch, 40); L_csn + L_cnt
-weighs 0.5; constant decay of the teacher. Not its V-Net, its Dice without squares, nor unlabelled crops' place.
+`--preset released`: in 3-D 8 + 8 crops, epochs of five passes over the labelled cases, then at most one over the
+unlabelled, 60 of pre-training; L_crm and L_csn are means of CE, Dice, CE_con and CE_rad, L_csn with swapped weights;
+L_cnt sums over classes, is averaged over the branches and weighs 0.1 r(epoch, 40); L_csn + L_cnt weighs 0.5; constant
+decay of the teacher. Not its V-Net without dropout, Dice of both classes without squares, central unlabelled crops.
 
 `--uncertainty` other than crm calls certain, with D alone, where the entropy of a mean softmax is below half of ln C:
 over flips (`tta`), passes with dropout (`mcdropout`), or logits D + σ ε (`aleatoric`), σ learned by their likelihood
-(Kendall & Gal, NeurIPS 2017, equation 12). The paper leaves the passes and the threshold open.
+(Kendall & Gal, NeurIPS 2017, equation 12).
 """
 
 import copy
 import math
-import operator
 from functools import partial
 
 import torch
@@ -147,13 +145,15 @@ def main():
     method.add_argument("--multiclass", choices=("direct", "one_vs_rest"), default="direct", help="one network or many")
     args = options.parse(parser, DEFAULTS)
     half = [extent // 2 for extent in args.patch] if len(args.patch) == 3 else None  # slices are seen whole
-    if args.relabel_stride and (half is None or any(map(operator.gt, args.relabel_stride, args.patch))):
-        raise UserError(f"--relabel_stride {args.relabel_stride} is not for windows of {args.patch}: too wide, or 2-D")
-    args.relabel_stride = args.relabel_stride or half
+    if (stride := args.relabel_stride) and not (half and all(map(int.__le__, stride, args.patch))):
+        raise UserError(f"--relabel_stride {stride} is not for windows of {args.patch}: too wide, or 2-D")
+    args.relabel_stride = stride or half
     self_training, mean_teaching, masked = MODES[args.train]
     job = run.Run(args, __file__)
 
     data, one_vs_rest = two_stream_loader(args, job.device), args.multiclass == "one_vs_rest"
+    if (self_training or masked) and data.num_classes > (5 if one_vs_rest else 128):
+        raise UserError(f"--multiclass: {data.num_classes} classes, but one_vs_rest has room for 5, direct for 128")
     epoch_steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
     pretraining = args.pretrain_epochs * epoch_steps
     if args.preset == "released" and args.net != "unet":  # the shorter of its two loaders, this one of whole batches

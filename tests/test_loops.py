@@ -92,7 +92,7 @@ def test_cml_learns_from_the_other_outside_of_the_box(tiny_la, main, calls, monk
 
 
 def test_cmls_released_code_shows_batch_norm_either_kind_alone(tiny_la, main, monkeypatch):
-    """Each network sees the labelled crops, the unmixed unlabelled ones without gradient, and these mixed."""
+    """4 + 2 crops, mixed to 2 + 1: what learns sees the labelled ones, in self-training the unlabelled one after."""
     seen, see = [], train_cml.see
 
     def listen(student, image, sizes):
@@ -104,8 +104,9 @@ def test_cmls_released_code_shows_batch_norm_either_kind_alone(tiny_la, main, mo
         return answer
 
     monkeypatch.setattr(train_cml, "see", listen)
-    main(train_cml, tiny_la, *LA, "--pretrain_iterations", 1, "--max_iterations", 1, "--preset", "released")
-    assert [len(given) for given, _ in seen] == [1, 1, 1, 1, 1, 1]  # two networks: once before, then twice each
+    options = ["--labeled_bs", 4, "--pretrain_iterations", 1, "--max_iterations", 1, "--preset", "released"]
+    main(train_cml, tiny_la, *LA, *options)
+    assert [len(given) for given, _ in seen] == [2, 2, 2, 1, 2, 1]  # two networks: once before, then twice each
 
 
 def test_cmls_released_code_has_one_network_on_slices(tiny_acdc, main, calls):
@@ -158,6 +159,21 @@ def test_coranets_released_epochs_end_with_the_shorter_loader(tiny_la, main, cal
     main(train_coranet, tiny_la, *LA, *options)
     assert [args[2] for args, _ in relabelled] == [range(9, 11), range(11, 12)]
     assert [args[6] for args, _ in objectives] == [0] * 8 + [0, 1, 2]
+
+
+def test_coranet_says_at_the_start_how_many_classes_a_byte_holds(tiny_acdc, main, monkeypatch):
+    load = train_coranet.two_stream_loader
+
+    def six(*args):
+        data = load(*args)
+        data.num_classes = 6
+        return data
+
+    monkeypatch.setattr(train_coranet, "two_stream_loader", six)
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 1]
+    with pytest.raises(UserError, match="6 classes, but one_vs_rest has room for 5, direct for 128"):
+        main(train_coranet, tiny_acdc, *ACDC, *options)
+    main(train_coranet, tiny_acdc, *ACDC, *options, "--train", "seg", "--name", "no_pseudo_labels")
 
 
 @pytest.mark.parametrize(("form", "name"), [("one_vs_rest", "one_vs_rest.OneVsRest"), ("direct", "unet.UNet")])
