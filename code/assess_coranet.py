@@ -15,7 +15,7 @@ the label. Within that region alone, of a foreground class:
     softmax t     D's argmax; certain where its softmax is at least t = 0.5, 0.7, 0.9
 
 PPV, TPR and CSI are means over the foreground classes, then over cases, with their sample sd; what is 0 / 0 is left out
-of a mean. Labels of unlabelled training cases are read here and nowhere else: nothing is trained. Writes
+of a mean. Labels of unlabelled training cases are read for this assessment alone: nothing is trained. Writes
 certain_per_case.csv, a line a case, class and region with the voxel counts, and certain.csv, the table, into
 <run>/test/<checkpoint>/.
 """

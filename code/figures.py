@@ -13,7 +13,7 @@ curves        Dice, or other metrics, of each network that is tested and of thei
 `sdm` and `uncertainty` show one case, or those of --case: of the run's unlabelled training cases, or of --split test.
 The distance map of a volume is the mean over its windows. `curves` reads what test_*.py --checkpoint <step> wrote into
 <run>/test/, and of one network with --network net_2; with --split train it predicts and scores the run's unlabelled
-training cases instead, whose labels are read for this and nowhere else, and leaves empty predictions out of distances.
+training cases instead, whose labels are read for this alone, and leaves empty predictions out of distances.
 It writes its numbers as CSV too. Files go to <run>/figures/. Contours, errors and surfaces of the cases of a test are
 drawn by test_*.py itself.
 """
