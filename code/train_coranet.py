@@ -152,7 +152,7 @@ def main():
     job = run.Run(args, __file__)
 
     data, one_vs_rest = two_stream_loader(args, job.device), args.multiclass == "one_vs_rest"
-    if (self_training or masked) and data.num_classes > (5 if one_vs_rest else 128):
+    if args.selftrain_epochs and (self_training or masked) and data.num_classes > (5 if one_vs_rest else 128):
         raise UserError(f"--multiclass: {data.num_classes} classes, but one_vs_rest has room for 5, direct for 128")
     epoch_steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
     pretraining = args.pretrain_epochs * epoch_steps
