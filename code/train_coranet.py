@@ -42,7 +42,7 @@ from utils.errors import UserError
 from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.options import rule
-from utils.pseudo_labels import CompressedVolumes, pack, unpack
+from utils.pseudo_labels import CompressedVolumes, found, pack, unpack
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
 from utils.uncertainty import entropy, noisy_softmax, views
 
@@ -174,8 +174,8 @@ def main():
         pseudo = certain = targets = [None] * len(labels)
         if t >= 0 and (self_training or masked):
             if t % between == 0 and batch.part == 0:
-                steps = range(step, min(step + between, last + 1))
-                codes.replace(relabel(net, data, steps, job, args))
+                codes.replace(relabel(net, data, range(step, min(step + between, last + 1)), job, args))
+                job.logger.info(found(codes, len(labels), data.description["class_names"]))
             pseudo, certain = unpack(data.gather(codes, batch.crops[n:]), len(labels))
         if t >= 0 and mean_teaching:
             if batch.part == 0:  # a copy of the pre-trained student at t = 0

@@ -1,6 +1,7 @@
 """CoraNet's objective against the equations in NumPy float64, its gradients, its relabelling and its teacher."""
 
 import math
+import re
 from argparse import Namespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy_reference import softmax
 from dataloaders.transforms import Warp, warp_matrix, warp_slices
 from networks.one_vs_rest import OneVsRest, problems
 from networks.vnet import VNet
-from utils.pseudo_labels import CompressedVolumes, pack, unpack
+from utils.pseudo_labels import CompressedVolumes, found, pack, unpack
 
 ALPHA, EPOCH, LABELED = 5.0, 10, 2
 MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")
@@ -298,6 +299,22 @@ def test_with_alpha_1_tied_branches_never_part(net, alpha, tied):
     assert all(unpack(volume, 1)[1][0].all() == tied for volume in relabel(net.eval()).values())
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_no_pseudo_label_has_is_said(count):
+    """RV in the first image alone, there uncertain, Myo in both, LV in none."""
+    first, second = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 2, 2]])
+
+    def packed(label, certain):
+        problems = [label] if count == 1 else [label == c for c in (1, 2, 3)]
+        return pack([problem.long() for problem in problems], [certain] * count)
+
+    volumes = {4: packed(first, first != 1), 7: packed(second, second == 2)}
+    line = found(volumes, count, ("RV", "Myo", "LV"))
+    assert line.startswith("pseudo-labels of 2 images: RV in 1, Myo in 2, LV in 0. Without LV they teach")
+    volumes[9] = packed(third := torch.tensor([[3, 0]]), third < 0)
+    assert found(volumes, count, ("RV", "Myo", "LV")) == "pseudo-labels of 3 images: RV in 1, Myo in 2, LV in 1"
+
+
 def test_pseudo_labels_survive_a_checkpoint(net, tmp_path):
     store = CompressedVolumes(relabel(net))
     torch.save(store.state_dict(), tmp_path / "x.pth")
@@ -317,7 +334,10 @@ def test_the_teacher_follows_the_student(tiny_la, tmp_path, script):
         runs = tmp_path / f"{epochs}_{decay}"
         done = script("train_coranet.py", *options, "--runs", runs, "--selftrain_epochs", epochs, "--ema_decay", decay)
         assert done.returncode == 0, done.stderr
-        return torch.load(runs / "LA" / "coranet_2" / "seed1337" / "last.pth", weights_only=True)
+        folder = runs / "LA" / "coranet_2" / "seed1337"
+        said = re.findall(r"pseudo-labels of (\d) images: left atrium in \d", (folder / "log.txt").read_text())
+        assert said == [str(epochs)] * (epochs > 0)  # all at the first step of self-training, a new one an epoch
+        return torch.load(folder / "last.pth", weights_only=True)
 
     first, second, third = (checkpoint(epochs, 0.25) for epochs in (0, 1, 2))
     moved = False

@@ -29,6 +29,24 @@ def unpack(code, count):
     return [share % (1 << (bits - 1)) for share in shares], [share < 1 << (bits - 1) for share in shares]
 
 
+def found(volumes, count, names):
+    """A line for the log: in how many of the images each foreground class is, by `names`, and which is in none.
+
+    Args:
+        volumes: what `pack` gave, by case.
+        count: problems in a byte, 1 or as many as names.
+    """
+    images = dict.fromkeys(names, 0)
+    for volume in volumes.values():
+        codes = torch.bincount(volume.flatten(), minlength=256).nonzero().flatten()
+        labels, _ = unpack(codes, count)
+        for k, name in enumerate(names):
+            images[name] += bool((labels[0] == k + 1).any() if count == 1 else labels[k].any())
+    line = f"pseudo-labels of {len(volumes)} images: " + ", ".join(f"{name} in {n}" for name, n in images.items())
+    absent = ", ".join(name for name, n in images.items() if not n)
+    return line + (f". Without {absent} they teach that there is none: pre-train longer" if absent else "")
+
+
 class CompressedVolumes(dict):
     """Case to uint8 tensor of any shape, small in a checkpoint: label maps compress a hundredfold."""
 
