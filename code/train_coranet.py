@@ -175,7 +175,7 @@ def main():
         if t >= 0 and (self_training or masked):
             if t % between == 0 and batch.part == 0:
                 codes.replace(relabel(net, data, range(step, min(step + between, last + 1)), job, args))
-                job.logger.info(found(codes, len(labels), data.description["class_names"]))
+                job.logger.info(found(codes, len(labels), data.description["class_names"], masked))
             pseudo, certain = unpack(data.gather(codes, batch.crops[n:]), len(labels))
         if t >= 0 and mean_teaching:
             if batch.part == 0:  # a copy of the pre-trained student at t = 0

@@ -300,7 +300,7 @@ def test_with_alpha_1_tied_branches_never_part(net, alpha, tied):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_what_no_pseudo_label_has_is_said(count):
+def test_the_log_says_which_classes_pseudo_labels_have(count):
     """RV in the first image alone, there uncertain, Myo in both, LV in none."""
     first, second = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 2, 2]])
 
@@ -308,11 +308,14 @@ def test_what_no_pseudo_label_has_is_said(count):
         problems = [label] if count == 1 else [label == c for c in (1, 2, 3)]
         return pack([problem.long() for problem in problems], [certain] * count)
 
-    volumes = {4: packed(first, first != 1), 7: packed(second, second == 2)}
-    line = found(volumes, count, ("RV", "Myo", "LV"))
-    assert line.startswith("pseudo-labels of 2 images: RV in 1, Myo in 2, LV in 0. Without LV they teach")
-    volumes[9] = packed(third := torch.tensor([[3, 0]]), third < 0)
-    assert found(volumes, count, ("RV", "Myo", "LV")) == "pseudo-labels of 3 images: RV in 1, Myo in 2, LV in 1"
+    volumes, names = {4: packed(first, first != 1), 7: packed(second, second == 2)}, ("RV", "Myo", "LV")
+    line = "relabelled images: 2; certain RV in 0, Myo in 2, LV in 0 - none has RV, LV"
+    assert found(volumes, count, names, certain=True) == line
+    line = "relabelled images: 2; pseudo-label RV in 1, Myo in 2, LV in 0 - none has LV"
+    assert found(volumes, count, names, certain=False) == line
+    volumes[9] = packed(third := torch.tensor([[3, 1]]), third > 0)
+    line = "relabelled images: 3; certain RV in 1, Myo in 2, LV in 1"
+    assert found(volumes, count, names, certain=True) == line
 
 
 def test_pseudo_labels_survive_a_checkpoint(net, tmp_path):
@@ -335,7 +338,7 @@ def test_the_teacher_follows_the_student(tiny_la, tmp_path, script):
         done = script("train_coranet.py", *options, "--runs", runs, "--selftrain_epochs", epochs, "--ema_decay", decay)
         assert done.returncode == 0, done.stderr
         folder = runs / "LA" / "coranet_2" / "seed1337"
-        said = re.findall(r"pseudo-labels of (\d) images: left atrium in \d", (folder / "log.txt").read_text())
+        said = re.findall(r"relabelled images: (\d); certain left atrium in [0-2]", (folder / "log.txt").read_text())
         assert said == [str(epochs)] * (epochs > 0)  # all at the first step of self-training, a new one an epoch
         return torch.load(folder / "last.pth", weights_only=True)
 

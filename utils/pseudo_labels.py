@@ -29,22 +29,26 @@ def unpack(code, count):
     return [share % (1 << (bits - 1)) for share in shares], [share < 1 << (bits - 1) for share in shares]
 
 
-def found(volumes, count, names):
-    """A line for the log: in how many of the images each foreground class is, by `names`, and which is in none.
+def found(volumes, count, names, certain):
+    """A line for the log: in how many of the relabelled images each foreground class is, and which is in none.
 
     Args:
         volumes: what `pack` gave, by case.
         count: problems in a byte, 1 or as many as names.
+        names: of the foreground classes.
+        certain: count certain voxels alone.
     """
-    images = dict.fromkeys(names, 0)
+    images = [0] * len(names)
     for volume in volumes.values():
         codes = torch.bincount(volume.flatten(), minlength=256).nonzero().flatten()
-        labels, _ = unpack(codes, count)
-        for k, name in enumerate(names):
-            images[name] += bool((labels[0] == k + 1).any() if count == 1 else labels[k].any())
-    line = f"pseudo-labels of {len(volumes)} images: " + ", ".join(f"{name} in {n}" for name, n in images.items())
-    absent = ", ".join(name for name, n in images.items() if not n)
-    return line + (f". Without {absent} they teach that there is none: pre-train longer" if absent else "")
+        labels, sure = unpack(codes, count)
+        for k in range(len(names)):
+            voxels = labels[0] == k + 1 if count == 1 else labels[k] > 0
+            images[k] += bool((voxels & (sure[0 if count == 1 else k] | (not certain))).any())
+    shares = ", ".join(f"{name} in {number}" for name, number in zip(names, images, strict=True))
+    absent = ", ".join(name for name, number in zip(names, images, strict=True) if not number)
+    line = f"relabelled images: {len(volumes)}; {'certain' if certain else 'pseudo-label'} {shares}"
+    return line + (f" - none has {absent}" if absent else "")
 
 
 class CompressedVolumes(dict):
