@@ -178,15 +178,19 @@ def test_coranet_says_at_the_start_how_many_classes_a_byte_holds(tiny_acdc, main
 
 
 @pytest.mark.parametrize(("form", "name"), [("one_vs_rest", "one_vs_rest.OneVsRest"), ("direct", "unet.UNet")])
-def test_coranet_of_slices_has_four_levels(tiny_acdc, main, calls, form, name):
-    steps, lines = calls(train_coranet, "objective"), calls(train_coranet, "found")
-    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 1, "--multiclass", form]
+def test_coranet_of_slices_has_four_levels(tiny_acdc, main, form, name):
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 0, "--multiclass", form]
     spec = main(train_coranet, tiny_acdc, *ACDC, *options)["networks"]["net"]
-    problems = 3 if form == "one_vs_rest" else 1
-    taught = [args for args, _ in steps if args[3] is not None]  # in self-training each problem by its own labels
-    assert len(taught) == len(steps) // 2
-    assert all(args[0][0].shape[1] == (2 if problems == 3 else 4) > args[3].max() for args in taught)
-    assert [args[1] for args, _ in lines] == [problems]
-    assert re.match(r"relabelled images: \d+; certain RV in \d+, Myo in \d+, LV in \d+", lines[0][1])
     assert spec["class"] == f"networks.{name}"
     assert (spec["kwargs"]["levels"], spec["kwargs"]["branches"]) == (4, 3)
+
+
+@pytest.mark.parametrize(("form", "problems", "classes"), [("one_vs_rest", 3, 2), ("direct", 1, 4)])
+def test_coranet_self_trains_each_problem_of_slices(tiny_acdc, main, calls, form, problems, classes):
+    steps, lines = calls(train_coranet, "objective"), calls(train_coranet, "found")
+    main(train_coranet, tiny_acdc, *ACDC, "--pretrain_epochs", 1, "--selftrain_epochs", 1, "--multiclass", form)
+    taught = [args for args, _ in steps if args[3] is not None]
+    assert len(taught) == len(steps) // 2
+    assert all(args[0][0].shape[1] == classes > args[3].max() for args in taught)
+    assert [args[1] for args, _ in lines] == [problems]
+    assert re.match(r"relabelled images: \d+; certain RV in \d+, Myo in \d+, LV in \d+", lines[0][1])

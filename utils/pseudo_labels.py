@@ -43,8 +43,8 @@ def found(volumes, count, names, certain):
         codes = torch.bincount(volume.flatten(), minlength=256).nonzero().flatten()
         labels, sure = unpack(codes, count)
         for k in range(len(names)):
-            voxels = labels[0] == k + 1 if count == 1 else labels[k] > 0
-            images[k] += bool((voxels & (sure[0 if count == 1 else k] | (not certain))).any())
+            problem, label = (0, k + 1) if count == 1 else (k, 1)
+            images[k] += bool(((labels[problem] == label) & (sure[problem] | (not certain))).any())
     shares = ", ".join(f"{name} in {number}" for name, number in zip(names, images, strict=True))
     absent = ", ".join(name for name, number in zip(names, images, strict=True) if not number)
     line = f"relabelled images: {len(volumes)}; {'certain' if certain else 'pseudo-label'} {shares}"
