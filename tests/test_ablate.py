@@ -4,8 +4,10 @@ import json
 import re
 import runpy
 import signal
+import subprocess
 import sys
 import threading
+import time
 from fractions import Fraction
 from functools import cache
 from types import SimpleNamespace
@@ -291,7 +293,9 @@ def test_run_skips_goes_on_and_stops(call, capsys, monkeypatch, tmp_path):
     assert not ran
 
 
-def test_call_passes_status_and_each_signal_once(tmp_path):
+@pytest.mark.parametrize("early", [False, True])
+def test_call_passes_status_and_each_signal_once(tmp_path, monkeypatch, early):
+    """Also a signal that comes when the script runs and `Popen` has not returned."""
     script = tmp_path / "script.py"
     script.write_text(
         "import pathlib, signal, sys, time\n"
@@ -305,14 +309,23 @@ def test_call_passes_status_and_each_signal_once(tmp_path):
 
     def stop():
         while not (tmp_path / "ready").exists():
-            pass
+            time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            stop()
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=stop)
-    thread.start()
+    if early:
+        monkeypatch.setattr(subprocess, "Popen", Popen)
+    else:
+        thread.start()
     assert tables.call([str(script)]) == 41
-    thread.join()
+    if not early:
+        thread.join()
     assert signal.getsignal(signal.SIGTERM) == before
 
 

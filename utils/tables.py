@@ -203,9 +203,19 @@ def call(command):
     It has a session of its own, and gets each signal once, from here: a training script saves at the first and leaves
     at once at the second.
     """
-    process = subprocess.Popen([sys.executable, *command], start_new_session=True)
-    before = {n: signal.signal(n, lambda number, _: process.send_signal(number)) for n in run.SIGNALS}
+    process, early = None, []  # signals that come while the script is being started
+
+    def pass_on(number, _):
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in run.SIGNALS}
     try:
+        process = subprocess.Popen([sys.executable, *command], start_new_session=True)
+        for number in early:
+            process.send_signal(number)
         return process.wait()
     finally:
         for number, handler in before.items():
