@@ -1,8 +1,8 @@
 """Builds the compiled operators, csrc/, into one library that torch loads: utils/ops/_C.abi3.so.
 
-A machine with a CUDA build of torch, a GPU and nvcc of the same major version gets the CUDA kernels too. FORCE_CUDA=1
-builds them without a GPU (for the architectures of TORCH_CUDA_ARCH_LIST, default "8.0;9.0+PTX") or fails. WERROR=1
-turns warnings into errors.
+A machine with a CUDA build of torch, a GPU and nvcc of the same major version gets the CUDA kernels
+too. FORCE_CUDA=1 builds them without a GPU (for the architectures of TORCH_CUDA_ARCH_LIST, default
+"8.0;9.0+PTX") or fails. WERROR=1 turns warnings into errors.
 """
 
 import os
@@ -19,12 +19,16 @@ ROOT = Path(__file__).resolve().parent
 
 
 def nvcc_version() -> str | None:
-    """CUDA version of the nvcc under CUDA_HOME, such as "13.0"; None where there is none that runs."""
+    """CUDA version of the nvcc under CUDA_HOME, such as "13.0"; None where there is none that
+    runs.
+    """
     if cpp_extension.CUDA_HOME is None:
         return None
     nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
     try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [nvcc, "--version"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     release = re.search(r"release (\d+\.\d+)", text)
@@ -32,20 +36,29 @@ def nvcc_version() -> str | None:
 
 
 def wants_cuda() -> bool:
-    """Whether to build the CUDA kernels; exits where FORCE_CUDA=1 asks for what this machine cannot do."""
+    """Whether to build the CUDA kernels; exits where FORCE_CUDA=1 asks for what this machine cannot
+    do.
+    """
     forced = os.environ.get("FORCE_CUDA", "0") == "1"
     if torch.version.cuda is None:
         if forced:
-            sys.exit(f"FORCE_CUDA=1 needs a CUDA build of torch, and torch {torch.__version__} is built without CUDA")
+            sys.exit(
+                f"FORCE_CUDA=1 needs a CUDA build of torch, and torch {torch.__version__} is built "
+                "without CUDA"
+            )
         return False
     if not forced and not torch.cuda.is_available():
         return False
     nvcc = nvcc_version()
     if nvcc is None:
         if forced:
-            sys.exit(f"FORCE_CUDA=1 needs nvcc, and none runs under CUDA_HOME={cpp_extension.CUDA_HOME}")
+            sys.exit(
+                f"FORCE_CUDA=1 needs nvcc, and none runs under CUDA_HOME={cpp_extension.CUDA_HOME}"
+            )
         return False
-    if nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:  # torch refuses to build across major versions
+    if (
+        nvcc.split(".")[0] != torch.version.cuda.split(".")[0]
+    ):  # torch refuses to build across major versions
         versions = f"torch is built for CUDA {torch.version.cuda}, and {cpp_extension.CUDA_HOME} holds nvcc {nvcc}"
         if forced:
             sys.exit(f"FORCE_CUDA=1 needs nvcc of torch's major version: {versions}")
@@ -64,11 +77,21 @@ def extension():
         for path in (ROOT / folder).iterdir()
         if path.suffix in {".cpp", ".cu"}
     )
-    # Loops with roots vectorise only where roots set no errno and raise no signal; values stay the same to the bit.
-    cxx = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+    # Loops with roots vectorise only where roots set no errno and raise no signal; values stay the
+    # same to the bit.
+    cxx = [
+        "-O3",
+        "-g0",
+        "-std=c++17",
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+    ]
     nvcc = ["-O3", "-std=c++17"]
     link = []
-    if sys.platform == "linux":  # at::parallel_for runs on OpenMP, with the runtime that torch has loaded
+    if (
+        sys.platform == "linux"
+    ):  # at::parallel_for runs on OpenMP, with the runtime that torch has loaded
         cxx.append("-fopenmp")
         link.append("-fopenmp")
     if os.environ.get("WERROR", "0") == "1":

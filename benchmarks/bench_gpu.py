@@ -1,16 +1,18 @@
-"""Times the CUDA kernels, eager and replayed from a graph, beside their peers; `benchmarks/gpu.sh` runs all of it.
+"""Times the CUDA kernels, eager and replayed from a graph, beside their peers; `benchmarks/gpu.sh`
+runs all of it.
 
     python benchmarks/bench_gpu.py [SECTION …] [--json FILE]       (--list names the sections)
     python benchmarks/bench_gpu.py drive                           every operator once, small: for compute-sanitizer
     python benchmarks/bench_gpu.py --check                         fails where there is nothing of ours to time
 
-A row holds the median of repeated runs between CUDA events; what it times has been compared first, with the CPU kernels
-or, on `--device cpu`, with the references. Before each eager run 256 MB are written and waited for, so that it finds
-nothing of its own in the caches, and its launches count; a replayed graph finds its caches warm. "of copy" is the bytes
-that the operator must read and write over its time, as a share of the device's own copy bandwidth in the same process:
-of the eager run, and then of the replayed graph, which exceeds what memory gives where the data fit into the caches.
-"expected" was estimated for an H200 from bytes and operations before anything was measured. `--device cpu` tries the
-script out, small, without a GPU.
+A row holds the median of repeated runs between CUDA events; what it times has been compared first,
+with the CPU kernels or, on `--device cpu`, with the references. Before each eager run 256 MB are
+written and waited for, so that it finds nothing of its own in the caches, and its launches count; a
+replayed graph finds its caches warm. "of copy" is the bytes that the operator must read and write
+over its time, as a share of the device's own copy bandwidth in the same process: of the eager run,
+and then of the replayed graph, which exceeds what memory gives where the data fit into the caches.
+"expected" was estimated for an H200 from bytes and operations before anything was measured.
+`--device cpu` tries the script out, small, without a GPU.
 """
 
 import argparse
@@ -38,7 +40,9 @@ try:
     from utils.inference import sliding_window
     from utils.ops import _library
     from utils.run import environment
-except ImportError as error:  # a library that does not load; how a section ended is recorded all the same
+except (
+    ImportError
+) as error:  # a library that does not load; how a section ended is recorded all the same
     BROKEN = str(error)
 
 PATCH, STRIDE = (112, 112, 80), (18, 18, 4)
@@ -109,7 +113,12 @@ class Bench:
     def ours(self, name, data, call, moved=None, expected=None, graph=True):
         """A row of an operator; `moved` is the bytes that it cannot avoid to read and write."""
         eager = self.seconds(call)
-        row = {"what": f"**{name}**", "data": data, "eager_us": 1e6 * eager, "expected_us": expected}
+        row = {
+            "what": f"**{name}**",
+            "data": data,
+            "eager_us": 1e6 * eager,
+            "expected_us": expected,
+        }
         if moved:
             row["eager_share_of_copy_bandwidth"] = moved / eager / self.copy_bandwidth
         if graph and (replay := self.replayed(call)):
@@ -119,7 +128,9 @@ class Bench:
         self.rows.append(row)
 
     def peer(self, name, data, call, packages=(), repeats=10, check=None):
-        """A row of something to beat, after `check`; skipped, and said so, where a package is missing."""
+        """A row of something to beat, after `check`; skipped, and said so, where a package is
+        missing.
+        """
         row = {"what": name, "data": data}
         if missing := self.missing(packages):
             print(f"skipped {name}: {missing}", file=sys.stderr)
@@ -138,7 +149,9 @@ class Bench:
         return f"no {', '.join(absent)}" if absent else None
 
     def trusted(self, operator, reference):
-        """The operator to compare with, on the CPU: its kernel there, or where that is what is timed its reference."""
+        """The operator to compare with, on the CPU: its kernel there, or where that is what is
+        timed its reference.
+        """
         return reference if self.small else operator
 
     def labels(self, shape, dtype=torch.uint8):
@@ -149,7 +162,9 @@ class Bench:
 
 
 def same(ours, theirs, atol=0.0):
-    ours, theirs = ([given] if isinstance(given, torch.Tensor) else given for given in (ours, theirs))
+    ours, theirs = (
+        [given] if isinstance(given, torch.Tensor) else given for given in (ours, theirs)
+    )
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.shape == other.shape, f"{tuple(mine.shape)} beside {tuple(other.shape)}"
         torch.testing.assert_close(mine.cpu().double(), other.cpu().double(), rtol=0, atol=atol)
@@ -167,7 +182,10 @@ def table(rows):
         else:
             for kind in ("eager", "graph"):
                 time, share = row.get(f"{kind}_us"), row.get(f"{kind}_share_of_copy_bandwidth")
-                cells += ["" if time is None else f"{time:.1f}", "" if share is None else f"{share:.0%}"]
+                cells += [
+                    "" if time is None else f"{time:.1f}",
+                    "" if share is None else f"{share:.0%}",
+                ]
             cells.append(row.get("expected_us") or "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -196,16 +214,28 @@ def signed_distance(bench):
             (ops.normalized_sdm, ops.normalized_sdm_reference, (), 1e-5),
         ):
             same(ours(mask, *options), bench.trusted(ours, reference)(mask.cpu(), *options), atol)
-        bench.ours("signed_distance", data, lambda mask=mask: ops.signed_distance(mask), moved, expected)
-        bench.ours("normalized_sdm", data, lambda mask=mask: ops.normalized_sdm(mask), moved, expected)
-        bench.ours("signed_distance, spacing", data, lambda mask=mask: ops.signed_distance(mask, (1, 1, 2.5)), moved)
+        bench.ours(
+            "signed_distance", data, lambda mask=mask: ops.signed_distance(mask), moved, expected
+        )
+        bench.ours(
+            "normalized_sdm", data, lambda mask=mask: ops.normalized_sdm(mask), moved, expected
+        )
+        bench.ours(
+            "signed_distance, spacing",
+            data,
+            lambda mask=mask: ops.signed_distance(mask, (1, 1, 2.5)),
+            moved,
+        )
 
         def cupy_both_sides(mask=mask):
             import cupy
             from cupyx.scipy.ndimage import distance_transform_edt
 
             sides = [
-                [distance_transform_edt(side, float64_distances=False) for side in (item == 0, item != 0)]
+                [
+                    distance_transform_edt(side, float64_distances=False)
+                    for side in (item == 0, item != 0)
+                ]
                 for item in cupy.from_dlpack(mask)
             ]
             return cupy.stack([outside - inside for outside, inside in sides])
@@ -213,7 +243,14 @@ def signed_distance(bench):
         def check(mask=mask, cupy_both_sides=cupy_both_sides):
             same(ops.signed_distance(mask), torch.from_dlpack(cupy_both_sides()), atol=1e-3)
 
-        bench.peer("CuPy distance_transform_edt, both sides", data, cupy_both_sides, ["cupy"], repeats=3, check=check)
+        bench.peer(
+            "CuPy distance_transform_edt, both sides",
+            data,
+            cupy_both_sides,
+            ["cupy"],
+            repeats=3,
+            check=check,
+        )
     mask = bench.labels((4, *bench.patch))
 
     def research():
@@ -290,7 +327,9 @@ def largest_component(bench):
                 same(ops.largest_component(given, 2), torch.from_dlpack(cupy_label().astype("u1")))
 
             what = f"{data}, {name}"
-            bench.peer("CuPy label and bincount", what, cupy_label, ["cupy"], repeats=3, check=check)
+            bench.peer(
+                "CuPy label and bincount", what, cupy_label, ["cupy"], repeats=3, check=check
+            )
 
 
 def stitch_windows(bench):
@@ -309,13 +348,17 @@ def stitch_windows(bench):
 
         trusted = bench.trusted(ops.stitch_windows, ops.stitch_windows_reference)
         same(ours(), trusted(logits.cpu(), starts, shape, "softmax"), atol=1e-5)
-        data = f"{count} windows of {harness.times(patch)} in {harness.times(shape)}, {str(dtype)[6:]}"
+        data = (
+            f"{count} windows of {harness.times(patch)} in {harness.times(shape)}, {str(dtype)[6:]}"
+        )
         moved = logits.numel() * logits.element_size() + 8 * int(np.prod(shape))
         bench.ours("stitch_windows", data, ours, moved, expected)
 
 
 def inference(bench):
-    """A whole volume through a network that costs nothing: what is left is the sliding window itself."""
+    """A whole volume through a network that costs nothing: what is left is the sliding window
+    itself.
+    """
     stride = (6, 6, 4) if bench.small else STRIDE
     image = torch.rand(bench.volume)
     network = torch.nn.Conv3d(1, 2, 1).to(bench.device)
@@ -331,7 +374,9 @@ def inference(bench):
         for x in starts[0]:
             for y in starts[1]:
                 for z in starts[2]:
-                    window = tuple(slice(s, s + p) for s, p in zip((x, y, z), bench.patch, strict=True))
+                    window = tuple(
+                        slice(s, s + p) for s, p in zip((x, y, z), bench.patch, strict=True)
+                    )
                     logits = network(image[window][None, None].to(bench.device))
                     total[(slice(None), *window)] += torch.softmax(logits, 1)[0].cpu().numpy()
                     cover[window] += 1
@@ -345,13 +390,27 @@ def inference(bench):
         ]  # it rounds down
         with torch.no_grad():
             prob = sliding_window_inference(
-                image[None, None].to(bench.device), bench.patch, 4, lambda x: network(x).softmax(1), overlap
+                image[None, None].to(bench.device),
+                bench.patch,
+                4,
+                lambda x: network(x).softmax(1),
+                overlap,
             )
         return prob[0]
 
     bench.ours("sliding_window", data, ours, graph=False)
-    for name, packages, run in (("research loop", [], research), ("MONAI sliding_window_inference", ["monai"], monai)):
-        bench.peer(name, data, run, packages, repeats=3, check=lambda run=run: same(ours(), run(), atol=1e-5))
+    for name, packages, run in (
+        ("research loop", [], research),
+        ("MONAI sliding_window_inference", ["monai"], monai),
+    ):
+        bench.peer(
+            name,
+            data,
+            run,
+            packages,
+            repeats=3,
+            check=lambda run=run: same(ours(), run(), atol=1e-5),
+        )
 
 
 def surface_distances(bench):
@@ -376,7 +435,9 @@ def crop_rot_flip(bench):
         (bench.patch, *([torch.from_numpy(pair[k]) for pair in cases] for k in range(2))),
         (half, scans, bench.labels((4, *bench.scan))),
     ):
-        images, labels = ([volume.to(bench.device) for volume in volumes] for volumes in (images, labels))
+        images, labels = (
+            [volume.to(bench.device) for volume in volumes] for volumes in (images, labels)
+        )
         taken = [(size[1], size[0], size[2]) if turns % 2 else size for turns in rot]
         starts = [
             [(extent - n) // 2 for extent, n in zip(image.shape, extents, strict=True)]
@@ -393,26 +454,45 @@ def crop_rot_flip(bench):
         def composed(images=images, labels=labels, inside=inside):
             batch = []
             for volumes in (images, labels):
-                turned = [torch.rot90(v[where], k, (0, 1)) for v, where, k in zip(volumes, inside, rot, strict=True)]
-                batch.append(torch.stack([v if a is None else v.flip(a) for v, a in zip(turned, flip, strict=True)]))
+                turned = [
+                    torch.rot90(v[where], k, (0, 1))
+                    for v, where, k in zip(volumes, inside, rot, strict=True)
+                ]
+                batch.append(
+                    torch.stack(
+                        [v if a is None else v.flip(a) for v, a in zip(turned, flip, strict=True)]
+                    )
+                )
             return batch
 
-        for theirs in (ops.crop_rot_flip_reference(images, labels, starts, size, rot, flip), composed()):
+        for theirs in (
+            ops.crop_rot_flip_reference(images, labels, starts, size, rot, flip),
+            composed(),
+        ):
             same(ours(), theirs)
-        data = f"4 crops {harness.times(size)} of {harness.times(images[0].shape)}, float32 and uint8"
+        data = (
+            f"4 crops {harness.times(size)} of {harness.times(images[0].shape)}, float32 and uint8"
+        )
         bench.ours("crop_rot_flip", data, ours, 4 * int(np.prod(size)) * 2 * 5)
         bench.peer("torch slice, rot90, flip and stack", data, composed)
 
 
 def drive(bench):
-    """Every operator once on small inputs, with odd extents and empty items: what compute-sanitizer looks at."""
+    """Every operator once on small inputs, with odd extents and empty items: what compute-sanitizer
+    looks at.
+    """
     device = bench.device
-    mask = (bench.labels((3, 21, 17, 37)) != 0) ^ (torch.rand((3, 21, 17, 37), device=device) < 0.05)
+    mask = (bench.labels((3, 21, 17, 37)) != 0) ^ (
+        torch.rand((3, 21, 17, 37), device=device) < 0.05
+    )
     mask[1] = False
     for spacing in (None, (1, 2, 0.5)):
         ops.signed_distance(mask, spacing)
         ops.normalized_sdm(mask, spacing)
-    image, box = torch.rand((3, 2, 21, 17, 37), device=device), ops.random_box((21, 17, 37), 0.5).to(device)
+    image, box = (
+        torch.rand((3, 2, 21, 17, 37), device=device),
+        ops.random_box((21, 17, 37), 0.5).to(device),
+    )
     ops.cutmix(image, image.flip(0), mask.long(), mask.flip(0).long(), box)
     ops.splice(image.requires_grad_(), image.detach(), box).sum().backward()
     for connectivity in (6, 18, 26):
@@ -424,7 +504,9 @@ def drive(bench):
             ops.stitch_windows(logits, starts, (21, 17, 37), activation, weights)
     ops.surface_distances(mask[0], mask[2], (1, 2, 0.5))
     volumes = [image[0, 0].detach().contiguous(), image[1, 1, :15].detach().contiguous()]
-    ops.crop_rot_flip(volumes, [mask[0]], [(-2, 3, 30), (4, -9, 0)], (12, 10, 11), [1, 2], [0, None])
+    ops.crop_rot_flip(
+        volumes, [mask[0]], [(-2, 3, 30), (4, -9, 0)], (12, 10, 11), [1, 2], [0, None]
+    )
     if device.type == "cuda":
         torch.cuda.synchronize()
     print("driven: every operator once")
@@ -459,7 +541,12 @@ def write(path, found):
     """Adds sections to the file; the others stay."""
     record = json.loads(path.read_text()) if path.is_file() else {}
     if BROKEN:
-        facts = {"torch": torch.__version__, "compiled": False, "cuda_kernels": False, "error": BROKEN}
+        facts = {
+            "torch": torch.__version__,
+            "compiled": False,
+            "cuda_kernels": False,
+            "error": BROKEN,
+        }
     else:
         facts = environment([torch.device("cuda" if torch.cuda.is_available() else "cpu")])
         facts |= {"compiled": _library.BUILT, "cuda_kernels": _library.CUDA}
@@ -472,20 +559,37 @@ def write(path, found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     sections = {section.__name__: section for section in SECTIONS}
     known = ", ".join([*sections, "drive"])
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {known} (default: all but drive)")
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"of {known} (default: all but drive)"
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the sections")
-    parser.add_argument("--check", action="store_true", help="only say whether our kernels can be timed here")
+    parser.add_argument(
+        "--check", action="store_true", help="only say whether our kernels can be timed here"
+    )
     parser.add_argument("--json", type=Path, help="add what is found to this file")
-    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the script out")
-    parser.add_argument("--record", nargs="+", metavar="NAME", help="only record how sections ended, with the options:")
+    parser.add_argument(
+        "--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the script out"
+    )
+    parser.add_argument(
+        "--record",
+        nargs="+",
+        metavar="NAME",
+        help="only record how sections ended, with the options:",
+    )
     parser.add_argument("--status", type=int, help="their exit status")
     parser.add_argument("--seconds", type=int, help="how long they took")
     parser.add_argument("--log", type=Path, help="what they printed; its last lines are kept")
-    parser.add_argument("--rows", type=Path, help="what another benchmark wrote as its --json, if it did")
-    parser.add_argument("--not-run", metavar="WHY", help="why they did not run, instead of the other three")
+    parser.add_argument(
+        "--rows", type=Path, help="what another benchmark wrote as its --json, if it did"
+    )
+    parser.add_argument(
+        "--not-run", metavar="WHY", help="why they did not run, instead of the other three"
+    )
     args = parser.parse_args()
     if unknown := set(args.sections) - {*sections, "drive"}:
         parser.error(f"unknown section {', '.join(sorted(unknown))}: choose from {known}")

@@ -3,21 +3,23 @@
     python benchmarks/bench_inference.py [--run runs/LA/coranet_16/seed1337] [--windows 12] [--json FILE]
     python benchmarks/bench_inference.py --device cuda --cases 20
 
-Ours is what `test_LA.py` does with a case, by the same functions: read the h5 file, `whole_image` over windows of
-112×112×80 with stride 18, 18, 4, argmax, `largest_component`, the metrics. The research side is `research.py`: one
-window a forward pass in contiguous float32 (on a GPU TF32, torch's default), softmax and sum in NumPy, skimage's
-components, medpy's metrics, in torch's own allocator. The weights are the same: those of `--run` (of several networks
-the first), or else of a V-Net that `train_supervised.py` trains for some steps first, so that its labels look like
-labels. "network" is the network's forward pass alone, "stitching" all else that leads to labels.
+Ours is what `test_LA.py` does with a case, by the same functions: read the h5 file, `whole_image`
+over windows of 112×112×80 with stride 18, 18, 4, argmax, `largest_component`, the metrics. The
+research side is `research.py`: one window a forward pass in contiguous float32 (on a GPU TF32,
+torch's default), softmax and sum in NumPy, skimage's components, medpy's metrics, in torch's own
+allocator. The weights are the same: those of `--run` (of several networks the first), or else of a
+V-Net that `train_supervised.py` trains for some steps first, so that its labels look like labels.
+"network" is the network's forward pass alone, "stitching" all else that leads to labels.
 
-In every round each side has a process of its own, one after the other, so that a busy machine slows both alike. The
-first windows of a process are not counted. Before, both sides predict a case in float32: at most one voxel in a hundred
-thousand may differ (the sums are taken in another order), and where none does the metrics must agree to 1e-6. The Dice
-between the labels of the timed runs, in their own precisions, stands in the table.
+In every round each side has a process of its own, one after the other, so that a busy machine slows
+both alike. The first windows of a process are not counted. Before, both sides predict a case in
+float32: at most one voxel in a hundred thousand may differ (the sums are taken in another order),
+and where none does the metrics must agree to 1e-6. The Dice between the labels of the timed runs,
+in their own precisions, stands in the table.
 
-`--windows N` lets the network see the first N windows of a case; in all others both sides take its output of the N-th.
-The network's time is then scaled to all windows, on both sides, and the table says so. A full case on two cores takes
-us half a minute, and the research loop minutes.
+`--windows N` lets the network see the first N windows of a case; in all others both sides take its
+output of the N-th. The network's time is then scaled to all windows, on both sides, and the table
+says so. A full case on two cores takes us half a minute, and the research loop minutes.
 """
 
 import contextlib
@@ -82,7 +84,8 @@ class Watch:
 
 
 class FirstWindows:
-    """A network that sees the first windows alone, and gives of all others its last output; its time, as if it saw all.
+    """A network that sees the first windows alone, and gives of all others its last output; its
+    time, as if it saw all.
 
     Args:
         network: its `segment` maps `(B, 1, *patch)` to `(B, C, *patch)`.
@@ -113,13 +116,22 @@ class FirstWindows:
 def ours(settings):
     """Of each case the seconds by part, its labels and its scores, as `test_LA.py` makes them."""
     torch.set_num_threads(settings.threads)
-    device = select_device("0" if settings.device == "cuda" else "-1")  # and the allocator that a script has
+    device = select_device(
+        "0" if settings.device == "cuda" else "-1"
+    )  # and the allocator that a script has
     torch.backends.cudnn.benchmark = True
     precision = resolve_precision(settings.precision, device)
     network = load_networks(settings.checkpoint, device)[0][0]
     data = open_dataset("LA", settings.root, "test")
     where = {"device": device, "precision": precision}
-    whole_image(mean_probability([network]), torch.rand(settings.patch), settings.patch, settings.stride, 2, **where)
+    whole_image(
+        mean_probability([network]),
+        torch.rand(settings.patch),
+        settings.patch,
+        settings.stride,
+        2,
+        **where,
+    )
     results = []
     for case in range(settings.cases):
         watch = Watch(settings.device)
@@ -127,7 +139,9 @@ def ours(settings):
         with watch.part("read"):
             image, label = data.load(case)
         with watch.part("stitching"):
-            prob = whole_image(mean_probability([first]), image, settings.patch, settings.stride, 2, **where)
+            prob = whole_image(
+                mean_probability([first]), image, settings.patch, settings.stride, 2, **where
+            )
             labels = prob.argmax(0).to(torch.uint8)
         with watch.part("components"):
             labels = largest_component(labels[None], 2)[0].cpu().numpy()
@@ -144,7 +158,9 @@ def theirs(settings):
     if settings.precision == "fp32":
         torch.backends.cudnn.allow_tf32 = False
     device = torch.device(settings.device)
-    network = load_networks(settings.checkpoint, device)[0][0].to(memory_format=torch.contiguous_format)
+    network = load_networks(settings.checkpoint, device)[0][0].to(
+        memory_format=torch.contiguous_format
+    )
     paths = open_dataset("LA", settings.root, "test").paths
     with torch.no_grad():
         network.segment(torch.rand((1, 1, *settings.patch), device=device))
@@ -192,11 +208,15 @@ def check(mine, reference):
     """
     different = int(np.count_nonzero(mine["labels"] != reference["labels"]))
     size = mine["labels"].size
-    assert different <= MAY_DIFFER * size, f"in float32 {different} of {size} voxels differ from the research loop's"
+    assert different <= MAY_DIFFER * size, (
+        f"in float32 {different} of {size} voxels differ from the research loop's"
+    )
     if not different:
         for name, value in reference["scores"].items():
             message = f"{name} against medpy's"
-            np.testing.assert_allclose(mine["scores"][name], value, rtol=0, atol=1e-6, err_msg=message)
+            np.testing.assert_allclose(
+                mine["scores"][name], value, rtol=0, atol=1e-6, err_msg=message
+            )
     return different
 
 
@@ -209,12 +229,18 @@ def measure(settings, rounds, source, run):
         found["ours"].append(run(ours, settings))
         found["research loop"].append(run(theirs, settings))
     mine, reference = (found[side][-1] for side in found)
-    agreement = [dice_between(a["labels"], b["labels"]) for a, b in zip(mine, reference, strict=True)]
+    agreement = [
+        dice_between(a["labels"], b["labels"]) for a, b in zip(mine, reference, strict=True)
+    ]
     medians = {}
     for side, results in found.items():
         cases = [case for result in results for case in result]
         parts = {part: statistics.median(case["seconds"][part] for case in cases) for part in PARTS}
-        medians[side] = parts, statistics.median(sum(case["seconds"].values()) for case in cases), cases
+        medians[side] = (
+            parts,
+            statistics.median(sum(case["seconds"].values()) for case in cases),
+            cases,
+        )
     whole_ours = medians["ours"][1]
     for side, (parts, whole, cases) in medians.items():
         yield {
@@ -236,10 +262,20 @@ def measure(settings, rounds, source, run):
 
 
 def table(rows):
-    head = ["implementation", *(f"{part} s" for part in PARTS), "case s", "ratio", "Dice between labels"]
+    head = [
+        "implementation",
+        *(f"{part} s" for part in PARTS),
+        "case s",
+        "ratio",
+        "Dice between labels",
+    ]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
-        cells = [row["implementation"], *(f"{row['parts_s'][part]:.3f}" for part in PARTS), f"{row['case_s']:.2f}"]
+        cells = [
+            row["implementation"],
+            *(f"{row['parts_s'][part]:.3f}" for part in PARTS),
+            f"{row['case_s']:.2f}",
+        ]
         cells += [f"{row['ratio']:.1f}", f"{row['dice_between_labels']:.4f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -248,34 +284,66 @@ def table(rows):
 def trained(root, folder, device, steps, n_filters, patch):
     """The checkpoint of a short supervised run in `folder`."""
     argv = ["--dataset", "LA", "--root", root, "--labelnum", 4, "--runs", folder, "--patch", *patch]
-    argv += ["--max_iterations", steps, "--n_filters", n_filters, "--gpu", 0 if device == "cuda" else -1]
+    argv += [
+        "--max_iterations",
+        steps,
+        "--n_filters",
+        n_filters,
+        "--gpu",
+        0 if device == "cuda" else -1,
+    ]
     harness.run_script("train_supervised.py", argv)
     return Path(folder) / "LA" / "supervised_4" / "seed1337" / "last.pth"
 
 
 def main():
     parser = harness.parser(__doc__, rounds=2)
-    parser.add_argument("--run", type=Path, help="folder of a run on LA (default: a V-Net is trained for a little)")
+    parser.add_argument(
+        "--run", type=Path, help="folder of a run on LA (default: a V-Net is trained for a little)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="ours (default: auto)")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="ours (default: auto)"
+    )
     parser.add_argument("--stride", type=int, nargs=3, default=(18, 18, 4), metavar=("X", "Y", "Z"))
-    parser.add_argument("--cases", type=int, default=1, help="of the test list, the first so many (default: 1)")
-    parser.add_argument("--windows", type=int, help="only the first so many of a case go through the network")
-    parser.add_argument("--train_steps", type=int, default=100, help="of the V-Net without --run (default: 100)")
-    parser.add_argument("--small", action="store_true", help="tiny, and all in one process: tries the script out")
+    parser.add_argument(
+        "--cases", type=int, default=1, help="of the test list, the first so many (default: 1)"
+    )
+    parser.add_argument(
+        "--windows", type=int, help="only the first so many of a case go through the network"
+    )
+    parser.add_argument(
+        "--train_steps", type=int, default=100, help="of the V-Net without --run (default: 100)"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="tiny, and all in one process: tries the script out"
+    )
     args = parser.parse_args()
-    if min(args.rounds, args.cases, args.train_steps, 1 if args.windows is None else args.windows) < 1:
+    if (
+        min(args.rounds, args.cases, args.train_steps, 1 if args.windows is None else args.windows)
+        < 1
+    ):
         parser.error("--rounds, --cases, --windows and --train_steps must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
     if args.run and not (args.run / "last.pth").is_file():
         parser.error(f"--run {args.run}: no last.pth in it")
     if importlib.util.find_spec("medpy") is None:
-        sys.exit("bench_inference.py: no medpy, which the research loop measures with: pip install .[bench]")
+        sys.exit(
+            "bench_inference.py: no medpy, which the research loop measures with: pip install "
+            ".[bench]"
+        )
     patch, n_filters, crop = harness.CROP, 16, (64, 64, 32)
     run = harness.in_own_process
     if args.small:
-        patch, n_filters, crop, args.stride, args.rounds, args.threads = (32, 32, 16), 4, (32, 32, 16), (8, 4, 8), 1, 1
+        patch, n_filters, crop, args.stride, args.rounds, args.threads = (
+            (32, 32, 16),
+            4,
+            (32, 32, 16),
+            (8, 4, 8),
+            1,
+            1,
+        )
         args.train_steps, run = 3, harness.in_this_process
     torch.set_num_threads(args.threads)
     facts = harness.conditions(args.threads, args.device)
@@ -290,12 +358,18 @@ def main():
             args.windows = 4 * math.ceil(args.windows / 4)
         args.cases = min(args.cases, len(open_dataset("LA", root, "test")))
         where = args.device, args.precision, args.threads
-        settings = Settings(root, checkpoint, *where, patch, tuple(args.stride), args.cases, args.windows)
+        settings = Settings(
+            root, checkpoint, *where, patch, tuple(args.stride), args.cases, args.windows
+        )
         rows = list(measure(settings, args.rounds, source, run))
-    facts["checkpoint"] = str(args.run) if args.run else f"train_supervised.py, {args.train_steps} steps"
+    facts["checkpoint"] = (
+        str(args.run) if args.run else f"train_supervised.py, {args.train_steps} steps"
+    )
     harness.report(rows, facts, args.json)
     seen, windows = rows[0]["windows_seen"], rows[0]["windows"]
-    scaled = f", of which the network saw {seen:.0f} and its time was scaled" if seen < windows else ""
+    scaled = (
+        f", of which the network saw {seen:.0f} and its time was scaled" if seen < windows else ""
+    )
     print(f"\n{source}, {windows:.0f} windows of {harness.times(patch)}{scaled}\n\n{table(rows)}")
 
 

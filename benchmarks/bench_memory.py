@@ -4,11 +4,12 @@
     python benchmarks/bench_memory.py --methods cml --patch 64 64 48   one method, smaller crops
     python benchmarks/bench_memory.py --check                          computed beside measured, on this CPU
 
-Each row runs the training script itself, from its networks to its optimizer, for two steps on noise. Computed: with
-tensors that have shapes and no values, so in seconds and without the memory; every storage counts from the operation
-that makes it until its last reference goes. What that leaves out are an operation's own workspace, the allocator's
-slack and, on a GPU, the context. Measured, where there is a GPU: the most that torch's allocator had handed out at a
-time. CPU's autocast rules, of which a GPU's differ in few operations, hold for what is computed.
+Each row runs the training script itself, from its networks to its optimizer, for two steps on
+noise. Computed: with tensors that have shapes and no values, so in seconds and without the memory;
+every storage counts from the operation that makes it until its last reference goes. What that
+leaves out are an operation's own workspace, the allocator's slack and, on a GPU, the context.
+Measured, where there is a GPU: the most that torch's allocator had handed out at a time. CPU's
+autocast rules, of which a GPU's differ in few operations, hold for what is computed.
 """
 
 import argparse
@@ -72,7 +73,9 @@ class Storages(TorchDispatchMode):
 
 
 class Noise:
-    """Stands in for the loader: crops of noise, of two classes, and as many cases as a step takes."""
+    """Stands in for the loader: crops of noise, of two classes, and as many cases as a step
+    takes.
+    """
 
     num_classes, steps_per_epoch = 2, 1
 
@@ -113,7 +116,9 @@ class Job(run.Run):
         for module in network.modules():  # whose own `to` cannot lay out tensors without values
             for key, p in module.named_parameters(recurse=False):
                 if p.ndim == network.dims + 2:
-                    p = torch.nn.Parameter(p.detach().contiguous(memory_format=channels_last(network.dims)))
+                    p = torch.nn.Parameter(
+                        p.detach().contiguous(memory_format=channels_last(network.dims))
+                    )
                     setattr(module, key, p)
         return network
 
@@ -135,16 +140,27 @@ class Job(run.Run):
 
 def step(method, *options):
     """Run two steps of a method's script."""
-    script, noise = str(ROOT / "code" / f"train_{method}.py"), "dataloaders.two_stream.two_stream_loader"
+    script, noise = (
+        str(ROOT / "code" / f"train_{method}.py"),
+        "dataloaders.two_stream.two_stream_loader",
+    )
     words = [script, "--labelnum", "16", *map(str, options)]
-    with mock.patch(noise, Noise), mock.patch.object(run, "Run", Job), mock.patch.object(sys, "argv", words):
+    with (
+        mock.patch(noise, Noise),
+        mock.patch.object(run, "Run", Job),
+        mock.patch.object(sys, "argv", words),
+    ):
         runpy.run_path(script, run_name="__main__")
 
 
 def copied(tensor, memo):
-    """What `copy.deepcopy`, which wants values, makes of a tensor without: a teacher's weights and statistics."""
+    """What `copy.deepcopy`, which wants values, makes of a tensor without: a teacher's weights and
+    statistics.
+    """
     copy = tensor.detach().clone()
-    memo[id(tensor)] = copy = torch.nn.Parameter(copy) if isinstance(tensor, torch.nn.Parameter) else copy
+    memo[id(tensor)] = copy = (
+        torch.nn.Parameter(copy) if isinstance(tensor, torch.nn.Parameter) else copy
+    )
     return copy
 
 
@@ -167,18 +183,27 @@ def measured(method, *options):
 
 
 def measured_on_cpu(method, *options):
-    """How far the process's memory rises in two steps, freed blocks given back at once; None where it is not told."""
+    """How far the process's memory rises in two steps, freed blocks given back at once; None where
+    it is not told.
+    """
     with mock.patch("utils.device.keep_large_blocks"):
         step(method, "--gpu", -1, *options)  # what the libraries make once
         return harness.peak_bytes(lambda: step(method, "--gpu", -1, *options))
 
 
 def rows(args):
-    """A row each method and precision: bytes by what saves memory, computed and, where there is a GPU, measured."""
+    """A row each method and precision: bytes by what saves memory, computed and, where there is a
+    GPU, measured.
+    """
     for method, precision in itertools.product(args.methods, args.precision):
         row = {"method": method, "precision": precision, "computed": {}, "measured": {}}
         for name, options in SAVING.items():
-            given = ["--precision", precision, *options, *(["--patch", *args.patch] if args.patch else [])]
+            given = [
+                "--precision",
+                precision,
+                *options,
+                *(["--patch", *args.patch] if args.patch else []),
+            ]
             row["computed"][name] = computed(method, *given)
             if torch.cuda.is_available():
                 row["measured"][name] = measured(method, *given)
@@ -189,7 +214,10 @@ def rows(args):
 
 def table(found):
     """Markdown: GB, computed and behind a slash measured; in bold what is at most `LIMIT`."""
-    lines = ["| method | precision | " + " | ".join(SAVING) + " |", "|---|---|" + "---:|" * len(SAVING)]
+    lines = [
+        "| method | precision | " + " | ".join(SAVING) + " |",
+        "|---|---|" + "---:|" * len(SAVING),
+    ]
     for row in found:
         cells = []
         for name in SAVING:
@@ -201,11 +229,19 @@ def table(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
-    parser.add_argument("--patch", nargs=3, type=int, metavar="X", help="crop X Y Z (default: the left atria's)")
-    parser.add_argument("--check", action="store_true", help="measure on this CPU too: slow, for a small --patch")
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16")
+    )
+    parser.add_argument(
+        "--patch", nargs=3, type=int, metavar="X", help="crop X Y Z (default: the left atria's)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="measure on this CPU too: slow, for a small --patch"
+    )
     parser.add_argument("--json", type=Path, help="also write environment and rows to this file")
     args = parser.parse_args()
     if args.check:

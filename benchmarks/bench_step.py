@@ -1,22 +1,26 @@
-"""Times a training step of each method, part by part, beside a pipeline written as the field's research code.
+"""Times a training step of each method, part by part, beside a pipeline written as the field's
+research code.
 
     python benchmarks/bench_step.py [--methods supervised dtml …] [--json FILE]
     python benchmarks/bench_step.py --device cuda --compile 1 graphs --steps 40
 
-Ours is the script itself: its `main` runs in a process of its own, and what its loop calls is timed from outside, a
-GPU waited for around each part. "losses" is all that the loop's body computes besides (CutMix, components, distance
-maps, thresholds), "teacher" what runs without gradient (a teacher's passes, pseudo-labels) and the teacher's update,
-"rest" the log, the checkpoint's bookkeeping and the loop itself. "step" and the ratio are of steps that are not taken
-apart; "other" is the share of all but the networks' passes, backward and optimizer in those that are.
+Ours is the script itself: its `main` runs in a process of its own, and what its loop calls is timed
+from outside, a GPU waited for around each part. "losses" is all that the loop's body computes
+besides (CutMix, components, distance maps, thresholds), "teacher" what runs without gradient (a
+teacher's passes, pseudo-labels) and the teacher's update, "rest" the log, the checkpoint's
+bookkeeping and the loop itself. "step" and the ratio are of steps that are not taken apart; "other"
+is the share of all but the networks' passes, backward and optimizer in those that are.
 
-The research side is `research.py`: a DataLoader with 4 workers (2 on two cores), contiguous float32 (on a GPU TF32,
-torch's default), torch's own allocator, and the same batch. In every round each side has a process of its own, one
-after the other, so that a busy machine slows both alike. The first steps of a process are not counted.
+The research side is `research.py`: a DataLoader with 4 workers (2 on two cores), contiguous float32
+(on a GPU TF32, torch's default), torch's own allocator, and the same batch. In every round each
+side has a process of its own, one after the other, so that a busy machine slows both alike. The
+first steps of a process are not counted.
 
-First of all one step of both is compared, on the very same batch and weights, in float32 and without dropout: the loss
-and every term of it must agree to 2e-4. Left out on both sides is CoraNet's relabelling, which is no part of a step
-(its pseudo-labels are what is bright in the image). DTML runs with `--dis_loss both`, as its distance maps are made
-in any case by research code.
+First of all one step of both is compared, on the very same batch and weights, in float32 and
+without dropout: the loss and every term of it must agree to 2e-4. Left out on both sides is
+CoraNet's relabelling, which is no part of a step (its pseudo-labels are what is bright in the
+image). DTML runs with `--dis_loss both`, as its distance maps are made in any case by research
+code.
 
 Data are real left atria where $DATA_ROOT (default: data/) holds LA, else synthetic volumes.
 """
@@ -46,7 +50,10 @@ from networks.vnet import VNet
 from utils.run import Run
 
 # columns, and what was timed that they show; "passes" are those of networks without gradient
-PARTS = {part: (part,) for part in ("data", "forward", "losses", "backward", "optimizer", "teacher", "rest")}
+PARTS = {
+    part: (part,)
+    for part in ("data", "forward", "losses", "backward", "optimizer", "teacher", "rest")
+}
 PARTS["teacher"] = ("passes", "update")
 NETWORK = ("forward", "passes", "backward", "optimizer")  # all else is "other"
 RTOL = 2e-4
@@ -55,7 +62,9 @@ ITERATIONS = 6000
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: a script, its options, and how many labelled and unlabelled crops a step has."""
+    """What is timed: a script, its options, and how many labelled and unlabelled crops a step
+    has.
+    """
 
     method: str
     phase: str
@@ -133,7 +142,9 @@ class Watch:
         return time.perf_counter()
 
     def timed(self, call, part):
-        """`call`, its seconds put down as `part` (a name, or a function that gives one), less those of parts in it."""
+        """`call`, its seconds put down as `part` (a name, or a function that gives one), less those
+        of parts in it.
+        """
 
         @functools.wraps(call)
         def run(*args, **kwargs):
@@ -153,7 +164,9 @@ class Watch:
         return run
 
     def steps(self, original):
-        """In place of `Run.steps`: stops after the steps that are wanted, whatever the run's last step is."""
+        """In place of `Run.steps`: stops after the steps that are wanted, whatever the run's last
+        step is.
+        """
         warmup, count = self.settings.warmup, self.settings.steps
 
         def steps(job, data, last):
@@ -168,7 +181,9 @@ class Watch:
                     if self._apart:
                         begin, loaded = self.now(), sum(self.parts[-1].values())
                     yield item
-                    self.ends.append(self.now(number in (warmup - 1, warmup + count - 1) or self._apart))
+                    self.ends.append(
+                        self.now(number in (warmup - 1, warmup + count - 1) or self._apart)
+                    )
                     if self._apart:
                         found = self.parts[-1]
                         body = sum(found.values()) - loaded
@@ -182,25 +197,58 @@ class Watch:
         first, count = self.settings.warmup - 1, self.settings.steps
         ends = self.ends[first : first + count + 1]
         whole = [after - before for before, after in itertools.pairwise(ends)]
-        if self.settings.device == "cuda":  # the host runs ahead: only the whole stretch has a true length
+        if (
+            self.settings.device == "cuda"
+        ):  # the host runs ahead: only the whole stretch has a true length
             whole = [(ends[-1] - ends[0]) / count]
-        return {"steps": whole, "parts": [dict(found) for found in self.parts], "precision": self.precision}
+        return {
+            "steps": whole,
+            "parts": [dict(found) for found in self.parts],
+            "precision": self.precision,
+        }
 
 
 def run_script(case, settings, patches, options=()):
-    """Run a method's script in this process, with what `patches` puts in the place of attributes."""
+    """Run a method's script in this process, with what `patches` puts in the place of
+    attributes.
+    """
     labeled, unlabeled = case.batch
     with tempfile.TemporaryDirectory() as runs:
-        argv = ["--dataset", "LA", "--root", settings.root, "--labelnum", settings.labelnum, "--runs", runs]
-        argv += ["--patch", *settings.patch, "--n_filters", settings.n_filters, "--labeled_bs", labeled]
+        argv = [
+            "--dataset",
+            "LA",
+            "--root",
+            settings.root,
+            "--labelnum",
+            settings.labelnum,
+            "--runs",
+            runs,
+        ]
+        argv += [
+            "--patch",
+            *settings.patch,
+            "--n_filters",
+            settings.n_filters,
+            "--labeled_bs",
+            labeled,
+        ]
         argv += ["--unlabeled_bs", unlabeled] if unlabeled else []
-        argv += ["--save_minutes", 600, "--gpu", 0 if settings.device == "cuda" else -1, *case.options, *options]
+        argv += [
+            "--save_minutes",
+            600,
+            "--gpu",
+            0 if settings.device == "cuda" else -1,
+            *case.options,
+            *options,
+        ]
         patches = [(utils.inference, "whole_image", stand_in_probability), *patches]
         harness.run_script(f"train_{case.method}.py", argv, patches)
 
 
 def stand_in_probability(look, image, patch, stride, channels, **where):
-    """In place of CoraNet's look at whole images: branches whose argmax is what `research.stand_in` says."""
+    """In place of CoraNet's look at whole images: branches whose argmax is what `research.stand_in`
+    says.
+    """
     pseudo, certain = research.stand_in(image)
     other = torch.where(certain, pseudo, 1 - pseudo)
     return torch.stack([label == c for label in (pseudo, other, pseudo) for c in range(2)]).float()
@@ -212,13 +260,29 @@ def ours(case, settings, variant):
     watch = Watch(settings)
 
     def parallel(job, network, original=Run.parallel):
-        return watch.timed(original(job, network), lambda: "forward" if torch.is_grad_enabled() else "passes")
+        return watch.timed(
+            original(job, network), lambda: "forward" if torch.is_grad_enabled() else "passes"
+        )
 
     loader = dataloaders.two_stream.TwoStream
-    named = [(loader, "batch", "data"), (loader, "gather", "data"), (torch.Tensor, "backward", "backward")]
-    named += [(cls, name, "optimizer") for cls in (torch.optim.SGD, torch.optim.Adam) for name in ("step", "zero_grad")]
-    named += [(utils.schedules, "update_teacher", "update"), (Run, "log", "rest"), (Run, "checkpoint", "rest")]
-    patches = [(target, name, watch.timed(getattr(target, name), part)) for target, name, part in named]
+    named = [
+        (loader, "batch", "data"),
+        (loader, "gather", "data"),
+        (torch.Tensor, "backward", "backward"),
+    ]
+    named += [
+        (cls, name, "optimizer")
+        for cls in (torch.optim.SGD, torch.optim.Adam)
+        for name in ("step", "zero_grad")
+    ]
+    named += [
+        (utils.schedules, "update_teacher", "update"),
+        (Run, "log", "rest"),
+        (Run, "checkpoint", "rest"),
+    ]
+    patches = [
+        (target, name, watch.timed(getattr(target, name), part)) for target, name, part in named
+    ]
     patches += [(Run, "steps", watch.steps(Run.steps)), (Run, "parallel", parallel)]
     if variant.contiguous:
         patches.append((Run, "to_device", lambda job, network: network.to(job.device)))
@@ -233,7 +297,9 @@ def theirs(case, settings):
     device, (labeled, unlabeled) = torch.device(settings.device), case.batch
     dataset = open_dataset("LA", settings.root)
     batch = (labeled, 0 if case.pretraining else unlabeled)
-    loader = research.loader(dataset.paths, settings.labelnum, batch, settings.patch, settings.workers, device)
+    loader = research.loader(
+        dataset.paths, settings.labelnum, batch, settings.patch, settings.workers, device
+    )
     batches = iter(loader)  # starts the workers, before there are threads
     method = research.METHODS[case.method](settings.n_filters, device, pretraining=case.pretraining)
     ends = []
@@ -278,12 +344,19 @@ def check(case, settings):
         seen["terms"] = {name: torch.as_tensor(value).item() for name, value in values.items()}
 
     without_dropout = (VNet, "defaults", VNet.defaults._replace(dropout=0.0))
-    patches = [(Run, "to_device", to_device), (Run, "steps", steps), (Run, "log", log), without_dropout]
+    patches = [
+        (Run, "to_device", to_device),
+        (Run, "steps", steps),
+        (Run, "log", log),
+        without_dropout,
+    ]
     patches += [(utils.ops, "random_box", random_box)]
     run_script(case, settings, patches, ("--precision", "fp32"))
 
     batch, device = seen["batch"], torch.device(settings.device)
-    method = research.METHODS[case.method](settings.n_filters, device, dropout=0.0, pretraining=case.pretraining)
+    method = research.METHODS[case.method](
+        settings.n_filters, device, dropout=0.0, pretraining=case.pretraining
+    )
     for network, weights in zip(method.networks, seen["weights"], strict=True):
         network.load_state_dict(weights)
     method.box = functools.partial(_mask_of, iter(seen["boxes"]))
@@ -294,8 +367,12 @@ def check(case, settings):
     for name, value in found.items():
         assert name in seen["terms"], f"{case}: our script logs no {name}"
         message = f"{case}: {name} of the research-style pipeline against our script's"
-        np.testing.assert_allclose(value, seen["terms"][name], rtol=RTOL, atol=1e-7, err_msg=message)
-    return max(abs(value - seen["terms"][name]) / (abs(value) + 1e-7) for name, value in found.items())
+        np.testing.assert_allclose(
+            value, seen["terms"][name], rtol=RTOL, atol=1e-7, err_msg=message
+        )
+    return max(
+        abs(value - seen["terms"][name]) / (abs(value) + 1e-7) for name, value in found.items()
+    )
 
 
 def _mask_of(boxes, image):
@@ -315,12 +392,19 @@ def variants(device, compiled):
         return found + [Variant(f"--compile {mode}", ("--compile", mode)) for mode in compiled]
     found = [Variant("TF32, contiguous", ("--precision", "tf32"), contiguous=True)]
     found.append(Variant("channels last", ("--precision", "bf16")))
-    return found + [Variant(f"--compile {mode}", ("--precision", "bf16", "--compile", mode)) for mode in compiled]
+    return found + [
+        Variant(f"--compile {mode}", ("--precision", "bf16", "--compile", mode))
+        for mode in compiled
+    ]
 
 
 def measure(case, settings, rounds, ways, source, run=harness.in_own_process):
-    """Rows of a case, one a variant of ours, after `check`; `run` calls a function, in a process of its own."""
-    check_patch = tuple(min(extent, limit) for extent, limit in zip(settings.patch, (64, 64, 32), strict=True))
+    """Rows of a case, one a variant of ours, after `check`; `run` calls a function, in a process of
+    its own.
+    """
+    check_patch = tuple(
+        min(extent, limit) for extent, limit in zip(settings.patch, (64, 64, 32), strict=True)
+    )
     difference = run(check, case, replace(settings, patch=check_patch))
     found, research_steps = {variant: [] for variant in ways}, []
     for _ in range(rounds):
@@ -334,9 +418,15 @@ def measure(case, settings, rounds, ways, source, run=harness.in_own_process):
         step_s = statistics.median(steps)
 
         def milliseconds(*names, parts=parts):
-            return round(1e3 * statistics.median(sum(step.get(name, 0.0) for name in names) for step in parts), 3)
+            return round(
+                1e3
+                * statistics.median(sum(step.get(name, 0.0) for name in names) for step in parts),
+                3,
+            )
 
-        other = [1 - sum(step.get(name, 0.0) for name in NETWORK) / sum(step.values()) for step in parts]
+        other = [
+            1 - sum(step.get(name, 0.0) for name in NETWORK) / sum(step.values()) for step in parts
+        ]
         yield {
             "method": case.method,
             "phase": case.phase,
@@ -347,7 +437,8 @@ def measure(case, settings, rounds, ways, source, run=harness.in_own_process):
             "data": source,
             "ours": f"{results[0]['precision']}, {variant.name}",
             "parts_ms": {
-                part: milliseconds(*(("passes", "update") if part == "teacher" else (part,))) for part in PARTS
+                part: milliseconds(*(("passes", "update") if part == "teacher" else (part,)))
+                for part in PARTS
             },
             "other_share": round(statistics.median(other), 4),
             "step_ms": round(1e3 * step_s, 3),
@@ -361,7 +452,15 @@ def measure(case, settings, rounds, ways, source, run=harness.in_own_process):
         }
 
 
-HEAD = ["method", "ours", *(f"{part} ms" for part in PARTS), "other", "step ms", "research step ms", "ratio"]
+HEAD = [
+    "method",
+    "ours",
+    *(f"{part} ms" for part in PARTS),
+    "other",
+    "step ms",
+    "research step ms",
+    "ratio",
+]
 
 
 def line(cells):
@@ -370,23 +469,55 @@ def line(cells):
 
 def cells_of(row):
     name = f"{row['method']}, {row['phase']}" if row["phase"] else row["method"]
-    cells = [name, row["ours"], *(f"{row['parts_ms'][part]:.1f}" for part in PARTS), f"{row['other_share']:.1%}"]
-    return [*cells, f"{row['step_ms']:.1f}", f"{row['research_step_ms']:.1f}", f"{row['ratio']:.2f}"]
+    cells = [
+        name,
+        row["ours"],
+        *(f"{row['parts_ms'][part]:.1f}" for part in PARTS),
+        f"{row['other_share']:.1%}",
+    ]
+    return [
+        *cells,
+        f"{row['step_ms']:.1f}",
+        f"{row['research_step_ms']:.1f}",
+        f"{row['ratio']:.2f}",
+    ]
 
 
 def main():
     parser = harness.parser(__doc__, rounds=2)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all")
-    parser.add_argument("--phase", choices=("pre-training", "self-training"), help="of cml and coranet (default: both)")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all"
+    )
+    parser.add_argument(
+        "--phase",
+        choices=("pre-training", "self-training"),
+        help="of cml and coranet (default: both)",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--patch", type=int, nargs=3, default=harness.CROP, metavar=("X", "Y", "Z"))
     parser.add_argument("--n_filters", type=int, default=16)
-    parser.add_argument("--labeled_bs", type=int, help="labelled crops a step (default: the method's)")
-    parser.add_argument("--unlabeled_bs", type=int, help="unlabelled crops a step (default: the method's)")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a process (default: 3)")
-    parser.add_argument("--warmup", type=int, default=2, help="steps of a process that are not counted (default: 2)")
-    parser.add_argument("--compile", nargs="+", choices=("1", "graphs"), default=(), help="also with these --compile")
-    parser.add_argument("--small", action="store_true", help="tiny, and all in one process: tries the script out")
+    parser.add_argument(
+        "--labeled_bs", type=int, help="labelled crops a step (default: the method's)"
+    )
+    parser.add_argument(
+        "--unlabeled_bs", type=int, help="unlabelled crops a step (default: the method's)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=3, help="timed steps of a process (default: 3)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="steps of a process that are not counted (default: 2)"
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="+",
+        choices=("1", "graphs"),
+        default=(),
+        help="also with these --compile",
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="tiny, and all in one process: tries the script out"
+    )
     args = parser.parse_args()
     if min(args.steps, args.warmup, args.rounds) < 1:
         parser.error("--steps, --warmup and --rounds must be at least 1")
@@ -412,7 +543,9 @@ def main():
         settings = Settings(root, args.device, args.threads, *sizes)
         print(f"\n{source}\n\n{line(HEAD)}\n{'|---' * len(HEAD)}|")
         for case in CASES:
-            if case.method not in args.methods or (case.phase and args.phase not in (None, case.phase)):
+            if case.method not in args.methods or (
+                case.phase and args.phase not in (None, case.phase)
+            ):
                 continue
             ways = variants(args.device, args.compile)
             for row in measure(resized(case, args), settings, args.rounds, ways, source, run):
@@ -426,7 +559,9 @@ def main():
 
 
 def resized(case, args):
-    """The case with the numbers of crops of the command line; supervised training takes both streams' together."""
+    """The case with the numbers of crops of the command line; supervised training takes both
+    streams' together.
+    """
     if args.labeled_bs is None and args.unlabeled_bs is None:
         return case
     batch = (args.labeled_bs or case.batch[0], args.unlabeled_bs or case.batch[1])

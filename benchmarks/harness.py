@@ -1,4 +1,6 @@
-"""What the benchmarks share: real data, equality before time, medians of rounds taken in turns, peak memory."""
+"""What the benchmarks share: real data, equality before time, medians of rounds taken in turns,
+peak memory.
+"""
 
 import argparse
 import contextlib
@@ -39,8 +41,12 @@ SHAPE = (190, 142, 88)  # of a volume, about
 
 def parser(description: str, rounds: int = 9) -> argparse.ArgumentParser:
     """The options of every benchmark."""
-    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--threads", type=int, default=os.cpu_count(), help="of every tool (default: all cores)")
+    options = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="of every tool (default: all cores)"
+    )
     help_rounds = f"repetitions; the median is reported (default: {rounds})"
     options.add_argument("--rounds", type=int, default=rounds, help=help_rounds)
     options.add_argument("--json", type=Path, help="also write environment and rows to this file")
@@ -65,17 +71,20 @@ def compare(
     atol: float = 0.0,
     marks: Mapping[str, Callable] | None = None,
 ) -> list[dict]:
-    """Rows for our operator and for each peer that is installed, after checking that all give the same.
+    """Rows for our operator and for each peer that is installed, after checking that all give the
+    same.
 
     Args:
         operation, data: what the table says.
-        ours: calls the operator; returns a tensor, an array, a number, or a sequence or dict of them.
+        ours: calls the operator; returns a tensor, an array, a number, or a sequence or dict of
+            them.
         peers: name -> (packages it needs, callable that returns the same).
-        rounds: how often each is timed, after as many runs that are not; all take turns, so that a busy machine slows
-            all alike.
+        rounds: how often each is timed, after as many runs that are not; all take turns, so that a
+            busy machine slows all alike.
         inputs: what the operator reads; peak memory is printed as a multiple of inputs and outputs.
         atol: how far a peer may lie from ours, for peers that compute in another precision.
-        marks: name -> callable that is timed beside the peers and not compared, such as a plain copy.
+        marks: name -> callable that is timed beside the peers and not compared, such as a plain
+            copy.
 
     Raises:
         AssertionError: a peer gives another result.
@@ -88,13 +97,18 @@ def compare(
             print(f"skipped {name}: no {', '.join(missing)}; pip install .[bench]", file=sys.stderr)
             continue
         for mine, theirs in zip(result, _arrays(run()), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol, err_msg=f"{operation} against {name}")
+            np.testing.assert_allclose(
+                mine, theirs, rtol=0, atol=atol, err_msg=f"{operation} against {name}"
+            )
         runs[name] = run
     runs |= marks or {}
     peaks = {name: peak_bytes(run) for name, run in runs.items()}
     milliseconds = {name: [] for name in runs}
-    for number in range(-rounds, rounds):  # before 0, the heap is still growing: page faults would be what is timed
-        # In another order every round: whoever comes after one that read the same finds it in the caches.
+    for number in range(
+        -rounds, rounds
+    ):  # before 0, the heap is still growing: page faults would be what is timed
+        # In another order every round: whoever comes after one that read the same finds it in the
+        # caches.
         for name, run in Random(number).sample(list(runs.items()), len(runs)):
             start = time.perf_counter()
             run()
@@ -113,7 +127,9 @@ def compare(
             "ratio": round(median / reference, 2),
             "peak_mb": None if peaks[name] is None else round(peaks[name] / 1e6, 1),
             "peak_over_inputs_and_outputs": (
-                round(peaks[name] / touched, 2) if touched and peaks[name] is not None and not position else None
+                round(peaks[name] / touched, 2)
+                if touched and peaks[name] is not None and not position
+                else None
             ),
         }
         for position, (name, median) in enumerate(medians.items())
@@ -121,21 +137,27 @@ def compare(
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown; the ratio says how many times the time of ours a row takes, the peak what it allocates, results
-    included."""
-    lines = ["| data | implementation | median ms | fastest ms | ratio | peak MB |", "|---|---|---|---|---|---|"]
+    """Markdown; the ratio says how many times the time of ours a row takes, the peak what it
+    allocates, results included."""
+    lines = [
+        "| data | implementation | median ms | fastest ms | ratio | peak MB |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}"
         share = row["peak_over_inputs_and_outputs"]
         peak += "" if share is None else f" ({share:.1f} × in + out)"
         lines.append(
-            "| {data} | {implementation} | {median_ms:.2f} | {fastest_ms:.2f} | {ratio:.1f} | {0} |".format(peak, **row)
+            "| {data} | {implementation} | {median_ms:.2f} | {fastest_ms:.2f} | {ratio:.1f} | {0} |".format(
+                peak, **row
+            )
         )
     return "\n".join(lines)
 
 
 def peak_bytes(run: Callable) -> int | None:
-    """How far resident memory rises above where it stood while `run` works, its result included (Linux; else None).
+    """How far resident memory rises above where it stood while `run` works, its result included
+    (Linux; else None).
 
     What the C library keeps for later is given back first, so that it hides nothing.
     """
@@ -146,7 +168,9 @@ def peak_bytes(run: Callable) -> int | None:
     ctypes.CDLL(None).malloc_trim(0)
 
     def kilobytes(key: str) -> int:
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+        return next(
+            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key)
+        )
 
     before = kilobytes("VmRSS")
     clear.write_text("5")  # resets the high-water mark
@@ -165,13 +189,19 @@ def report(rows: list[dict], facts: dict, path: Path | None) -> None:
 
 
 def in_own_process(function: Callable, *args):
-    """What ``function`` returns in a fresh process: neither the allocator's settings nor the heap are inherited."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
+    """What ``function`` returns in a fresh process: neither the allocator's settings nor the heap
+    are inherited.
+    """
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
         return pool.submit(function, *args).result()
 
 
 def _end_with_parent() -> None:
-    """Where the kernel can: a training script catches SIGTERM, and would go on alone after a time limit."""
+    """Where the kernel can: a training script catches SIGTERM, and would go on alone after a time
+    limit.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
@@ -181,11 +211,16 @@ def run_script(name: str, argv: Iterable, patches: Iterable[tuple] = ()) -> None
 
     Args:
         argv: its command line.
-        patches: (object, name of an attribute, what to put there), from before the script is imported.
+        patches: (object, name of an attribute, what to put there), from before the script is
+            imported.
     """
     path = ROOT / "code" / name
     with contextlib.ExitStack() as stack:
-        replaced = [(sys, "argv", [name, *map(str, argv)]), (sys, "path", [str(path.parent), *sys.path]), *patches]
+        replaced = [
+            (sys, "argv", [name, *map(str, argv)]),
+            (sys, "path", [str(path.parent), *sys.path]),
+            *patches,
+        ]
         for target, attribute, value in replaced:
             stack.enter_context(mock.patch.object(target, attribute, value))
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
@@ -196,21 +231,27 @@ def run_script(name: str, argv: Iterable, patches: Iterable[tuple] = ()) -> None
 
 
 def in_this_process(function: Callable, *args):
-    """In place of :func:`in_own_process` where nothing is timed in earnest: starting one takes seconds."""
+    """In place of :func:`in_own_process` where nothing is timed in earnest: starting one takes
+    seconds.
+    """
     return function(*args)
 
 
 def la_root(folder: Path, small: bool = False) -> tuple[Path, str]:
     """The root of a data set in LA's layout, and what it is.
 
-    The real one where $DATA_ROOT (default: data/) holds it. Otherwise, and where ``small`` asks for tiny volumes,
-    synthetic blobs: 24 training cases (of four volumes) and two test cases, or 8 and 2, written into ``folder``.
+    The real one where $DATA_ROOT (default: data/) holds it. Otherwise, and where ``small`` asks for
+    tiny volumes, synthetic blobs: 24 training cases (of four volumes) and two test cases, or 8 and
+    2, written into ``folder``.
     """
     real = Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA"
     if not small and (real / "train.list").is_file():
         return real.resolve(), "left atria"
     cases = blobs(2, (40, 36, 24)) if small else blobs(4, SHAPE)
-    names = {"train": [f"CASE{k:02d}" for k in range(8 if small else 24)], "test": ["TEST00", "TEST01"]}
+    names = {
+        "train": [f"CASE{k:02d}" for k in range(8 if small else 24)],
+        "test": ["TEST00", "TEST01"],
+    }
     for split, listed in names.items():
         (folder / f"{split}.list").write_text("\n".join(listed) + "\n")
         for k, name in enumerate(listed):
@@ -218,7 +259,9 @@ def la_root(folder: Path, small: bool = False) -> tuple[Path, str]:
             path.parent.mkdir(parents=True)
             if k < len(cases):
                 image, label = cases[k]
-                path.write_bytes(h5_bytes({"image": (image - image.mean()) / image.std(), "label": label}))
+                path.write_bytes(
+                    h5_bytes({"image": (image - image.mean()) / image.std(), "label": label})
+                )
             else:
                 os.link(folder / FOLDER / listed[k % len(cases)] / "mri_norm2.h5", path)
     return folder, f"synthetic blobs of {times(cases[0][0].shape)}"
@@ -226,11 +269,15 @@ def la_root(folder: Path, small: bool = False) -> tuple[Path, str]:
 
 @functools.cache
 def volumes(count: int = 4) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
-    """``count`` pairs of float32 image and uint8 label, ``(X, Y, Z)`` of about 190×142×88, and what they are.
+    """``count`` pairs of float32 image and uint8 label, ``(X, Y, Z)`` of about 190×142×88, and what
+    they are.
 
-    Real left atria where $DATA_ROOT (default: data/) holds LA, and synthetic blobs where it does not.
+    Real left atria where $DATA_ROOT (default: data/) holds LA, and synthetic blobs where it does
+    not.
     """
-    files = sorted((Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA").glob("**/mri_norm2.h5"))[:count]
+    files = sorted(
+        (Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA").glob("**/mri_norm2.h5")
+    )[:count]
     if len(files) == count:
         import h5py
 
@@ -258,7 +305,9 @@ def blobs(count: int, shape: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarr
 
 @functools.cache
 def label_crops(count: int = 4) -> tuple[torch.Tensor, str]:
-    """``(count, 112, 112, 80)`` uint8, the centres of :func:`volumes`' labels, and what they are."""
+    """``(count, 112, 112, 80)`` uint8, the centres of :func:`volumes`' labels, and what they
+    are.
+    """
     cases, source = volumes(count)
     crops = []
     for _, label in cases:

@@ -1,10 +1,11 @@
-"""What there is to beat: training and testing as public research code of the field does them, written for comparison.
+"""What there is to beat: training and testing as public research code of the field does them,
+written for comparison.
 
-A sample is its whole volume read from the h5 file, turned, flipped and then cropped, in DataLoader workers. Networks
-and inputs are contiguous float32, eager, in torch's own allocator. Distance maps, components and test metrics are
-SciPy's, skimage's and medpy's, on the host; a teacher is updated parameter by parameter; every loss is read at every
-step. The objectives are those of `code/`, written once more from the papers: `bench_step.py` compares the two before it
-times them.
+A sample is its whole volume read from the h5 file, turned, flipped and then cropped, in DataLoader
+workers. Networks and inputs are contiguous float32, eager, in torch's own allocator. Distance maps,
+components and test metrics are SciPy's, skimage's and medpy's, on the host; a teacher is updated
+parameter by parameter; every loss is read at every step. The objectives are those of `code/`,
+written once more from the papers: `bench_step.py` compares the two before it times them.
 """
 
 import copy
@@ -41,22 +42,33 @@ class Volumes(torch.utils.data.Dataset):
         random = np.random.default_rng()
         turns, axis = random.integers(4), random.integers(2)
         image, label = (np.flip(np.rot90(volume, turns), axis) for volume in (image, label))
-        missing = [max(size - extent, 0) for size, extent in zip(self.patch, image.shape, strict=True)]
+        missing = [
+            max(size - extent, 0) for size, extent in zip(self.patch, image.shape, strict=True)
+        ]
         if any(missing):
             sides = [(m // 2, m - m // 2) for m in missing]
             image, label = np.pad(image, sides), np.pad(label, sides)
-        corner = [random.integers(extent - size + 1) for size, extent in zip(self.patch, image.shape, strict=True)]
+        corner = [
+            random.integers(extent - size + 1)
+            for size, extent in zip(self.patch, image.shape, strict=True)
+        ]
         crop = tuple(slice(c, c + size) for c, size in zip(corner, self.patch, strict=True))
         image = image[crop].astype(np.float32)[None]
         return torch.from_numpy(image), torch.from_numpy(label[crop].astype(np.int64))
 
 
 def loader(paths, labelnum, batch, patch, workers, device):
-    """Endless for all purposes: batches `(image, label)` of `batch` labelled and unlabelled crops."""
+    """Endless for all purposes: batches `(image, label)` of `batch` labelled and unlabelled
+    crops.
+    """
     random = np.random.default_rng(0)
     pools = range(labelnum), range(labelnum, len(paths))
     batches = [
-        [int(case) for pool, count in zip(pools, batch, strict=True) for case in random.choice(pool, count)]
+        [
+            int(case)
+            for pool, count in zip(pools, batch, strict=True)
+            for case in random.choice(pool, count)
+        ]
         for _ in range(1000)
     ]
     pinned = device.type == "cuda"
@@ -84,11 +96,16 @@ def masked_mean(values, mask):
 
 
 def compute_sdf(label):
-    """Signed distance maps of a batch of masks, on the host, each side over its own maximum, 0 on the boundary."""
+    """Signed distance maps of a batch of masks, on the host, each side over its own maximum, 0 on
+    the boundary.
+    """
     maps = np.zeros(label.shape, np.float32)
     for k, mask in enumerate(label.cpu().numpy() > 0):
         if mask.any():
-            inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
+            inside, outside = (
+                ndimage.distance_transform_edt(mask),
+                ndimage.distance_transform_edt(~mask),
+            )
             sdf = (outside - outside.min()) / (outside.max() - outside.min())
             sdf -= (inside - inside.min()) / (inside.max() - inside.min())
             sdf[find_boundaries(mask, mode="inner")] = 0
@@ -122,7 +139,9 @@ class Supervised:
 
     def __init__(self, n_filters, device, dropout=0.5, pretraining=False):
         self.pretraining, self.iteration, self.device = pretraining, 0, device
-        self.networks = [VNet(1, 2, n_filters, dropout=dropout, **options).to(device) for options in self.nets]
+        self.networks = [
+            VNet(1, 2, n_filters, dropout=dropout, **options).to(device) for options in self.nets
+        ]
         self.optimizers = self.make_optimizers()
 
     def make_optimizers(self):
@@ -156,7 +175,9 @@ class Supervised:
     def update_teacher(self):
         decay = min(1 - 1 / self.iteration, 0.99)
         with torch.no_grad():
-            for mean, parameter in zip(self.teacher.parameters(), self.networks[0].parameters(), strict=True):
+            for mean, parameter in zip(
+                self.teacher.parameters(), self.networks[0].parameters(), strict=True
+            ):
                 mean.mul_(decay).add_(parameter, alpha=1 - decay)
 
 
@@ -186,7 +207,9 @@ class DTML(Supervised):
         mask = torch.sigmoid(-STEEPNESS * distance)
         target = compute_sdf(label)
         loss_seg = supervised(logits[:n], label)
-        loss_dis = dice_loss(mask[:n, 0], label == 1) + torch.mean(torch.abs(distance[:n, 0] - target))
+        loss_dis = dice_loss(mask[:n, 0], label == 1) + torch.mean(
+            torch.abs(distance[:n, 0] - target)
+        )
         loss_con = torch.mean((torch.softmax(logits, dim=1)[:, 1] - mask[:, 0]) ** 2)
         loss = loss_seg + loss_dis + 0.1 * rampup(self.iteration, self.iterations) * loss_con
         return {"loss": loss, "loss_seg": loss_seg, "loss_dis": loss_dis, "loss_con": loss_con}
@@ -213,10 +236,17 @@ class UGMCL(Supervised):
         loss_dis = torch.mean((distance[:n, 0] - compute_sdf(label)) ** 2)
         squares = torch.mean((prob - torch.softmax(ema_logits, dim=1)) ** 2, dim=1)
         loss_itc = 0.75 * masked_mean(squares, certain)
-        loss_itc = loss_itc + 0.25 * masked_mean((distance[:, 0] - ema_distance[:, 0]) ** 2, certain)
+        loss_itc = loss_itc + 0.25 * masked_mean(
+            (distance[:, 0] - ema_distance[:, 0]) ** 2, certain
+        )
         loss_ctc = torch.mean((prob[:, 1] - torch.sigmoid(-STEEPNESS * distance[:, 0])) ** 2)
         loss = loss_seg + loss_dis + 0.1 * weight * (loss_itc + loss_ctc)
-        terms = {"loss_seg": loss_seg, "loss_dis": loss_dis, "loss_itc": loss_itc, "loss_ctc": loss_ctc}
+        terms = {
+            "loss_seg": loss_seg,
+            "loss_dis": loss_dis,
+            "loss_itc": loss_itc,
+            "loss_ctc": loss_ctc,
+        }
         return {"loss": loss, **terms}
 
     def noisy(self, image):
@@ -224,7 +254,10 @@ class UGMCL(Supervised):
 
 
 class CML(Supervised):
-    nets = ({"upsampling": "transposed", "deepest": True}, {"upsampling": "linear", "deepest": True})
+    nets = (
+        {"upsampling": "transposed", "deepest": True},
+        {"upsampling": "linear", "deepest": True},
+    )
 
     def losses(self, image, label, n):
         mask = self.box(image)
@@ -233,7 +266,8 @@ class CML(Supervised):
         if not self.pretraining:
             with torch.no_grad():
                 pseudo = [
-                    largest_components(torch.argmax(network(image[n:])[0], dim=1)).chunk(2) for network in self.networks
+                    largest_components(torch.argmax(network(image[n:])[0], dim=1)).chunk(2)
+                    for network in self.networks
                 ]
             mask = self.box(image)
             mixed.append(self.mix(image[n:], mask))
@@ -245,9 +279,14 @@ class CML(Supervised):
         for part, name in enumerate(("l", "u")[: len(mixed)]):
             which = slice(0, n // 2) if part == 0 else slice(n // 2, None)
             pairs = zip(outputs, targets, strict=True)
-            terms[f"loss_{name}"] = sum(supervised(output[0][which], target[part]) for output, target in pairs)
+            terms[f"loss_{name}"] = sum(
+                supervised(output[0][which], target[part]) for output, target in pairs
+            )
             features = [output[1][which] for output in outputs]
-            alike = [F.cosine_similarity(features[i], features[1 - i].detach(), dim=1).mean() for i in range(2)]
+            alike = [
+                F.cosine_similarity(features[i], features[1 - i].detach(), dim=1).mean()
+                for i in range(2)
+            ]
             terms[f"loss_dis_{name}"] = sum(1 + a for a in alike)
             loss = loss + terms[f"loss_{name}"] + 0.2 * terms[f"loss_dis_{name}"]
         return {"loss": loss, **terms}
@@ -256,7 +295,10 @@ class CML(Supervised):
         """1 outside of a box of two thirds of each axis, 0 inside."""
         mask = torch.ones(image.shape[2:], device=image.device)
         sizes = [int(extent * 2 / 3) for extent in mask.shape]
-        corner = [int(torch.randint(extent - size + 1, (1,))) for extent, size in zip(mask.shape, sizes, strict=True)]
+        corner = [
+            int(torch.randint(extent - size + 1, (1,)))
+            for extent, size in zip(mask.shape, sizes, strict=True)
+        ]
         mask[tuple(slice(c, c + size) for c, size in zip(corner, sizes, strict=True))] = 0
         return mask
 
@@ -279,7 +321,9 @@ class CoraNet(Supervised):
             with torch.no_grad():
                 ema_logits = self.teacher(image[n:])[0]
         outputs = self.networks[0](image[:n] if self.pretraining else image)
-        conservative, radical = (torch.tensor(w, device=self.device) for w in ((self.alpha, 1.0), (1.0, self.alpha)))
+        conservative, radical = (
+            torch.tensor(w, device=self.device) for w in ((self.alpha, 1.0), (1.0, self.alpha))
+        )
         loss_crm = F.cross_entropy(outputs[0][:n], label)
         loss_crm = loss_crm + F.cross_entropy(outputs[1][:n], label, weight=conservative)
         loss_crm = loss_crm + F.cross_entropy(outputs[2][:n], label, weight=radical)
@@ -294,11 +338,20 @@ class CoraNet(Supervised):
         return {"loss": loss_crm + loss_csn + loss_cnt, **terms}
 
 
-METHODS = {"supervised": Supervised, "dmd": DMD, "dtml": DTML, "ugmcl": UGMCL, "cml": CML, "coranet": CoraNet}
+METHODS = {
+    "supervised": Supervised,
+    "dmd": DMD,
+    "dtml": DTML,
+    "ugmcl": UGMCL,
+    "cml": CML,
+    "coranet": CoraNet,
+}
 
 
 def stand_in(image):
-    """In place of CoraNet's pseudo-labels and certain voxels, whose making is no part of a step: what is bright."""
+    """In place of CoraNet's pseudo-labels and certain voxels, whose making is no part of a step:
+    what is bright.
+    """
     return (image > 1).long(), (image > 1) | (image <= 0)
 
 
@@ -317,11 +370,15 @@ def predict(network, image, patch, stride, device):
     missing = [max(size - extent, 0) for size, extent in zip(patch, shape, strict=True)]
     sides = [(m // 2, m - m // 2) for m in missing]
     image = np.pad(image, sides)
-    steps = [math.ceil((extent - size) / s) + 1 for extent, size, s in zip(image.shape, patch, stride, strict=True)]
+    steps = [
+        math.ceil((extent - size) / s) + 1
+        for extent, size, s in zip(image.shape, patch, stride, strict=True)
+    ]
     score, cover = np.zeros((2, *image.shape), np.float32), np.zeros(image.shape, np.float32)
     for index in np.ndindex(*steps):
         corner = [
-            min(s * i, extent - size) for s, i, extent, size in zip(stride, index, image.shape, patch, strict=True)
+            min(s * i, extent - size)
+            for s, i, extent, size in zip(stride, index, image.shape, patch, strict=True)
         ]
         window = tuple(slice(c, c + size) for c, size in zip(corner, patch, strict=True))
         given = torch.from_numpy(image[window][None, None].astype(np.float32)).to(device)
@@ -329,7 +386,11 @@ def predict(network, image, patch, stride, device):
         score[(slice(None), *window)] += prob
         cover[window] += 1
     label = np.argmax(score / cover[None], axis=0)
-    return label[tuple(slice(before, before + extent) for (before, _), extent in zip(sides, shape, strict=True))]
+    return label[
+        tuple(
+            slice(before, before + extent) for (before, _), extent in zip(sides, shape, strict=True)
+        )
+    ]
 
 
 def keep_largest(label):

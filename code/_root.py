@@ -1,4 +1,6 @@
-"""Import this first in a script: it puts the repository's root on the path, so that its packages are found anywhere."""
+"""Import this first in a script: it puts the repository's root on the path, so that its packages
+are found anywhere.
+"""
 
 import sys
 from pathlib import Path

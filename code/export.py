@@ -1,12 +1,14 @@
-"""Write a trained run as a folder to share: weights without pickle, configuration, model card, an exported program.
+"""Write a trained run as a folder to share: weights without pickle, configuration, model card, an
+exported program.
 
     python code/export.py runs/LA/coranet_16/seed1337
     python code/export.py runs/LA/cml_8/seed1337 --checkpoint best --program 1 --out models/cml_8
 
-The networks that the paper tests are kept, without what training alone needs (CoraNet's two further branches, the
-distance maps' head of DTML and UG-MCL, teachers, optimizers). What is written is read back and held against the run:
-the probabilities must be the same to the bit, those of the program to 1e-4. `predict.py` takes the folder as it takes
-a run. Test first: the card prints the results that it finds in the run's test/ folder.
+The networks that the paper tests are kept, without what training alone needs (CoraNet's two further
+branches, the distance maps' head of DTML and UG-MCL, teachers, optimizers). What is written is read
+back and held against the run: the probabilities must be the same to the bit, those of the program
+to 1e-4. `predict.py` takes the folder as it takes a run. Test first: the card prints the results
+that it finds in the run's test/ folder.
 """
 
 import json
@@ -18,7 +20,14 @@ import _root  # noqa: F401
 from utils import options, run
 from utils.errors import UserError
 from utils.evaluation import find_checkpoint
-from utils.export import PROGRAM, export_program, inference_checkpoint, model_card, read_export, write_export
+from utils.export import (
+    PROGRAM,
+    export_program,
+    inference_checkpoint,
+    model_card,
+    read_export,
+    write_export,
+)
 from utils.inference import described, load_networks, mean_probability
 from utils.testing import checkpoint_name, selection
 
@@ -37,18 +46,35 @@ class MeanProbability(torch.nn.Module):
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--out", type=Path, help="folder to write (default: export/<checkpoint> in the run's)")
     parser.add_argument(
-        "--checkpoint", type=checkpoint_name, default="last", help="last, best, or a kept step's number"
+        "--out", type=Path, help="folder to write (default: export/<checkpoint> in the run's)"
     )
-    parser.add_argument("--network", help="one of the checkpoint's networks (default: those that the paper tests)")
-    parser.add_argument("--program", type=int, choices=(0, 1), default=0, help="1: write model.pt2 by torch.export too")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export that is in the folder")
+    parser.add_argument(
+        "--checkpoint",
+        type=checkpoint_name,
+        default="last",
+        help="last, best, or a kept step's number",
+    )
+    parser.add_argument(
+        "--network", help="one of the checkpoint's networks (default: those that the paper tests)"
+    )
+    parser.add_argument(
+        "--program",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: write model.pt2 by torch.export too",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an export that is in the folder"
+    )
     return parser.parse_args(arguments)
 
 
 def results(folder, checkpoint, network):
-    """The summaries of the run's tests of a checkpoint, or of one network of it, by the name of their folder."""
+    """The summaries of the run's tests of a checkpoint, or of one network of it, by the name of
+    their folder.
+    """
     found = {}
     for path in sorted((folder / "test").glob("*/summary.json")):
         try:
@@ -74,12 +100,16 @@ def main(arguments=None):
         raise UserError(f"{args.run}: no such run")
     path = find_checkpoint(args.run, args.checkpoint)
     networks, checkpoint = load_networks(path, "cpu", args.network)
-    out = args.out or args.run / "export" / (path.stem + (f"_{args.network}" if args.network else ""))
+    out = args.out or args.run / "export" / (
+        path.stem + (f"_{args.network}" if args.network else "")
+    )
     if out.exists():
         if not out.is_dir():
             raise UserError(f"{out}: a file; --out names a folder")
         if any(out.iterdir()) and not args.overwrite:
-            raise UserError(f"{out}: holds files; --overwrite replaces an export, --out names another folder")
+            raise UserError(
+                f"{out}: holds files; --overwrite replaces an export, --out names another folder"
+            )
         if any(out.iterdir()):
             read_export(out)  # an export alone is replaced
     chosen = selection(checkpoint, args.checkpoint, args.run)
@@ -87,7 +117,9 @@ def main(arguments=None):
     trained = checkpoint["args"]
     checkpoint["dataset"] = described(checkpoint, path)
 
-    kept = inference_checkpoint(checkpoint, [args.network] if args.network else checkpoint["test_networks"])
+    kept = inference_checkpoint(
+        checkpoint, [args.network] if args.network else checkpoint["test_networks"]
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,15 +132,28 @@ def main(arguments=None):
     x = torch.randn(1, 1, *trained["patch"], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if not torch.equal(mean_probability(written)(x), mean_probability(networks)(x)):
-            raise UserError(f"{out}: what was written does not predict as the run does; please report this")
-    before, after = (sum(v.numel() for n in nets for v in n.state_dict().values()) for nets in (networks, written))
-    print(f"{path}: step {kept['step']}, {before:,} numbers; inference needs {after:,}, for the same probabilities")
+            raise UserError(
+                f"{out}: what was written does not predict as the run does; please report this"
+            )
+    before, after = (
+        sum(v.numel() for n in nets for v in n.state_dict().values())
+        for nets in (networks, written)
+    )
+    print(
+        f"{path}: step {kept['step']}, {before:,} numbers; inference needs {after:,}, for the same "
+        "probabilities"
+    )
     if args.program:
         difference = export_program(MeanProbability(written), trained["patch"], out / PROGRAM)
         if not difference < 1e-4:
             (out / PROGRAM).unlink()
-            raise UserError(f"{PROGRAM}: differs by {difference:.2g} from the networks, so it was not kept")
-        print(f"{out / PROGRAM}: batches of (1, {', '.join(map(str, trained['patch']))}), within {difference:.1g}")
+            raise UserError(
+                f"{PROGRAM}: differs by {difference:.2g} from the networks, so it was not kept"
+            )
+        print(
+            f"{out / PROGRAM}: batches of (1, {', '.join(map(str, trained['patch']))}), within "
+            f"{difference:.1g}"
+        )
     for file in sorted(out.iterdir()):
         print(f"{file}  {file.stat().st_size / 2**20:.1f} MB")
 

@@ -3,14 +3,16 @@
     python code/prepare_acdc.py ACDC/database
     python code/prepare_acdc.py DOWNLOAD --lists lists         with train_slices.list, val.list, test.list of SSL4MIS
 
-Reads <patient>/Info.cfg, and of the frames that it names the end-diastolic and the end-systolic one, which become
-<patient>_frame01 and _frame02: <patient>_frame<number>.nii.gz with its _gt.nii.gz (1 RV, 2 myocardium, 3 LV), in any
-folder below DOWNLOAD. Writes <root>/data/<volume>.h5 as (slice, y, x), data/slices/ of the training patients, the
-lists, report.csv and overlays.png, which are worth a look. Grey values become 0 to 1 by the volume's least and largest
-one, and no voxel is resampled, as in the published files.
+Reads <patient>/Info.cfg, and of the frames that it names the end-diastolic and the end-systolic
+one, which become <patient>_frame01 and _frame02: <patient>_frame<number>.nii.gz with its _gt.nii.gz
+(1 RV, 2 myocardium, 3 LV), in any folder below DOWNLOAD. Writes <root>/data/<volume>.h5 as (slice,
+y, x), data/slices/ of the training patients, the lists, report.csv and overlays.png, which are
+worth a look. Grey values become 0 to 1 by the volume's least and largest one, and no voxel is
+resampled, as in the published files.
 
-Without --lists 70, 10 and 20 of the 100 patients are drawn from --seed, and are not those of the papers' tables. The 50
-patients in the challenge's folder testing/ are left out, as in the papers, unless --lists names them.
+Without --lists 70, 10 and 20 of the 100 patients are drawn from --seed, and are not those of the
+papers' tables. The 50 patients in the challenge's folder testing/ are left out, as in the papers,
+unless --lists names them.
 """
 
 import re
@@ -25,7 +27,15 @@ from dataloaders.h5 import check_disjoint, read_list
 from utils import options, run
 from utils.errors import UserError
 from utils.images import read_image
-from utils.preparation import Report, add_options, draw_lists, prepare_all, relabel, stamp, write_case
+from utils.preparation import (
+    Report,
+    add_options,
+    draw_lists,
+    prepare_all,
+    relabel,
+    stamp,
+    write_case,
+)
 
 LISTS = {"train": "train_slices.list", "val": "val.list", "test": "test.list"}
 FRAMES = {"frame01": "ED", "frame02": "ES"}
@@ -33,8 +43,12 @@ FRAMES = {"frame01": "ED", "frame02": "ES"}
 
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
-    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge")
-    add_options(parser, "data/ACDC", f"take the {', '.join(LISTS.values())} in it", "volumes at a time")
+    parser.add_argument(
+        "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
+    )
+    add_options(
+        parser, "data/ACDC", f"take the {', '.join(LISTS.values())} in it", "volumes at a time"
+    )
     return parser.parse_args(arguments)
 
 
@@ -44,10 +58,16 @@ def find(download):
     for path in sorted(download.rglob("Info.cfg")):
         name = path.parent.name
         if name in patients:
-            raise UserError(f"{path.parent} and {patients[name]} are one patient; name the folder of one of them")
+            raise UserError(
+                f"{path.parent} and {patients[name]} are one patient; name the folder of one of "
+                "them"
+            )
         patients[name] = path.parent
     if not patients:
-        raise UserError(f"{download}: no <patient>/Info.cfg below this folder; name the challenge's folder training")
+        raise UserError(
+            f"{download}: no <patient>/Info.cfg below this folder; name the challenge's folder "
+            "training"
+        )
     return patients
 
 
@@ -65,7 +85,9 @@ def frame(folder, phase):
     if not found:
         raise UserError(f"{path}: has no line {phase}: <number of a frame>")
     start = f"{folder.name}_frame{int(found[1]):02d}"
-    end = next((end for end in (".nii.gz", ".nii") if (folder / f"{start}{end}").exists()), ".nii.gz")
+    end = next(
+        (end for end in (".nii.gz", ".nii") if (folder / f"{start}{end}").exists()), ".nii.gz"
+    )
     return folder / f"{start}{end}", folder / f"{start}_gt{end}"
 
 
@@ -75,18 +97,30 @@ def choose(patients, args):
         names = {split: read_list(args.lists / file) for split, file in LISTS.items()}
         for split, other in (("val", "train"), ("test", "train"), ("test", "val")):
             units = ([name.partition("_")[0] for name in names[s]] for s in (split, other))
-            check_disjoint(args.lists / LISTS[split], next(units), args.lists / LISTS[other], next(units), "patient")
+            check_disjoint(
+                args.lists / LISTS[split],
+                next(units),
+                args.lists / LISTS[other],
+                next(units),
+                "patient",
+            )
         slices = {}
         for name in names["train"]:
             volume, _, k = name.partition("_slice_")
             if not k.isdecimal():
-                raise UserError(f"{args.lists / LISTS['train']}: {name} is no <patient>_frame<01|02>_slice_<number>")
+                raise UserError(
+                    f"{args.lists / LISTS['train']}: {name} is no "
+                    "<patient>_frame<01|02>_slice_<number>"
+                )
             slices.setdefault(volume, []).append(int(k))
         return {"train": list(slices), "val": names["val"], "test": names["test"]}, slices
     training = [name for name, folder in patients.items() if folder.parent.name != "testing"]
-    # the challenge's patients are in the order of their diseases, and the first are the labelled ones: so shuffled
+    # the challenge's patients are in the order of their diseases, and the first are the labelled
+    # ones: so shuffled
     drawn = draw_lists(training, {"val": 0.1, "test": 0.2}, args.seed)
-    return {split: [f"{name}_{end}" for name in drawn[split] for end in FRAMES] for split in LISTS}, {}
+    return {
+        split: [f"{name}_{end}" for name in drawn[split] for end in FRAMES] for split in LISTS
+    }, {}
 
 
 def files_of(patients, volume):
@@ -100,7 +134,9 @@ def files_of(patients, volume):
 
 
 def depth(files):
-    """How many slices a volume has; 0 where its file cannot tell, which is told as the volume is read."""
+    """How many slices a volume has; 0 where its file cannot tell, which is told as the volume is
+    read.
+    """
     try:
         reader = SimpleITK.ImageFileReader()
         reader.SetFileName(str(files[0]))
@@ -127,7 +163,12 @@ def prepare(job):
         about = {"source": files[0], "sha256": row.sha256}
         write_case(root / "data" / f"{volume}.h5", stack, target, **about)
         for k in slices:
-            write_case(root / "data" / "slices" / f"{volume}_slice_{k}.h5", stack[k - 1], target[k - 1], **about)
+            write_case(
+                root / "data" / "slices" / f"{volume}_slice_{k}.h5",
+                stack[k - 1],
+                target[k - 1],
+                **about,
+            )
         row.show(prepared.image, prepared.label, prepared.place.grid.spacing)
     return row
 
@@ -145,11 +186,20 @@ def main(arguments=None):
                 files[volume] = str(error)
             every = range(1, depth(files[volume]) + 1) if split == "train" else ()
             slices[volume] = listed_slices.get(volume, list(every))
-    paths = {v: [f"data/{v}.h5", *(f"data/slices/{v}_slice_{k}.h5" for k in slices[v])] for v in files}
-    sources = {volume: stamp(found) if isinstance(found, tuple) else found for volume, found in files.items()}
+    paths = {
+        v: [f"data/{v}.h5", *(f"data/slices/{v}_slice_{k}.h5" for k in slices[v])] for v in files
+    }
+    sources = {
+        volume: stamp(found) if isinstance(found, tuple) else found
+        for volume, found in files.items()
+    }
     recipe = {"script": "prepare_acdc.py", "lists": lists, "slices": slices, "sources": sources}
     recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
-    jobs = [(v, split, files[v], args.root, slices[v]) for split in reversed(lists) for v in lists[split]]
+    jobs = [
+        (v, split, files[v], args.root, slices[v])
+        for split in reversed(lists)
+        for v in lists[split]
+    ]
     lines = {LISTS[split]: {v: v for v in volumes} for split, volumes in lists.items()}
     lines[LISTS["train"]] = {f"{v}_slice_{k}": v for v in lists["train"] for k in slices[v]}
     if args.lists:  # in the order of the given list, whose first slices are the labelled ones

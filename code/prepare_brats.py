@@ -4,15 +4,16 @@
     python code/prepare_brats.py DOWNLOAD --lists lists              with train.txt, val.txt, test.txt of SSL4MIS
     python code/prepare_brats.py DOWNLOAD --modality t1ce --root data/BraTS2019_t1ce
 
-Reads <subject>/<subject>_flair.nii.gz and _seg.nii.gz in any folder below DOWNLOAD (HGG, LGG), and writes
-<root>/data/<subject>.h5, the lists, report.csv and overlays.png, which are worth a look. The label is 1 wherever the
-challenge's is 1, 2 or 4. The image is cropped to the voxels that are not 0, and these become z-scores by their own mean
-and standard deviation; the background stays 0.
+Reads <subject>/<subject>_flair.nii.gz and _seg.nii.gz in any folder below DOWNLOAD (HGG, LGG), and
+writes <root>/data/<subject>.h5, the lists, report.csv and overlays.png, which are worth a look. The
+label is 1 wherever the challenge's is 1, 2 or 4. The image is cropped to the voxels that are not 0,
+and these become z-scores by their own mean and standard deviation; the background stays 0.
 
-The files that SSL4MIS publishes were made otherwise in three ways: voxels above the 99.9th percentile are clipped to
-it, the background is given the z-score of 0 too, which is about -1 to -2, and the box's last plane along each axis is
-lost. Train and test on files of one making. Without --lists 250, 25 and 60 of 335 subjects are drawn from --seed, and
-are not those of the papers' tables.
+The files that SSL4MIS publishes were made otherwise in three ways: voxels above the 99.9th
+percentile are clipped to it, the background is given the z-score of 0 too, which is about -1 to -2,
+and the box's last plane along each axis is lost. Train and test on files of one making. Without
+--lists 250, 25 and 60 of 335 subjects are drawn from --seed, and are not those of the papers'
+tables.
 """
 
 import sys
@@ -34,10 +35,17 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
-    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked training data")
-    parser.add_argument("--modality", choices=MODALITIES, default="flair", help="the papers take flair")
+    parser.add_argument(
+        "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked training data"
+    )
+    parser.add_argument(
+        "--modality", choices=MODALITIES, default="flair", help="the papers take flair"
+    )
     add_options(
-        parser, "data/BraTS2019", "take the train.txt, val.txt and test.txt in it", "subjects at a time, 1 GB each"
+        parser,
+        "data/BraTS2019",
+        "take the train.txt, val.txt and test.txt in it",
+        "subjects at a time, 1 GB each",
     )
     return parser.parse_args(arguments)
 
@@ -45,14 +53,21 @@ def parse(arguments=None):
 def find(download, modality):
     """The files of each subject, image and label."""
     ends = (f"_{modality}.nii.gz", f"_{modality}.nii")
-    found = sorted(path for path in download.rglob(f"*_{modality}.nii*") if path.name.endswith(ends))
+    found = sorted(
+        path for path in download.rglob(f"*_{modality}.nii*") if path.name.endswith(ends)
+    )
     if not found:
-        raise UserError(f"{download}: no <subject>{ends[0]} below this folder; name MICCAI_BraTS_2019_Data_Training")
+        raise UserError(
+            f"{download}: no <subject>{ends[0]} below this folder; name "
+            "MICCAI_BraTS_2019_Data_Training"
+        )
     subjects = {}
     for image in found:
         start, end = image.name.split(f"_{modality}.")
         if start in subjects:
-            raise UserError(f"{image} and {subjects[start][0]} are one subject; name the folder of one of them")
+            raise UserError(
+                f"{image} and {subjects[start][0]} are one subject; name the folder of one of them"
+            )
         subjects[start] = image, image.with_name(f"{start}_seg.{end}")
     return subjects
 
@@ -64,7 +79,13 @@ def choose(subjects, args):
         for split in SPLITS:
             listed = read_list(args.lists / f"{split}.txt")
             for other, known in lists.items():
-                check_disjoint(args.lists / f"{split}.txt", listed, args.lists / f"{other}.txt", known, "subject")
+                check_disjoint(
+                    args.lists / f"{split}.txt",
+                    listed,
+                    args.lists / f"{other}.txt",
+                    known,
+                    "subject",
+                )
             lists[split] = listed
         return lists
     return draw_lists(list(subjects), {"val": 25 / 335, "test": 60 / 335}, args.seed)
@@ -90,11 +111,18 @@ def main(arguments=None):
     lists = choose(subjects, args)
     paths = {name: [f"data/{name}.h5"] for listed in lists.values() for name in listed}
     sources = {name: stamp(subjects.get(name, ())) for name in paths}
-    recipe = {"script": "prepare_brats.py", "modality": args.modality, "lists": lists, "sources": sources}
+    recipe = {
+        "script": "prepare_brats.py",
+        "modality": args.modality,
+        "lists": lists,
+        "sources": sources,
+    }
     recipe["preprocessing"] = BraTS2019.preprocessing.as_dict()
     recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
     recipe["unlike_published"] += [f"modality {args.modality}"] if args.modality != "flair" else []
-    jobs = [(n, s, subjects.get(n), args.root / paths[n][0]) for s in reversed(SPLITS) for n in lists[s]]
+    jobs = [
+        (n, s, subjects.get(n), args.root / paths[n][0]) for s in reversed(SPLITS) for n in lists[s]
+    ]
     lines = {f"{split}.txt": {name: name for name in listed} for split, listed in lists.items()}
     names, settings = BraTS2019.class_names, (args.workers, args.overwrite)
     if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):

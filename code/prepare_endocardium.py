@@ -1,16 +1,19 @@
-"""Make data/endocardium, the left ventricle's cavity of 33 subjects, from York University's cardiac MRI data set.
+"""Make data/endocardium, the left ventricle's cavity of 33 subjects, from York University's cardiac
+MRI data set.
 
     python code/prepare_endocardium.py cardiac_mri
     python code/prepare_endocardium.py DOWNLOAD --lists lists      with your own train.list and test.list of pat<number>
 
-Reads sol_yxzt_pat<number>.mat (y, x, level, time) and manual_seg_32points_pat<number>.mat in any folder below
-DOWNLOAD, and writes <root>/data/pat<number>.h5 as (slices, y, x), the times of a level one after the other, the lists,
-report.csv and overlays.png, which are worth a look. The voxels' size is not in these files.
+Reads sol_yxzt_pat<number>.mat (y, x, level, time) and manual_seg_32points_pat<number>.mat in any
+folder below DOWNLOAD, and writes <root>/data/pat<number>.h5 as (slices, y, x), the times of a level
+one after the other, the lists, report.csv and overlays.png, which are worth a look. The voxels'
+size is not in these files.
 
-A contour is 65 points (x, y): 32 of the endocardium, a line of zeros, 32 of the epicardium; -99999 stands where nothing
-was drawn. The label is the polygon of the first 32, in coordinates that count the first pixel's centre as 1, and is
-empty where nothing was drawn. Grey values become 0 to 1 by the subject's least and largest one. CoraNet's authors print
-neither how they scaled grey values nor which subjects they trained on, so numbers are comparable with theirs, not
+A contour is 65 points (x, y): 32 of the endocardium, a line of zeros, 32 of the epicardium; -99999
+stands where nothing was drawn. The label is the polygon of the first 32, in coordinates that count
+the first pixel's centre as 1, and is empty where nothing was drawn. Grey values become 0 to 1 by
+the subject's least and largest one. CoraNet's authors print neither how they scaled grey values nor
+which subjects they trained on, so numbers are comparable with theirs, not
 equal: without --lists 25 subjects train and 8 test, drawn from --seed.
 """
 
@@ -35,8 +38,15 @@ NAME = re.compile(r"sol_yxzt_(pat\d+)\.mat")
 
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
-    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked .mat files")
-    add_options(parser, "data/endocardium", "take the train.list and test.list in it", "subjects at a time, 1 GB each")
+    parser.add_argument(
+        "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked .mat files"
+    )
+    add_options(
+        parser,
+        "data/endocardium",
+        "take the train.list and test.list in it",
+        "subjects at a time, 1 GB each",
+    )
     return parser.parse_args(arguments)
 
 
@@ -44,12 +54,16 @@ def find(download):
     """The files of each subject, images and contours."""
     drawn = {path.name: path for path in sorted(download.rglob("manual_seg_32points_pat*.mat"))}
     subjects = {}
-    for path in sorted(download.rglob("sol_yxzt_pat*.mat"), key=lambda path: (len(path.name), path.name)):
+    for path in sorted(
+        download.rglob("sol_yxzt_pat*.mat"), key=lambda path: (len(path.name), path.name)
+    ):
         if match := NAME.fullmatch(path.name):
             contours = f"manual_seg_32points_{match[1]}.mat"
             subjects[match[1]] = path, drawn.get(contours, download / contours)
     if not subjects:
-        raise UserError(f"{download}: no sol_yxzt_pat<number>.mat below this folder; name the data set's folder")
+        raise UserError(
+            f"{download}: no sol_yxzt_pat<number>.mat below this folder; name the data set's folder"
+        )
     return subjects
 
 
@@ -57,7 +71,13 @@ def choose(subjects, args):
     """The subjects of each list: the given ones, or 8 of 33 for testing."""
     if args.lists:
         lists = {split: read_list(args.lists / f"{split}.list") for split in ("train", "test")}
-        check_disjoint(args.lists / "test.list", lists["test"], args.lists / "train.list", lists["train"], "subject")
+        check_disjoint(
+            args.lists / "test.list",
+            lists["test"],
+            args.lists / "train.list",
+            lists["train"],
+            "subject",
+        )
         return lists
     return draw_lists(list(subjects), {"test": 8 / 33}, args.seed)
 
@@ -75,14 +95,18 @@ def load(path, key, ndim):
     except KeyError:
         raise UserError(f"{path}: holds no {key}") from None
     except Exception as error:  # damaged bytes make the reader raise whatever they happen to mean
-        raise UserError(f"{path}: damaged or no MATLAB file ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(
+            f"{path}: damaged or no MATLAB file ({str(error).splitlines()[0][:120]})"
+        ) from None
     if array.ndim != ndim:
         raise UserError(f"{path}: {key} has shape {array.shape}, {ndim} axes are expected")
     return array
 
 
 def fill_contour(points, shape):
-    """The pixels of a slice `shape` (H, W) whose centres lie within a contour of points (x, y), counted from 1."""
+    """The pixels of a slice `shape` (H, W) whose centres lie within a contour of points (x, y),
+    counted from 1.
+    """
     corners = points - 1
     x, y = np.meshgrid(np.arange(shape[1]), np.arange(shape[0]))
     inside = Polygon(corners).contains_points(np.column_stack([x.ravel(), y.ravel()]))
@@ -99,7 +123,10 @@ def read(files):
     if images.dtype.kind not in "iuf" or not images.size or not np.isfinite(images).all():
         raise UserError(f"{files[0]}: sol_yxzt holds no finite grey values")
     if drawn.shape != images.shape[2:]:
-        raise UserError(f"{files[1]}: contours of {drawn.shape} levels and times, the images have {images.shape[2:]}")
+        raise UserError(
+            f"{files[1]}: contours of {drawn.shape} levels and times, the images have "
+            f"{images.shape[2:]}"
+        )
     height, width = images.shape[:2]
     labels = np.zeros((*drawn.shape, height, width), np.uint8)
     for place in np.ndindex(drawn.shape):
@@ -107,12 +134,18 @@ def read(files):
         if points.size == 1 and points.flat[0] == -99999:
             continue
         where = f"{files[1]}: the contour of level {place[0] + 1}, time {place[1] + 1}"
-        if points.shape != (65, 2) or points.dtype.kind not in "iuf" or not np.isfinite(points).all():
+        if (
+            points.shape != (65, 2)
+            or points.dtype.kind not in "iuf"
+            or not np.isfinite(points).all()
+        ):
             raise UserError(f"{where} is none of 65 points")
         if points[:32].min() < 0 or (points[:32].max(axis=0) > (width + 1, height + 1)).any():
             raise UserError(f"{where} lies outside of the image")
         labels[place] = fill_contour(points[:32], (height, width))
-    return images.transpose(2, 3, 0, 1).reshape(-1, height, width), labels.reshape(-1, height, width)
+    return images.transpose(2, 3, 0, 1).reshape(-1, height, width), labels.reshape(
+        -1, height, width
+    )
 
 
 def prepare(job):
@@ -141,7 +174,11 @@ def main(arguments=None):
     recipe = {"script": "prepare_endocardium.py", "lists": lists, "sources": sources}
     recipe["preprocessing"] = Endocardium.preprocessing.as_dict()
     recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
-    jobs = [(n, s, subjects.get(n), args.root / paths[n][0]) for s in ("test", "train") for n in lists[s]]
+    jobs = [
+        (n, s, subjects.get(n), args.root / paths[n][0])
+        for s in ("test", "train")
+        for n in lists[s]
+    ]
     lines = {f"{split}.list": {name: name for name in listed} for split, listed in lists.items()}
     names, settings = Endocardium.class_names, (args.workers, args.overwrite)
     if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):

@@ -1,15 +1,18 @@
-"""Make data/LA, left atria as UA-MT publishes them, from the download of the 2018 Atria Segmentation Challenge.
+"""Make data/LA, left atria as UA-MT publishes them, from the download of the 2018 Atria
+Segmentation Challenge.
 
     python code/prepare_la.py "Atrial Segmentation Challenge/Training Set"
     python code/prepare_la.py DOWNLOAD --lists lists         with the published train.list and test.list in lists/
 
-Reads <case>/lgemri.nrrd and laendo.nrrd (0 and 255) in any folder below DOWNLOAD but a Testing Set, and writes
-<root>/2018LA_Seg_Training Set/<case>/mri_norm2.h5, the lists, report.csv and overlays.png, which are worth a look.
+Reads <case>/lgemri.nrrd and laendo.nrrd (0 and 255) in any folder below DOWNLOAD but a Testing Set,
+and writes <root>/2018LA_Seg_Training Set/<case>/mri_norm2.h5, the lists, report.csv and
+overlays.png, which are worth a look.
 
-Grey values become z-scores of the whole volume. The crop is the label's box with 14 voxels on either side along x and
-y, at least 141 voxels, and all slices. The published files differ from these in one thing: their margins are drawn at
-random, of 10 to 19 voxels, and ours are their mean. Where both crops have a voxel it has the same grey value and label.
-Without --lists the cases for training and testing are drawn from --seed, and are not those of the papers' tables.
+Grey values become z-scores of the whole volume. The crop is the label's box with 14 voxels on
+either side along x and y, at least 141 voxels, and all slices. The published files differ from
+these in one thing: their margins are drawn at random, of 10 to 19 voxels, and ours are their mean.
+Where both crops have a voxel it has the same grey value and label. Without --lists the cases for
+training and testing are drawn from --seed, and are not those of the papers' tables.
 """
 
 import sys
@@ -28,8 +31,12 @@ IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
-    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge")
-    add_options(parser, "data/LA", "take the train.list and test.list in it", "cases at a time, 1 GB each")
+    parser.add_argument(
+        "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
+    )
+    add_options(
+        parser, "data/LA", "take the train.list and test.list in it", "cases at a time, 1 GB each"
+    )
     return parser.parse_args(arguments)
 
 
@@ -37,11 +44,16 @@ def find(download):
     """The files of each case, image and label."""
     found = sorted(path.parent for path in download.rglob(IMAGE) if "Testing Set" not in path.parts)
     if not found:
-        raise UserError(f"{download}: no <case>/{IMAGE} below this folder; name the challenge's Training Set")
+        raise UserError(
+            f"{download}: no <case>/{IMAGE} below this folder; name the challenge's Training Set"
+        )
     cases = {}
     for folder in found:
         if folder.name in cases:
-            raise UserError(f"{folder} and {cases[folder.name][0].parent} are one case; name the folder of one of them")
+            raise UserError(
+                f"{folder} and {cases[folder.name][0].parent} are one case; name the folder of one "
+                "of them"
+            )
         cases[folder.name] = folder / IMAGE, folder / LABEL
     return cases
 
@@ -50,7 +62,9 @@ def choose(cases, args):
     """The cases of each list: the given ones, or a fifth for testing."""
     if args.lists:
         lists = {split: read_list(args.lists / f"{split}.list") for split in ("train", "test")}
-        check_disjoint(args.lists / "test.list", lists["test"], args.lists / "train.list", lists["train"])
+        check_disjoint(
+            args.lists / "test.list", lists["test"], args.lists / "train.list", lists["train"]
+        )
         return lists
     return draw_lists(list(cases), {"test": 0.2}, args.seed)
 
@@ -72,11 +86,17 @@ def main(arguments=None):
     args = parse(arguments)
     cases = find(args.download)
     lists = choose(cases, args)
-    paths = {case: [f"{FOLDER}/{case}/mri_norm2.h5"] for listed in lists.values() for case in listed}
+    paths = {
+        case: [f"{FOLDER}/{case}/mri_norm2.h5"] for listed in lists.values() for case in listed
+    }
     sources = {case: stamp(cases.get(case, ())) for case in paths}
     recipe = {"script": "prepare_la.py", "lists": lists, "sources": sources}
     recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
-    jobs = [(case, s, cases.get(case), args.root / paths[case][0]) for s in ("test", "train") for case in lists[s]]
+    jobs = [
+        (case, s, cases.get(case), args.root / paths[case][0])
+        for s in ("test", "train")
+        for case in lists[s]
+    ]
     lines = {f"{split}.list": {case: case for case in listed} for split, listed in lists.items()}
     names, settings = LA.class_names, (args.workers, args.overwrite)
     if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):

@@ -1,24 +1,29 @@
-"""Make data/Pancreas, 1 mm voxels around the pancreas as CoraNet takes them, from the download of Pancreas-CT (NIH).
+"""Make data/Pancreas, 1 mm voxels around the pancreas as CoraNet takes them, from the download of
+Pancreas-CT (NIH).
 
     python code/prepare_pancreas.py DOWNLOAD                       DICOM folders and labels lie anywhere below it
     python code/prepare_pancreas.py DOWNLOAD --lists lists         with your train_lab.txt … or train.list … in lists/
     python code/prepare_pancreas.py DOWNLOAD --window -100 240 --root data/Pancreas2d      CoraNet's slices: see below
 
-Reads PANCREAS_<number>/…/<series>/*.dcm and label<number>.nii.gz, and writes <root>/<number>.h5, train.list,
-test.list, report.csv and overlays.png, which are worth a look. Voxels are resampled to 1 mm, Hounsfield units from -125
-to 275 become 0 to 1, and the crop is the label's box with 25 voxels on every side, at least 96. The paper takes another
-window for slices: the second folder is for --dataset Pancreas2d --root data/Pancreas2d.
+Reads PANCREAS_<number>/…/<series>/*.dcm and label<number>.nii.gz, and writes <root>/<number>.h5,
+train.list, test.list, report.csv and overlays.png, which are worth a look. Voxels are resampled to
+1 mm, Hounsfield units from -125 to 275 become 0 to 1, and the crop is the label's box with 25
+voxels on every side, at least 96. The paper takes another window for slices: the second folder is
+for --dataset Pancreas2d --root data/Pancreas2d.
 
-Alignment: the labels' headers cannot be relied on for how their voxels lie on the images'. By published code a label's
-voxel (i, j, k) is column i and row j of the image's slice k; whether slices count from the feet is not said, here they
-do. So this is checked: each label is tried with all eight combinations of reversed axes, and soft tissue (0 to 200 HU)
-must fill it more than the 3 voxels around it, for a pancreas lies in fat. Where another way fits clearly better, it is
-taken and told; where none fits clearly, that is told. Look at these in overlays.png; --label_flip settles it by hand.
+Alignment: the labels' headers cannot be relied on for how their voxels lie on the images'. By
+published code a label's voxel (i, j, k) is column i and row j of the image's slice k; whether
+slices count from the feet is not said, here they do. So this is checked: each label is tried with
+all eight combinations of reversed axes, and soft tissue (0 to 200 HU) must fill it more than the 3
+voxels around it, for a pancreas lies in fat. Where another way fits clearly better, it is taken and
+told; where none fits clearly, that is told. Look at these in overlays.png; --label_flip settles it
+by hand.
 
-The released code takes slices to be as far apart as pixels, so that its voxels are not 1 mm long along z:
---legacy_spacing repeats this. How it interpolates is not published; here it is linearly, labels too. Cases 25 and 70
-repeat others' scans and are left out, unless --lists names them. Without --lists and --seed the cases are taken in
-their order, as the released code does: the first 62 of 80 train, the first 12 of them labelled, the last 18 test.
+The released code takes slices to be as far apart as pixels, so that its voxels are not 1 mm long
+along z: --legacy_spacing repeats this. How it interpolates is not published; here it is linearly,
+labels too. Cases 25 and 70 repeat others' scans and are left out, unless --lists names them.
+Without --lists and --seed the cases are taken in their order, as the released code does: the first
+62 of 80 train, the first 12 of them labelled, the last 18 test.
 """
 
 import itertools
@@ -43,17 +48,42 @@ LISTS = ({"train_lab.txt": "train", "train_unlab.txt": "train", "test.txt": "tes
 LISTS += ({"train.list": "train", "test.list": "test"},)
 AXES = "xyz"
 FLIPS = [flips for count in range(4) for flips in itertools.combinations(range(3), count)]
-SHELL, CLEAR, APART = 3, 0.1, 0.05  # voxels; the least share by which tissue stands out; and more than otherwise
+SHELL, CLEAR, APART = (
+    3,
+    0.1,
+    0.05,
+)  # voxels; the least share by which tissue stands out; and more than otherwise
 
 
 def parse(arguments=None):
     parser = options.ArgumentParser(__doc__)
-    parser.add_argument("download", type=Path, metavar="DOWNLOAD", help="folder with the DICOM series and the labels")
-    parser.add_argument("--window", type=float, nargs=2, default=(-125, 275), metavar=("LOW", "HIGH"), help="in HU")
-    parser.add_argument("--legacy_spacing", action="store_true", help="the released code's mistake along z")
+    parser.add_argument(
+        "download",
+        type=Path,
+        metavar="DOWNLOAD",
+        help="folder with the DICOM series and the labels",
+    )
+    parser.add_argument(
+        "--window", type=float, nargs=2, default=(-125, 275), metavar=("LOW", "HIGH"), help="in HU"
+    )
+    parser.add_argument(
+        "--legacy_spacing", action="store_true", help="the released code's mistake along z"
+    )
     turned = ["none", *("".join(AXES[axis] for axis in flips) for flips in FLIPS if flips)]
-    parser.add_argument("--label_flip", choices=("auto", *turned), default="auto", help="axes of the labels to reverse")
-    add_options(parser, "data/Pancreas", "take the lists in it", "cases at a time, 3 GB each", seed=None, at_once=2)
+    parser.add_argument(
+        "--label_flip",
+        choices=("auto", *turned),
+        default="auto",
+        help="axes of the labels to reverse",
+    )
+    add_options(
+        parser,
+        "data/Pancreas",
+        "take the lists in it",
+        "cases at a time, 3 GB each",
+        seed=None,
+        at_once=2,
+    )
     return parser.parse_args(arguments)
 
 
@@ -68,21 +98,32 @@ def find(download):
         if match and path.is_dir():
             number = int(match[1])
             if number in cases:
-                raise UserError(f"{path} and {cases[number][0]} are one case; name the folder of one of them")
+                raise UserError(
+                    f"{path} and {cases[number][0]} are one case; name the folder of one of them"
+                )
             cases[number] = path, labels.get(number)
     if not cases:
-        raise UserError(f"{download}: no PANCREAS_<number> below this folder; name the download's folder")
+        raise UserError(
+            f"{download}: no PANCREAS_<number> below this folder; name the download's folder"
+        )
     return cases
 
 
 def choose(cases, args):
-    """The cases of each list file, and the number of each case: the given ones, or 18 of 80 for testing."""
+    """The cases of each list file, and the number of each case: the given ones, or 18 of 80 for
+    testing.
+    """
     if args.lists:
         kind = next((kind for kind in LISTS if (args.lists / next(iter(kind))).exists()), LISTS[-1])
         lists = {file: read_list(args.lists / file) for file in kind}
         numbers = {name: number_of(name) for listed in lists.values() for name in listed}
         for a, b in itertools.combinations(lists, 2):
-            check_disjoint(args.lists / b, map(numbers.get, lists[b]), args.lists / a, map(numbers.get, lists[a]))
+            check_disjoint(
+                args.lists / b,
+                map(numbers.get, lists[b]),
+                args.lists / a,
+                map(numbers.get, lists[a]),
+            )
         return lists, numbers
     numbers = {f"{number:04d}": number for number in sorted(cases) if number not in REPEATED}
     names = list(numbers)
@@ -94,7 +135,9 @@ def choose(cases, args):
 
 
 def number_of(name):
-    """The number of a listed case, whatever stands around it: 0001, image0001, PANCREAS_0001_norm."""
+    """The number of a listed case, whatever stands around it: 0001, image0001,
+    PANCREAS_0001_norm.
+    """
     found = re.findall(r"\d+", name)
     if len(found) != 1:
         raise UserError(f"--lists: {name} is no case; one number is expected in its name")
@@ -102,9 +145,12 @@ def number_of(name):
 
 
 def standing_out(hounsfield, mask):
-    """By how much the share of soft tissue within `mask` exceeds that around it; both arrays (X, Y, Z)."""
+    """By how much the share of soft tissue within `mask` exceeds that around it; both arrays (X, Y,
+    Z).
+    """
     box = tuple(
-        slice(max(0, part.start - SHELL), part.stop + SHELL) for part in ndimage.find_objects(mask.astype(np.uint8))[0]
+        slice(max(0, part.start - SHELL), part.stop + SHELL)
+        for part in ndimage.find_objects(mask.astype(np.uint8))[0]
     )
     hounsfield, mask = hounsfield[box], mask[box]
     around = ndimage.binary_dilation(mask, iterations=SHELL) & ~mask
@@ -136,7 +182,10 @@ def align(image, label, wanted):
         flips = () if scores[()] > scores[best] - APART and scores[()] > CLEAR else best
         if scores[flips] <= CLEAR or scores[best] - scores[second] <= APART:
             told = ", ".join(f"{named(each)} {scores[each]:.2f}" for each in (best, second))
-            notes.append(f"unclear how the label lies on the image (soft tissue stands out: {told}); see overlays.png")
+            notes.append(
+                f"unclear how the label lies on the image (soft tissue stands out: {told}); see "
+                "overlays.png"
+            )
     else:
         flips = tuple(AXES.index(axis) for axis in wanted) if wanted != "none" else ()
     if flips:
@@ -157,7 +206,10 @@ def prepare(job):
             raise UserError("listed, but not in the download")
         folder, label = files
         if label is None:
-            raise UserError(f"{folder} has no label{folder.name.removeprefix('PANCREAS_')}.nii.gz in the download")
+            raise UserError(
+                f"{folder} has no label{folder.name.removeprefix('PANCREAS_')}.nii.gz in the "
+                "download"
+            )
         series = find_images(folder)
         if len(series) != 1:
             raise UserError(f"{folder}: holds {len(series)} series or images, one is expected")
@@ -182,14 +234,18 @@ def main(arguments=None):
     paths = {name: [f"{name}.h5"] for name in numbers}
     recipe = {
         "script": "prepare_pancreas.py",
-        "preprocessing": None if args.legacy_spacing else how.as_dict(),  # that of new images would be true
+        "preprocessing": None
+        if args.legacy_spacing
+        else how.as_dict(),  # that of new images would be true
         "window": args.window,
         "label_flip": args.label_flip,
         "legacy_spacing": args.legacy_spacing,
         "lists": lists,
         "sources": {name: stamp(cases.get(number, ())) for name, number in numbers.items()},
     }
-    unlike = [f"lists drawn from seed {args.seed}"] if args.seed is not None and not args.lists else []
+    unlike = (
+        [f"lists drawn from seed {args.seed}"] if args.seed is not None and not args.lists else []
+    )
     recipe["unlike_published"] = unlike
     settings = how, args.label_flip, args.legacy_spacing
     jobs = [

@@ -1,4 +1,5 @@
-"""Make the phantom: 80 + 20 procedural left atria in the layout of the LA data set, the same for the same seed.
+"""Make the phantom: 80 + 20 procedural left atria in the layout of the LA data set, the same for
+the same seed.
 
     python code/prepare_phantom.py
     python code/prepare_phantom.py --size 176 176 88 --root data/phantom_large --preview phantom.png
@@ -24,18 +25,31 @@ def parse(arguments=None):
     parser.add_argument("--root", type=Path, default="data/phantom", help="folder to write")
     parser.add_argument("--seed", type=int, default=2018, help="another seed makes other cases")
     parser.add_argument(
-        "--size", type=int, nargs=3, default=SIZE, metavar=("X", "Y", "Z"), help="voxels; the anatomy scales with them"
+        "--size",
+        type=int,
+        nargs=3,
+        default=SIZE,
+        metavar=("X", "Y", "Z"),
+        help="voxels; the anatomy scales with them",
     )
     parser.add_argument("--train", type=int, default=80, help="cases in train.list")
     parser.add_argument("--test", type=int, default=20, help="cases in test.list")
-    parser.add_argument("--workers", type=int, help="processes (all the cores); the files do not depend on it")
-    parser.add_argument("--overwrite", action="store_true", help="delete the phantom in --root and make this one")
-    parser.add_argument("--preview", type=Path, metavar="FILE.png", help="write a contact sheet of some cases here")
+    parser.add_argument(
+        "--workers", type=int, help="processes (all the cores); the files do not depend on it"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the phantom in --root and make this one"
+    )
+    parser.add_argument(
+        "--preview", type=Path, metavar="FILE.png", help="write a contact sheet of some cases here"
+    )
     return parser.parse_args(arguments)
 
 
 def preview(path, dataset, cases=4):
-    """Write a contact sheet: a row a case, five axial, a coronal and a sagittal slice, the label as a contour."""
+    """Write a contact sheet: a row a case, five axial, a coronal and a sagittal slice, the label as
+    a contour.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -53,7 +67,14 @@ def preview(path, dataset, cases=4):
         ratios = [spacing[1] / spacing[0]] * 5 + [spacing[2] / spacing[0], spacing[2] / spacing[1]]
         low, high = np.percentile(image, (1, 99.8))
         for ax, where, aspect in zip(row, slices, ratios, strict=True):
-            ax.imshow(image[where].T, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="bicubic")
+            ax.imshow(
+                image[where].T,
+                cmap="gray",
+                vmin=low,
+                vmax=high,
+                aspect=aspect,
+                interpolation="bicubic",
+            )
             if label[where].any():
                 ax.contour(label[where].T, [0.5], colors="#ff5a4f", linewidths=1)
             ax.axis("off")
@@ -66,14 +87,17 @@ def main(arguments=None):
     args = parse(arguments)
     start = time.perf_counter()
     bar = partial(tqdm, unit="case", disable=None)
-    written = write_dataset(args.root, args.seed, args.size, args.train, args.test, args.workers, args.overwrite, bar)
+    written = write_dataset(
+        args.root, args.seed, args.size, args.train, args.test, args.workers, args.overwrite, bar
+    )
     seconds = time.perf_counter() - start
     splits = [open_dataset("phantom", args.root, split) for split in ("train", "test")]
     fractions = [split.load(index)[1].mean() for split in splits for index in range(len(split))]
     print(
         f"{args.root}: {args.train} + {args.test} cases of {'×'.join(map(str, args.size))} voxels, "
         f"{written} written in {seconds:.1f} s, "
-        f"label {np.mean(fractions):.1%} of the volume ({np.min(fractions):.1%} to {np.max(fractions):.1%})"
+        f"label {np.mean(fractions):.1%} of the volume ({np.min(fractions):.1%} to "
+        f"{np.max(fractions):.1%})"
     )
     if args.preview:
         preview(args.preview, splits[0])

@@ -1,4 +1,5 @@
-"""A sweep over methods, numbers of labels and seeds: a file of commands, one run a line, which trains and then tests.
+"""A sweep over methods, numbers of labels and seeds: a file of commands, one run a line, which
+trains and then tests.
 
     python code/sweep.py --methods dmd cml supervised --labelnum 8 16 --seeds 1337 1338 1339 --output sweep.txt
     python code/sweep.py --methods dmd --vary lambda_distill=1,2,4 --vary distill=dice,kl --output sweep.txt
@@ -8,11 +9,13 @@ The file runs in any of these ways, two at a time, each with a GPU of its own:
 
     xargs -d '\\n' -n 1 -P 2 --process-slot-var GPU sh -c 'CUDA_VISIBLE_DEVICES=$GPU sh -c "$0"' < sweep.txt
     parallel -j 2 'CUDA_VISIBLE_DEVICES=$(({%} - 1)) sh -c {}' < sweep.txt
-    sbatch --array=1-$(wc -l < sweep.txt) --gpus=1 --wrap 'eval "$(sed -n "${SLURM_ARRAY_TASK_ID}p" sweep.txt)"'
+    sbatch --array=1-$(wc -l < sweep.txt) --gpus=1 --wrap 'eval "$(sed -n "${SLURM_ARRAY_TASK_ID}p"
+    sweep.txt)"'
 
-A line that was stopped can simply be run again: its training goes on where it was. --pending leaves out what is
-trained and tested. The run of a line is <method>_<labelnum>, with --name and what is varied behind unless that comes
-to the method's defaults. Before anything is written each training command is given to its script, as far as its run.
+A line that was stopped can simply be run again: its training goes on where it was. --pending leaves
+out what is trained and tested. The run of a line is <method>_<labelnum>, with --name and what is
+varied behind unless that comes to the method's defaults. Before anything is written each training
+command is given to its script, as far as its run.
 """
 
 import argparse
@@ -33,12 +36,23 @@ from utils.testing import GUESTS
 
 CODE = Path(__file__).resolve().parent
 METHODS = sorted(path.stem.removeprefix("train_") for path in CODE.glob("train_*.py"))
-OWN = ("--dataset", "--labelnum", "--seed", "--gpu", "--root", "--runs", "--name", "--resume")  # not for `--`, --vary
+OWN = (
+    "--dataset",
+    "--labelnum",
+    "--seed",
+    "--gpu",
+    "--root",
+    "--runs",
+    "--name",
+    "--resume",
+)  # not for `--`, --vary
 TESTS = {"dmd": "--nms 0"}  # where a method's paper tests otherwise than the data set's script
 
 
 def variation(text):
-    """The argparse type of --vary: `option=value,value` to the option and its values, each a list of words."""
+    """The argparse type of --vary: `option=value,value` to the option and its values, each a list
+    of words.
+    """
     key, equals, values = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z]\w*", key):
         raise argparse.ArgumentTypeError(f"{text} is not option=value,value")
@@ -48,13 +62,23 @@ def variation(text):
 def arguments():
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
-    parser = options.ArgumentParser(__doc__, usage="%(prog)s --methods METHOD … [option …] [-- training option …]")
+    parser = options.ArgumentParser(
+        __doc__, usage="%(prog)s --methods METHOD … [option …] [-- training option …]"
+    )
     several = {"nargs": "+", "metavar": "N"}
     what = parser.add_argument_group("what is trained")
-    what.add_argument("--methods", nargs="+", choices=METHODS, required=True, help="train_<method>.py")
-    what.add_argument("--dataset", nargs="+", choices=sorted(DATASETS), default=["LA"], help="data sets")
-    what.add_argument("--labelnum", type=options.positive_int, **several, help="labels (default: the data set's)")
-    what.add_argument("--seeds", type=options.non_negative_int, **several, default=[1337], help="one run each")
+    what.add_argument(
+        "--methods", nargs="+", choices=METHODS, required=True, help="train_<method>.py"
+    )
+    what.add_argument(
+        "--dataset", nargs="+", choices=sorted(DATASETS), default=["LA"], help="data sets"
+    )
+    what.add_argument(
+        "--labelnum", type=options.positive_int, **several, help="labels (default: the data set's)"
+    )
+    what.add_argument(
+        "--seeds", type=options.non_negative_int, **several, default=[1337], help="one run each"
+    )
     what.add_argument(
         "--vary",
         type=variation,
@@ -63,18 +87,28 @@ def arguments():
         metavar="OPTION=VALUE,VALUE",
         help="a training option and its values; with several of these, every combination",
     )
-    what.add_argument("--name", help="ends the names of runs whose options after -- are not the defaults")
+    what.add_argument(
+        "--name", help="ends the names of runs whose options after -- are not the defaults"
+    )
     how = parser.add_argument_group("how")
-    how.add_argument("--gpu", nargs="+", help="as of the scripts; with several the lines take turns")
+    how.add_argument(
+        "--gpu", nargs="+", help="as of the scripts; with several the lines take turns"
+    )
     how.add_argument("--root", help="folder of the data (default: data/<dataset>)")
     how.add_argument("--runs", default="runs", help="folder of all runs")
-    how.add_argument("--pending", action="store_true", help="leave out lines whose run is complete and tested")
+    how.add_argument(
+        "--pending", action="store_true", help="leave out lines whose run is complete and tested"
+    )
     how.add_argument("--output", type=Path, help="file for the commands (default: the terminal)")
     args = parser.parse_args(words[:cut])
     args.extra = words[cut + 1 :]
-    taken = [flag for flag in (*args.extra, *(key for key, _ in args.vary)) if flag.split("=")[0] in OWN]
+    taken = [
+        flag for flag in (*args.extra, *(key for key, _ in args.vary)) if flag.split("=")[0] in OWN
+    ]
     if taken:
-        raise UserError(f"{taken[0]}: every line has its own; see the options of this script itself")
+        raise UserError(
+            f"{taken[0]}: every line has its own; see the options of this script itself"
+        )
     if args.root and len(args.dataset) > 1:
         raise UserError("--root: one folder is one data set; write a sweep for each")
     varied = [key for key, _ in args.vary]
@@ -90,14 +124,20 @@ def variants(args):
     for values in itertools.product(*(values for _, values in args.vary)):
         parts = [f"{key[2:]}{'-'.join(value)}" for key, value in zip(keys, values, strict=True)]
         flags = [word for key, value in zip(keys, values, strict=True) for word in (key, *value)]
-        name = "_".join([args.name] * bool(args.name) + [re.sub(r"[^\w.+-]+", "-", part) for part in parts])
+        name = "_".join(
+            [args.name] * bool(args.name) + [re.sub(r"[^\w.+-]+", "-", part) for part in parts]
+        )
         yield flags, name
 
 
 def make_job(args, method, dataset, labelnum, seed, flags, name, gpu):
-    """The job of one line; options after -- are part of its name where there is a --name for them."""
+    """The job of one line; options after -- are part of its name where there is a --name for
+    them.
+    """
     train, test = CODE / f"train_{method}.py", CODE / f"test_{GUESTS.get(dataset, dataset)}.py"
-    places = {flag: value for flag, value in (("--gpu", gpu), ("--root", args.root)) if value is not None}
+    places = {
+        flag: value for flag, value in (("--gpu", gpu), ("--root", args.root)) if value is not None
+    }
     named, extra = (flags + args.extra, []) if args.name else (flags, args.extra)
     row = Row(method, method, shlex.join(named), name, TESTS.get(method, ""))
     return tables.make_job(row, train, test, dataset, labelnum, seed, args.runs, places, extra)
@@ -110,7 +150,9 @@ def check_run(job):
     except FileNotFoundError:
         return
     except (OSError, ValueError):
-        raise UserError(f"{job.folder / 'args.json'}: damaged, so this run cannot go on; --name another") from None
+        raise UserError(
+            f"{job.folder / 'args.json'}: damaged, so this run cannot go on; --name another"
+        ) from None
     key = tables.other_option(before, job.options)
     if key:
         raise UserError(
@@ -120,21 +162,30 @@ def check_run(job):
 
 
 def check_labels(dataset, jobs):
-    """Insist that a data set has the labels that its runs want, and others for their unlabelled streams."""
+    """Insist that a data set has the labels that its runs want, and others for their unlabelled
+    streams.
+    """
     for job in jobs:
         labelnum = job.options["labelnum"]
         if len(dataset.labeled(labelnum)) == len(dataset.names) and job.options.get("unlabeled_bs"):
-            raise UserError(f"--labelnum {labelnum} leaves nothing unlabelled of {dataset.name} for {job.train[0]}")
+            raise UserError(
+                f"--labelnum {labelnum} leaves nothing unlabelled of {dataset.name} for "
+                f"{job.train[0]}"
+            )
 
 
 def plan(args):
-    """The jobs in the order of their lines: a seed of everything, then the next, so that tables fill evenly.
+    """The jobs in the order of their lines: a seed of everything, then the next, so that tables
+    fill evenly.
 
     Raises:
-        UserError: two of them come to one run or to one folder, or a run that is there has other options.
+        UserError: two of them come to one run or to one folder, or a run that is there has other
+            options.
     """
     jobs, folders, trained = [], {}, {}
-    methods, datasets, seeds = (list(dict.fromkeys(given)) for given in (args.methods, args.dataset, args.seeds))
+    methods, datasets, seeds = (
+        list(dict.fromkeys(given)) for given in (args.methods, args.dataset, args.seeds)
+    )
     for seed, dataset in itertools.product(seeds, datasets):
         usual = dataset_class(dataset, args.root or default_root(dataset)).labelnum
         labels = dict.fromkeys(args.labelnum or [usual])
@@ -145,11 +196,14 @@ def plan(args):
             moves = {key: job.options[key] for key in own}
             same = trained.setdefault((method, json.dumps(moves, sort_keys=True)), flags)
             if same is not flags:
-                raise UserError(f"{method}: {shlex.join(same)} and {shlex.join(flags)} are one and the same run")
+                raise UserError(
+                    f"{method}: {shlex.join(same)} and {shlex.join(flags)} are one and the same run"
+                )
             other = folders.setdefault(job.folder, flags)
             if other is not flags:
                 raise UserError(
-                    f"{shlex.join(other)} and {shlex.join(flags)}: both are called {job.folder.parent.name}"
+                    f"{shlex.join(other)} and {shlex.join(flags)}: both are called "
+                    f"{job.folder.parent.name}"
                 )
             check_run(job)
             if not (args.pending and job.result()[0]):
@@ -161,8 +215,12 @@ def main():
     args = arguments()
     jobs = plan(args)
     for name in dict.fromkeys(job.options["dataset"] for job in jobs):
-        if Path(root := args.root or default_root(name)).is_dir():  # a sweep may be written where the data are not
-            check_labels(open_dataset(name, root), [job for job in jobs if job.options["dataset"] == name])
+        if Path(
+            root := args.root or default_root(name)
+        ).is_dir():  # a sweep may be written where the data are not
+            check_labels(
+                open_dataset(name, root), [job for job in jobs if job.options["dataset"] == name]
+            )
     text = "".join(f"{tables.shell(job.train)} && {tables.shell(job.test)}\n" for job in jobs)
     if args.output:
         write_atomically(args.output, lambda path: path.write_text(text, encoding="utf-8"))

@@ -4,10 +4,11 @@
     python code/test_BraTS2019.py --method ugmcl --labelnum 50
     python code/test_BraTS2019.py --split val                   # the 25 validation cases
 
-Sliding window with stride 64, 64, 64, softmax averaged over windows and networks, no filter of components; Dice and
-Jaccard in percent, 95HD and ASD in voxels of 1 mm with medpy's definitions, mean ± sample sd over the 60 test cases.
-Writes per-case CSV, summary JSON, figures (contours, errors, surfaces) and NIfTI into <run>/test/<checkpoint>/; the
-options that move a number are part of the folder's name (last_nms1, last_val, …).
+Sliding window with stride 64, 64, 64, softmax averaged over windows and networks, no filter of
+components; Dice and Jaccard in percent, 95HD and ASD in voxels of 1 mm with medpy's definitions,
+mean ± sample sd over the 60 test cases. Writes per-case CSV, summary JSON, figures (contours,
+errors, surfaces) and NIfTI into <run>/test/<checkpoint>/; the options that move a number are part
+of the folder's name (last_nms1, last_val, …).
 """
 
 import _root  # noqa: F401

@@ -4,12 +4,13 @@
     python code/test_own.py --dataset own2d --method cml
     python code/test_own.py --run runs/own/coranet_4/seed1337 --nms 1 --empty nan
 
-Volumes are predicted by a sliding window whose stride is half a patch, slices one by one, each resized to the training
-patch and its labels back (nearest); softmax is averaged over windows and networks. Every case of test.list (or, with
-`--split val`, of val.list) is scored as it was prepared, at its prepared spacing: Dice and Jaccard in percent, 95HD and
-ASD in voxels with medpy's definitions, of each class and their mean, mean ± sample sd. Writes per-case CSV, summary
-JSON, figures (contours, errors, and of volumes surfaces) and NIfTI into <run>/test/<checkpoint>/; the options that move
-a number are part of the folder's name.
+Volumes are predicted by a sliding window whose stride is half a patch, slices one by one, each
+resized to the training patch and its labels back (nearest); softmax is averaged over windows and
+networks. Every case of test.list (or, with `--split val`, of val.list) is scored as it was
+prepared, at its prepared spacing: Dice and Jaccard in percent, 95HD and ASD in voxels with medpy's
+definitions, of each class and their mean, mean ± sample sd. Writes per-case CSV, summary JSON,
+figures (contours, errors, and of volumes surfaces) and NIfTI into <run>/test/<checkpoint>/; the
+options that move a number are part of the folder's name.
 """
 
 import _root  # noqa: F401

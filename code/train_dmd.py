@@ -8,17 +8,19 @@
     python code/test_LA.py --method dmd --labelnum 16 --nms 0
     python code/train_dmd.py --dataset ACDC --labelnum 3 --gpu 0
 
-Two networks (V-Nets; for slices U-Nets) of different random weights, one SGD 0.01 with momentum 0.9 and weight decay
-1e-4 over both, ×0.1 every 2500 of 6000 iterations, on LA 2 + 2 crops a step, no ramp-up. T = 2 with up to 8 labels,
-1.93 with more; λ = 4. Tested: the first network alone, without a component filter.
+Two networks (V-Nets; for slices U-Nets) of different random weights, one SGD 0.01 with momentum 0.9
+and weight decay 1e-4 over both, ×0.1 every 2500 of 6000 iterations, on LA 2 + 2 crops a step, no
+ramp-up. T = 2 with up to 8 labels, 1.93 with more; λ = 4. Tested: the first network alone, without
+a component filter.
 
-`--distill kl` distils by D(p₂ᵀ ‖ p₁ᵀ) + D(p₁ᵀ ‖ p₂ᵀ), a mean over voxels, with λ = 1; at `--temperature 1` that is deep
-mutual learning (Zhang et al., CVPR 2018), the baseline. Section 3.3 swaps the two λ; Fig. 4 and the implementation
-section agree with these.
+`--distill kl` distils by D(p₂ᵀ ‖ p₁ᵀ) + D(p₁ᵀ ‖ p₂ᵀ), a mean over voxels, with λ = 1; at
+`--temperature 1` that is deep mutual learning (Zhang et al., CVPR 2018), the baseline. Section 3.3
+swaps the two λ; Fig. 4 and the implementation section agree with these.
 
-Where the paper has one output channel and a sigmoid there are two and a softmax here, the same function of their
-difference, and with more classes the Dice losses are means over the foreground. The released code broadcasts a
-prediction of five axes against a label of four in its Dice loss; this one does not, and so there is one preset alone.
+Where the paper has one output channel and a sigmoid there are two and a softmax here, the same
+function of their difference, and with more classes the Dice losses are means over the foreground.
+The released code broadcasts a prediction of five axes against a label of four in its Dice loss;
+this one does not, and so there is one preset alone.
 """
 
 import torch
@@ -61,7 +63,9 @@ def objective(logits_1, logits_2, label, args):
     Returns:
         The loss, and its terms by name.
     """
-    loss_1, loss_2 = (foreground_dice_loss(z[: len(label)].softmax(1), label) for z in (logits_1, logits_2))
+    loss_1, loss_2 = (
+        foreground_dice_loss(z[: len(label)].softmax(1), label) for z in (logits_1, logits_2)
+    )
     loss_distill = distillation(logits_1, logits_2, args.distill, args.temperature)
     loss = loss_1 + loss_2 + args.lambda_distill * loss_distill
     return loss, {"loss_1": loss_1, "loss_2": loss_2, "loss_distill": loss_distill}
@@ -70,20 +74,34 @@ def objective(logits_1, logits_2, label, args):
 def main():
     parser = options.parser(__doc__)
     method = parser.add_argument_group("method")
-    method.add_argument("--max_iterations", type=options.positive_int, default=6000, help="steps in all")
     method.add_argument(
-        "--lr_step", type=options.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
+        "--max_iterations", type=options.positive_int, default=6000, help="steps in all"
     )
-    method.add_argument("--distill", choices=("dice", "kl"), default="dice", help="loss between the networks")
     method.add_argument(
-        "--temperature", type=options.positive, help="T; higher: softer targets (default: 2 up to 8 labels, then 1.93)"
+        "--lr_step",
+        type=options.non_negative_int,
+        default=2500,
+        help="lr ×0.1 every so many steps; 0: never",
     )
-    method.add_argument("--lambda_distill", type=options.non_negative, help="λ (default: 4 for dice, 1 for kl)")
+    method.add_argument(
+        "--distill", choices=("dice", "kl"), default="dice", help="loss between the networks"
+    )
+    method.add_argument(
+        "--temperature",
+        type=options.positive,
+        help="T; higher: softer targets (default: 2 up to 8 labels, then 1.93)",
+    )
+    method.add_argument(
+        "--lambda_distill", type=options.non_negative, help="λ (default: 4 for dice, 1 for kl)"
+    )
     args = options.parse(parser, DEFAULTS)
     job = run.Run(args, __file__)
 
     data = two_stream_loader(args, job.device)
-    network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)
+    network, shape = (
+        network_class(args.net),
+        (1, data.num_classes, args.n_filters, args.normalization),
+    )
     net_1, net_2 = (job.to_device(network(*shape)) for _ in range(2))
     student_1, student_2 = job.parallel(net_1), job.parallel(net_2)
     parameters = [*net_1.parameters(), *net_2.parameters()]

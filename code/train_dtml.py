@@ -8,16 +8,19 @@
     python code/train_dtml.py --labelnum 16 --gpu 0
     python code/test_LA.py --method dtml --labelnum 16                     (--network dis tests M_d)
 
-Two networks (V-Nets; for slices U-Nets) of different random weights, each with an SGD 0.01 of its own, momentum 0.9
-and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops a step. Distance maps are negative inside and
-normalised to [-1, 1] over the crop. Tested: M_s, its largest component.
+Two networks (V-Nets; for slices U-Nets) of different random weights, each with an SGD 0.01 of its
+own, momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops a step.
+Distance maps are negative inside and normalised to [-1, 1] over the crop. Tested: M_s, its largest
+component.
 
-`--preset released` is the released code where it differs: λ is 1.0 r(t//150, 40), and the consistency term is part of
-both losses, each of which is back-propagated into both networks, so that it counts twice.
+`--preset released` is the released code where it differs: λ is 1.0 r(t//150, 40), and the
+consistency term is part of both losses, each of which is back-propagated into both networks, so
+that it counts twice.
 
-Equation 2 prints σ(+k d), which with the paper's own sign would invert the mask: neither preset does. Of a class that a
-crop lacks, the map to be learned is 1 everywhere (`--dis_loss` other than mask; our choice, the published map is 0
-there). With more classes there is one map a foreground class, and Dice losses and distances are means over them.
+Equation 2 prints σ(+k d), which with the paper's own sign would invert the mask: neither preset
+does. Of a class that a crop lacks, the map to be learned is 1 everywhere (`--dis_loss` other than
+mask; our choice, the published map is 0 there). With more classes there is one map a foreground
+class, and Dice losses and distances are means over them.
 """
 
 import torch
@@ -37,7 +40,9 @@ DEFAULTS = [
 
 
 def consistency_weight(step, args):
-    """λ of an iteration, as often as it counts: `args` holds `preset`, `consistency` and `max_iterations`."""
+    """λ of an iteration, as often as it counts: `args` holds `preset`, `consistency` and
+    `max_iterations`.
+    """
     if args.preset == "released":
         return 2 * args.consistency * gaussian_rampup((step - 1) // 150, 40)
     return args.consistency * gaussian_rampup(step, args.max_iterations)
@@ -64,7 +69,9 @@ def objective(logits, sdm, label, weight, dis_loss):
         loss_dis = mean_dice_loss(prob_d[:n], masks)
     if dis_loss != "mask":
         difference = sdm[:n] - sdm_targets(masks)
-        loss_dis = loss_dis + (difference.square() if dis_loss == "sdm2" else difference.abs()).mean()
+        loss_dis = (
+            loss_dis + (difference.square() if dis_loss == "sdm2" else difference.abs()).mean()
+        )
     terms["loss_dis"] = loss_dis
     terms["loss_con"] = (logits.softmax(1)[:, 1:] - prob_d).square().mean()
     return terms["loss_seg"] + terms["loss_dis"] + weight * terms["loss_con"], terms
@@ -73,9 +80,14 @@ def objective(logits, sdm, label, weight, dis_loss):
 def main():
     parser = options.parser(__doc__, ("paper", "released"))
     method = parser.add_argument_group("method")
-    method.add_argument("--max_iterations", type=options.positive_int, default=6000, help="steps in all")
     method.add_argument(
-        "--lr_step", type=options.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
+        "--max_iterations", type=options.positive_int, default=6000, help="steps in all"
+    )
+    method.add_argument(
+        "--lr_step",
+        type=options.non_negative_int,
+        default=2500,
+        help="lr ×0.1 every so many steps; 0: never",
     )
     method.add_argument(
         "--dis_loss",
@@ -83,20 +95,28 @@ def main():
         default="mask",
         help="M_d learns the mask, the distances (absolute or squared differences), or mask and distances (Table 1)",
     )
-    method.add_argument("--consistency", type=options.non_negative, help="λ at the end; 0: the networks never meet")
-    method.add_argument("--unlabeled", type=int, choices=(0, 1), default=1, help="0: labelled crops alone (Table 2)")
+    method.add_argument(
+        "--consistency", type=options.non_negative, help="λ at the end; 0: the networks never meet"
+    )
+    method.add_argument(
+        "--unlabeled", type=int, choices=(0, 1), default=1, help="0: labelled crops alone (Table 2)"
+    )
     args = options.parse(parser, DEFAULTS)
     if not args.unlabeled:
         args.unlabeled_bs = 0
     job = run.Run(args, __file__)
 
     data = two_stream_loader(args, job.device)
-    network, shape = network_class(args.net), (1, data.num_classes, args.n_filters, args.normalization)
+    network, shape = (
+        network_class(args.net),
+        (1, data.num_classes, args.n_filters, args.normalization),
+    )
     seg = job.to_device(network(*shape))
     dis = job.to_device(network(*shape, sdm_head=True, segmentation_head=False))
     segment, measure = job.parallel(seg), job.parallel(dis)
     optimizers = [
-        torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4) for net in (seg, dis)
+        torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
+        for net in (seg, dis)
     ]
     job.resume(["seg"], seg=seg, dis=dis, optimizer_seg=optimizers[0], optimizer_dis=optimizers[1])
 

@@ -1,4 +1,5 @@
-"""Supervised training: the lower bound of every paper's table with 8 or 16 labels, the upper bound with all 80.
+"""Supervised training: the lower bound of every paper's table with 8 or 16 labels, the upper bound
+with all 80.
 
     L = (CE(p, Y) + Dice(p, Y)) / 2                                        on the labelled cases alone
 
@@ -6,10 +7,10 @@
     python code/train_supervised.py --labelnum 80 --gpu 0
     python code/train_supervised.py --dataset ACDC --labelnum 7 --gpu 0
 
-V-Net, or U-Net for slices, SGD 0.01 with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, on LA
-four crops of 112×112×80 a step, last iteration (the protocol of Yu et al., MICCAI 2019). The semi-supervised methods
-see two labelled crops a step: `--labeled_bs 2` is the twin with the same labelled crops, the default the one with the
-same crops in all.
+V-Net, or U-Net for slices, SGD 0.01 with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of
+6000 iterations, on LA four crops of 112×112×80 a step, last iteration (the protocol of Yu et al.,
+MICCAI 2019). The semi-supervised methods see two labelled crops a step: `--labeled_bs 2` is the
+twin with the same labelled crops, the default the one with the same crops in all.
 """
 
 import torch
@@ -25,9 +26,14 @@ from utils.schedules import set_lr, step_decay
 def main():
     parser = options.parser(__doc__, unlabeled=False)
     method = parser.add_argument_group("method")
-    method.add_argument("--max_iterations", type=options.positive_int, default=6000, help="steps in all")
     method.add_argument(
-        "--lr_step", type=options.non_negative_int, default=2500, help="lr ×0.1 every so many steps; 0: never"
+        "--max_iterations", type=options.positive_int, default=6000, help="steps in all"
+    )
+    method.add_argument(
+        "--lr_step",
+        type=options.non_negative_int,
+        default=2500,
+        help="lr ×0.1 every so many steps; 0: never",
     )
     args = options.parse(parser)
     job = run.Run(args, __file__)

@@ -18,7 +18,8 @@ DATASETS = {
 
 
 def dataset_class(name, root=None):
-    """The class of a data set, whose attributes are its protocol (:class:`dataloaders.volumes.Volumes`).
+    """The class of a data set, whose attributes are its protocol
+    (:class:`dataloaders.volumes.Volumes`).
 
     One's own data have their protocol in a file of theirs: their `root` brings it.
     """

@@ -1,4 +1,5 @@
-"""ACDC: cine MR of 100 hearts at end diastole and end systole, 4 classes (Bernard et al., IEEE TMI 37(11), 2018).
+"""ACDC: cine MR of 100 hearts at end diastole and end systole, 4 classes (Bernard et al., IEEE TMI
+37(11), 2018).
 
 The published layout of SSL4MIS (Luo et al.), read as it is:
 
@@ -7,7 +8,8 @@ The published layout of SSL4MIS (Luo et al.), read as it is:
     <root>/data/slices/<volume>_slice_<k>.h5             image float32 (y, x), label uint8 {0, 1, 2, 3}
     <root>/data/<volume>.h5                              image float32 (slice, y, x), label uint8
 
-A volume is called `<patient>_frame<01|02>`, and a volume's slices are as far apart as 5 to 10 mm: the data is 2-D.
+A volume is called `<patient>_frame<01|02>`, and a volume's slices are as far apart as 5 to 10 mm:
+the data is 2-D.
 """
 
 from types import MappingProxyType
@@ -19,8 +21,8 @@ from dataloaders.volumes import Volumes
 
 
 class ACDC(Volumes):
-    """One split of the data set: slices `(H, W)` in the train split, volumes `(H, W, slices)` in the others; see
-    :class:`dataloaders.volumes.Volumes`."""
+    """One split of the data set: slices `(H, W)` in the train split, volumes `(H, W, slices)` in
+    the others; see :class:`dataloaders.volumes.Volumes`."""
 
     name = "ACDC"
     num_classes = 4

@@ -1,12 +1,13 @@
-"""BraTS 2019: FLAIR volumes of 335 gliomas, 1 mm, the whole tumour (Menze et al., IEEE TMI 34(10), 2015).
+"""BraTS 2019: FLAIR volumes of 335 gliomas, 1 mm, the whole tumour (Menze et al., IEEE TMI 34(10),
+2015).
 
 The published layout of SSL4MIS (Luo et al.), read as it is:
 
     <root>/train.txt, <root>/val.txt, <root>/test.txt    250, 25 and 60 cases; the first 25 or 50 are the labelled ones
     <root>/data/<case>.h5                                image float32 (X, Y, Z), label integers
 
-The label may be the whole tumour as 1, or the challenge's 1, 2 and 4 (necrosis, oedema, enhancing), which are joined;
-3 stands for nothing there and is refused.
+The label may be the whole tumour as 1, or the challenge's 1, 2 and 4 (necrosis, oedema, enhancing),
+which are joined; 3 stands for nothing there and is refused.
 """
 
 from types import MappingProxyType
@@ -46,5 +47,8 @@ class BraTS2019(Volumes):
             return image, None
         target = read_label(path, image.shape, 5)
         if (target == 3).any():
-            raise UserError(f"{path}: label has value 3, which BraTS 2019 does not use; 0, 1, 2 and 4 are expected")
+            raise UserError(
+                f"{path}: label has value 3, which BraTS 2019 does not use; 0, 1, 2 and 4 are "
+                "expected"
+            )
         return image, (target > 0).astype(np.uint8)

@@ -1,8 +1,10 @@
-"""Volumes or slices decoded once and kept in memory: the slowest part of other loaders, gone after the first seconds.
+"""Volumes or slices decoded once and kept in memory: the slowest part of other loaders, gone after
+the first seconds.
 
-Each is kept in the smallest form that is lossless to the last bit: 8-bit codes and a table of their float32 values
-(the published LA images have at most 233 values each), float16, or float32. Crops are cut from what is kept and looked
-up afterwards, which takes 2 to 3 ms a batch of four 112×112×80 crops on two CPU cores, and a quarter of the memory.
+Each is kept in the smallest form that is lossless to the last bit: 8-bit codes and a table of their
+float32 values (the published LA images have at most 233 values each), float16, or float32. Crops
+are cut from what is kept and looked up afterwards, which takes 2 to 3 ms a batch of four 112×112×80
+crops on two CPU cores, and a quarter of the memory.
 """
 
 import mmap
@@ -34,8 +36,8 @@ class Stored:
 
     Attributes:
         data: of the image's shape: float32, float16, or uint8 codes.
-        table: the float32 values of the codes, that of code 0 is 0.0, which is what lies outside an image; None where
-            `data` holds values.
+        table: the float32 values of the codes, that of code 0 is 0.0, which is what lies outside an
+            image; None where `data` holds values.
     """
 
     data: torch.Tensor
@@ -50,7 +52,10 @@ class Stored:
 
     def arrays(self):
         """Both as arrays, as a cache file holds them: without a table an empty one."""
-        return [part.numpy() for part in (self.data, torch.empty(0) if self.table is None else self.table)]
+        return [
+            part.numpy()
+            for part in (self.data, torch.empty(0) if self.table is None else self.table)
+        ]
 
     @property
     def bytes(self):
@@ -58,14 +63,16 @@ class Stored:
 
 
 def values(images, parts):
-    """The float32 values of parts `(len(images), ...)` that were cut from the data of `Stored` images of one type, on
-    the parts' device."""
+    """The float32 values of parts `(len(images), ...)` that were cut from the data of `Stored`
+    images of one type, on the parts' device."""
     if images[0].table is None:
         return parts.float()
     result = torch.empty(parts.shape, device=parts.device)
     for image, part, out in zip(images, parts, result, strict=True):
         if part.is_cuda:
-            torch.index_select(image.table.to(part.device), 0, part.flatten().long(), out=out.view(-1))
+            torch.index_select(
+                image.table.to(part.device), 0, part.flatten().long(), out=out.view(-1)
+            )
         else:  # NumPy's one thread: in the time that torch's need to meet it is nearly done
             np.take(image.table.numpy(), part.numpy(), out=out.numpy(), mode="clip")
     return result
@@ -78,7 +85,9 @@ def copied(image, label):
 
 
 def store(image):
-    """`Stored` of a float32 array: the smallest form that gives every bit back, the sign of zero included."""
+    """`Stored` of a float32 array: the smallest form that gives every bit back, the sign of zero
+    included.
+    """
     image = np.ascontiguousarray(image)
     coded = _codes(image)
     if coded is not None and coded[0].nbytes + coded[1].nbytes <= image.nbytes // 2:
@@ -90,13 +99,16 @@ def store(image):
 
 def _is_half(image):
     with np.errstate(over="ignore"):
-        return np.array_equal(image.astype(np.float16).astype(np.float32).view(np.int32), image.view(np.int32))
+        return np.array_equal(
+            image.astype(np.float16).astype(np.float32).view(np.int32), image.view(np.int32)
+        )
 
 
 def _codes(image):
     """Codes and table of an image of few values, or None.
 
-    The values of some voxels are a first guess at the table; what it does not give back is added, until nothing is.
+    The values of some voxels are a first guess at the table; what it does not give back is added,
+    until nothing is.
     """
     bits = image.view(np.uint32)
     values, known = np.unique(bits.ravel()[::101]), 0
@@ -114,7 +126,8 @@ def _codes(image):
 def _look_up(bits, values):
     """Of each voxel the place of its bits in `values`, from 1; of other bits 0 or anything.
 
-    A binary search costs three times as much: a multiplier that sends all values to places of their own is soon found.
+    A binary search costs three times as much: a multiplier that sends all values to places of their
+    own is soon found.
     """
     multiplier, shift = np.uint32(1), np.uint32(32 - HASH_BITS)
     rng = np.random.default_rng(0)
@@ -155,11 +168,13 @@ class Resident:
         dataset: see :class:`dataloaders.volumes.Volumes`.
         labeled: indices whose label is read; every other label stays unread.
         cases: indices to decode, of volumes or, in 2-D, of slices.
-        cache: of `MODES`. `gpu` is for volumes and a CUDA device, where `crop_rot_flip` has a kernel, and RAM with a
-            warning otherwise; `auto` is `gpu` where that takes no more than `SHARE` of the free memory, else `ram`;
-            `off` reads what a step needs from its files, ahead of time (`read_ahead`).
+        cache: of `MODES`. `gpu` is for volumes and a CUDA device, where `crop_rot_flip` has a
+            kernel, and RAM with a warning otherwise; `auto` is `gpu` where that takes no more than
+            `SHARE` of the free memory, else `ram`; `off` reads what a step needs from its files,
+            ahead of time (`read_ahead`).
         device: where batches go.
-        cache_dir: folder of decoded files (`dataloaders.cache_files`), which `off` maps into memory; None for none.
+        cache_dir: folder of decoded files (`dataloaders.cache_files`), which `off` maps into
+            memory; None for none.
 
     Attributes:
         names, num_classes, description: of the data set.
@@ -179,7 +194,9 @@ class Resident:
         self.description = dataset.description()
         self.cache = _possible(cache, device, volumes)
         self._dataset, self._labeled, self._kept, self.shapes = dataset, set(labeled), {}, {}
-        self._files = CacheFiles(cache_dir, dataset, mapped=self.cache != "ram") if cache_dir else None
+        self._files = (
+            CacheFiles(cache_dir, dataset, mapped=self.cache != "ram") if cache_dir else None
+        )
         began = time.monotonic()
         from_cache = self._fill(cases)
         if self.cache in ("auto", "gpu"):
@@ -188,9 +205,15 @@ class Resident:
                 self._kept = {case: copied(*sample) for case, sample in self._kept.items()}
         seconds = time.monotonic() - began
         self.images = _Lazy(self.shapes, lambda case: self.stored(case)[0].image())
-        self.labels = _Lazy([case for case in self.shapes if case in self._labeled], lambda case: self.stored(case)[1])
+        self.labels = _Lazy(
+            [case for case in self.shapes if case in self._labeled],
+            lambda case: self.stored(case)[1],
+        )
         self.summary = self._summary("cases" if volumes else "slices", from_cache, seconds)
-        self._pending, self._reader = {}, ThreadPoolExecutor(1)  # one: it has the data set for itself
+        self._pending, self._reader = (
+            {},
+            ThreadPoolExecutor(1),
+        )  # one: it has the data set for itself
 
     def stored(self, case):
         """A sample as `(Stored, label)`, None in place of a label that is not read."""
@@ -199,7 +222,9 @@ class Resident:
         return (self._pending.get(case) or self._reader.submit(self._read, case)).result()
 
     def read_ahead(self, cases):
-        """Say what will be asked for next: with `off` it is read in the background, and all else is forgotten."""
+        """Say what will be asked for next: with `off` it is read in the background, and all else is
+        forgotten.
+        """
         if self.cache != "off":
             return
         for case in self._pending.keys() - set(cases):
@@ -218,7 +243,10 @@ class Resident:
         image, label = self._dataset.load(case, label=case in self._labeled)
         if image.shape != self.shapes[case]:
             path = _source(self._dataset, case)[0]
-            raise UserError(f"{path}: its image has changed since training began; --resume goes on from the last save")
+            raise UserError(
+                f"{path}: its image has changed since training began; --resume goes on from the "
+                "last save"
+            )
         return Stored(torch.from_numpy(image)), None if label is None else torch.from_numpy(label)
 
     # ---- the start
@@ -226,15 +254,18 @@ class Resident:
     def _fill(self, cases):
         """Decode the cases, those of one file together; how many came from cache files.
 
-        In threads: the h5 library lets one at a time decode, while checks, halving, coding and hashing go on beside
-        it. Processes could decode beside each other, but each takes 2 s of a core to start, and all of LA 5 s.
+        In threads: the h5 library lets one at a time decode, while checks, halving, coding and
+        hashing go on beside it. Processes could decode beside each other, but each takes 2 s of a
+        core to start, and all of LA 5 s.
         """
         groups, from_cache = {}, 0
         for case in cases:
             groups.setdefault(_source(self._dataset, case)[0], []).append(case)
         pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         try:
-            tasks = [(group, pool.submit(self._decode, path, group)) for path, group in groups.items()]
+            tasks = [
+                (group, pool.submit(self._decode, path, group)) for path, group in groups.items()
+            ]
             for group, task in tqdm(tasks, desc="decoding", unit="file", disable=None, leave=False):
                 shapes, samples, cached = task.result()
                 self.shapes.update(zip(group, shapes, strict=True))
@@ -245,11 +276,17 @@ class Resident:
         return from_cache
 
     def _decode(self, path, cases):
-        """Of the samples of one file: extents; `(Stored, label or None)`, of none where they are to be read again and
-        again; and whether they came from cache files."""
-        labeled, files = cases[0] in self._labeled, self._files  # labels are given to all slices of a case or to none
+        """Of the samples of one file: extents; `(Stored, label or None)`, of none where they are to
+        be read again and again; and whether they came from cache files."""
+        labeled, files = (
+            cases[0] in self._labeled,
+            self._files,
+        )  # labels are given to all slices of a case or to none
         key = files and files.key(path, [_source(self._dataset, case)[1] for case in cases])
-        image, label = files and files.read(key, "image"), files and labeled and files.read(key, "label")
+        image, label = (
+            files and files.read(key, "image"),
+            files and labeled and files.read(key, "label"),
+        )
         cached = bool(image) and (bool(label) or not labeled)
         if not cached:
             dataset = copy(self._dataset)  # one of slices keeps a file open
@@ -270,10 +307,15 @@ class Resident:
                 image, label = arrays, [target for _, target in loaded]
         image = [torch.from_numpy(array) for array in image]
         stored = [
-            Stored(data, table if len(table) else None) for data, table in zip(image[::2], image[1::2], strict=True)
+            Stored(data, table if len(table) else None)
+            for data, table in zip(image[::2], image[1::2], strict=True)
         ]
         labels = [torch.from_numpy(target) for target in label] if labeled else [None] * len(cases)
-        return [tuple(one.data.shape) for one in stored], list(zip(stored, labels, strict=True)), cached
+        return (
+            [tuple(one.data.shape) for one in stored],
+            list(zip(stored, labels, strict=True)),
+            cached,
+        )
 
     def _to_gpu(self, device):
         """Move all to the GPU where that is wanted and possible; where all is now."""
@@ -289,18 +331,28 @@ class Resident:
         return "gpu"
 
     def _bytes(self):
-        return sum(image.bytes + (0 if label is None else label.nbytes) for image, label in self._kept.values())
+        return sum(
+            image.bytes + (0 if label is None else label.nbytes)
+            for image, label in self._kept.values()
+        )
 
     def _summary(self, unit, from_cache, seconds):
         rest = len(self.shapes) - from_cache
         ways = (
-            [f"{rest} decoded"] * bool(rest) + [f"{from_cache} read from {self._files.folder}"] * bool(from_cache)
+            [f"{rest} decoded"] * bool(rest)
+            + [f"{from_cache} read from {self._files.folder}"] * bool(from_cache)
             if self._files
             else ["decoded"]
         )
         kinds = " and ".join(sorted({KINDS[image.data.dtype] for image, _ in self._kept.values()}))
-        where = {"gpu": "on the GPU", "ram": "in RAM", "off": "mapped from their cache files"}[self.cache]
-        what = f"{self._bytes() / 1e6:.0f} MB as {kinds} {where}" if self._kept else "read again for each step"
+        where = {"gpu": "on the GPU", "ram": "in RAM", "off": "mapped from their cache files"}[
+            self.cache
+        ]
+        what = (
+            f"{self._bytes() / 1e6:.0f} MB as {kinds} {where}"
+            if self._kept
+            else "read again for each step"
+        )
         return f"data: {len(self.shapes)} {unit}, {what}, {' and '.join(ways)} in {seconds:.1f} s"
 
 

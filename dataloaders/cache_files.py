@@ -1,9 +1,9 @@
 """Decoded samples on the disk (`--cache_dir`), for a start without decoding.
 
-One file for the images of an h5 file, one for its labels, so that labels that nobody asked for are neither read nor
-written. Their names are a hash of the h5 file's content and of all that was done to it: another file, another
-resolution or another format is another name, and nothing is ever out of date. A file starts with its own checksum, and
-is made anew where that does not fit.
+One file for the images of an h5 file, one for its labels, so that labels that nobody asked for are
+neither read nor written. Their names are a hash of the h5 file's content and of all that was done
+to it: another file, another resolution or another format is another name, and nothing is ever out
+of date. A file starts with its own checksum, and is made anew where that does not fit.
 """
 
 import hashlib
@@ -18,8 +18,11 @@ import numpy as np
 
 from utils.errors import UserError
 
-FORMAT = b"semiseg cache 1\n"  # to be counted up with every change to what is stored or to how samples are made
-START = len(FORMAT) + 8  # of the header: checksum of all from there on, and the header's length, stand before it
+# to be counted up with every change to what is stored or to how samples are made
+FORMAT = b"semiseg cache 1\n"
+START = (
+    len(FORMAT) + 8
+)  # of the header: checksum of all from there on, and the header's length, stand before it
 ALIGNMENT = 64
 
 
@@ -27,15 +30,22 @@ class CacheFiles:
     """The decoded files of one data set in a folder.
 
     Args:
-        folder: made where it is missing. One that cannot be written is used as it is, with one warning.
-        dataset: what is done to its files, beyond their content: `name`, `downsample`, `num_classes` and, of slices,
-            `axes`.
-        mapped: map the files into memory, which costs nothing until they are used, instead of reading them.
+        folder: made where it is missing. One that cannot be written is used as it is, with one
+            warning.
+        dataset: what is done to its files, beyond their content: `name`, `downsample`,
+            `num_classes` and, of slices, `axes`.
+        mapped: map the files into memory, which costs nothing until they are used, instead of
+            reading them.
     """
 
     def __init__(self, folder, dataset, mapped):
         self.folder, self.mapped = Path(folder), mapped
-        self._made = [dataset.name, dataset.downsample, dataset.num_classes, getattr(dataset, "axes", None)]
+        self._made = [
+            dataset.name,
+            dataset.downsample,
+            dataset.num_classes,
+            getattr(dataset, "axes", None),
+        ]
         self._lock, self._writes = threading.Lock(), True
 
     def key(self, path, slices):
@@ -53,7 +63,9 @@ class CacheFiles:
         return content.hexdigest()
 
     def read(self, key, kind):
-        """The arrays under a key, `kind` being `image` or `label`; None where there are none or they are damaged."""
+        """The arrays under a key, `kind` being `image` or `label`; None where there are none or
+        they are damaged.
+        """
         path = self.folder / f"{key}.{kind}"
         try:
             return read_arrays(path, self.mapped)
@@ -64,10 +76,11 @@ class CacheFiles:
             return None
 
     def write(self, key, kind, arrays):
-        """Keep arrays under a key, whole or not at all. After a failure, which one warning tells, no more is written.
+        """Keep arrays under a key, whole or not at all. After a failure, which one warning tells,
+        no more is written.
 
-        Unlike a checkpoint it is not waited for until it is on the disk, 13 ms a file: what a power cut leaves behind
-        does not fit its checksum.
+        Unlike a checkpoint it is not waited for until it is on the disk, 13 ms a file: what a power
+        cut leaves behind does not fit its checksum.
         """
         path = self.folder / f"{key}.{kind}"
         temporary = self.folder / f".{path.name}.{os.getpid()}.{threading.get_ident()}"
@@ -85,12 +98,15 @@ class CacheFiles:
                 first, self._writes = self._writes, False
             if first:
                 warnings.warn(
-                    f"--cache_dir: {path} cannot be written ({error.strerror}); going on without", stacklevel=2
+                    f"--cache_dir: {path} cannot be written ({error.strerror}); going on without",
+                    stacklevel=2,
                 )
 
 
 def write_arrays(path, arrays):
-    """Arrays as one file: the format's name, a checksum, the header's length, the header, the arrays' bytes."""
+    """Arrays as one file: the format's name, a checksum, the header's length, the header, the
+    arrays' bytes.
+    """
     at, table = 0, []
     for array in arrays:
         table.append([array.dtype.str, array.shape, at])
@@ -115,7 +131,11 @@ def read_arrays(path, mapped=False):
         ValueError: it is of another format, or damaged.
     """
     # copy on write: torch wants arrays that it could write to
-    content = np.memmap(path, np.uint8, mode="c").view(np.ndarray) if mapped else np.fromfile(path, np.uint8)
+    content = (
+        np.memmap(path, np.uint8, mode="c").view(np.ndarray)
+        if mapped
+        else np.fromfile(path, np.uint8)
+    )
     if content[: len(FORMAT)].tobytes() != FORMAT or len(content) < START:
         raise ValueError("of another format")
     checksum, length = content[len(FORMAT) : START].view("<u4")

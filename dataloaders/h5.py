@@ -1,6 +1,7 @@
 """Read and write the published h5 layouts, and say in one line what is wrong with a list or a file.
 
-Keys: `image` float32 of any shape, `label` integers of the same shape (absent, or never read, for unlabelled cases).
+Keys: `image` float32 of any shape, `label` integers of the same shape (absent, or never read, for
+    unlabelled cases).
 """
 
 import io
@@ -13,18 +14,23 @@ from utils.errors import UserError
 
 
 def read_list(path):
-    """The case names of a list file, one a line, with or without the file's `.h5`; blank lines are skipped.
+    """The case names of a list file, one a line, with or without the file's `.h5`; blank lines are
+    skipped.
 
     Raises:
         UserError: the file is missing, no text, empty, or names a case twice.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: list not found; --root (or --lists) must be the folder that holds it")
+        raise UserError(
+            f"{path}: list not found; --root (or --lists) must be the folder that holds it"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a list of case names in UTF-8, one a line ({error})") from None
+        raise UserError(
+            f"{path}: not a list of case names in UTF-8, one a line ({error})"
+        ) from None
     names = [line.strip().removesuffix(".h5") for line in text.splitlines() if line.strip()]
     if not names:
         raise UserError(f"{path}: the list is empty")
@@ -37,23 +43,35 @@ def read_list(path):
 
 
 def check_disjoint(a, names_a, b, names_b, unit="case"):
-    """Raise `UserError` where a case (or what `unit` calls it) stands in both of two lists (files `a` and `b`)."""
+    """Raise `UserError` where a case (or what `unit` calls it) stands in both of two lists (files
+    `a` and `b`).
+    """
     known = set(names_b)
     both = [name for name in dict.fromkeys(names_a) if name in known]
     if both:
         more = f" (and {len(both) - 1} more)" if len(both) > 1 else ""
-        raise UserError(f"{unit} {both[0]}{more} is in both {a} and {b}; a {unit} belongs to one list")
+        raise UserError(
+            f"{unit} {both[0]}{more} is in both {a} and {b}; a {unit} belongs to one list"
+        )
 
 
 def _dataset(path, key, read=lambda found: found[()]):
-    """What `read` makes of the array under `key`, whatever can go wrong turned into a `UserError` with the file."""
+    """What `read` makes of the array under `key`, whatever can go wrong turned into a `UserError`
+    with the file.
+    """
     try:
         with h5py.File(path, "r") as file:
             if key not in file:
-                raise UserError(f"{path}: no key '{key}' (it has {', '.join(sorted(file)) or 'none'})")
+                raise UserError(
+                    f"{path}: no key '{key}' (it has {', '.join(sorted(file)) or 'none'})"
+                )
             found = file[key]
             if not isinstance(found, h5py.Dataset) or found.shape is None:
-                what = "empty" if isinstance(found, h5py.Dataset) else f"a {type(found).__name__.lower()}"
+                what = (
+                    "empty"
+                    if isinstance(found, h5py.Dataset)
+                    else f"a {type(found).__name__.lower()}"
+                )
                 raise UserError(f"{path}: {key} is {what}, an array is expected")
             if found.dtype.kind not in "biuf":
                 raise UserError(f"{path}: {key} has dtype {found.dtype}, numbers are expected")
@@ -63,7 +81,9 @@ def _dataset(path, key, read=lambda found: found[()]):
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
         # h5py raises whatever damaged bytes happen to mean, a shape of petabytes among it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: damaged or not an h5 file ({reason}); download or prepare it again") from None
+        raise UserError(
+            f"{path}: damaged or not an h5 file ({reason}); download or prepare it again"
+        ) from None
 
 
 def image_shape(path, ndim=3):
@@ -86,7 +106,8 @@ def read_image(path, ndim=3):
     """The image of a case, `ndim` axes, float32.
 
     Raises:
-        UserError: missing, damaged, of another number of axes, empty, or with values that are not finite.
+        UserError: missing, damaged, of another number of axes, empty, or with values that are not
+            finite.
     """
     image = np.asarray(_dataset(path, "image"), dtype=np.float32)
     _check_axes(path, image.shape, ndim)
@@ -100,7 +121,8 @@ def read_label(path, shape, num_classes):
     """The label of a case as uint8, of the image's `shape`, values 0 … `num_classes - 1`.
 
     Raises:
-        UserError: missing, damaged, of another shape than the image, or with values outside the classes.
+        UserError: missing, damaged, of another shape than the image, or with values outside the
+            classes.
     """
     label = np.asarray(_dataset(path, "label"))
     if label.shape != tuple(shape):
@@ -108,12 +130,15 @@ def read_label(path, shape, num_classes):
     values = np.unique(label)
     if not np.isin(values, np.arange(num_classes)).all():
         outside = [value.item() for value in values if value not in range(num_classes)]
-        raise UserError(f"{path}: label has values {outside[:5]} outside the classes 0 … {num_classes - 1}")
+        raise UserError(
+            f"{path}: label has values {outside[:5]} outside the classes 0 … {num_classes - 1}"
+        )
     return label.astype(np.uint8)
 
 
 def h5_bytes(arrays, attributes=()):
-    """An h5 file of these arrays, compressed, and attributes, both by name, as what is to be written.
+    """An h5 file of these arrays, compressed, and attributes, both by name, as what is to be
+    written.
 
     In memory, because on a full disk the h5 library would crash the process at its end.
     """

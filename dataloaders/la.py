@@ -1,4 +1,5 @@
-"""Left atrium: 100 gadolinium-enhanced MR volumes, 0.625 mm (Xiong et al., Medical Image Analysis 67, 2021, 101832).
+"""Left atrium: 100 gadolinium-enhanced MR volumes, 0.625 mm (Xiong et al., Medical Image Analysis
+67, 2021, 101832).
 
 The published layout, read as it is, with or without the folder in the middle:
 
@@ -32,11 +33,15 @@ class LA(Volumes):
     labeled_bs, unlabeled_bs = 2, 2
     source = "Yu et al., MICCAI 2019 (UA-MT)"
     # the published margins are random: of these means; all slices are kept
-    preprocessing = Preprocessing(crop="label", margin=(14, 14, 0), at_least=(141, 141, 1000), intensity="zscore")
+    preprocessing = Preprocessing(
+        crop="label", margin=(14, 14, 0), at_least=(141, 141, 1000), intensity="zscore"
+    )
 
     def list_files(self, split):
         file = self.root / f"{split}.list"
-        return [self.root.parent / file.name if self.root.name == FOLDER and not file.exists() else file]
+        return [
+            self.root.parent / file.name if self.root.name == FOLDER and not file.exists() else file
+        ]
 
     def path(self, name):
         volumes = self.root / FOLDER

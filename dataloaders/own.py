@@ -25,8 +25,9 @@ LARGEST_SLICE = 256
 
 
 class Own(Volumes):
-    """One split of the data in a folder; see :class:`dataloaders.volumes.Volumes`. The protocol, of which only what
-    is the same for all folders stands here, comes from the folder's file: `Own.at(root)` is the class to use.
+    """One split of the data in a folder; see :class:`dataloaders.volumes.Volumes`. The protocol, of
+    which only what is the same for all folders stands here, comes from the folder's file:
+    `Own.at(root)` is the class to use.
 
     Class attributes:
         cases: what the file says of each case: `labeled`, `patient`.
@@ -67,8 +68,12 @@ class Own(Volumes):
             "class_names": tuple(names),
             "spacing": None if spacing is None else _numbers("spacing", spacing, 3, float),
             "labelnum": table["labelnum"],
-            "unit": "cases" if all(case["patient"] == name for name, case in cases.items()) else "patients",
-            "splits": ("train", "val", "test") if (root / "val.list").is_file() else ("train", "test"),
+            "unit": "cases"
+            if all(case["patient"] == name for name, case in cases.items())
+            else "patients",
+            "splits": ("train", "val", "test")
+            if (root / "val.list").is_file()
+            else ("train", "test"),
             "source": f"{table['name']}'s {FILE}",
             "preprocessing": Preprocessing.from_dict(table["preprocessing"]),
             "cases": cases,
@@ -77,7 +82,9 @@ class Own(Volumes):
     @staticmethod
     def _of_dimension(table):
         return {
-            "patches": MappingProxyType({n: _numbers("patch", table["patch"][str(n)], 3) for n in (1, 2)}),
+            "patches": MappingProxyType(
+                {n: _numbers("patch", table["patch"][str(n)], 3) for n in (1, 2)}
+            ),
             "stride": None,
             "augment": table["augment"],
         }
@@ -87,23 +94,31 @@ class Own(Volumes):
         if split != "train":
             for index, name in enumerate(self.names):
                 if not self._has_label(index):
-                    raise UserError(f"{self.root}: {name} in {split}.list has no label; only train.list may hold it")
+                    raise UserError(
+                        f"{self.root}: {name} in {split}.list has no label; only train.list may "
+                        "hold it"
+                    )
 
     def unit_of(self, name):
         if name not in self.cases:
-            raise UserError(f"{self.root / FILE} knows no case {name}, which a list names; prepare the images again")
+            raise UserError(
+                f"{self.root / FILE} knows no case {name}, which a list names; prepare the images "
+                "again"
+            )
         return self.cases[name]["patient"]
 
     def read(self, path, label=True):
         if label and not self.cases[path.stem]["labeled"]:
             raise UserError(
-                f"{path}: an image without a label, which is needed here: take other cases (--split test, to validate "
+                f"{path}: an image without a label, which is needed here: take other cases "
+                "(--split test, to validate "
                 "--val_from labeled)"
             )
         return super().read(path, label)
 
     def labeled(self, labelnum):
-        """Indices of the samples with a label of the first `labelnum` units that have any, in the order of the list.
+        """Indices of the samples with a label of the first `labelnum` units that have any, in the
+        order of the list.
 
         Raises:
             UserError: fewer have.
@@ -112,7 +127,9 @@ class Own(Volumes):
         units = list(dict.fromkeys(self.units[index] for index in known))
         if labelnum > len(units):
             all_of_them = f"{self.total} training {self.unit} in {self.root}"
-            raise UserError(f"--labelnum {labelnum}: {len(units)} of the {all_of_them} have a label")
+            raise UserError(
+                f"--labelnum {labelnum}: {len(units)} of the {all_of_them} have a label"
+            )
         first = set(units[:labelnum])
         return [index for index in known if self.units[index] in first]
 
@@ -125,7 +142,9 @@ class Own(Volumes):
 
 
 class Own2d(Slices, Own):
-    """Its slices across the axis with the largest spacing; see :class:`dataloaders.slices.Slices`."""
+    """Its slices across the axis with the largest spacing; see
+    :class:`dataloaders.slices.Slices`.
+    """
 
     name = "own2d"
     stride = None
@@ -149,7 +168,8 @@ class Own2d(Slices, Own):
 
 
 def protocol(shapes, spacing):
-    """The part of the file that follows from the data: patches, augmentation, and the slices of 2-D.
+    """The part of the file that follows from the data: patches, augmentation, and the slices of
+    2-D.
 
     Args:
         shapes: of the prepared training images.
@@ -160,7 +180,9 @@ def protocol(shapes, spacing):
     # a crop that is turned by a quarter is to lie in the image too
     turns = patch[0] == patch[1] or max(patch[:2]) <= min(shape[:2])
     turns &= abs(spacing[0] - spacing[1]) <= 0.05 * spacing[0]
-    thick = max(range(3), key=lambda axis: (shape[axis] == 1, round(spacing[axis], 3), axis))  # 1: images of 2 axes
+    thick = max(
+        range(3), key=lambda axis: (shape[axis] == 1, round(spacing[axis], 3), axis)
+    )  # 1: images of 2 axes
     columns, rows = (axis for axis in range(3) if axis != thick)
     largest = max(shape[rows], shape[columns])
     scale = min(1.0, LARGEST_SLICE / largest)
@@ -175,7 +197,9 @@ def protocol(shapes, spacing):
 
 
 def _patch(shape):
-    """Extents near `shape`, multiples of 16, the longest shortened first until the patch is small enough."""
+    """Extents near `shape`, multiples of 16, the longest shortened first until the patch is small
+    enough.
+    """
     patch = [_round(extent) for extent in shape]
     while np.prod(patch) > LARGEST:
         patch[max(range(3), key=lambda axis: (patch[axis], axis != 2))] -= MULTIPLE
@@ -190,7 +214,9 @@ def _round(extent):
 
 def _read(path):
     if not path.is_file():
-        raise UserError(f"{path}: not there; make it with code/prepare_nifti.py, or name its folder with --root")
+        raise UserError(
+            f"{path}: not there; make it with code/prepare_nifti.py, or name its folder with --root"
+        )
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -201,6 +227,8 @@ def _read(path):
 
 
 def _numbers(key, values, count, kind=int):
-    if len(values) != count or not all(isinstance(value, (int, kind)) and value >= 0 for value in values):
+    if len(values) != count or not all(
+        isinstance(value, (int, kind)) and value >= 0 for value in values
+    ):
         raise ValueError(f"{key} {values} is not {count} numbers")
     return tuple(values)

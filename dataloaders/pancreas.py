@@ -1,4 +1,5 @@
-"""Pancreas-CT: 80 abdominal CT volumes of the NIH, in 3-D and slice by slice (Roth et al., MICCAI 2015).
+"""Pancreas-CT: 80 abdominal CT volumes of the NIH, in 3-D and slice by slice (Roth et al., MICCAI
+2015).
 
 The published layouts, read as they are (CoraNet's, or that of DTC and MC-Net):
 
@@ -6,10 +7,11 @@ The published layouts, read as they are (CoraNet's, or that of DTC and MC-Net):
     <root>/test.txt                                      18 cases, or test.list
     <root>/<case>.h5                                     image float32 (X, Y, Z) in [0, 1], label uint8 {0, 1}
 
-The files may lie in a folder `Pancreas_h5`, and be called `<case>_norm.h5`. They hold 1 mm voxels around the pancreas.
-Cases 25 and 70 of the original 82 repeat two others, which may put one patient into training and test. DTC's and
-MC-Net's lists hold them: numbers on these 62 + 20 cases are of MC-Net's protocol, numbers on the 62 + 18 without them
-of CoraNet's. One warning says that a list holds them.
+The files may lie in a folder `Pancreas_h5`, and be called `<case>_norm.h5`. They hold 1 mm voxels
+around the pancreas. Cases 25 and 70 of the original 82 repeat two others, which may put one patient
+into training and test. DTC's and MC-Net's lists hold them: numbers on these 62 + 20 cases are of
+MC-Net's protocol, numbers on the 62 + 18 without them of CoraNet's. One warning says that a list
+holds them.
 """
 
 import re
@@ -54,13 +56,17 @@ class Pancreas(Volumes):
         repeated = [unit for unit in dict.fromkeys(self.units) if REPEATED.fullmatch(unit)]
         if repeated:
             warnings.warn(
-                f"{self.root}: the {split} list holds {' and '.join(repeated)}, and 25 and 70 of the 82 cases repeat "
+                f"{self.root}: the {split} list holds {' and '.join(repeated)}, and 25 and 70 of "
+                "the 82 cases repeat "
                 "others' scans: numbers are of MC-Net's protocol, CoraNet's leaves them out",
                 stacklevel=2,
             )
 
     def list_files(self, split):
-        kinds = (["train_lab.txt", "train_unlab.txt"] if split == "train" else [f"{split}.txt"], [f"{split}.list"])
+        kinds = (
+            ["train_lab.txt", "train_unlab.txt"] if split == "train" else [f"{split}.txt"],
+            [f"{split}.list"],
+        )
         kind = next((files for files in kinds if (self.root / files[0]).exists()), kinds[0])
         return [self.root / file for file in kind]
 

@@ -1,4 +1,6 @@
-"""What data sets of slices share: a network learns from one slice at a time and is scored on whole volumes."""
+"""What data sets of slices share: a network learns from one slice at a time and is scored on whole
+volumes.
+"""
 
 import numpy as np
 
@@ -7,13 +9,18 @@ from dataloaders.volumes import Volumes
 
 
 def with_axes(image, label, axes):
-    """A volume and its label (or None) as `(H, W, slices)`, which are the file's axes of these numbers."""
-    return tuple(None if v is None else np.ascontiguousarray(v.transpose(axes)) for v in (image, label))
+    """A volume and its label (or None) as `(H, W, slices)`, which are the file's axes of these
+    numbers.
+    """
+    return tuple(
+        None if v is None else np.ascontiguousarray(v.transpose(axes)) for v in (image, label)
+    )
 
 
 class Slices(Volumes):
-    """One split of a data set of volumes: its samples are slices `(H, W)` in the train split, in the order of the
-    list, and volumes `(H, W, slices)` in the others. See :class:`dataloaders.volumes.Volumes`.
+    """One split of a data set of volumes: its samples are slices `(H, W)` in the train split, in
+    the order of the list, and volumes `(H, W, slices)` in the others. See
+    :class:`dataloaders.volumes.Volumes`.
 
     Class attributes:
         axes: which axes of the files are H, W and the slices.
@@ -31,15 +38,21 @@ class Slices(Volumes):
             self._places = [(case, k) for case, count in enumerate(counts) for k in range(count)]
             self.names = [f"{self.names[case]}_slice_{k + 1}" for case, k in self._places]
             self.units = [self.units[case] for case, _ in self._places]
-            self._open = None, None, None  # the volume read last: its slices are asked for one after the other
+            self._open = (
+                None,
+                None,
+                None,
+            )  # the volume read last: its slices are asked for one after the other
 
     def read(self, path, label=True):
         return with_axes(*super().read(path, label), self.axes)
 
     def load(self, index, label=True):
-        """Sample `index` as `(image, label)`: float32 and uint8, both `(H, W)`, or `(H, W, slices)` of a volume.
+        """Sample `index` as `(image, label)`: float32 and uint8, both `(H, W)`, or `(H, W, slices)`
+        of a volume.
 
-        With `label=False` the label is neither opened nor needed, and None is returned in its place.
+        With `label=False` the label is neither opened nor needed, and None is returned in its
+        place.
         """
         if self.split != "train":
             return super().load(index, label)

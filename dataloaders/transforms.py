@@ -1,8 +1,10 @@
-"""What happens between the file and the network: half resolution, and one look at the volume or the slice a sample.
+"""What happens between the file and the network: half resolution, and one look at the volume or the
+slice a sample.
 
-A volume is cropped first and turned afterwards (`utils.ops.crop_rot_flip`), which moves a patch of memory instead of a
-volume and gives the same distribution as the field's order. A slice is turned, flipped, scaled and resized by one
-lookup, where the field's code rounds or interpolates two or three times.
+A volume is cropped first and turned afterwards (`utils.ops.crop_rot_flip`), which moves a patch of
+memory instead of a volume and gives the same distribution as the field's order. A slice is turned,
+flipped, scaled and resized by one lookup, where the field's code rounds or interpolates two or
+three times.
 """
 
 import math
@@ -11,23 +13,33 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-AUGMENTS = {"rot_flip": 3, "crop": 3, "rotate": 2, "affine": 2, "resize": 2}  # --augment: axes of the samples
+AUGMENTS = {
+    "rot_flip": 3,
+    "crop": 3,
+    "rotate": 2,
+    "affine": 2,
+    "resize": 2,
+}  # --augment: axes of the samples
 
 
 def _blocks(volume, factor):
-    """`(X, Y, Z)` as blocks `(X/f, f, Y/f, f, Z/f, f)`, without the voxels at an axis's end that fill no block."""
+    """`(X, Y, Z)` as blocks `(X/f, f, Y/f, f, Z/f, f)`, without the voxels at an axis's end that
+    fill no block.
+    """
     x, y, z = (extent // factor for extent in volume.shape)
     return volume[: x * factor, : y * factor, : z * factor].reshape(x, factor, y, factor, z, factor)
 
 
 def downsample_image(image, factor):
-    """Mean over blocks of `factor`³ voxels: `(X, Y, Z)` to `(X//factor, Y//factor, Z//factor)`, float32."""
+    """Mean over blocks of `factor`³ voxels: `(X, Y, Z)` to `(X//factor, Y//factor, Z//factor)`,
+    float32.
+    """
     return _blocks(image, factor).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def downsample_label(label, factor, num_classes):
-    """Most frequent class of each block of `factor`³ voxels, uint8; equal counts go to the higher class, so a binary
-    block that is half object is object."""
+    """Most frequent class of each block of `factor`³ voxels, uint8; equal counts go to the higher
+    class, so a binary block that is half object is object."""
     best = np.zeros([extent // factor for extent in label.shape], dtype=np.uint8)
     most = np.zeros(best.shape, dtype=np.int64)
     for c in range(num_classes):
@@ -55,9 +67,11 @@ class Crop:
 
 
 def draw_crop(rng, case, shape, patch, augment="rot_flip"):
-    """Draw a sample's `Crop`, each possible corner equally likely; a volume smaller than the patch is centred.
+    """Draw a sample's `Crop`, each possible corner equally likely; a volume smaller than the patch
+    is centred.
 
-    `augment` is `crop`, or `rot_flip` to turn by 0, 90, 180 or 270° and flip x or y as the LA protocol does.
+    `augment` is `crop`, or `rot_flip` to turn by 0, 90, 180 or 270° and flip x or y as the LA
+    protocol does.
     """
     rot, flip = (int(rng.integers(4)), int(rng.integers(2))) if augment == "rot_flip" else (0, None)
     size = turned(patch, rot)
@@ -69,13 +83,16 @@ def draw_crop(rng, case, shape, patch, augment="rot_flip"):
 
 
 def turned(patch, rot):
-    """The crop that becomes `patch` after `rot` quarter turns: x and y change places for an odd number."""
+    """The crop that becomes `patch` after `rot` quarter turns: x and y change places for an odd
+    number.
+    """
     return (patch[1], patch[0], *patch[2:]) if rot % 2 else tuple(patch)
 
 
 @dataclass(frozen=True)
 class Warp:
-    """Where the pixels of a sample come from: what is `offset` from its centre is `matrix @ offset` from the slice's.
+    """Where the pixels of a sample come from: what is `offset` from its centre is `matrix @ offset`
+    from the slice's.
 
     Attributes:
         case: index of the slice.
@@ -87,11 +104,12 @@ class Warp:
 
 
 def draw_warp(rng, case, shape, patch, augment):
-    """Draw a sample's `Warp`: the whole slice, turned as `augment` says, resized so that corners meet corners.
+    """Draw a sample's `Warp`: the whole slice, turned as `augment` says, resized so that corners
+    meet corners.
 
-    `rotate` turns by quarters and flips one sample in two, and turns one in four by up to 20°, as the ACDC protocol
-    does; `affine` turns each by up to 30°, scales it by 0.5 to 2 and flips each axis of one in two, as CoraNet's
-    does; `resize` does neither.
+    `rotate` turns by quarters and flips one sample in two, and turns one in four by up to 20°, as
+    the ACDC protocol does; `affine` turns each by up to 30°, scales it by 0.5 to 2 and flips each
+    axis of one in two, as CoraNet's does; `resize` does neither.
     """
     rot, flips, angle, scale = 0, [False, False], 0.0, 1.0
     if augment == "affine":
@@ -106,20 +124,24 @@ def draw_warp(rng, case, shape, patch, augment):
 def warp_matrix(shape, patch, rot=0, flips=(False, False), angle=0.0, scale=1.0):
     """The matrix of a `Warp` from a slice of extents `shape` to a sample of extents `patch`.
 
-    The slice is turned by `rot` quarters and by `angle` in degrees (as `numpy.rot90` and `scipy.ndimage.rotate` turn),
-    enlarged by `scale` about its centre, reversed along the axes of `flips`, and resized.
+    The slice is turned by `rot` quarters and by `angle` in degrees (as `numpy.rot90` and
+    `scipy.ndimage.rotate` turn), enlarged by `scale` about its centre, reversed along the axes of
+    `flips`, and resized.
     """
     cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[rot]  # exact
     if angle:
         at = math.radians(90 * rot + angle)
         cosine, sine = math.cos(at), math.sin(at)
-    resize = [(extent - 1) / max(p - 1, 1) for extent, p in zip(turned(shape, rot), patch, strict=True)]
+    resize = [
+        (extent - 1) / max(p - 1, 1) for extent, p in zip(turned(shape, rot), patch, strict=True)
+    ]
     columns = [-r / scale if flip else r / scale for r, flip in zip(resize, flips, strict=True)]
     return (cosine * columns[0], sine * columns[1]), (-sine * columns[0], cosine * columns[1])
 
 
 def warp_slices(slices, warps, patch, smooth=False):
-    """A batch `(len(slices), *patch)` of slices through their `Warp`s: the nearest pixel of each place, 0 outside.
+    """A batch `(len(slices), *patch)` of slices through their `Warp`s: the nearest pixel of each
+    place, 0 outside.
 
     Args:
         slices: a sequence of tensors `(H, W)`, each of its own shape, of one type.
@@ -127,14 +149,17 @@ def warp_slices(slices, warps, patch, smooth=False):
         patch: extents of the result.
         smooth: interpolate bilinearly, for images.
     """
-    # NumPy's one thread: so small an operation takes less time than it takes torch's threads to meet
+    # NumPy's one thread: so small an operation takes less time than it takes torch's threads to
+    # meet
     result = torch.empty((len(slices), *patch), dtype=slices[0].dtype)
     rows, columns = (np.arange(p) - (p - 1) / 2 for p in patch)
     offsets = rows[:, None], columns[None]
     for pixels, warp, out in zip(slices, warps, result.numpy(), strict=True):
-        # axes that keep their direction stay vectors until the lookup, most of the time that turning by angles takes
+        # axes that keep their direction stay vectors until the lookup, most of the time that
+        # turning by angles takes
         x, y = (
-            (extent + 1) / 2 + sum(factor * offset for factor, offset in zip(row, offsets, strict=True) if factor)
+            (extent + 1) / 2
+            + sum(factor * offset for factor, offset in zip(row, offsets, strict=True) if factor)
             for extent, row in zip(pixels.shape, warp.matrix, strict=True)
         )
         framed = np.pad(pixels.cpu().numpy(), 1)  # with zeros for what lies outside
@@ -143,7 +168,10 @@ def warp_slices(slices, warps, patch, smooth=False):
 
 
 def _nearest(framed, x, y, out):
-    i, j = (np.clip(np.floor(v + 0.5), 0, n - 1).astype(np.intp) for v, n in zip((x, y), framed.shape, strict=True))
+    i, j = (
+        np.clip(np.floor(v + 0.5), 0, n - 1).astype(np.intp)
+        for v, n in zip((x, y), framed.shape, strict=True)
+    )
     np.take(framed, np.broadcast_to(i * framed.shape[1] + j, out.shape), out=out, mode="clip")
 
 

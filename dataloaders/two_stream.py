@@ -1,7 +1,8 @@
-"""Batches of labelled and unlabelled crops or slices, indexed by the step: batch 4711 is always the same.
+"""Batches of labelled and unlabelled crops or slices, indexed by the step: batch 4711 is always the
+same.
 
-Every draw is seeded by (seed, step, sample) and every order of cases by (seed, stream, pass), so a resumed run, or one
-that looks ahead, sees exactly what an uninterrupted one would.
+Every draw is seeded by (seed, step, sample) and every order of cases by (seed, stream, pass), so a
+resumed run, or one that looks ahead, sees exactly what an uninterrupted one would.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ LABELED, UNLABELED, CROP, VALIDATION = range(4)  # independent random streams of
 
 @dataclass
 class Batch:
-    """One step's samples, the labelled ones first; or where they are shared out, one share of both kinds.
+    """One step's samples, the labelled ones first; or where they are shared out, one share of both
+    kinds.
 
     Attributes:
         image: float32 `(B, 1, *patch)`.
@@ -43,14 +45,16 @@ class Batch:
 
 
 class TwoStream:
-    """Step-indexed loader over resident volumes or, where the patch has two extents, slices; a case below is either.
+    """Step-indexed loader over resident volumes or, where the patch has two extents, slices; a case
+    below is either.
 
-    An epoch is one pass over the labelled cases, in an order of its own; where `labeled_bs` does not divide their
-    number the last batch is filled up from the pass's start. The unlabelled stream passes over its own cases without
-    end.
+    An epoch is one pass over the labelled cases, in an order of its own; where `labeled_bs` does
+    not divide their number the last batch is filled up from the pass's start. The unlabelled stream
+    passes over its own cases without end.
 
     Attributes:
-        num_classes, description: of the data set, background included; what prediction must know of it.
+        num_classes, description: of the data set, background included; what prediction must know of
+            it.
         validation: the training cases kept aside (`dataloaders.validation.Validation`), or None.
         steps_per_epoch: steps of one pass.
         summary: where the data is kept, and how, for the log.
@@ -58,7 +62,8 @@ class TwoStream:
     Args:
         volumes: `Resident`.
         labeled, unlabeled: case indices of the two streams.
-        labeled_bs, unlabeled_bs: samples a step from each; `unlabeled_bs` 0 for supervised training.
+        labeled_bs, unlabeled_bs: samples a step from each; `unlabeled_bs` 0 for supervised
+            training.
         patch: extents of a sample.
         seed: of the orders and the crops.
         augment: of `dataloaders.transforms.AUGMENTS`, for as many axes as the patch has.
@@ -67,7 +72,17 @@ class TwoStream:
     """
 
     def __init__(
-        self, volumes, labeled, unlabeled, labeled_bs, unlabeled_bs, patch, seed, augment, device, validation=None
+        self,
+        volumes,
+        labeled,
+        unlabeled,
+        labeled_bs,
+        unlabeled_bs,
+        patch,
+        seed,
+        augment,
+        device,
+        validation=None,
     ):
         self.volumes, self.patch, self.seed, self.augment = volumes, tuple(patch), seed, augment
         self.device = torch.device(device)
@@ -82,7 +97,9 @@ class TwoStream:
         return (step - 1) // self.steps_per_epoch + 1
 
     def fingerprint(self):
-        """Which cases, of which shapes, are labelled, unlabelled and kept aside: what a resumed run must find again."""
+        """Which cases, of which shapes, are labelled, unlabelled and kept aside: what a resumed run
+        must find again.
+        """
         shapes = [
             [(self.volumes.names[case], self.volumes.shapes[case]) for case in self.cases[stream]]
             for stream in (LABELED, UNLABELED)
@@ -102,10 +119,11 @@ class TwoStream:
         return labeled + unlabeled
 
     def batch(self, step, part=0, parts=1):
-        """The `Batch` of step `step` (from 1), on the device: all of it, or of `parts` for each process one.
+        """The `Batch` of step `step` (from 1), on the device: all of it, or of `parts` for each
+        process one.
 
-        A share is every n-th sample of each stream, so that it keeps their ratio, and the pairs of samples half a
-        stream apart that CutMix mixes.
+        A share is every n-th sample of each stream, so that it keeps their ratio, and the pairs of
+        samples half a stream apart that CutMix mixes.
         """
         draw = draw_crop if len(self.patch) == 3 else draw_warp
         cases = self.samples(step)
@@ -120,7 +138,8 @@ class TwoStream:
         return Batch(image.unsqueeze(1), label.long(), crops, names, len(labeled), part)
 
     def gather(self, store, crops):
-        """`(len(crops), *patch)` on the device, from any store of one tensor a case, such as pseudo-labels.
+        """`(len(crops), *patch)` on the device, from any store of one tensor a case, such as
+        pseudo-labels.
 
         Slices are looked up by nearest neighbour, whatever `augment` says of images.
         """
@@ -131,7 +150,9 @@ class TwoStream:
         samples = [self.volumes.stored(crop.case) for crop in crops]
         images, labels = [image for image, _ in samples], [label for _, label in samples[:labeled]]
         if len(self.patch) == 2:  # between codes there is no interpolating
-            parts = self._cut(crops, [image.image() for image in images], labels, smooth=self.augment == "affine")
+            parts = self._cut(
+                crops, [image.image() for image in images], labels, smooth=self.augment == "affine"
+            )
             return [self._send(part) for part in parts]
         kinds = {}  # one call of the operator takes volumes of one type
         for k, image in enumerate(images):
@@ -139,7 +160,9 @@ class TwoStream:
         taken = []
         for members in kinds.values():
             own = [labels[k] for k in members if k < labeled]
-            part, label = self._cut([crops[k] for k in members], [images[k].data for k in members], own)
+            part, label = self._cut(
+                [crops[k] for k in members], [images[k].data for k in members], own
+            )
             part = values([images[k] for k in members], self._send(part))
             taken.append((part, None if label is None else self._send(label)))
         if len(taken) == 1:
@@ -150,7 +173,9 @@ class TwoStream:
         return image, label[np.argsort([k for k in order if k < labeled])]
 
     def _send(self, part):
-        """To the device; from pages that a GPU may read by itself, or the host would wait for it."""
+        """To the device; from pages that a GPU may read by itself, or the host would wait for
+        it.
+        """
         if self.device.type == "cuda" and not part.is_cuda:
             part = part.pin_memory()
         return part.to(self.device, non_blocking=True)
@@ -160,20 +185,31 @@ class TwoStream:
         if len(self.patch) == 2:
             image = warp_slices(images, crops, self.patch, smooth)
             return image, warp_slices(labels, crops[: len(labels)], self.patch) if labels else None
-        corners, rot, flip = zip(*[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True)
+        corners, rot, flip = zip(
+            *[(crop.start, crop.rot, crop.flip) for crop in crops], strict=True
+        )
         return crop_rot_flip(images, labels, corners, self.patch, rot, flip)
 
     def _read_ahead(self, step, parts):
         """Name the samples that this process will see of this step and the next."""
         if self.volumes.cache == "off":
             steps = self.samples(step), self.samples(step + 1)
-            shares = [self._share(samples, part, parts) for samples in steps for part in range(parts)]
-            self.volumes.read_ahead([case for share in shares for stream in share for case in stream])
+            shares = [
+                self._share(samples, part, parts) for samples in steps for part in range(parts)
+            ]
+            self.volumes.read_ahead(
+                [case for share in shares for stream in share for case in stream]
+            )
 
     def _share(self, samples, part, parts):
-        """Of a step's samples, the labelled and the unlabelled ones that are this process's in a part."""
+        """Of a step's samples, the labelled and the unlabelled ones that are this process's in a
+        part.
+        """
         first, every = part + parts * rank(), parts * world_size()
-        return [stream[first::every] for stream in (samples[: self.labeled_bs], samples[self.labeled_bs :])]
+        return [
+            stream[first::every]
+            for stream in (samples[: self.labeled_bs], samples[self.labeled_bs :])
+        ]
 
     def _order(self, stream, turn):
         rng = np.random.default_rng((self.seed, stream, turn))
@@ -181,31 +217,40 @@ class TwoStream:
 
 
 def two_stream_loader(args, device):
-    """Decode a training split and make its `TwoStream`: the first `labelnum` units are labelled, the rest unlabelled.
+    """Decode a training split and make its `TwoStream`: the first `labelnum` units are labelled,
+    the rest unlabelled.
 
     Args:
-        args: the options of `utils.options.parser`: dataset, root, downsample, labelnum, labeled_bs, unlabeled_bs
-            (absent for supervised training, which then leaves the unlabelled cases on the disk), patch, seed, augment,
-            cache, cache_dir, val_fraction, val_from.
+        args: the options of `utils.options.parser`: dataset, root, downsample, labelnum,
+            labeled_bs, unlabeled_bs (absent for supervised training, which then leaves the
+            unlabelled cases on the disk), patch, seed, augment, cache, cache_dir, val_fraction,
+            val_from.
         device: where batches go.
 
     Raises:
-        UserError: fewer units than `labelnum`, or none left for the unlabelled stream; an augmentation of another
-            number of axes than the data set's; and see the data set's own.
+        UserError: fewer units than `labelnum`, or none left for the unlabelled stream; an
+            augmentation of another number of axes than the data set's; and see the data set's own.
     """
     dataset = open_dataset(args.dataset, args.root, "train", args.downsample)
     axes = len(dataset.patches[1])
     if AUGMENTS.get(args.augment) != axes:
         fit = ", ".join(name for name, of in AUGMENTS.items() if of == axes)
-        raise UserError(f"--augment {args.augment}: {dataset.name} is {axes}-D, choose one of {fit}")
+        raise UserError(
+            f"--augment {args.augment}: {dataset.name} is {axes}-D, choose one of {fit}"
+        )
     unlabeled_bs = getattr(args, "unlabeled_bs", 0)
     labeled = dataset.labeled(args.labelnum)
     unlabeled = sorted(set(range(len(dataset))) - set(labeled))
     if unlabeled_bs and not unlabeled:
         unit = dataset.unit.removesuffix("s")
-        raise UserError(f"--labelnum {args.labelnum} leaves no unlabelled {unit}; train_supervised.py needs none")
+        raise UserError(
+            f"--labelnum {args.labelnum} leaves no unlabelled {unit}; train_supervised.py needs "
+            "none"
+        )
     labeled, unlabeled, validation = hold_out(dataset, labeled, unlabeled, args, VALIDATION)
     unlabeled = unlabeled if unlabeled_bs else []
     volumes = Resident(dataset, labeled, [*labeled, *unlabeled], args.cache, device, args.cache_dir)
     batch = args.labeled_bs, unlabeled_bs, args.patch
-    return TwoStream(volumes, labeled, unlabeled, *batch, args.seed, args.augment, device, validation)
+    return TwoStream(
+        volumes, labeled, unlabeled, *batch, args.seed, args.augment, device, validation
+    )

@@ -21,7 +21,8 @@ class Validation:
 
     Attributes:
         source: key of `SOURCES`.
-        cases: by name, the pairs `(image, label)` of tensors that a case is made of: one volume, or slices.
+        cases: by name, the pairs `(image, label)` of tensors that a case is made of: one volume, or
+            slices.
     """
 
     source: str
@@ -37,14 +38,16 @@ def hold_out(dataset, labeled, unlabeled, args, stream):
     Args:
         dataset: the train split.
         labeled, unlabeled: its indices.
-        args: val_fraction, val_from (both absent: nothing is kept aside), seed, and what opens the data set.
+        args: val_fraction, val_from (both absent: nothing is kept aside), seed, and what opens the
+            data set.
         stream: number of the random stream that draws the cases.
 
     Returns:
         The indices that are left of both, and `Validation` or None.
 
     Raises:
-        UserError: nothing would be left to train on, a kept case has no label, or no validation list is published.
+        UserError: nothing would be left to train on, a kept case has no label, or no validation
+            list is published.
     """
     if getattr(args, "val_from", None) is None:
         return labeled, unlabeled, None
@@ -57,16 +60,23 @@ def hold_out(dataset, labeled, unlabeled, args, stream):
     count = max(1, round(args.val_fraction * len(units)))
     if count >= len(units):
         kind = args.val_from.replace("eled", "elled")
-        other = "; --val_from labeled takes labelled ones" if args.val_from == "unlabeled" and not units else ""
+        other = (
+            "; --val_from labeled takes labelled ones"
+            if args.val_from == "unlabeled" and not units
+            else ""
+        )
         raise UserError(
-            f"--val_fraction {args.val_fraction:g} of {len(units)} {kind} {dataset.unit} leaves none to train on{other}"
+            f"--val_fraction {args.val_fraction:g} of {len(units)} {kind} {dataset.unit} leaves "
+            f"none to train on{other}"
         )
     chosen = np.random.default_rng((args.seed, stream)).permutation(len(units))[:count]
     cases = {units[place]: [] for place in sorted(chosen)}
     for index in pool:
         if dataset.units[index] in cases:
             cases[dataset.units[index]].append(_pair(dataset, index))
-    labeled, unlabeled = ([i for i in part if dataset.units[i] not in cases] for part in (labeled, unlabeled))
+    labeled, unlabeled = (
+        [i for i in part if dataset.units[i] not in cases] for part in (labeled, unlabeled)
+    )
     return labeled, unlabeled, Validation(args.val_from, cases)
 
 

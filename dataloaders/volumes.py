@@ -1,5 +1,5 @@
-"""What all data sets share: lists of cases, one h5 file a case, half resolution. A data set's own file is what is left:
-its protocol, its layout, and what its voxels mean."""
+"""What all data sets share: lists of cases, one h5 file a case, half resolution. A data set's own
+file is what is left: its protocol, its layout, and what its voxels mean."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,10 @@ class Volumes:
 
     Args:
         root: folder of the data set's layout.
-        split: one of `splits`. A split opens its own list and those before it, to see that no unit is in both: the
-            train split opens neither the validation nor the test list.
-        downsample: 2 for half the resolution: images averaged over 2×2×2 voxels, labels by majority.
+        split: one of `splits`. A split opens its own list and those before it, to see that no unit
+            is in both: the train split opens neither the validation nor the test list.
+        downsample: 2 for half the resolution: images averaged over 2×2×2 voxels, labels by
+            majority.
 
     Attributes:
         names: one a sample.
@@ -33,11 +34,14 @@ class Volumes:
         unit: what `labelnum` counts.
         splits: the lists that are published, in the order of their use.
         source: whose protocol this is.
-        preprocessing: how the files are made of the images (`dataloaders.preprocessing.Preprocessing`); None: unknown.
+        preprocessing: how the files are made of the images
+            (`dataloaders.preprocessing.Preprocessing`); None: unknown.
         as_published: whether those that are published were made so too.
-        unlike_published: why numbers of this data may not be set beside published ones, a few words each.
+        unlike_published: why numbers of this data may not be set beside published ones, a few words
+            each.
         val_from: default of the option, for `--val_fraction`.
-        image_axes: in 2-D, which of an image's axes x, y and z are a sample's rows, columns and slices.
+        image_axes: in 2-D, which of an image's axes x, y and z are a sample's rows, columns and
+            slices.
 
     Raises:
         UserError: a list or a case is missing, a case is listed twice or a unit in two lists.
@@ -53,8 +57,8 @@ class Volumes:
 
     @classmethod
     def at(cls, root):
-        """The class of the data in `root`, which knows how its files were made: as their preparation has noted, or
-        else as the published ones.
+        """The class of the data in `root`, which knows how its files were made: as their
+        preparation has noted, or else as the published ones.
 
         Raises:
             UserError: the note is damaged.
@@ -73,7 +77,9 @@ class Volumes:
 
     @classmethod
     def description(cls):
-        """What prediction must know of the data that a network has learnt from, as JSON can hold it."""
+        """What prediction must know of the data that a network has learnt from, as JSON can hold
+        it.
+        """
         return {
             "name": cls.name,
             "num_classes": cls.num_classes,
@@ -89,19 +95,30 @@ class Volumes:
         self.root, self.split, self.downsample = Path(root), split, downsample
         if not self.root.is_dir():
             raise UserError(
-                f"{self.root}: no such folder; get {self.name} as the README says, or name its folder with --root"
+                f"{self.root}: no such folder; get {self.name} as the README says, or name its "
+                "folder with --root"
             )
         if split not in self.splits:
             raise UserError(f"{self.name} has no {split} list; it has {', '.join(self.splits)}")
         if downsample != 1 and len(self.patches[1]) == 2:
-            raise UserError(f"--downsample {downsample}: {self.name} is made of slices, choose their size with --patch")
+            raise UserError(
+                f"--downsample {downsample}: {self.name} is made of slices, choose their size with "
+                "--patch"
+            )
         earlier = self.splits[: self.splits.index(split)]
-        lists = {path: read_list(path) for other in earlier for path in self.list_files(other) if path.exists()}
+        lists = {
+            path: read_list(path)
+            for other in earlier
+            for path in self.list_files(other)
+            if path.exists()
+        }
         self.names, self.paths = [], []
         for path in self.list_files(split):
             names = read_list(path)
             for other, others in lists.items():
-                units, known = ([self.unit_of(name) for name in listed] for listed in (names, others))
+                units, known = (
+                    [self.unit_of(name) for name in listed] for listed in (names, others)
+                )
                 check_disjoint(path, units, other, known, self.unit.removesuffix("s"))
             lists[path] = names
             files = [self.path(name) for name in names]
@@ -149,20 +166,25 @@ class Volumes:
             UserError: the split has fewer units.
         """
         if labelnum > self.total:
-            raise UserError(f"--labelnum {labelnum}: {self.name} has {self.total} training {self.unit}")
+            raise UserError(
+                f"--labelnum {labelnum}: {self.name} has {self.total} training {self.unit}"
+            )
         first = set(list(dict.fromkeys(self.units))[:labelnum])
         return [index for index, unit in enumerate(self.units) if unit in first]
 
     def load(self, index, label=True):
         """Sample `index` as `(image, label)`: float32 and uint8, both `(X, Y, Z)`.
 
-        With `label=False` the label is neither opened nor needed, and None is returned in its place.
+        With `label=False` the label is neither opened nor needed, and None is returned in its
+        place.
         """
         path = self.paths[index]
         image, target = self.read(path, label)
         if self.downsample > 1:
             if min(image.shape) < self.downsample:
-                raise UserError(f"{path}: shape {image.shape} is too small for --downsample {self.downsample}")
+                raise UserError(
+                    f"{path}: shape {image.shape} is too small for --downsample {self.downsample}"
+                )
             image = downsample_image(image, self.downsample)
             target = downsample_label(target, self.downsample, self.num_classes) if label else None
         return image, target

@@ -1,4 +1,6 @@
-"""One architecture a file, plain constructors; every network keeps its constructor's arguments in ``config``."""
+"""One architecture a file, plain constructors; every network keeps its constructor's arguments in
+``config``.
+"""
 
 from importlib import import_module
 
@@ -13,6 +15,8 @@ NETWORKS = tuple(_CLASSES)
 
 
 def network_class(name):
-    """The class of a network, with its `dims`, `multiples`, `bottom` and `defaults`; `name` is one of `NETWORKS`."""
+    """The class of a network, with its `dims`, `multiples`, `bottom` and `defaults`; `name` is one
+    of `NETWORKS`.
+    """
     module, cls = _CLASSES[name]
     return getattr(import_module(f"networks.{module}"), cls)

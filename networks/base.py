@@ -1,4 +1,6 @@
-"""What all segmentation networks share: options, heads and outputs. A network adds its encoder and its decoder."""
+"""What all segmentation networks share: options, heads and outputs. A network adds its encoder and
+its decoder.
+"""
 
 import contextlib
 import math
@@ -16,8 +18,8 @@ DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
 
 def norm(dims, kind, channels):
-    """The layer that follows a convolution: `batchnorm`, `instancenorm`, `groupnorm` (16 groups, or the most that
-    divide both 16 and the channels) or `none`."""
+    """The layer that follows a convolution: `batchnorm`, `instancenorm`, `groupnorm` (16 groups, or
+    the most that divide both 16 and the channels) or `none`."""
     if kind == "batchnorm":
         return BATCH_NORM[dims](channels)
     if kind == "instancenorm":
@@ -43,12 +45,14 @@ def stage(dims, n, in_channels, channels, kind):
 
 def enlarge(dims, align_corners=False):
     """Twice the extents, bilinear or trilinear."""
-    return Enlarge(scale_factor=2, mode="bilinear" if dims == 2 else "trilinear", align_corners=align_corners)
+    return Enlarge(
+        scale_factor=2, mode="bilinear" if dims == 2 else "trilinear", align_corners=align_corners
+    )
 
 
 class Enlarge(nn.Upsample):
-    """Twice the extents; where a run is deterministic by sums of a fixed order, as torch's trilinear gradient on a GPU
-    has none."""
+    """Twice the extents; where a run is deterministic by sums of a fixed order, as torch's
+    trilinear gradient on a GPU has none."""
 
     def forward(self, x):
         plain = self.mode == "trilinear" and not self.align_corners
@@ -58,28 +62,45 @@ class Enlarge(nn.Upsample):
 
 
 def enlarge_by_slices(x):
-    """Trilinear interpolation of `(B, C, X, Y, Z)` to twice the extents, corners not aligned, an axis at a time."""
+    """Trilinear interpolation of `(B, C, X, Y, Z)` to twice the extents, corners not aligned, an
+    axis at a time.
+    """
     for axis in (2, 3, 4):
         last = x.shape[axis] - 1
         before = torch.cat((x.narrow(axis, 0, 1), x.narrow(axis, 0, last)), axis)
         after = torch.cat((x.narrow(axis, 1, last), x.narrow(axis, last, 1)), axis)
-        x = torch.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), axis + 1).flatten(axis, axis + 1)
+        x = torch.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), axis + 1).flatten(
+            axis, axis + 1
+        )
     return x
 
 
 def branch(dims, channels, num_classes, kind):
-    """CoraNet's task branch: two convolutions of size 3 and one of size 1 to the classes (Shi et al., TMI 2022)."""
-    return nn.Sequential(stage(dims, 2, channels, channels, kind), CONV[dims](channels, num_classes, 1))
+    """CoraNet's task branch: two convolutions of size 3 and one of size 1 to the classes (Shi et
+    al., TMI 2022).
+    """
+    return nn.Sequential(
+        stage(dims, 2, channels, channels, kind), CONV[dims](channels, num_classes, 1)
+    )
 
 
 @contextlib.contextmanager
 def statistics_kept(modules):
-    """Batch norms below `modules` count the batches that they see in here on copies that are thrown away."""
-    norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    """Batch norms below `modules` count the batches that they see in here on copies that are thrown
+    away.
+    """
+    norms = [
+        m
+        for module in modules
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
     kept = [dict(module._buffers) for module in norms]
     try:
         for module, buffers in zip(norms, kept, strict=True):
-            module._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
+            module._buffers.update(
+                {name: b if b is None else b.clone() for name, b in buffers.items()}
+            )
         yield
     finally:
         for module, buffers in zip(norms, kept, strict=True):
@@ -95,31 +116,38 @@ class Defaults(NamedTuple):
 
 
 class SegmentationNetwork(nn.Module):
-    """Encoder, decoder and heads; every extent of the input must be a multiple of the network's `multiples`.
+    """Encoder, decoder and heads; every extent of the input must be a multiple of the network's
+    `multiples`.
 
     Args:
         in_channels: channels of the image.
         num_classes: channels of the logits, background included.
         n_filters: channels of the first stage.
         normalization: `batchnorm`, `instancenorm`, `groupnorm` or `none`.
-        dropout: probability of dropping in training, at the encoder's bottom; each network says where else. 0: none.
-        sdm_head: add a head of `num_classes - 1` signed distance maps through tanh (DTC, DTML, UG-MCL).
+        dropout: probability of dropping in training, at the encoder's bottom; each network says
+            where else. 0: none.
+        sdm_head: add a head of `num_classes - 1` signed distance maps through tanh (DTC, DTML,
+            UG-MCL).
         branches: 1 for a plain segmentation head, or CoraNet's 3: normal, conservative, radical.
         segmentation_head: False for a network of distance maps alone (DTML's second).
-        upsampling: `transposed` convolutions or `linear` interpolation (the second network of CML, MC-Net).
+        upsampling: `transposed` convolutions or `linear` interpolation (the second network of CML,
+            MC-Net).
         deepest: give the encoder's deepest features too (CML).
-        inference: build what `segment` needs alone, in the shapes of training; `forward` is `segment` then.
+        inference: build what `segment` needs alone, in the shapes of training; `forward` is
+            `segment` then.
         extras: what a network takes beyond these, see its `build`.
 
-    Where `n_filters`, `dropout` or `upsampling` is None it is the network's own default, which stands in `defaults`.
+    Where `n_filters`, `dropout` or `upsampling` is None it is the network's own default, which
+    stands in `defaults`.
 
-    `forward` maps `(B, in_channels, *S)` to logits `(B, num_classes, *S)`; with `branches > 1` to a tuple of them; with
-    `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in [-1, 1], or to sdm alone; with `deepest` to
-    `(logits, features)`, features what `encode` gives last.
+    `forward` maps `(B, in_channels, *S)` to logits `(B, num_classes, *S)`; with `branches > 1` to a
+    tuple of them; with `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in [-1, 1], or
+    to sdm alone; with `deepest` to `(logits, features)`, features what `encode` gives last.
 
-    A network sets `dims`, `multiples`, `bottom` and `defaults`, and has the methods `build`, which makes its layers and
-    returns the number of channels that `decode` gives, `encode`, from an image to a list of features of falling
-    extents, and `decode`, from that list to features of the image's extents; both call their stages by `run_stage`.
+    A network sets `dims`, `multiples`, `bottom` and `defaults`, and has the methods `build`, which
+    makes its layers and returns the number of channels that `decode` gives, `encode`, from an image
+    to a list of features of falling extents, and `decode`, from that list to features of the
+    image's extents; both call their stages by `run_stage`.
 
     Class attributes:
         dims: axes of S.
@@ -165,13 +193,20 @@ class SegmentationNetwork(nn.Module):
             "inference": inference,
             **extras,
         }
-        for key, least in (("in_channels", 1), ("num_classes", 2), ("n_filters", 1), ("branches", 1)):
+        for key, least in (
+            ("in_channels", 1),
+            ("num_classes", 2),
+            ("n_filters", 1),
+            ("branches", 1),
+        ):
             if self.config[key] < least:
                 raise ValueError(f"{key} must be at least {least}, got {self.config[key]}")
         if upsampling not in ("transposed", "linear"):
             raise ValueError(f"upsampling is transposed or linear, got {upsampling!r}")
         if not segmentation_head and not (sdm_head and branches == 1):
-            raise ValueError("a network without a segmentation head needs sdm_head, and has no branches")
+            raise ValueError(
+                "a network without a segmentation head needs sdm_head, and has no branches"
+            )
         if deepest and (sdm_head or branches > 1):
             raise ValueError("a network gives its deepest features beside logits alone")
         channels = self.build(in_channels, n_filters, normalization, dropout, upsampling, **extras)
@@ -181,7 +216,9 @@ class SegmentationNetwork(nn.Module):
             self.heads = nn.ModuleList([self._head(channels, num_classes)])
         else:
             kept = 1 if inference else branches
-            self.heads = nn.ModuleList(branch(self.dims, channels, num_classes, normalization) for _ in range(kept))
+            self.heads = nn.ModuleList(
+                branch(self.dims, channels, num_classes, normalization) for _ in range(kept)
+            )
         needed = sdm_head and not (inference and segmentation_head)
         self.sdm = self._head(channels, num_classes - 1) if needed else None
 
@@ -189,15 +226,21 @@ class SegmentationNetwork(nn.Module):
         return CONV[self.dims](channels, outputs, self.head_size, padding=self.head_size // 2)
 
     def checkpoint_activations(self, on=True):
-        """Keep of each stage what goes in alone, in training, and compute it again in backward: less memory, a forward
-        pass more, the same numbers. No part of the architecture, so not of `config`."""
+        """Keep of each stage what goes in alone, in training, and compute it again in backward:
+        less memory, a forward pass more, the same numbers. No part of the architecture, so not of
+        `config`.
+        """
         self._recompute = bool(on)
 
     def run_stage(self, function, *inputs):
-        """`function(*inputs)`, of tensors and of the modules that it calls: a stage of `checkpoint_activations`."""
+        """`function(*inputs)`, of tensors and of the modules that it calls: a stage of
+        `checkpoint_activations`.
+        """
         if not (self._recompute and self.training and torch.is_grad_enabled()):
             return function(*inputs)
-        if torch.compiler.is_compiling():  # the compiled graph has batch norm's update of its statistics once
+        if (
+            torch.compiler.is_compiling()
+        ):  # the compiled graph has batch norm's update of its statistics once
             return checkpoint(function, *inputs, use_reentrant=False)
         modules = [value for value in (function, *inputs) if isinstance(value, nn.Module)]
         drops = any(isinstance(m, DROPOUT) and m.p for module in modules for m in module.modules())
@@ -211,15 +254,20 @@ class SegmentationNetwork(nn.Module):
 
     def _encode(self, x):
         extents = x.shape[2:]
-        if len(extents) != self.dims or any(e % m for e, m in zip(extents, self.multiples, strict=True)):
+        if len(extents) != self.dims or any(
+            e % m for e, m in zip(extents, self.multiples, strict=True)
+        ):
             expected = f"(B, C, *S), each of S a multiple of {', '.join(map(str, self.multiples))}"
-            raise ValueError(f"the input of {type(self).__name__} must be {expected}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"the input of {type(self).__name__} must be {expected}, got {tuple(x.shape)}"
+            )
         return self.encode(x)
 
     def segment(self, x):
         """Logits of the first head alone: the one that is tested, without the cost of the others.
 
-        Of distance maps alone: 0 for the background and -1500 d for a class, so that softmax gives σ(-1500 d).
+        Of distance maps alone: 0 for the background and -1500 d for a class, so that softmax gives
+        σ(-1500 d).
         """
         x = self.decode(self._encode(x))
         if self.heads:

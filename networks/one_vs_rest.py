@@ -1,4 +1,6 @@
-"""One binary network a foreground class, joined by a confidence-weighted vote (CoraNet's multi-class form)."""
+"""One binary network a foreground class, joined by a confidence-weighted vote (CoraNet's
+multi-class form).
+"""
 
 import torch
 import torch.nn as nn
@@ -22,8 +24,15 @@ class OneVsRest(nn.Module):
             raise ValueError(f"network is one of {', '.join(NETWORKS)}, got {network!r}")
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        self.config = {"network": network, "in_channels": in_channels, "num_classes": num_classes, **options}
-        self.networks = nn.ModuleList(network_class(network)(in_channels, 2, **options) for _ in range(num_classes - 1))
+        self.config = {
+            "network": network,
+            "in_channels": in_channels,
+            "num_classes": num_classes,
+            **options,
+        }
+        self.networks = nn.ModuleList(
+            network_class(network)(in_channels, 2, **options) for _ in range(num_classes - 1)
+        )
         self.dims, self.multiples = self.networks[0].dims, self.networks[0].multiples
 
     def checkpoint_activations(self, on=True):
@@ -32,26 +41,32 @@ class OneVsRest(nn.Module):
             network.checkpoint_activations(on)
 
     def segment(self, x):
-        """Logits `(B, num_classes, *S)` whose largest is the vote's winner: 0, and l_1 - l_0 of each class's network.
+        """Logits `(B, num_classes, *S)` whose largest is the vote's winner: 0, and l_1 - l_0 of
+        each class's network.
 
-        Each network votes with its confidence for its class, or for all others and the background. Say that W is the
-        weight of all votes of the second kind. The background has W; a class whose network votes for it, with p > 1/2,
-        has W + p; one whose network votes against has less than W. So the most confident p > 1/2 wins, or else the
-        background, as in the largest of 0 and log(p / (1 - p)) = l_1 - l_0.
+        Each network votes with its confidence for its class, or for all others and the background.
+        Say that W is the weight of all votes of the second kind. The background has W; a class
+        whose network votes for it, with p > 1/2, has W + p; one whose network votes against has
+        less than W. So the most confident p > 1/2 wins, or else the background, as in the largest
+        of 0 and log(p / (1 - p)) = l_1 - l_0.
         """
         logits = [network.segment(x) for network in self.networks]
         margins = [one[:, 1:] - one[:, :1] for one in logits]
         return torch.cat((torch.zeros_like(margins[0]), *margins), 1)
 
     def forward(self, x):
-        """What each class's network gives, a list over the foreground classes; `segment` of those for inference."""
+        """What each class's network gives, a list over the foreground classes; `segment` of those
+        for inference.
+        """
         if self.config.get("inference"):
             return self.segment(x)
         return [network(x) for network in self.networks]
 
 
 def problems(outputs):
-    """Any network's outputs as float32 branches of each problem: one of all classes, or each class against the rest."""
+    """Any network's outputs as float32 branches of each problem: one of all classes, or each class
+    against the rest.
+    """
     outputs = outputs if isinstance(outputs, list) else [outputs]
     problems = [branches if isinstance(branches, tuple) else (branches,) for branches in outputs]
     return [[logits.float() for logits in branches] for branches in problems]

@@ -1,14 +1,15 @@
 """CoraNet's 3-D ResNet-18 (Shi et al., TMI 2022, after Xia et al., WACV 2020).
 
-ResNet-18 (He et al., CVPR 2016) with a 7×7×3 stem and 3×3×1 convolutions elsewhere, so that an encoder of 2-D weights'
-size sees volumes: features at 1/2, 1/4, 1/8, 1/16 and 1/32 with 64, 64, 128, 256, 512 channels. Skips are added, and
-3×3×3 convolutions follow them, one a level.
+ResNet-18 (He et al., CVPR 2016) with a 7×7×3 stem and 3×3×1 convolutions elsewhere, so that an
+encoder of 2-D weights' size sees volumes: features at 1/2, 1/4, 1/8, 1/16 and 1/32 with 64, 64,
+128, 256, 512 channels. Skips are added, and 3×3×3 convolutions follow them, one a level.
 
-What the papers leave open is chosen as follows. Where a stage halves the slices in plane by its stride, max pooling
-halves their number, as in the released code; the stem strides along all axes, which spares half of the largest
-features. Extents are rounded up on the way down and cropped on the way up, so that multiples of 16 do. The decoder goes
-on to full resolution with a quarter of the channels there (16 of 64), as many as V-Net has; the released one is of
-dense blocks and stops at half resolution.
+What the papers leave open is chosen as follows. Where a stage halves the slices in plane by its
+stride, max pooling halves their number, as in the released code; the stem strides along all axes,
+which spares half of the largest features. Extents are rounded up on the way down and cropped on the
+way up, so that multiples of 16 do. The decoder goes on to full resolution with a quarter of the
+channels there (16 of 64), as many as V-Net has; the released one is of dense blocks and stops at
+half resolution.
 """
 
 from itertools import pairwise
@@ -21,7 +22,9 @@ from networks.base import Defaults, SegmentationNetwork, enlarge, norm, stage
 def in_plane(in_channels, channels, size, stride, kind):
     """Convolution size×size×1 with an in-plane stride, and norm."""
     half = size // 2
-    convolution = nn.Conv3d(in_channels, channels, (size, size, 1), (stride, stride, 1), (half, half, 0))
+    convolution = nn.Conv3d(
+        in_channels, channels, (size, size, 1), (stride, stride, 1), (half, half, 0)
+    )
     return nn.Sequential(convolution, norm(3, kind, channels))
 
 
@@ -35,7 +38,9 @@ def higher(grow, convolve, x, skip=None):
 
 
 class Block(nn.Module):
-    """ResNet's basic block of two 3×3×1 convolutions; slices stay apart, but for the pooling of a `stride` of two."""
+    """ResNet's basic block of two 3×3×1 convolutions; slices stay apart, but for the pooling of a
+    `stride` of two.
+    """
 
     def __init__(self, in_channels, channels, stride, kind):
         super().__init__()
@@ -52,7 +57,9 @@ class Block(nn.Module):
 
 
 class ResNet18(SegmentationNetwork):
-    """The options of `SegmentationNetwork`; dropout drops channels after the bottom and after the last stage."""
+    """The options of `SegmentationNetwork`; dropout drops channels after the bottom and after the
+    last stage.
+    """
 
     multiples, bottom = (16, 16, 16), (32, 32, 32)
     defaults = Defaults(n_filters=64, dropout=0.0, upsampling="linear")
@@ -84,7 +91,9 @@ class ResNet18(SegmentationNetwork):
         return last
 
     def encode(self, x):
-        """The features at 1/2 to 1/32, the deepest, `(B, 8·n_filters, ⌈X/32⌉, ⌈Y/32⌉, ⌈Z/32⌉)`, last."""
+        """The features at 1/2 to 1/32, the deepest, `(B, 8·n_filters, ⌈X/32⌉, ⌈Y/32⌉, ⌈Z/32⌉)`,
+        last.
+        """
         features = []
         for convolve in self.encoder:
             features.append(x := self.run_stage(convolve, x))

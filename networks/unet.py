@@ -1,7 +1,9 @@
-"""The 2-D U-Net of semi-supervised segmentation on ACDC (Ronneberger et al., MICCAI 2015); 1.81 M parameters.
+"""The 2-D U-Net of semi-supervised segmentation on ACDC (Ronneberger et al., MICCAI 2015); 1.81 M
+parameters.
 
-Five levels of 16, 32, 64, 128, 256 channels and two convolutions 3×3 each, with LeakyReLU(0.01); max pooling leads
-down, a 1×1 convolution and bilinear interpolation with aligned corners up; skips are concatenated; a 3×3 head.
+Five levels of 16, 32, 64, 128, 256 channels and two convolutions 3×3 each, with LeakyReLU(0.01);
+max pooling leads down, a 1×1 convolution and bilinear interpolation with aligned corners up; skips
+are concatenated; a 3×3 head.
 
 CoraNet's (Shi et al., TMI 2022) is `UNet(levels=4, n_filters=64)`.
 """
@@ -23,11 +25,12 @@ def higher(grow, convolve, skip, x):
 
 
 class UNet(SegmentationNetwork):
-    """The options of `SegmentationNetwork`, and `levels` (5), of which the extents are multiples of 2^(levels - 1).
+    """The options of `SegmentationNetwork`, and `levels` (5), of which the extents are multiples of
+    2^(levels - 1).
 
-    Dropout stands between the two convolutions of the encoder's levels. `dropout` is the bottom's probability; the
-    levels above have 0.1, 0.2, 0.4 and 0.6 of it from the top, any further ones all of it. With five levels 0.5 gives
-    the field's 0.05, 0.1, 0.2, 0.3, 0.5.
+    Dropout stands between the two convolutions of the encoder's levels. `dropout` is the bottom's
+    probability; the levels above have 0.1, 0.2, 0.4 and 0.6 of it from the top, any further ones
+    all of it. With five levels 0.5 gives the field's 0.05, 0.1, 0.2, 0.3, 0.5.
     """
 
     dims, multiples, bottom = 2, (16, 16), (16, 16)
@@ -69,7 +72,9 @@ class UNet(SegmentationNetwork):
         """What doubles the extents of `deep` channels, and how many channels it gives."""
         if upsampling == "transposed":
             return TRANSPOSED[self.dims](deep, channels, 2, stride=2), channels
-        return nn.Sequential(CONV[self.dims](deep, channels, 1), enlarge(self.dims, align_corners=True)), channels
+        return nn.Sequential(
+            CONV[self.dims](deep, channels, 1), enlarge(self.dims, align_corners=True)
+        ), channels
 
     def encode(self, x):
         """The levels' features, the deepest, `(B, 2^(levels - 1)·n_filters, …)`, last."""

@@ -1,7 +1,9 @@
-"""V-Net as semi-supervised segmentation uses it (Milletari et al., 3DV 2016); 9,448,866 parameters as it stands.
+"""V-Net as semi-supervised segmentation uses it (Milletari et al., 3DV 2016); 9,448,866 parameters
+as it stands.
 
-Nine stages of 1, 2, 3, 3, 3, 3, 3, 2, 1 convolutions 3×3×3 with 16, 32, 64, 128, 256, 128, 64, 32, 16 channels; 2×2×2
-convolutions of stride two lead down, transposed ones up; skips are added, not concatenated.
+Nine stages of 1, 2, 3, 3, 3, 3, 3, 2, 1 convolutions 3×3×3 with 16, 32, 64, 128, 256, 128, 64, 32,
+16 channels; 2×2×2 convolutions of stride two lead down, transposed ones up; skips are added, not
+concatenated.
 """
 
 import torch.nn as nn
@@ -14,12 +16,16 @@ CONVOLUTIONS = (1, 2, 3, 3, 3, 3, 3, 2, 1)
 def down(channels, kind):
     """Half the size, twice the channels."""
     return nn.Sequential(
-        nn.Conv3d(channels, 2 * channels, 2, stride=2), norm(3, kind, 2 * channels), nn.ReLU(inplace=True)
+        nn.Conv3d(channels, 2 * channels, 2, stride=2),
+        norm(3, kind, 2 * channels),
+        nn.ReLU(inplace=True),
     )
 
 
 def up(channels, kind, upsampling):
-    """Twice the size, half the channels: a `transposed` convolution, or `linear` and a convolution 3×3×3."""
+    """Twice the size, half the channels: a `transposed` convolution, or `linear` and a convolution
+    3×3×3.
+    """
     if upsampling == "transposed":
         grow = [nn.ConvTranspose3d(channels, channels // 2, 2, stride=2)]
     else:
@@ -42,7 +48,8 @@ class VNet(SegmentationNetwork):
         self.downs = nn.ModuleList(down(width, normalization) for width in widths[:4])
         self.ups = nn.ModuleList(up(width, normalization, upsampling) for width in widths[:0:-1])
         self.decoder = nn.ModuleList(
-            stage(3, n, width, width, normalization) for n, width in zip(CONVOLUTIONS[5:], widths[-2::-1], strict=True)
+            stage(3, n, width, width, normalization)
+            for n, width in zip(CONVOLUTIONS[5:], widths[-2::-1], strict=True)
         )
         self.dropout = nn.Dropout3d(dropout)
         return n_filters

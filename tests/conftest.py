@@ -1,4 +1,6 @@
-"""What all tests share: the root and `code/` on the path, a data set of a few small volumes, a way to run scripts."""
+"""What all tests share: the root and `code/` on the path, a data set of a few small volumes, a way
+to run scripts.
+"""
 
 import json
 import locale
@@ -52,7 +54,9 @@ def make_tiny_la(root):
 
 
 def make_tiny_acdc(root):
-    """Four training, one validation and two test patients of three slices 36×32 in ACDC's layout, 4 classes."""
+    """Four training, one validation and two test patients of three slices 36×32 in ACDC's layout, 4
+    classes.
+    """
     rng = np.random.default_rng(0)
     lists = {"train_slices": [], "train": [], "val": [], "test": []}
     (root / "data" / "slices").mkdir(parents=True)
@@ -65,7 +69,10 @@ def make_tiny_acdc(root):
         split = "train" if patient <= 4 else "val" if patient == 5 else "test"
         name = f"patient{patient:03d}_frame01"
         image, label = blob(rng, (12, 36, 32))
-        image, label = image[4:7], label[4:7] + (np.arange(32) > 12) * label[4:7] + (np.arange(32) > 18) * label[4:7]
+        image, label = (
+            image[4:7],
+            label[4:7] + (np.arange(32) > 12) * label[4:7] + (np.arange(32) > 18) * label[4:7],
+        )
         write(root / "data" / f"{name}.h5", image, label)
         lists[split].append(name)
         for k in range(3 if split == "train" else 0):
@@ -76,11 +83,11 @@ def make_tiny_acdc(root):
 
 
 class Script:
-    """`code/<name>` in a process of its own; one thread, as tiny networks wait for each other's threads longer than
-    they compute.
+    """`code/<name>` in a process of its own; one thread, as tiny networks wait for each other's
+    threads longer than they compute.
 
-    It is forked from a process that has imported torch (`forkserver.py`), or where a test has changed the environment
-    started anew.
+    It is forked from a process that has imported torch (`forkserver.py`), or where a test has
+    changed the environment started anew.
     """
 
     _server = _environment = None
@@ -112,7 +119,9 @@ class Script:
         os.kill(self.pid, number)
 
     def wait(self, timeout=120):
-        """The finished process with `returncode`, `stdout` and `stderr`; killed after so many seconds."""
+        """The finished process with `returncode`, `stdout` and `stderr`; killed after so many
+        seconds.
+        """
         timer = threading.Timer(timeout, self.send_signal, [signal.SIGKILL])
         timer.start()
         status = self._process.wait() if self._process else int(Script._server.stdout.readline())
@@ -123,7 +132,9 @@ class Script:
 
 
 def run_script(name, *arguments, timeout=120):
-    """Run `code/<name>` in a process of its own and return it finished, with `stdout` and `stderr` as text."""
+    """Run `code/<name>` in a process of its own and return it finished, with `stdout` and `stderr`
+    as text.
+    """
     return Script(name, *arguments).wait(timeout)
 
 
@@ -146,7 +157,9 @@ def tiny_acdc(tmp_path):
 
 @pytest.fixture(autouse=True)
 def same_locale():
-    """Writing DICOM files, as some tests do, leaves the process in the C locale, where text files are ASCII."""
+    """Writing DICOM files, as some tests do, leaves the process in the C locale, where text files
+    are ASCII.
+    """
     before = locale.setlocale(locale.LC_ALL)
     yield
     locale.setlocale(locale.LC_ALL, before)
@@ -189,6 +202,10 @@ def left_atria(la_root):
     for file in sorted(la_root.glob("**/mri_norm2.h5"))[:4]:
         with h5py.File(file) as case:
             label = torch.from_numpy(case["label"][:])
-        corner = [(extent - size) // 2 for extent, size in zip(label.shape, (112, 112, 80), strict=True)]
-        labels.append(label[tuple(slice(c, c + size) for c, size in zip(corner, (112, 112, 80), strict=True))])
+        corner = [
+            (extent - size) // 2 for extent, size in zip(label.shape, (112, 112, 80), strict=True)
+        ]
+        labels.append(
+            label[tuple(slice(c, c + size) for c, size in zip(corner, (112, 112, 80), strict=True))]
+        )
     return torch.stack(labels)

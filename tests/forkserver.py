@@ -1,8 +1,9 @@
-"""Runs scripts in processes of their own that begin with everything imported: importing torch takes seconds each.
+"""Runs scripts in processes of their own that begin with everything imported: importing torch takes
+seconds each.
 
-A line of JSON on stdin asks for a script, with its arguments, folder and files for its output; the process's number
-and, when it has ended, its status are answered on stdout. What runs is a copy of this process, which has imported and
-computed nothing but that; the environment is this process's.
+A line of JSON on stdin asks for a script, with its arguments, folder and files for its output; the
+process's number and, when it has ended, its status are answered on stdout. What runs is a copy of
+this process, which has imported and computed nothing but that; the environment is this process's.
 """
 
 import json

@@ -3,7 +3,9 @@
 import numpy as np
 import SimpleITK
 
-TILTED = np.array([[0.96, -0.28, 0.0], [0.224, 0.768, -0.6], [0.168, 0.576, 0.8]])  # a rotation about two axes
+TILTED = np.array(
+    [[0.96, -0.28, 0.0], [0.224, 0.768, -0.6], [0.168, 0.576, 0.8]]
+)  # a rotation about two axes
 
 
 def oblique(shape=(12, 11, 5), dtype=np.int16):
@@ -29,7 +31,9 @@ def write_dicom(folder, image, uid="1.2.826.0.1.3680043.2.1125.1", first=0, skip
             "0020|000d": f"{uid}.1",
             "0020|000e": uid,
             "0020|0013": str(k),
-            "0020|0032": "\\".join(f"{v:.6f}" for v in image.TransformIndexToPhysicalPoint((0, 0, k))),
+            "0020|0032": "\\".join(
+                f"{v:.6f}" for v in image.TransformIndexToPhysicalPoint((0, 0, k))
+            ),
             "0020|0037": "\\".join(f"{v:.9f}" for v in (d[0], d[3], d[6], d[1], d[4], d[7])),
         }
         part = image[:, :, k]
@@ -42,4 +46,6 @@ def write_dicom(folder, image, uid="1.2.826.0.1.3680043.2.1125.1", first=0, skip
 def assert_same_geometry(image, other):
     assert image.GetSize() == other.GetSize()
     for get in ("GetSpacing", "GetOrigin", "GetDirection"):
-        np.testing.assert_allclose(getattr(image, get)(), getattr(other, get)(), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            getattr(image, get)(), getattr(other, get)(), rtol=1e-5, atol=1e-5
+        )

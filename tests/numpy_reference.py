@@ -1,4 +1,6 @@
-"""The pieces that the methods' NumPy references share: float64, logits and probabilities `(B, C, *S)`."""
+"""The pieces that the methods' NumPy references share: float64, logits and probabilities
+`(B, C, *S)`.
+"""
 
 import numpy as np
 

@@ -1,11 +1,15 @@
-"""Small files in the formats that the data sets' own sites hand out, as they unpack; arrays are (X, Y, Z)."""
+"""Small files in the formats that the data sets' own sites hand out, as they unpack; arrays are (X,
+Y, Z).
+"""
 
 import numpy as np
 import scipy.io
 import SimpleITK
 
 
-def as_image(array, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
+def as_image(
+    array, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
+):
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
@@ -20,7 +24,9 @@ def write(path, array, *geometry):
 
 
 def solid(rng, shape, radius=0.3):
-    """A bright ellipsoid with a dent, unlike its own mirror images, in noise: image int16 and mask uint8."""
+    """A bright ellipsoid with a dent, unlike its own mirror images, in noise: image int16 and mask
+    uint8.
+    """
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, extent) for extent in shape), indexing="ij"))
     centre = rng.uniform(-0.2, 0.2, 3)[:, None, None, None]
     scaled = (grid - centre) / (radius * np.array([2.4, 1.6, 2.0]))[:, None, None, None]
@@ -36,23 +42,31 @@ def write_la(download, case, image, mask):
 
 
 def write_acdc(download, patient, frames, label, ed=1, es=12, spacing=(1.5, 1.5, 10.0)):
-    """A patient of ACDC: `frames` are the volumes at end diastole and end systole, `label` that of both."""
+    """A patient of ACDC: `frames` are the volumes at end diastole and end systole, `label` that of
+    both.
+    """
     folder = download / "training" / patient
     for number, image in zip((ed, es), frames, strict=True):
         write(folder / f"{patient}_frame{number:02d}.nii.gz", image, spacing)
         write(folder / f"{patient}_frame{number:02d}_gt.nii.gz", label, spacing)
-    (folder / "Info.cfg").write_text(f"ED: {ed}\nES: {es}\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n")
+    (folder / "Info.cfg").write_text(
+        f"ED: {ed}\nES: {es}\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n"
+    )
     (folder / f"{patient}_4d.nii.gz").write_bytes(b"never read")
 
 
 def write_dicom(folder, hounsfield, spacing, uid="1"):
-    """A CT series of one DICOM file a slice, from the feet up, but numbered and named from the head down."""
+    """A CT series of one DICOM file a slice, from the feet up, but numbered and named from the head
+    down.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     count = hounsfield.shape[2]
     for k in range(count):
-        image = SimpleITK.GetImageFromArray(np.ascontiguousarray(hounsfield[:, :, k].T.astype(np.int16)))
+        image = SimpleITK.GetImageFromArray(
+            np.ascontiguousarray(hounsfield[:, :, k].T.astype(np.int16))
+        )
         image.SetSpacing(spacing[:2])
         tags = {
             "0008|0060": "CT",
@@ -74,9 +88,15 @@ def write_dicom(folder, hounsfield, spacing, uid="1"):
 
 
 def write_pancreas(download, number, hounsfield, mask, spacing, flips=()):
-    """A case of Pancreas-CT: a DICOM series, and a label whose file reverses the axes `flips`, with a header that says
-    nothing of it."""
-    study = download / "manifest" / "Pancreas-CT" / f"PANCREAS_{number:04d}" / "11-24-2015-PANCREAS-Pancreas-18957"
+    """A case of Pancreas-CT: a DICOM series, and a label whose file reverses the axes `flips`, with
+    a header that says nothing of it."""
+    study = (
+        download
+        / "manifest"
+        / "Pancreas-CT"
+        / f"PANCREAS_{number:04d}"
+        / "11-24-2015-PANCREAS-Pancreas-18957"
+    )
     write_dicom(study / "Pancreas-99667", hounsfield, spacing, str(number))
     label = download / "TCIA_pancreas_labels-02-05-2017" / f"label{number:04d}.nii.gz"
     write(label, np.flip(mask, flips), spacing, (0.0, 0.0, 0.0), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
@@ -90,12 +110,16 @@ def write_brats(download, subject, images, label, grade="HGG"):
 
 
 def write_york(download, number, images, contours):
-    """A subject of York University: `images` `(y, x, level, time)`, `contours` a dict from `(level, time)` to a pair of
-    32 points `(x, y)`, the first pixel's centre at 1, of endocardium and epicardium; nothing drawn elsewhere."""
+    """A subject of York University: `images` `(y, x, level, time)`, `contours` a dict from
+    `(level, time)` to a pair of 32 points `(x, y)`, the first pixel's centre at 1, of endocardium
+    and epicardium; nothing drawn elsewhere.
+    """
     drawn = np.empty(images.shape[2:], dtype=object)
     for place in np.ndindex(drawn.shape):
         pair = contours.get(place)
-        drawn[place] = np.array([[-99999.0]]) if pair is None else np.vstack([pair[0], [[0, 0]], pair[1]])
+        drawn[place] = (
+            np.array([[-99999.0]]) if pair is None else np.vstack([pair[0], [[0, 0]], pair[1]])
+        )
     for folder, name, key, value in (
         ("mrimages", f"sol_yxzt_pat{number}.mat", "sol_yxzt", images),
         ("manual_seg", f"manual_seg_32points_pat{number}.mat", "manual_seg_32points", drawn),

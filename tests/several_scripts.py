@@ -1,10 +1,11 @@
-"""Runs training scripts one after another in each process that torchrun starts: importing torch takes seconds.
+"""Runs training scripts one after another in each process that torchrun starts: importing torch
+takes seconds.
 
     torchrun --nproc_per_node=2 tests/several_scripts.py COMMANDS       a JSON list of scripts' names with their options
 
-What the processes draw for themselves, dropout and noise, is left out, so that they can be compared with one process.
-After each step the processes compare all their networks, the teacher among them, to the bit. $SPOIL is a step whose
-loss is infinite in the last of them.
+What the processes draw for themselves, dropout and noise, is left out, so that they can be compared
+with one process. After each step the processes compare all their networks, the teacher among them,
+to the bit. $SPOIL is a step whose loss is infinite in the last of them.
 """
 
 import importlib
@@ -27,12 +28,19 @@ def compare(job, step):
     tensors = [t.flatten().float() for network in networks for t in network.state_dict().values()]
     if job._part == job.parts - 1:
         of_each = distributed.gather(torch.cat(tensors))
-        assert all(torch.equal(one, of_each[0]) for one in of_each), "the processes' networks differ"
+        assert all(torch.equal(one, of_each[0]) for one in of_each), (
+            "the processes' networks differ"
+        )
 
 
 def spoil(job, step, **values):
     last = distributed.rank() == distributed.world_size() - 1
-    log(job, step, **values | ({"loss": torch.tensor(torch.inf)} if last and os.environ["SPOIL"] == str(step) else {}))
+    log(
+        job,
+        step,
+        **values
+        | ({"loss": torch.tensor(torch.inf)} if last and os.environ["SPOIL"] == str(step) else {}),
+    )
 
 
 if __name__ == "__main__":

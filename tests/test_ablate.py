@@ -1,4 +1,6 @@
-"""Every table's commands against the scripts' parsers, what fills a table, what `--run` runs; and docs/methods.md."""
+"""Every table's commands against the scripts' parsers, what fills a table, what `--run` runs; and
+docs/methods.md.
+"""
 
 import json
 import re
@@ -23,7 +25,12 @@ from utils.figures import SHOWN
 
 CODE = ROOT / "code"
 OWN = [(name, table.dataset) for name, table in ablate.TABLES.items()]
-OTHER = [(name, data) for name in ablate.TABLES for data in ("phantom", "phantom2d") if name != "coranet-3d"]
+OTHER = [
+    (name, data)
+    for name in ablate.TABLES
+    for data in ("phantom", "phantom2d")
+    if name != "coranet-3d"
+]
 OTHER += [
     ("coranet-table6", "LA"),
     ("cml-framework", "ACDC"),
@@ -53,7 +60,14 @@ def parser_of(name):
 
 
 def plan(name, dataset=None, **given):
-    args = {"labelnum": None, "seeds": [1337], "gpu": None, "root": None, "runs": "runs", "extra": []}
+    args = {
+        "labelnum": None,
+        "seeds": [1337],
+        "gpu": None,
+        "root": None,
+        "runs": "runs",
+        "extra": [],
+    }
     args |= {"table": name, "dataset": dataset, **given}
     return ablate.plan(ablate.TABLES[name], SimpleNamespace(**args))
 
@@ -72,9 +86,16 @@ def call(monkeypatch):
 def write_result(job, dice=0.9, nms=1, step=3, folder=None, **trained):
     """What a test script leaves of a run."""
     mean = {
-        metric: {"mean": value} for metric, value in (("dice", dice), ("jaccard", 0.8), ("hd95", 7.0), ("asd", None))
+        metric: {"mean": value}
+        for metric, value in (("dice", dice), ("jaccard", 0.8), ("hd95", 7.0), ("asd", None))
     }
-    summary = {"trained": job.options | trained, "test": {"nms": nms}, "step": step, "last_step": 3, "mean": mean}
+    summary = {
+        "trained": job.options | trained,
+        "test": {"nms": nms},
+        "step": step,
+        "last_step": 3,
+        "mean": mean,
+    }
     path = folder or job.results[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(summary | {"empty_predictions": 1, "empty": "scores 0"}))
@@ -101,7 +122,9 @@ def test_the_scripts_take_every_command(name, dataset):
 
 @pytest.mark.parametrize("dataset", ["LA", "phantom2d"])
 def test_a_name_is_a_training(dataset):
-    """No two trainings of all tables share a name, and no training has two: nothing is trained twice."""
+    """No two trainings of all tables share a name, and no training has two: nothing is trained
+    twice.
+    """
     by_name, by_options = {}, {}
     for name, table in ablate.TABLES.items():
         if dataset == "LA" or name != "coranet-3d":
@@ -147,7 +170,10 @@ def test_every_data_set_counts_its_units():
         (["nonsense"], "no such table; --list"),
         ([], "name a table"),
         (["ugmcl-labels", "--labelnum", 8], "leave it out"),
-        (["dmd-fig3b", "--extra", "--base_lr 1 --seed 3"], "--extra --seed: it is set for every row"),
+        (
+            ["dmd-fig3b", "--extra", "--base_lr 1 --seed 3"],
+            "--extra --seed: it is set for every row",
+        ),
     ],
 )
 def test_errors(call, arguments, message):
@@ -161,7 +187,8 @@ def test_an_unknown_flag_stops_before_anything_runs(call, capsys, monkeypatch):
         call("dmd-fig3b", "--run", "--extra", "--temprature 3")
     assert stop.value.code == 2
     assert (
-        "train_dmd.py: unrecognized arguments: --temprature 3; did you mean --temperature?" in capsys.readouterr().err
+        "train_dmd.py: unrecognized arguments: --temprature 3; did you mean --temperature?"
+        in capsys.readouterr().err
     )
 
 
@@ -210,7 +237,12 @@ def test_fill(tmp_path):
     aligned = tables.render([header, *cells], "text").splitlines()
     assert (
         len(
-            {line.index(word) for line, word in zip(aligned, ("run", "dtml_16_s", "dtml_16", "dtml_16_b"), strict=True)}
+            {
+                line.index(word)
+                for line, word in zip(
+                    aligned, ("run", "dtml_16_s", "dtml_16", "dtml_16_b"), strict=True
+                )
+            }
         )
         == 1
     )
@@ -218,7 +250,9 @@ def test_fill(tmp_path):
 
 @pytest.mark.parametrize("usual", [0, 1])
 def test_the_component_filter_is_the_rows(usual, tmp_path):
-    """`--nms 0` writes `last` where 0 is the test script's default, else `last_nms0`; the other is another result."""
+    """`--nms 0` writes `last` where 0 is the test script's default, else `last_nms0`; the other is
+    another result.
+    """
     job = plan("dmd-table3", runs=tmp_path)[-1][1][0]
     plain, named = job.results
     write_result(job, nms=usual, folder=plain)
@@ -230,7 +264,16 @@ def test_the_component_filter_is_the_rows(usual, tmp_path):
 @pytest.mark.parametrize("dataset", ["LA", "ACDC", "BraTS2019", "Pancreas"])
 def test_cps_is_trained_as_what_it_is_compared_with(dataset):
     cps, _, _, dmd = (jobs[0].options if jobs else None for _, jobs in plan("dmd-table3", dataset))
-    same = ("labeled_bs", "unlabeled_bs", "patch", "max_iterations", "lr_step", "base_lr", "net", "augment")
+    same = (
+        "labeled_bs",
+        "unlabeled_bs",
+        "patch",
+        "max_iterations",
+        "lr_step",
+        "base_lr",
+        "net",
+        "augment",
+    )
     assert {key: cps[key] for key in same} == {key: dmd[key] for key in same}
     assert (cps["pretrain_iterations"], cps["lambda_u"]) == (0, 1)
 
@@ -252,7 +295,9 @@ def test_a_method_that_is_not_here_has_its_published_number(call, capsys, tmp_pa
         ("dtml-table2", "LA", None),
     ],
 )
-def test_a_baseline_of_another_protocol_is_told_below_the_table(table, dataset, told, call, capsys, tmp_path):
+def test_a_baseline_of_another_protocol_is_told_below_the_table(
+    table, dataset, told, call, capsys, tmp_path
+):
     call(table, "--dataset", dataset, "--fill", "--runs", tmp_path)
     rows, notes = capsys.readouterr().out.rsplit("\n\n", 1)
     assert ("CoraNet's paper has Dice" in notes) == bool(told)
@@ -278,7 +323,8 @@ def test_run_skips_goes_on_and_stops(call, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "call", fake)
     failing.append(1)
     with pytest.raises(
-        SystemExit, match=r"the rest is not run, exit status 5 from: python .*train_dtml.py .*dis_loss both"
+        SystemExit,
+        match=r"the rest is not run, exit status 5 from: python .*train_dtml.py .*dis_loss both",
     ):
         call("dtml-table1", "--run", "--runs", tmp_path)
     assert len(ran) == 3  # train and test L_mask, train both
@@ -341,13 +387,21 @@ def script_of(section):
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.split("\n")[0])
 def test_methods_names_options_and_functions_that_exist(section):
-    """In a span that names a script its own; else the section's, or of all training scripts where it has none."""
-    scripts = [script_of(section)] if section in METHODS else sorted(path.name for path in CODE.glob("train_*.py"))
+    """In a span that names a script its own; else the section's, or of all training scripts where
+    it has none.
+    """
+    scripts = (
+        [script_of(section)]
+        if section in METHODS
+        else sorted(path.name for path in CODE.glob("train_*.py"))
+    )
     functions = runpy.run_path(str(CODE / scripts[0]))
     for span in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", section, flags=re.DOTALL)):
         named = re.findall(r"code/(\w+\.py)", span) or scripts
         for option in re.findall(r"--\w+", span):
-            assert any(option in parser_of(name)._option_string_actions for name in named), f"{named}: no {option}"
+            assert any(option in parser_of(name)._option_string_actions for name in named), (
+                f"{named}: no {option}"
+            )
         for function in re.findall(r"^(\w+)\(\)$", span):
             assert callable(functions.get(function)), f"{scripts[0]}: no {function}"
 
@@ -368,17 +422,26 @@ def test_methods_shows_the_defaults_on_the_left_atria(section):
                     if isinstance(value, float)
                     else str(value)
                 )
-                shown = str(Fraction(value).limit_denominator(9)) if option == "beta" and value == 2 / 3 else shown
-                assert re.search(rf"(?<![\w.]){re.escape(shown)}(?![\w.]\w)", cells[3]), f"--{option}: {shown}"
+                shown = (
+                    str(Fraction(value).limit_denominator(9))
+                    if option == "beta" and value == 2 / 3
+                    else shown
+                )
+                assert re.search(rf"(?<![\w.]){re.escape(shown)}(?![\w.]\w)", cells[3]), (
+                    f"--{option}: {shown}"
+                )
 
 
 def test_methods_links_and_tables_exist():
     text = (ROOT / "docs" / "methods.md").read_text()
     headings = {
-        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^## (.*)", text, re.M)
+        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-")
+        for h in re.findall(r"^## (.*)", text, re.M)
     }
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert target[1:] in headings if target.startswith("#") else (ROOT / "docs" / target).exists(), target
+        assert (
+            target[1:] in headings if target.startswith("#") else (ROOT / "docs" / target).exists()
+        ), target
     for name in re.findall(r"`((?:dmd|dtml|ugmcl|cml|coranet)-\w+)`", text):
         assert name in ablate.TABLES
     missing = [name for name in ablate.TABLES if f"`{name}`" not in text]

@@ -39,8 +39,21 @@ def test_a_test_sample_is_a_volume_of_four_classes(root):
 
 
 def test_a_training_batch(root):
-    options = {"dataset": "ACDC", "root": root, "downsample": 1, "labelnum": 7, "patch": [256, 256], "seed": 1}
-    options |= {"labeled_bs": 12, "unlabeled_bs": 12, "augment": "rotate", "cache": "auto", "cache_dir": None}
+    options = {
+        "dataset": "ACDC",
+        "root": root,
+        "downsample": 1,
+        "labelnum": 7,
+        "patch": [256, 256],
+        "seed": 1,
+    }
+    options |= {
+        "labeled_bs": 12,
+        "unlabeled_bs": 12,
+        "augment": "rotate",
+        "cache": "auto",
+        "cache_dir": None,
+    }
     data = two_stream_loader(Namespace(**options), torch.device("cpu"))
     assert (len(data.volumes.images), len(data.volumes.labels)) == (1312, 136)
     batch = data.batch(11)

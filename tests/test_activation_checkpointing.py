@@ -1,4 +1,6 @@
-"""`checkpoint_activations` changes memory alone: outputs, gradients and batch norm's statistics stay, bit for bit."""
+"""`checkpoint_activations` changes memory alone: outputs, gradients and batch norm's statistics
+stay, bit for bit.
+"""
 
 import copy
 from functools import partial
@@ -19,16 +21,28 @@ BUILD |= {"one_vs_rest": partial(OneVsRest, "vnet", 1, 3, n_filters=4, branches=
 BUILD |= {"branches": partial(network_class("vnet"), 1, 3, 4, branches=3)}
 BUILD |= {"cml": partial(network_class("vnet"), 1, 3, 4, upsampling="linear", deepest=True)}
 BUILD |= {"maps": partial(network_class("vnet"), 1, 3, 4, sdm_head=True, segmentation_head=False)}
-BUILD |= {"transposed": partial(network_class("unet3d"), 1, 3, 4, upsampling="transposed", normalization="groupnorm")}
+BUILD |= {
+    "transposed": partial(
+        network_class("unet3d"), 1, 3, 4, upsampling="transposed", normalization="groupnorm"
+    )
+}
 
 
 def image(net, seed=0):
-    """No level has a first extent of 2: there oneDNN 3.12 is not sure of its own bfloat16 gradients."""
-    return torch.randn(2, 1, *(80, 16, 16)[: net.dims], generator=torch.Generator().manual_seed(seed))
+    """No level has a first extent of 2: there oneDNN 3.12 is not sure of its own bfloat16
+    gradients.
+    """
+    return torch.randn(
+        2, 1, *(80, 16, 16)[: net.dims], generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def flat(outputs):
-    return [part for one in outputs for part in flat(one)] if isinstance(outputs, (list, tuple)) else [outputs]
+    return (
+        [part for one in outputs for part in flat(one)]
+        if isinstance(outputs, (list, tuple))
+        else [outputs]
+    )
 
 
 def pair(name, seed=0):
@@ -56,7 +70,9 @@ def assert_same(a, b):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", BUILD)
 def test_every_bit_stays(name, precision):
-    """A forward pass without gradient, as where pseudo-labels are made, then two with it before one backward."""
+    """A forward pass without gradient, as where pseudo-labels are made, then two with it before one
+    backward.
+    """
     found = []
     for net in pair(name):
         torch.manual_seed(1)
@@ -76,7 +92,9 @@ def test_two_networks_in_one_loss():
         torch.manual_seed(1)
         a, (b, deepest) = first(image(first)), second(image(first))
         ((a.softmax(1) - b.softmax(1)).square().mean() + deepest.square().mean()).backward()
-        found.append(state(first) | {f"second {key}": value for key, value in state(second).items()})
+        found.append(
+            state(first) | {f"second {key}": value for key, value in state(second).items()}
+        )
     assert_same(*found)
 
 
@@ -149,4 +167,6 @@ def test_a_compiled_network_counts_each_batch_once():
         found.append(state(net))
     plain, again = found
     for key, value in plain.items():
-        assert torch.allclose(value, again[key], atol=0 if "running" in key or "num" in key else 1e-6), key
+        assert torch.allclose(
+            value, again[key], atol=0 if "running" in key or "num" in key else 1e-6
+        ), key

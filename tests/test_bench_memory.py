@@ -36,7 +36,10 @@ def test_tensors_without_values_take_what_tensors_with_values_take():
 
 @pytest.mark.parametrize("method", ["ugmcl", "coranet"])  # those with a teacher
 def test_each_option_saves_memory(method):
-    found = {name: bench_memory.computed(method, *SMALL, *options) for name, options in bench_memory.SAVING.items()}
+    found = {
+        name: bench_memory.computed(method, *SMALL, *options)
+        for name, options in bench_memory.SAVING.items()
+    }
     least, most = found.pop("both"), found.pop("as it is")
     assert all(least < value < most for value in found.values())
 

@@ -1,4 +1,6 @@
-"""The benchmarks run where nothing is timed in earnest, and leave what they found when they are cut short."""
+"""The benchmarks run where nothing is timed in earnest, and leave what they found when they are cut
+short.
+"""
 
 import contextlib
 import io
@@ -26,7 +28,13 @@ BENCH_GPU = ROOT / "benchmarks" / "bench_gpu.py"
 
 
 def python(*arguments):
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -73,14 +81,26 @@ def test_nothing_is_timed_after_a_failed_build(sections_after):
     sections = sections_after(build_status=7)
     assert sections["build"]["status"] == 7
     assert sections["build"]["tail"] == ["no compiler here"]
-    for name in ("check", "tests", "memcheck", "copy_bandwidth", "crop_rot_flip", "step_dtml", "test_cases"):
+    for name in (
+        "check",
+        "tests",
+        "memcheck",
+        "copy_bandwidth",
+        "crop_rot_flip",
+        "step_dtml",
+        "test_cases",
+    ):
         assert sections[name] == {"not_run": "build failed"}
 
 
 def test_a_section_that_does_not_exist():
     command = [ROOT / "benchmarks" / "gpu.sh", "x.json", "tests", "nonsense"]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"PYTHON": sys.executable}, check=False
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHON": sys.executable},
+        check=False,
     )
     assert done.returncode == 2
     assert "no section nonsense: choose from tests memcheck" in done.stderr
@@ -104,12 +124,17 @@ def test_no_chosen_section_is_timed_without_a_gpu(sections_after):
     [
         (["nonsense"], "unknown section nonsense: choose from copy_bandwidth"),
         (["--record", "build"], "--record needs --json"),
-        (["--record", "build", "--json", "x.json"], "--record needs --not-run, or --status and a file for --log"),
+        (
+            ["--record", "build", "--json", "x.json"],
+            "--record needs --not-run, or --status and a file for --log",
+        ),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
 def test_wrong_options(arguments, message):
-    done = subprocess.run([sys.executable, BENCH_GPU, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, BENCH_GPU, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert message in done.stderr
 
@@ -135,7 +160,14 @@ def bench(monkeypatch, one_thread):
 def settings(tmp_path, one_thread):
     """Of `bench_step.check`, tiny."""
     root, _ = harness.la_root(tmp_path, small=True)
-    sizes = {"patch": (32, 32, 16), "n_filters": 2, "labelnum": 4, "warmup": 1, "steps": 1, "workers": 1}
+    sizes = {
+        "patch": (32, 32, 16),
+        "n_filters": 2,
+        "labelnum": 4,
+        "warmup": 1,
+        "steps": 1,
+        "workers": 1,
+    }
     return bench_step.Settings(root, "cpu", 1, **sizes)
 
 
@@ -151,13 +183,20 @@ def test_rows_of_another_benchmark_are_recorded(bench, tmp_path):
     bench(bench_gpu, "--record", "step_dtml", *ended, "--rows", rows)
     bench(bench_gpu, "--record", "tests", *ended, "--rows", tmp_path / "none.json")
     sections = json.loads(out.read_text())["sections"]
-    assert sections["step_dtml"] == {"status": 0, "seconds": 9, "tail": ["| dtml |"], "rows": [{"method": "dtml"}]}
+    assert sections["step_dtml"] == {
+        "status": 0,
+        "seconds": 9,
+        "tail": ["| dtml |"],
+        "rows": [{"method": "dtml"}],
+    }
     assert "rows" not in sections["tests"]
 
 
 def test_a_step_is_taken_apart(bench, tmp_path):
     out = tmp_path / "step.json"
-    printed = bench(bench_step, "--small", "--methods", "cml", "--phase", "self-training", "--json", out)
+    printed = bench(
+        bench_step, "--small", "--methods", "cml", "--phase", "self-training", "--json", out
+    )
     found = json.loads(out.read_text())
     (row,) = found["rows"]
     assert found["environment"]["torch"]
@@ -176,14 +215,18 @@ def test_both_sides_of_a_step_agree(case, settings):
 
 def test_no_step_is_timed_where_the_sides_differ(bench, monkeypatch):
     monkeypatch.setattr(research, "compute_sdf", lambda label: torch.zeros(label.shape))
-    with pytest.raises(AssertionError, match="dtml: loss of the research-style pipeline against our script's"):
+    with pytest.raises(
+        AssertionError, match="dtml: loss of the research-style pipeline against our script's"
+    ):
         bench(bench_step, "--small", "--methods", "dtml")
 
 
 def test_parts_leave_out_what_is_timed_inside_them(monkeypatch):
     clock = iter(range(0, 100, 10))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    watch = bench_step.Watch(SimpleNamespace(device="cpu"), parts=[bench_step.defaultdict(float)], _apart=True)
+    watch = bench_step.Watch(
+        SimpleNamespace(device="cpu"), parts=[bench_step.defaultdict(float)], _apart=True
+    )
     inner = watch.timed(lambda: None, "inner")
     watch.timed(lambda: (inner(), inner()), "outer")()
     assert watch.parts == [{"inner": 20, "outer": 30}]
@@ -204,7 +247,9 @@ def test_a_test_case_end_to_end(bench, tmp_path):
 
 
 def test_the_research_loop_predicts_by_the_protocol():
-    """Windows that the network tells apart by their corner: each voxel has the mean over those that cover it."""
+    """Windows that the network tells apart by their corner: each voxel has the mean over those that
+    cover it.
+    """
     image = np.zeros((5, 4, 2), np.float32)
     image[0] = 1
 

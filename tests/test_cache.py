@@ -1,4 +1,6 @@
-"""Resident data: every way to keep it gives the same bits, and cache files that are never trusted."""
+"""Resident data: every way to keep it gives the same bits, and cache files that are never
+trusted.
+"""
 
 import json
 import os
@@ -28,7 +30,9 @@ LABELED = 3
 
 @pytest.fixture
 def mixed_la(tiny_la):
-    """Volumes of which two are kept as codes, two as float16 and two as float32, smaller than a patch on an axis."""
+    """Volumes of which two are kept as codes, two as float16 and two as float32, smaller than a
+    patch on an axis.
+    """
     for i in range(6):
         path = tiny_la / FOLDER / f"CASE{i:02d}" / "mri_norm2.h5"
         with h5py.File(path, "r+") as file:
@@ -39,15 +43,32 @@ def mixed_la(tiny_la):
 
 
 def loader(root, mode="ram", cache_dir=None, to="cpu", **changes):
-    options = {"dataset": "LA", "root": root, "downsample": 1, "labelnum": LABELED, "labeled_bs": 2, "unlabeled_bs": 2}
-    options |= {"patch": [18, 44, 20], "seed": 1, "augment": "rot_flip", "cache": mode, "cache_dir": cache_dir}
+    options = {
+        "dataset": "LA",
+        "root": root,
+        "downsample": 1,
+        "labelnum": LABELED,
+        "labeled_bs": 2,
+        "unlabeled_bs": 2,
+    }
+    options |= {
+        "patch": [18, 44, 20],
+        "seed": 1,
+        "augment": "rot_flip",
+        "cache": mode,
+        "cache_dir": cache_dir,
+    }
     return two_stream_loader(Namespace(**options | changes), torch.device(to))
 
 
 def slices(root, *arguments, **changes):
     settings = {"generator": 1, "seed": 0, "size": [40, 36, 20], "train": 6, "test": 2}
     (root / "phantom.json").write_text(json.dumps(settings))
-    return loader(root, *arguments, **{"dataset": "phantom2d", "patch": [32, 48], "augment": "affine", **changes})
+    return loader(
+        root,
+        *arguments,
+        **{"dataset": "phantom2d", "patch": [32, 48], "augment": "affine", **changes},
+    )
 
 
 def assert_equal_batches(one, other, steps=6):
@@ -79,10 +100,16 @@ FORMS = {
     "rare values": (np.r_[np.zeros(2000), few(200, False)].astype(np.float32), torch.uint8),
     "signs of zero": (np.tile(np.array([0.0, -0.0, 1.1], np.float32), 999), torch.uint8),
     "-0.0 alone": (np.full(999, -0.0, np.float32), torch.uint8),
-    "denormals": (np.tile(np.array([1, 2, 2**23 - 1], np.uint32).view(np.float32), 999), torch.uint8),
+    "denormals": (
+        np.tile(np.array([1, 2, 2**23 - 1], np.uint32).view(np.float32), 999),
+        torch.uint8,
+    ),
     "largest": (np.tile(np.array([3.4e38, -3.4e38, 1e-30], np.float32), 999), torch.uint8),
     "float16": (np.arange(2000, dtype=np.float16).astype(np.float32) / -8, torch.float16),
-    "denormals of float16": (np.arange(1, 1000, dtype=np.uint16).view(np.float16).astype(np.float32), torch.float16),
+    "denormals of float16": (
+        np.arange(1, 1000, dtype=np.uint16).view(np.float16).astype(np.float32),
+        torch.float16,
+    ),
     "one voxel is no float16": (np.r_[np.arange(2000), 0.1].astype(np.float32), torch.float32),
     "too large for float16": (np.r_[np.arange(2000), 1e6].astype(np.float32), torch.float32),
     "-0.0 in float16": (np.r_[np.arange(1000), -0.0].astype(np.float32), torch.float16),
@@ -96,7 +123,9 @@ def test_every_form_is_the_smallest_and_gives_every_bit_back(name):
     stored = store(image.reshape(1, 1, -1))
     assert stored.data.dtype == form
     np.testing.assert_array_equal(bits(stored.image())[0, 0], bits(image))
-    padded, _ = crop_rot_flip([stored.data], None, [(-1, 0, -2)], (3, 2, image.size + 4), [0], [None])
+    padded, _ = crop_rot_flip(
+        [stored.data], None, [(-1, 0, -2)], (3, 2, image.size + 4), [0], [None]
+    )
     padded = bits(values([stored], padded)[0])
     np.testing.assert_array_equal(padded[1, 0, 2:-2], bits(image))
     padded[1, 0, 2:-2] = 0
@@ -122,7 +151,9 @@ def test_volumes_are_the_same_to_the_bit_in_every_mode(mixed_la, tmp_path, cache
     assert_equal_batches(ram, loader(mixed_la, "off", folder, **changes))
     assert_equal_batches(ram, loader(mixed_la, "off", folder, **changes))
     assert_equal_batches(ram, loader(mixed_la, "ram", folder, **changes))
-    plain = Resident(LA(mixed_la, downsample=changes.get("downsample", 1)), range(LABELED), range(6))
+    plain = Resident(
+        LA(mixed_la, downsample=changes.get("downsample", 1)), range(LABELED), range(6)
+    )
     if not changes:
         forms = [torch.uint8, torch.float16, torch.float32] * 2
         assert [plain.stored(case)[0].data.dtype for case in range(6)] == forms
@@ -151,12 +182,18 @@ def test_the_gpu_gives_the_same_bits(mixed_la, mode):
     assert data.batch(1).image.device.type == "cuda"
     assert_equal_batches(loader(mixed_la), data)
     stored, label = data.volumes.stored(0)
-    assert stored.data.device.type == ("cuda" if data.volumes.cache == "gpu" else "cpu") == label.device.type
+    assert (
+        stored.data.device.type
+        == ("cuda" if data.volumes.cache == "gpu" else "cpu")
+        == label.device.type
+    )
 
 
 def test_without_a_gpu_all_is_ram(tiny_la):
     device.warn_once.cache_clear()
-    with pytest.warns(UserWarning, match="--cache gpu: no GPU is used here, the data stays in RAM") as told:
+    with pytest.warns(
+        UserWarning, match="--cache gpu: no GPU is used here, the data stays in RAM"
+    ) as told:
         assert [loader(tiny_la, "gpu").volumes.cache for _ in range(2)] == ["ram"] * 2
     assert len(told) == 1
     with warnings.catch_warnings():
@@ -184,7 +221,8 @@ def test_a_gpu_that_is_too_small(tiny_la, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 10**6, 10**8))
     monkeypatch.setattr(Stored, "to", full)
     with pytest.raises(
-        UserError, match="--cache gpu: the data takes 1 MB on this GPU, and 2 MB are free; give --cache"
+        UserError,
+        match="--cache gpu: the data takes 1 MB on this GPU, and 2 MB are free; give --cache",
     ):
         loader(tiny_la, "gpu")
 
@@ -208,7 +246,9 @@ def test_off_reads_the_next_step_before_it_is_asked_for(tiny_la):
     assert data.volumes._pending.keys() == set(soon)
     assert all(task.result(timeout=60)[0].data.shape for task in data.volumes._pending.values())
     data._dataset = data.volumes._dataset.load = lambda *_, **__: pytest.fail("read again")
-    data.volumes._pending = {case: task for case, task in data.volumes._pending.items() if case in data.samples(2)}
+    data.volumes._pending = {
+        case: task for case, task in data.volumes._pending.items() if case in data.samples(2)
+    }
     data._read_ahead = lambda *_: None
     assert data.batch(2).image.isfinite().all()
 
@@ -224,7 +264,12 @@ def test_off_tells_of_a_file_that_went_bad(tiny_la):
 def test_off_tells_of_a_file_that_changed(tiny_la):
     data = loader(tiny_la, "off")
     for i in range(6):
-        write_case(tiny_la, f"CASE{i:02d}", np.ones((30, 30, 30), np.float32), np.ones((30, 30, 30), np.uint8))
+        write_case(
+            tiny_la,
+            f"CASE{i:02d}",
+            np.ones((30, 30, 30), np.float32),
+            np.ones((30, 30, 30), np.uint8),
+        )
     with pytest.raises(UserError, match="changed since training began"):
         data.batch(1)
 
@@ -242,7 +287,10 @@ def test_the_summary_says_what_was_chosen(mixed_la, tmp_path):
     assert f"6 cases, 1 MB as {form} in RAM, decoded in" in loader(mixed_la).volumes.summary
     assert "6 cases, read again for each step, decoded" in loader(mixed_la, "off").volumes.summary
     assert "6 decoded in" in loader(mixed_la, "ram", tmp_path / "cache").volumes.summary
-    assert f"6 read from {tmp_path / 'cache'} in" in loader(mixed_la, "off", tmp_path / "cache").volumes.summary
+    assert (
+        f"6 read from {tmp_path / 'cache'} in"
+        in loader(mixed_la, "off", tmp_path / "cache").volumes.summary
+    )
     assert "120 slices, " in slices(mixed_la).volumes.summary
 
 
@@ -279,7 +327,11 @@ def test_labels_that_nobody_asked_for_are_neither_read_nor_written(tiny_la, tmp_
     loader(tiny_la, "ram", folder)
     assert len(list(folder.glob("*.image"))) == 6
     assert len(list(folder.glob("*.label"))) == LABELED
-    assert {name[:6] for name in decoded if name.endswith("label")} == {"CASE00", "CASE01", "CASE02"}
+    assert {name[:6] for name in decoded if name.endswith("label")} == {
+        "CASE00",
+        "CASE01",
+        "CASE02",
+    }
     for file in folder.glob("*.label"):  # another run's: it stays unread
         file.write_bytes(b"damaged")
     decoded.clear()
@@ -290,7 +342,10 @@ def test_labels_that_nobody_asked_for_are_neither_read_nor_written(tiny_la, tmp_
     loader(tiny_la, "ram", tmp_path / "other")
     decoded.clear()
     loader(tiny_la, "ram", tmp_path / "other", labelnum=5)  # more labels: these alone are new
-    assert sorted(name for name in decoded if name.endswith("label")) == ["CASE03/label", "CASE04/label"]
+    assert sorted(name for name in decoded if name.endswith("label")) == [
+        "CASE03/label",
+        "CASE04/label",
+    ]
     assert len(list((tmp_path / "other").glob("*.label"))) == 5
 
 
@@ -330,7 +385,9 @@ def test_a_damaged_file_is_made_anew(mixed_la, tmp_path, decoded, mode, how):
             content[:8] = b"other_fm"
         path.write_bytes(content[: {"cut": len(content) // 2, "empty": 0}.get(how)])
     decoded.clear()
-    with pytest.warns(UserWarning, match=r"\.(image|label): damaged \(.*\), decoding its case again"):
+    with pytest.warns(
+        UserWarning, match=r"\.(image|label): damaged \(.*\), decoding its case again"
+    ):
         data = loader(mixed_la, mode, folder)
     assert 1 <= len({name[:6] for name in decoded}) <= 2
     assert_equal_batches(data, loader(mixed_la))
@@ -344,7 +401,9 @@ def test_a_damaged_file_is_made_anew(mixed_la, tmp_path, decoded, mode, how):
 def test_a_folder_that_cannot_be_made_costs_one_warning(tiny_la, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for mode in ("ram", "off"):
-        with pytest.warns(UserWarning, match="--cache_dir: .* cannot be written .*; going on without") as told:
+        with pytest.warns(
+            UserWarning, match="--cache_dir: .* cannot be written .*; going on without"
+        ) as told:
             data = loader(tiny_la, mode, tmp_path / "file")
         assert len(told) == 1
         assert_equal_batches(data, loader(tiny_la))
@@ -360,7 +419,9 @@ def test_a_full_disk_costs_one_warning_and_leaves_nothing_broken(tiny_la, tmp_pa
         original(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.warns(UserWarning, match="--cache_dir: .* cannot be written .*; going on without") as told:
+    with pytest.warns(
+        UserWarning, match="--cache_dir: .* cannot be written .*; going on without"
+    ) as told:
         data = loader(tiny_la, "off", folder)
     assert len(told) == 1
     assert len(list(folder.iterdir())) == len(written) < 6 + LABELED
@@ -398,7 +459,9 @@ for step in range(60):
     assert np.array_equal(files[step % 2].read("key", "image"), arrays)
 """
     command = [sys.executable, "-W", "error", "-c", probe, tmp_path / "cache"]
-    started = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    started = [
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     for process in started:
         assert not process.communicate(timeout=120)[1]
         assert process.returncode == 0

@@ -17,7 +17,9 @@ INSIDE = (slice(None), slice(1, 3), slice(0, 2), slice(1, 2))
 
 def supervised(z, y):
     ce = -np.log(np.take_along_axis(softmax(z), y[:, None], 1)).mean()
-    return (ce + np.mean([dice(softmax(z)[:, c], (y == c).astype(float)) for c in range(1, z.shape[1])])) / 2
+    return (
+        ce + np.mean([dice(softmax(z)[:, c], (y == c).astype(float)) for c in range(1, z.shape[1])])
+    ) / 2
 
 
 def cosine(f, g):
@@ -26,14 +28,22 @@ def cosine(f, g):
 
 @pytest.fixture(params=[2, 3], ids=["binary", "three classes"])
 def case(request):
-    """Logits, deepest features and targets of both networks for two labelled and three unlabelled crops."""
+    """Logits, deepest features and targets of both networks for two labelled and three unlabelled
+    crops.
+    """
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((2, 5, request.param, 4, 3, 2))
-    return logits, rng.standard_normal((2, 5, 6, 2, 1, 1)), rng.integers(0, request.param, (2, 5, 4, 3, 2))
+    return (
+        logits,
+        rng.standard_normal((2, 5, 6, 2, 1, 1)),
+        rng.integers(0, request.param, (2, 5, 4, 3, 2)),
+    )
 
 
 def ours(case, framework="cml", lambda_u=0.7, lambda_dis=0.2, crops=5):
-    z, f = ([torch.from_numpy(v[:crops].copy()).requires_grad_() for v in both] for both in case[:2])
+    z, f = (
+        [torch.from_numpy(v[:crops].copy()).requires_grad_() for v in both] for both in case[:2]
+    )
     labels = [torch.from_numpy(y[:crops]) for y in case[2]]
     args = Namespace(framework=framework, lambda_u=lambda_u, lambda_dis=lambda_dis)
     loss, terms = cml.objective((z[0], f[0]), (z[1], f[1]), *labels, LABELED, args)
@@ -85,7 +95,9 @@ def test_discrepancy_by_hand():
 
 
 def test_each_side_of_the_discrepancy_moves_its_own_features_alone():
-    """d/df of 1 + cos(f, stopgrad g), taken once for each network: half of what 2 (1 + cos(f, g)) would send."""
+    """d/df of 1 + cos(f, stopgrad g), taken once for each network: half of what 2 (1 + cos(f, g))
+    would send.
+    """
     f, g = (torch.randn(2, 3, 2, 1, 1, dtype=torch.float64).requires_grad_() for _ in range(2))
     cml.discrepancy(f, g).backward()
     h = f.detach().requires_grad_()

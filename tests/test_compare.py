@@ -1,4 +1,6 @@
-"""code/compare.py: its numbers against those computed here, what it marks, what it draws, and what it refuses."""
+"""code/compare.py: its numbers against those computed here, what it marks, what it draws, and what
+it refuses.
+"""
 
 import csv
 import io
@@ -39,31 +41,46 @@ def call(capsys):
 
 
 def rows_of(text):
-    """The cells of the main table by label, by header; a label's published row under `as published`."""
+    """The cells of the main table by label, by header; a label's published row under
+    `as published`.
+    """
     lines = text.split("\n\n")[0].splitlines()
     cells = [re.split(r" {2,}", line) for line in lines]
     return {row[0]: row[1:] for row in cells}
 
 
 def csv_of(path):
-    return {(row["run"], row["metric"]): row for row in csv.DictReader(io.StringIO(path.read_text()))}
+    return {
+        (row["run"], row["metric"]): row for row in csv.DictReader(io.StringIO(path.read_text()))
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
 
 
 def test_the_numbers_are_those_of_the_cases(tmp_path, call):
-    base, other = write_run(tmp_path, "base", BASE), write_run(tmp_path, "other", BASE + GAIN, trained={"labelnum": 5})
+    base, other = (
+        write_run(tmp_path, "base", BASE),
+        write_run(tmp_path, "other", BASE + GAIN, trained={"labelnum": 5}),
+    )
     text = call(base, other, "--baseline", "base", "--csv", tmp_path / "t.csv")
     assert rows_of(text)["base"][5] == f"{100 * BASE.mean():.2f} ± {100 * BASE.std(ddof=1):.2f}"
-    assert rows_of(text)["other"][5] == f"{100 * (BASE + GAIN).mean():.2f} ± {100 * (BASE + GAIN).std(ddof=1):.2f}*"
+    assert (
+        rows_of(text)["other"][5]
+        == f"{100 * (BASE + GAIN).mean():.2f} ± {100 * (BASE + GAIN).std(ddof=1):.2f}*"
+    )
     row = csv_of(tmp_path / "t.csv")["other", "dice"]
     assert float(row["difference"]) == pytest.approx(100 * GAIN.mean())
     assert float(row["p_t_test"]) == pytest.approx(stats.ttest_rel(BASE + GAIN, BASE).pvalue)
     assert float(row["p_wilcoxon"]) == pytest.approx(stats.wilcoxon(GAIN).pvalue)
     assert row["p_t_test_holm"] == row["p_t_test"]
     assert float(row["difference_low"]) < 100 * GAIN.mean() < float(row["difference_high"])
-    assert (row["labels"], row["steps"], row["checkpoint"], row["seeds"]) == ("5", "100", "last", "1337")
+    assert (row["labels"], row["steps"], row["checkpoint"], row["seeds"]) == (
+        "5",
+        "100",
+        "last",
+        "1337",
+    )
     assert csv_of(tmp_path / "t.csv")["base", "asd"]["p_t_test"] == ""
 
 
@@ -79,16 +96,23 @@ def test_cases_are_averaged_over_seeds_before_the_test(tmp_path, call):
     assert float(row["p_t_test"]) == pytest.approx(stats.ttest_rel(mean, BASE).pvalue)
     assert float(row["sd_cases"]) == pytest.approx(100 * mean.std(ddof=1))
     assert float(row["sd_seeds"]) == pytest.approx(100 * np.std([-0.02, 0.04, 0.04], ddof=1))
-    assert rows_of(text)["other"][5] == f"{100 * mean.mean():.2f} ± {100 * mean.std(ddof=1):.2f} (3.46)*"
+    assert (
+        rows_of(text)["other"][5]
+        == f"{100 * mean.mean():.2f} ± {100 * mean.std(ddof=1):.2f} (3.46)*"
+    )
     assert "averaged over the seeds first" in text
     seeds = sorted((tmp_path / "LA" / "other").iterdir())
-    assert rows_of(call(base, *seeds, "--baseline", "base"))["other"][5] == rows_of(text)["other"][5]
+    assert (
+        rows_of(call(base, *seeds, "--baseline", "base"))["other"][5] == rows_of(text)["other"][5]
+    )
 
 
 def test_holm_counts_the_comparisons_of_a_metric(tmp_path, call):
     noise = np.random.default_rng(0).normal(0, 0.02, (3, 8))
     runs = [write_run(tmp_path, f"run{i}", BASE + 0.01 * i + row) for i, row in enumerate(noise)]
-    call(write_run(tmp_path, "base", BASE), *runs, "--baseline", "base", "--csv", tmp_path / "t.csv")
+    call(
+        write_run(tmp_path, "base", BASE), *runs, "--baseline", "base", "--csv", tmp_path / "t.csv"
+    )
     rows = [csv_of(tmp_path / "t.csv")[f"run{i}", "hd95"] for i in range(3)]
     plain = sorted((float(row["p_t_test"]), float(row["p_t_test_holm"])) for row in rows)
     assert plain[0][1] == pytest.approx(min(1, 3 * plain[0][0]))
@@ -99,7 +123,12 @@ def test_holm_counts_the_comparisons_of_a_metric(tmp_path, call):
 def test_a_difference_holds_where_both_tests_say_so():
     pair = paired([1, 2, 3], [0, 0, 0], resamples=99)
     values = [(0.01, 0.01), (0.01, 0.06), (0.06, 0.01), (float("nan"), float("nan"))]
-    assert [comparison.Difference(pair, *both).holds for both in values] == [True, False, False, False]
+    assert [comparison.Difference(pair, *both).holds for both in values] == [
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_only_cases_that_both_have_are_tested(tmp_path, call):
@@ -118,7 +147,9 @@ def test_distances_that_nothing_had_are_left_out(tmp_path, call):
         row["hd95"] = float("nan")
     write_cases(folder / "test" / "last", rows)
     other = write_run(tmp_path, "other", BASE + GAIN)
-    text = call(folder, other, "--baseline", "base", "--figures", tmp_path / "figures", "--format", "svg")
+    text = call(
+        folder, other, "--baseline", "base", "--figures", tmp_path / "figures", "--format", "svg"
+    )
     assert rows_of(text)["base"][7] == "6.00"  # of one case: no sd
     assert re.search(r" 95HD +-?\+?[\d.-]+ +- +1 +- \(-\) +- \(-\)", text)
 
@@ -163,7 +194,10 @@ def test_labelled_cases_kept_aside_are_taken_off(tmp_path, call):
             "checkpoint step 50, a step on the way, not of the last iteration",
         ),
         (
-            {"checkpoint": "best.pth", "selection": "best on validation cases: 4 labelled ones, Dice 81.00"},
+            {
+                "checkpoint": "best.pth",
+                "selection": "best on validation cases: 4 labelled ones, Dice 81.00",
+            },
             "checkpoint best, best on validation cases: 4 labelled ones, not of the last iteration",
         ),
         ({"classes": ("RV", "LV")}, "classes 2, not 1"),
@@ -177,7 +211,9 @@ def test_rows_that_may_not_be_compared_are_marked(told, words, tmp_path, call):
     rows = rows_of(text)
     assert rows["other"][-1] == note.split(" ")[0]
     assert rows["same"][-1] != rows["other"][-1]
-    assert sum(line.endswith(rows["other"][-1]) for line in text.splitlines()) == 2  # in both tables
+    assert (
+        sum(line.endswith(rows["other"][-1]) for line in text.splitlines()) == 2
+    )  # in both tables
 
 
 def test_cases_of_one_name_but_of_other_references_are_told(tmp_path, call):
@@ -194,14 +230,19 @@ def test_cases_of_one_name_but_of_other_references_are_told(tmp_path, call):
 def test_the_dice_that_chose_a_checkpoint_does_not_mark_it(tmp_path, call):
     chosen = {"checkpoint": "best.pth", "tag": "best"}
     rule = "best on validation cases: 4 labelled ones, Dice "
-    runs = [write_run(tmp_path, name, BASE, selection=rule + name, **chosen) for name in ("81.00", "82.00")]
+    runs = [
+        write_run(tmp_path, name, BASE, selection=rule + name, **chosen)
+        for name in ("81.00", "82.00")
+    ]
     text = call(*runs, "--test", "best")
     assert "not comparable" not in text
     assert f"Checkpoint best: {rule}81.00." in text
 
 
 def test_what_is_no_result_yet_is_marked(tmp_path, call):
-    run = write_run(tmp_path, "run", BASE, step=60, selection="the run is unfinished", listed_cases=20)
+    run = write_run(
+        tmp_path, "run", BASE, step=60, selection="the run is unfinished", listed_cases=20
+    )
     text = call(run)
     assert "run, seed 1337: the run is unfinished, step 60 of 100." in text
     assert "run: 8 of the list's 20 cases alone." in text
@@ -211,9 +252,20 @@ def test_what_is_no_result_yet_is_marked(tmp_path, call):
 
 def test_seeds_that_differ_in_more_are_marked(tmp_path, call):
     write_run(tmp_path, "run", BASE, seed=1)
-    write_run(tmp_path, "run", BASE, seed=2, trained={"labeled_bs": 2, "root": "elsewhere"}, test={"nms": 0})
-    write_run(tmp_path, "asked", BASE, seed=1, trained={"precision": "fp32", "precision_asked": "fp32"})
-    write_run(tmp_path, "asked", BASE, seed=2, trained={"precision": "fp32", "precision_asked": "auto"})
+    write_run(
+        tmp_path,
+        "run",
+        BASE,
+        seed=2,
+        trained={"labeled_bs": 2, "root": "elsewhere"},
+        test={"nms": 0},
+    )
+    write_run(
+        tmp_path, "asked", BASE, seed=1, trained={"precision": "fp32", "precision_asked": "fp32"}
+    )
+    write_run(
+        tmp_path, "asked", BASE, seed=2, trained={"precision": "fp32", "precision_asked": "auto"}
+    )
     assert "different training" not in call(tmp_path / "LA" / "asked")
     text = call(tmp_path / "LA" / "run")
     assert "run: its seeds are of different training: labeled_bs." in text
@@ -232,8 +284,14 @@ def test_empty_predictions_are_counted_and_told(tmp_path, call):
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        ({"checkpoint": "step_50.pth", "step": 50, "selection": "a step on the way"}, "step 50 tested, not the last"),
-        ({"checkpoint": "best.pth", "selection": "best on validation cases"}, "best tested, not the last iteration"),
+        (
+            {"checkpoint": "step_50.pth", "step": 50, "selection": "a step on the way"},
+            "step 50 tested, not the last",
+        ),
+        (
+            {"checkpoint": "best.pth", "selection": "best on validation cases"},
+            "best tested, not the last iteration",
+        ),
         ({"step": 50, "selection": "the run is unfinished"}, "the run is unfinished"),
         ({"test": {"network": "net_2"}}, "of its network net_2 alone"),
         ({"test": {"stride": [64, 64, 64]}}, "stride 64,64,64, not 18,18,4"),
@@ -243,15 +301,22 @@ def test_empty_predictions_are_counted_and_told(tmp_path, call):
 )
 def test_published_numbers_are_marked_where_the_result_is_another(told, words, tmp_path, call):
     printed = " ".join(call(write_run(tmp_path, "one", [0.7, 0.8], **told)).split())
-    assert "[1] one: the published numbers are of another setting: " in printed or "[2] one: the publ" in printed
+    assert (
+        "[1] one: the published numbers are of another setting: " in printed
+        or "[2] one: the publ" in printed
+    )
     assert words in printed.partition("another setting")[2]
 
 
 def test_published_numbers_stand_below_and_are_marked_where_the_setting_is_another(tmp_path, call):
     usual = options_of(ROOT / "code" / "train_supervised.py", "--dataset", "LA", "--labelnum", "8")
     same = {"deterministic": 1, "compile": "1", "precision_asked": "fp32"}  # computed otherwise
-    as_paper = write_run(tmp_path, "paper", BASE, trained=usual | {"seed": 1337, "root": "here", **same})
-    small = write_run(tmp_path, "small", BASE, trained=usual | {"downsample": 2, "patch": [64, 64, 32]})
+    as_paper = write_run(
+        tmp_path, "paper", BASE, trained=usual | {"seed": 1337, "root": "here", **same}
+    )
+    small = write_run(
+        tmp_path, "small", BASE, trained=usual | {"downsample": 2, "patch": [64, 64, 32]}
+    )
     dmd = write_run(tmp_path, "dmd", BASE, trained={"method": "dmd", "labeled_bs": 2})
     lines = call(as_paper, small, dmd).splitlines()
     below = [re.split(" {2,}", after) for line, after in pairwise(lines) if "±" in line]
@@ -259,14 +324,20 @@ def test_published_numbers_stand_below_and_are_marked_where_the_setting_is_anoth
     assert below[1] == ["as published", "8", "79.99", "68.12", "21.11", "5.48", "[2]"]
     assert below[2][2:] == ["89.70", "81.42", "6.88", "1.78", "[3]"]
     assert "[2] small: the published numbers are of another setting: downsample 2, not 1." in lines
-    assert "[3] dmd: the published numbers are of another setting: components the largest alone, not all." in lines
+    assert (
+        "[3] dmd: the published numbers are of another setting: components the largest alone, not "
+        "all." in lines
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- files
 
 
 def test_markdown_and_latex_hold_both_tables_and_the_notes(tmp_path, call):
-    base, other = write_run(tmp_path, "base", BASE), write_run(tmp_path, "other", BASE + GAIN, test={"nms": 0})
+    base, other = (
+        write_run(tmp_path, "base", BASE),
+        write_run(tmp_path, "other", BASE + GAIN, test={"nms": 0}),
+    )
     names = ["--names", "50 % & _x_", "[new]"]
     files = ["--markdown", tmp_path / "new" / "t.md", "--latex", tmp_path / "t.tex"]
     call(base, other, *names, "--baseline", "50 % & _x_", *files)
@@ -276,7 +347,12 @@ def test_markdown_and_latex_hold_both_tables_and_the_notes(tmp_path, call):
     text = (tmp_path / "t.tex").read_text()
     assert "not comparable" not in text[: text.rindex(r"\end{tabular}")]
     assert text.count("not comparable") == 1
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == text.count(r"\bottomrule") == 2
+    assert (
+        text.count(r"\begin{tabular}")
+        == text.count(r"\end{tabular}")
+        == text.count(r"\bottomrule")
+        == 2
+    )
     assert r"50 \% \& \_x\_ & 8 &" in text
     assert "{[}new] & 8 &" in text  # a bracket after the end of a line would be its argument
     assert re.search(r"\$\+\$3.88\*? & \$\+\$[\d.]+ to \$\+\$[\d.]+ & 8 &", text)
@@ -290,22 +366,40 @@ def test_markdown_and_latex_hold_both_tables_and_the_notes(tmp_path, call):
 
 @pytest.fixture
 def compared(tmp_path):
-    """Three methods, two of them with two numbers of labels, with learning curves and kept steps."""
+    """Three methods, two of them with two numbers of labels, with learning curves and kept
+    steps.
+    """
     for method, gain in (("dmd", 0.1), ("supervised", 0.0)):
         for n in (4, 8):
             dice = BASE + gain + 0.01 * n
-            folder = write_run(tmp_path, f"{method}_{n}_half", dice, trained={"labelnum": n, "method": method})
-            series = {"loss__loss": lambda s: 1 / s, "loss__loss_x": lambda s: -s, "val__dice": lambda s: s / 100}
+            folder = write_run(
+                tmp_path, f"{method}_{n}_half", dice, trained={"labelnum": n, "method": method}
+            )
+            series = {
+                "loss__loss": lambda s: 1 / s,
+                "loss__loss_x": lambda s: -s,
+                "val__dice": lambda s: s / 100,
+            }
             write_training(folder, **series)
             kept = {"checkpoint": "step_30.pth", "step": 30, "tag": "step_30_nms0"}
-            write_run(tmp_path, folder.parent.name, dice, trained={"labelnum": n}, **kept)  # of other options
+            write_run(
+                tmp_path, folder.parent.name, dice, trained={"labelnum": n}, **kept
+            )  # of other options
             for step in (20, 40):
                 kept = {"checkpoint": f"step_{step}.pth", "step": step, "tag": f"step_{step}"}
-                write_run(tmp_path, folder.parent.name, 0.01 * step * dice, trained={"labelnum": n}, **kept)
+                write_run(
+                    tmp_path,
+                    folder.parent.name,
+                    0.01 * step * dice,
+                    trained={"labelnum": n},
+                    **kept,
+                )
     write_run(tmp_path, "cml_8", BASE + GAIN)
     runs = [str(tmp_path / "LA" / name) for name in ("supervised_8_half", "dmd_8_half", "cml_8")]
     runs += [str(tmp_path / "LA" / name) for name in ("supervised_4_half", "dmd_4_half")]
-    return comparison.compare(open_entries(runs, "last"), baseline="supervised_8_half", resamples=99)
+    return comparison.compare(
+        open_entries(runs, "last"), baseline="supervised_8_half", resamples=99
+    )
 
 
 def test_every_figure_is_drawn_on_a_page(compared, tmp_path, monkeypatch):
@@ -329,18 +423,25 @@ def test_pairs_join_the_cases_and_say_what_came_of_them(compared, tmp_path, monk
     comparison_figures.pairs_figure(tmp_path / "pairs.svg", compared, "dice")
     panel = next(ax for ax in drawn[0].axes if ax.get_xticklabels()[1].get_text() == "cml_8")
     *cases, mean = (line.get_ydata() for line in panel.lines)
-    assert np.allclose(sorted(map(tuple, cases)), sorted(zip(100 * (BASE + 0.08), 100 * (BASE + GAIN), strict=True)))
+    assert np.allclose(
+        sorted(map(tuple, cases)),
+        sorted(zip(100 * (BASE + 0.08), 100 * (BASE + GAIN), strict=True)),
+    )
     assert np.allclose(mean, [100 * (BASE + 0.08).mean(), 100 * (BASE + GAIN).mean()])
     assert panel.get_title().startswith("0 of 8 better\n-4.12 (")
     assert {line.get_linestyle() for line in panel.lines[:-1]} == {"--"}
-    comparison_figures.pairs_figure(tmp_path / "pairs.svg", compared, "hd95")  # where less is better
+    comparison_figures.pairs_figure(
+        tmp_path / "pairs.svg", compared, "hd95"
+    )  # where less is better
     panel = next(ax for ax in drawn[1].axes if ax.get_xticklabels()[1].get_text() == "dmd_8_half")
     assert panel.get_title().startswith("8 of 8 better\n-2.00 (")
     assert {line.get_linestyle() for line in panel.lines} == {"-"}
 
 
 def test_the_curves_hold_losses_validation_and_kept_steps(compared, tmp_path, monkeypatch):
-    words = texts(lambda path: comparison_figures.curves_figure(path, compared), tmp_path / "curves.svg")
+    words = texts(
+        lambda path: comparison_figures.curves_figure(path, compared), tmp_path / "curves.svg"
+    )
     assert {"Dice (%)", "validation (dotted) and test (points)"} <= set(words)
     assert "cml_8" not in words  # it has no curve
     drawn = []
@@ -352,11 +453,15 @@ def test_the_curves_hold_losses_validation_and_kept_steps(compared, tmp_path, mo
     assert list(tested.get_xdata()) == [20, 40, 100]
     mean = 100 * (BASE + 0.08).mean()
     assert tested.get_ydata() == pytest.approx([0.2 * mean, 0.4 * mean, mean])
-    assert not comparison_figures.curves_figure("curves.svg", replace(compared, entries=compared.entries[2:3]))
+    assert not comparison_figures.curves_figure(
+        "curves.svg", replace(compared, entries=compared.entries[2:3])
+    )
 
 
 def test_a_line_joins_the_runs_that_differ_in_labels_alone(compared, tmp_path, monkeypatch):
-    words = texts(lambda path: comparison_figures.labels_figure(path, compared), tmp_path / "labels.svg")
+    words = texts(
+        lambda path: comparison_figures.labels_figure(path, compared), tmp_path / "labels.svg"
+    )
     assert {"supervised half", "dmd half", "cml"} <= set(words)
     assert [word for word in words if word in ("4", "8")] == ["4", "8"]
     one = replace(compared, entries=compared.entries[:3])
@@ -386,13 +491,25 @@ def test_one_run_alone_is_a_table_without_tests(tmp_path, call):
         (["{}/nothing"], r"nothing: no such folder"),
         (["{}"], r"neither a run nor a folder of seeds"),
         (["{}/LA"], r"there are runs in base, half, other, untested: name them"),
-        (["{}/LA/base", "--baseline", "bas"], r"--baseline bas: not among these runs; did you mean base\?"),
+        (
+            ["{}/LA/base", "--baseline", "bas"],
+            r"--baseline bas: not among these runs; did you mean base\?",
+        ),
         (["{}/LA/base", "--baseline", "zzz"], r"must be one of base"),
         (["{}/LA/base", "--class", "LV"], r"--class LV: no such class; there are left atrium"),
         (["{}/LA/base", "--names", "a", "b"], r"--names: 2 names for 1 rows"),
-        (["{}/LA/base", "{}/LA/other:last_nms0", "--names", "a", "a"], r"--names: two of them are the same"),
-        (["{}/LA/other"], r"no results last; make them with: .*test_LA.py --run .*/seed1337; it has last_nms0: take"),
-        (["{}/LA/base:step_500_nms0"], r"test_LA.py --run \S+ --checkpoint 500 --nms 0; it has last"),
+        (
+            ["{}/LA/base", "{}/LA/other:last_nms0", "--names", "a", "a"],
+            r"--names: two of them are the same",
+        ),
+        (
+            ["{}/LA/other"],
+            r"no results last; make them with: .*test_LA.py --run .*/seed1337; it has last_nms0: take",
+        ),
+        (
+            ["{}/LA/base:step_500_nms0"],
+            r"test_LA.py --run \S+ --checkpoint 500 --nms 0; it has last",
+        ),
         (["{}/LA/untested"], r"no results last; it has no checkpoint to test: train it first"),
     ],
 )
@@ -424,15 +541,21 @@ def cut_the_cases(results):
 
 
 def break_a_number(results):
-    (results / "per_case.csv").write_text((results / "per_case.csv").read_text().replace("0.7,", "0.7x,", 1))
+    (results / "per_case.csv").write_text(
+        (results / "per_case.csv").read_text().replace("0.7,", "0.7x,", 1)
+    )
 
 
 def drop_a_column(results):
-    (results / "per_case.csv").write_text((results / "per_case.csv").read_text().replace("hd95", "hd90", 1))
+    (results / "per_case.csv").write_text(
+        (results / "per_case.csv").read_text().replace("hd95", "hd90", 1)
+    )
 
 
 def repeat_a_case(results):
-    (results / "per_case.csv").write_text((results / "per_case.csv").read_text().replace("\nB,", "\nA,", 1))
+    (results / "per_case.csv").write_text(
+        (results / "per_case.csv").read_text().replace("\nB,", "\nA,", 1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -460,7 +583,9 @@ def test_a_run_is_called_by_its_folder_from_wherever_it_is_named(tmp_path, monke
     monkeypatch.chdir(folder)
     (entry,) = open_entries([".", str(folder), ".."], "last")
     assert (entry.label, len(entry.results)) == ("run", 1)
-    assert comparison.find_entry([entry], "..") is comparison.find_entry([entry], str(folder)) is entry
+    assert (
+        comparison.find_entry([entry], "..") is comparison.find_entry([entry], str(folder)) is entry
+    )
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):

@@ -16,20 +16,38 @@ from utils import options, run
 from utils.device import Forward
 from utils.errors import UserError
 
-SMALL = ["--gpu", "-1", "--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "3", "--precision", "fp32"]
+SMALL = [
+    "--gpu",
+    "-1",
+    "--patch",
+    "32",
+    "16",
+    "16",
+    "--n_filters",
+    "2",
+    "--labelnum",
+    "3",
+    "--precision",
+    "fp32",
+]
 SMALL += ["--labeled_bs", "2", "--unlabeled_bs", "2", "--log_every", "1"]
 CML = ["--pretrain_iterations", "1", "--max_iterations", "1"]
 METHODS = {
     "ugmcl": (train_ugmcl, ["--max_iterations", "2", "--passes", "1"]),
     "cml": (train_cml, CML),
     "cml, released": (train_cml, [*CML, "--preset", "released"]),
-    "coranet": (train_coranet, ["--pretrain_epochs", "1", "--selftrain_epochs", "1", "--normalization", "batchnorm"]),
+    "coranet": (
+        train_coranet,
+        ["--pretrain_epochs", "1", "--selftrain_epochs", "1", "--normalization", "batchnorm"],
+    ),
 }
 
 
 @pytest.mark.parametrize(("script", "flags"), METHODS.values(), ids=METHODS)
 def test_networks_are_one_graph_and_train_the_same(script, flags, tiny_la, tmp_path, monkeypatch):
-    """Traced as for kernels, without making them, which takes a minute a network; a graph that breaks raises."""
+    """Traced as for kernels, without making them, which takes a minute a network; a graph that
+    breaks raises.
+    """
     graphs = []
 
     def backend(graph, inputs):
@@ -74,7 +92,9 @@ def test_compiled_kernels_compute_the_same():
     ],
 )
 def test_what_only_a_gpu_can_is_refused(given, message, tmp_path):
-    args = options.parse(options.parser("doc"), argv=["--gpu", "-1", "--runs", str(tmp_path), *given])
+    args = options.parse(
+        options.parser("doc"), argv=["--gpu", "-1", "--runs", str(tmp_path), *given]
+    )
     with pytest.raises(UserError, match=message):
         run.Run(args, __file__)
     assert not list(tmp_path.iterdir())
@@ -83,7 +103,10 @@ def test_what_only_a_gpu_can_is_refused(given, message, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--compile", "graphs", "--accumulate", "2"], "no gradient between the parts of --accumulate"),
+        (
+            ["--compile", "graphs", "--accumulate", "2"],
+            "no gradient between the parts of --accumulate",
+        ),
         (["--compile", "1", "--sync_batchnorm", "1"], "torch.compile does not take it"),
     ],
 )

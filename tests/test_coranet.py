@@ -1,4 +1,6 @@
-"""CoraNet's objective against the equations in NumPy float64, its gradients, its relabelling and its teacher."""
+"""CoraNet's objective against the equations in NumPy float64, its gradients, its relabelling and
+its teacher.
+"""
 
 import math
 import re
@@ -21,7 +23,9 @@ MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")
 
 def options(train="full", preset="paper", **others):
     usual = {"uncertainty": "crm", "multiclass": "direct", "looks": 4, "certain_below": 0.5}
-    return Namespace(alpha=ALPHA, train=train, preset=preset, relabel_stride=(8, 8, 8), **usual | others)
+    return Namespace(
+        alpha=ALPHA, train=train, preset=preset, relabel_stride=(8, 8, 8), **usual | others
+    )
 
 
 def nll(z, y):
@@ -35,7 +39,9 @@ def dice(z, y, mask):
 
 @pytest.fixture
 def case():
-    """Logits of the three branches for two labelled and two unlabelled crops, and everything that they meet."""
+    """Logits of the three branches for two labelled and two unlabelled crops, and everything that
+    they meet.
+    """
     rng = np.random.default_rng(0)
     return Namespace(
         outputs=[rng.standard_normal((4, 2, 4, 3, 2)) for _ in range(3)],
@@ -62,11 +68,17 @@ def ours(case, mode, preset, pretraining=False):
 
 
 def crm(case, released):
-    """CE(D) + CE_con(D_con) + CE_rad(D_rad): a voxel of background costs α in CE_con, one of the object in CE_rad."""
+    """CE(D) + CE_con(D_con) + CE_rad(D_rad): a voxel of background costs α in CE_con, one of the
+    object in CE_rad.
+    """
     d, con, rad = (z[:LABELED] for z in case.outputs)
     y = case.label
     w_con, w_rad = np.where(y == 0, ALPHA, 1.0), np.where(y == 1, ALPHA, 1.0)
-    total = nll(d, y).mean() + (w_con * nll(con, y)).sum() / w_con.sum() + (w_rad * nll(rad, y)).sum() / w_rad.sum()
+    total = (
+        nll(d, y).mean()
+        + (w_con * nll(con, y)).sum() / w_con.sum()
+        + (w_rad * nll(rad, y)).sum() / w_rad.sum()
+    )
     return (total + dice(d, y, np.ones_like(y, bool))) / 4 if released else total
 
 
@@ -76,12 +88,19 @@ def csn(case, where, released):
     if not released:
         return nll(d, y)[where].mean()
     w_con, w_rad = np.where(y == 1, ALPHA, 1.0), np.where(y == 0, ALPHA, 1.0)  # swapped
-    terms = nll(d, y)[where].mean(), (w_con * nll(con, y))[where].mean(), (w_rad * nll(rad, y))[where].mean()
+    terms = (
+        nll(d, y)[where].mean(),
+        (w_con * nll(con, y))[where].mean(),
+        (w_rad * nll(rad, y))[where].mean(),
+    )
     return (sum(terms) + dice(d, y, where)) / 4
 
 
 def cnt(case, where, released):
-    squares = [(softmax(z[LABELED:]) - softmax(t)) ** 2 for z, t in zip(case.outputs, case.targets, strict=True)]
+    squares = [
+        (softmax(z[LABELED:]) - softmax(t)) ** 2
+        for z, t in zip(case.outputs, case.targets, strict=True)
+    ]
     if not released:
         return squares[0].mean(1)[where].mean()
     return np.mean([s.sum(1)[where].mean() for s in squares])
@@ -97,10 +116,15 @@ def test_objective_against_numpy(case, mode, released):
     if mode in ("seg+st", "seg+st_mask", "full"):
         expected += half * csn(case, everywhere if mode == "seg+st" else case.certain, released)
     if mode in ("seg+mt", "seg+mt_mask", "full"):
-        expected += half * weight * cnt(case, everywhere if mode == "seg+mt" else ~case.certain, released)
+        expected += (
+            half * weight * cnt(case, everywhere if mode == "seg+mt" else ~case.certain, released)
+        )
     loss, terms, _ = ours(case, mode, "released" if released else "paper")
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    assert ("loss_csn" in terms, "loss_cnt" in terms) == (mode in MODES[1:3] + MODES[5:], mode in MODES[3:])
+    assert ("loss_csn" in terms, "loss_cnt" in terms) == (
+        mode in MODES[1:3] + MODES[5:],
+        mode in MODES[3:],
+    )
 
 
 @pytest.mark.parametrize("released", [False, True], ids=["paper", "released"])
@@ -111,7 +135,9 @@ def test_pretraining_is_the_labelled_term_alone(case, released):
 
 
 def test_each_term_sends_its_gradient_where_it_should(case):
-    """Paper: unlabelled voxels reach D alone; L_csn the certain ones. The targets and pseudo-labels are constants."""
+    """Paper: unlabelled voxels reach D alone; L_csn the certain ones. The targets and pseudo-labels
+    are constants.
+    """
     loss, _, (d, con, rad) = ours(case, "seg+st_mask", "paper")
     loss.backward()
     assert con.grad[LABELED:].eq(0).all()
@@ -134,13 +160,18 @@ def test_gradcheck(case):
             for k, v in vars(case).items()
         }
     )
-    label, pseudo, certain = (torch.from_numpy(v.copy()) for v in (small.label, small.pseudo, small.certain))
+    label, pseudo, certain = (
+        torch.from_numpy(v.copy()) for v in (small.label, small.pseudo, small.certain)
+    )
     targets = [torch.from_numpy(t.copy()) for t in small.targets]
     outputs = [torch.from_numpy(z.copy()).requires_grad_() for z in small.outputs]
     for preset in ("paper", "released"):
         args = options(preset=preset)
         assert torch.autograd.gradcheck(
-            lambda *z, args=args: coranet.objective(list(z), label, args, pseudo, certain, targets, EPOCH)[0], outputs
+            lambda *z, args=args: coranet.objective(
+                list(z), label, args, pseudo, certain, targets, EPOCH
+            )[0],
+            outputs,
         )
 
 
@@ -152,7 +183,9 @@ def test_a_false_object_costs_alpha_in_the_conservative_branch():
     loss, _ = coranet.objective([z, z, z], y, options())
     by_hand = (false + true) / 2 + (5 * false + true) / 6 + (false + 5 * true) / 6
     assert loss.item() == pytest.approx(by_hand)
-    shifted = z + torch.tensor([3.0, 0.0], dtype=torch.float64).view(1, 2, 1, 1, 1)  # bolder background
+    shifted = z + torch.tensor([3.0, 0.0], dtype=torch.float64).view(
+        1, 2, 1, 1, 1
+    )  # bolder background
     args = options()
     conservative, _ = coranet.objective([z, shifted, z], y, args)
     radical, _ = coranet.objective([z, z, shifted], y, args)
@@ -160,7 +193,9 @@ def test_a_false_object_costs_alpha_in_the_conservative_branch():
 
 
 def test_aleatoric_is_the_likelihood_of_a_mean_softmax():
-    """With next to no noise it is the cross-entropy of D; noise takes a sure and wrong prediction's cost away."""
+    """With next to no noise it is the cross-entropy of D; noise takes a sure and wrong prediction's
+    cost away.
+    """
     z = torch.tensor([0.0, 4.0], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 50, 50)
     y = torch.zeros(1, 50, 50, dtype=torch.int64)  # all wrong
     args = options(uncertainty="aleatoric", looks=50)
@@ -197,7 +232,9 @@ class FakeJob:
 def undecided(net):
     """Shift a network's branches so that each calls about half of the voxels object."""
     with torch.no_grad():
-        for head, logits in zip(net.heads, problems(net(torch.randn(1, 1, 32, 16, 16)))[0], strict=True):
+        for head, logits in zip(
+            net.heads, problems(net(torch.randn(1, 1, 32, 16, 16)))[0], strict=True
+        ):
             last = head if isinstance(head, torch.nn.Conv3d) else head[1]
             last.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
     return net
@@ -210,7 +247,9 @@ def net():
 
 
 def relabel(net, job=None, num_classes=2, **others):
-    return coranet.relabel(net, FakeData(num_classes), range(4, 6), job or FakeJob(), options(**others))
+    return coranet.relabel(
+        net, FakeData(num_classes), range(4, 6), job or FakeJob(), options(**others)
+    )
 
 
 def test_relabel_labels_the_cases_that_will_be_seen(net):
@@ -220,7 +259,9 @@ def test_relabel_labels_the_cases_that_will_be_seen(net):
     assert job.asked == 3
     assert net.training
     for case, packed in labels.items():
-        normal, con, rad = (z[0].argmax(0) for z in net.eval()(FakeData().volumes.images[case][None, None]))
+        normal, con, rad = (
+            z[0].argmax(0) for z in net.eval()(FakeData().volumes.images[case][None, None])
+        )
         (pseudo,), (certain,) = unpack(packed, 1)
         assert torch.equal(pseudo, normal)
         assert torch.equal(certain, con == rad)
@@ -273,9 +314,14 @@ def test_packing_keeps_everything(count, classes):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_what_lies_beyond_the_image_is_certain_background(count):
-    """As it is of labelled crops; else the more of a batch is padding, the less an uncertain voxel would count."""
+    """As it is of labelled crops; else the more of a batch is padding, the less an uncertain voxel
+    would count.
+    """
     shape = 40, 48
-    objects, nowhere = torch.ones(count, *shape, dtype=torch.int64), torch.zeros(count, *shape, dtype=torch.bool)
+    objects, nowhere = (
+        torch.ones(count, *shape, dtype=torch.int64),
+        torch.zeros(count, *shape, dtype=torch.bool),
+    )
     smaller = Warp(0, warp_matrix(shape, shape, scale=0.5))
     pseudo, certain = unpack(warp_slices([pack(objects, nowhere)], [smaller], shape), count)
     for classes, sure in zip(pseudo, certain, strict=True):
@@ -285,7 +331,9 @@ def test_what_lies_beyond_the_image_is_certain_background(count):
 
 @pytest.mark.parametrize(("alpha", "tied"), [(1.0, True), (5.0, False)])
 def test_with_alpha_1_tied_branches_never_part(net, alpha, tied):
-    """α = 1 makes both branches' losses equal: equal weights stay so in training, and nothing is uncertain."""
+    """α = 1 makes both branches' losses equal: equal weights stay so in training, and nothing is
+    uncertain.
+    """
     net.heads[2].load_state_dict(net.heads[1].state_dict())
     optimizer = torch.optim.Adam(net.train().parameters(), lr=0.01)
     args = options()
@@ -308,7 +356,10 @@ def test_the_log_says_which_classes_pseudo_labels_have(count):
         problems = [label] if count == 1 else [label == c for c in (1, 2, 3)]
         return pack([problem.long() for problem in problems], [certain] * count)
 
-    volumes, names = {4: packed(first, first != 1), 7: packed(second, second == 2)}, ("RV", "Myo", "LV")
+    volumes, names = (
+        {4: packed(first, first != 1), 7: packed(second, second == 2)},
+        ("RV", "Myo", "LV"),
+    )
     line = "relabelled images: 2; certain RV in 0, Myo in 2, LV in 0 - none has RV, LV"
     assert found(volumes, count, names, certain=True) == line
     line = "relabelled images: 2; pseudo-label RV in 1, Myo in 2, LV in 0 - none has LV"
@@ -329,23 +380,54 @@ def test_pseudo_labels_survive_a_checkpoint(net, tmp_path):
 
 
 def test_the_teacher_follows_the_student(tiny_la, tmp_path, script):
-    """One step an epoch: the run one epoch longer has moved its teacher towards the student where the shorter ended."""
-    options = ["--root", tiny_la, "--gpu", -1, "--patch", 32, 16, 16, "--n_filters", 2, "--labelnum", 2]
+    """One step an epoch: the run one epoch longer has moved its teacher towards the student where
+    the shorter ended.
+    """
+    options = [
+        "--root",
+        tiny_la,
+        "--gpu",
+        -1,
+        "--patch",
+        32,
+        16,
+        16,
+        "--n_filters",
+        2,
+        "--labelnum",
+        2,
+    ]
     options += ["--labeled_bs", 2, "--unlabeled_bs", 1, "--pretrain_epochs", 2, "--base_lr", 0.01]
 
     def checkpoint(epochs, decay):
         runs = tmp_path / f"{epochs}_{decay}"
-        done = script("train_coranet.py", *options, "--runs", runs, "--selftrain_epochs", epochs, "--ema_decay", decay)
+        done = script(
+            "train_coranet.py",
+            *options,
+            "--runs",
+            runs,
+            "--selftrain_epochs",
+            epochs,
+            "--ema_decay",
+            decay,
+        )
         assert done.returncode == 0, done.stderr
         folder = runs / "LA" / "coranet_2" / "seed1337"
-        said = re.findall(r"relabelled images: (\d); certain left atrium in [0-2]", (folder / "log.txt").read_text())
-        assert said == [str(epochs)] * (epochs > 0)  # all at the first step of self-training, a new one an epoch
+        said = re.findall(
+            r"relabelled images: (\d); certain left atrium in [0-2]",
+            (folder / "log.txt").read_text(),
+        )
+        assert said == [str(epochs)] * (
+            epochs > 0
+        )  # all at the first step of self-training, a new one an epoch
         return torch.load(folder / "last.pth", weights_only=True)
 
     first, second, third = (checkpoint(epochs, 0.25) for epochs in (0, 1, 2))
     moved = False
     for key, before in first["net"].items():
-        torch.testing.assert_close(second["teacher"][key], before)  # t = 0: a copy of the pre-trained student
+        torch.testing.assert_close(
+            second["teacher"][key], before
+        )  # t = 0: a copy of the pre-trained student
         expected = 0.25 * second["teacher"][key] + 0.75 * second["net"][key]
         torch.testing.assert_close(third["teacher"][key], expected)
         moved |= not torch.equal(third["teacher"][key], second["teacher"][key])

@@ -9,7 +9,9 @@ from conftest import ROOT
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 def test_kernels_compile_for_sm_80_and_sm_90():
-    done = subprocess.run([ROOT / ".ci" / "compile_cuda"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [ROOT / ".ci" / "compile_cuda"], capture_output=True, text=True, check=False
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     for architecture in ("sm_80", "sm_90"):

@@ -1,4 +1,5 @@
-"""All data sets through one interface: what a sample is, what is labelled, and one line for what is wrong with a list.
+"""All data sets through one interface: what a sample is, what is labelled, and one line for what is
+wrong with a list.
 
 Each is written small by hand here, in the layout that its file's docstring promises.
 """
@@ -31,7 +32,8 @@ LISTS = {
 LISTS |= {"Pancreas2d": LISTS["Pancreas"], "phantom": LISTS["LA"], "phantom2d": LISTS["LA"]}
 FILES = {"LA": f"{FOLDER}/{{}}/mri_norm2.h5", "Pancreas": "{}.h5"}
 FILES |= {"Pancreas2d": FILES["Pancreas"], "phantom": FILES["LA"], "phantom2d": FILES["LA"]}
-# samples of the train split; the shape of one in it and in the test split; how a test sample comes out of its file
+# samples of the train split; the shape of one in it and in the test split; how a test sample comes
+# out of its file
 SAMPLES = {
     "LA": (4, (6, 5, 4), (6, 5, 4), (0, 1, 2)),
     "ACDC": (24, (5, 4), (5, 4, 6), (1, 2, 0)),
@@ -76,7 +78,9 @@ def root(name, tmp_path):
             shape = (5, 4) if "_slice_" in case else (6, 5, 4)
             with h5py.File(path, "w") as h5:
                 h5["image"] = rng.standard_normal(shape).astype(np.float32)
-                h5["label"] = rng.integers(0, dataset_class(name).num_classes, shape, dtype=np.uint8)
+                h5["label"] = rng.integers(
+                    0, dataset_class(name).num_classes, shape, dtype=np.uint8
+                )
     if name.startswith("phantom"):
         settings = {"generator": 1, "seed": 0, "size": [6, 5, 4], "train": 4, "test": 2}
         (tmp_path / "phantom.json").write_text(json.dumps(settings))
@@ -168,7 +172,9 @@ def test_a_unit_in_two_lists(name, root):
         (root / own).write_text(f"{text}{repeated}\n")
         split = "train" if "train" in own else own.partition(".")[0]
         shown = repeated.partition("_")[0]
-        with pytest.raises(UserError, match=rf"^{unit} {shown} is in both .*{own} and .*{before}; a {unit} belongs"):
+        with pytest.raises(
+            UserError, match=rf"^{unit} {shown} is in both .*{own} and .*{before}; a {unit} belongs"
+        ):
             open_dataset(name, root, split)
         (root / own).write_text(text)
         open_dataset(name, root, split)
@@ -191,7 +197,9 @@ def test_missing_files(name, root):
         open_dataset(name, root, "test")
     file, cases = next(iter(LISTS[name].items()))
     path_of(name, root, cases[-1]).unlink()
-    with pytest.raises(UserError, match=rf"{cases[-1]}.*: file not found, though .*{file} lists its case"):
+    with pytest.raises(
+        UserError, match=rf"{cases[-1]}.*: file not found, though .*{file} lists its case"
+    ):
         open_dataset(name, root)
 
 
@@ -201,7 +209,9 @@ def test_labels_that_are_wrong_or_missing(name, root):
     image, label = stored(first)
     label.flat[0] = 9
     rewrite(first, label)
-    with pytest.raises(UserError, match=rf"{first.name}: label has values \[9\] outside the classes 0 … "):
+    with pytest.raises(
+        UserError, match=rf"{first.name}: label has values \[9\] outside the classes 0 … "
+    ):
         open_dataset(name, root).load(0)
     rewrite(first, label[..., 1:])
     with pytest.raises(UserError, match=rf"{first.name}: label has shape .*, but the image has"):
@@ -243,7 +253,9 @@ def test_a_volume_that_is_none_is_named_before_training(name, root):
     with h5py.File(path, "r+") as file:
         del file["image"]
         file["image"] = np.zeros((6, 5), np.float32)
-    with pytest.raises(UserError, match=rf"{path.name}: image has shape \(6, 5\), 3 axes are expected"):
+    with pytest.raises(
+        UserError, match=rf"{path.name}: image has shape \(6, 5\), 3 axes are expected"
+    ):
         open_dataset(name, root)
 
 
@@ -263,7 +275,9 @@ def test_brats_has_no_class_3(root):
     label = np.zeros((6, 5, 4), np.int16)
     label[0, 0] = 4, 3, 2, 1
     rewrite(path, label)
-    with pytest.raises(UserError, match=r"0001\.h5: label has value 3, .* 0, 1, 2 and 4 are expected"):
+    with pytest.raises(
+        UserError, match=r"0001\.h5: label has value 3, .* 0, 1, 2 and 4 are expected"
+    ):
         open_dataset("BraTS2019", root).load(0)
 
 
@@ -276,7 +290,9 @@ def test_spacing_follows_the_axes(name, axes, split, root):
 
 @pytest.mark.parametrize("name", ["Pancreas", "Pancreas2d"])
 def test_pancreas_in_the_other_published_layout(name, root):
-    """DTC's and MC-Net's: one list, a folder for the files, `_norm` in their names, or `.h5` in the list's."""
+    """DTC's and MC-Net's: one list, a folder for the files, `_norm` in their names, or `.h5` in the
+    list's.
+    """
     before = [open_dataset(name, root, split).load(0) for split in ("train", "test")]
     (root / "Pancreas_h5").mkdir()
     for case in (*TRAIN, *TEST):
@@ -305,7 +321,9 @@ def test_pancreas_warns_of_its_repeated_cases(root, case, file):
     with open(root / file, "a") as f:
         f.write(f"{case}\n")
     split = file.split("_")[0].split(".")[0]
-    with pytest.warns(UserWarning, match=f"the {split} list holds .*70|the {split} list holds .*25") as warned:
+    with pytest.warns(
+        UserWarning, match=f"the {split} list holds .*70|the {split} list holds .*25"
+    ) as warned:
         data = open_dataset("Pancreas", root, split)
     assert len(warned) == 1
     assert "\n" not in str(warned[0].message)

@@ -1,6 +1,8 @@
-"""What each script trains with unless told otherwise, against the papers' settings, written down by hand.
+"""What each script trains with unless told otherwise, against the papers' settings, written down by
+hand.
 
-A row names all that its rules and its data set decide, so that no rule can change, move or vanish unseen.
+A row names all that its rules and its data set decide, so that no rule can change, move or vanish
+unseen.
 """
 
 import pytest
@@ -25,20 +27,66 @@ DMD = FIELD | {"temperature": 1.93, "distill": "dice", "lambda_distill": 4.0}
 FEW = {"temperature": 2.0}
 KL = {"distill": "kl", "lambda_distill": 1.0}
 DTML = FIELD | {"consistency": 0.1, "dis_loss": "mask", "unlabeled": 1}
-UGMCL = FIELD | {"beta": 0.75, "consistency": 0.1, "threshold_start": 0.75, "passes": 8, "ema_decay": 0.99}
+UGMCL = FIELD | {
+    "beta": 0.75,
+    "consistency": 0.1,
+    "threshold_start": 0.75,
+    "passes": 8,
+    "ema_decay": 0.99,
+}
 UGMCL |= {"terms": ["dis", "itc", "ctc"]}
-UGMCL_CODE = UGMCL | {"max_iterations": 30000, "lr_step": 0, "beta": 1.0, "normalization": "instancenorm"}
+UGMCL_CODE = UGMCL | {
+    "max_iterations": 30000,
+    "lr_step": 0,
+    "beta": 1.0,
+    "normalization": "instancenorm",
+}
 UNET3D = {"net": "unet3d", "n_filters": 16}
-CML = FIELD | {"pretrain_iterations": 2000, "max_iterations": 15000, "lambda_u": 1.0, "lambda_dis": 0.2, "beta": 2 / 3}
+CML = FIELD | {
+    "pretrain_iterations": 2000,
+    "max_iterations": 15000,
+    "lambda_u": 1.0,
+    "lambda_dis": 0.2,
+    "beta": 2 / 3,
+}
 CML |= {"framework": "cml", "labeled_bs": 4, "unlabeled_bs": 4}
 CML_BRATS = CML | {"pretrain_iterations": 10000, "max_iterations": 30000, "lr_step": 0}
-CML_2D = CML_BRATS | {"lambda_u": 0.5, "lambda_dis": 0.1, "beta": 1 / 2, "labeled_bs": 2, "unlabeled_bs": 2}
-CORANET = {"pretrain_epochs": 30, "selftrain_epochs": 200, "passes": 1, "labeled_bs": 4, "unlabeled_bs": 4}
-CORANET |= {"base_lr": 1e-3, "normalization": "instancenorm", "alpha": 5.0, "train": "full", "relabel_epochs": 5}
-CORANET |= {"ema_decay": 0.99, "uncertainty": "crm", "looks": 8, "certain_below": 0.5, "multiclass": "direct"}
+CML_2D = CML_BRATS | {
+    "lambda_u": 0.5,
+    "lambda_dis": 0.1,
+    "beta": 1 / 2,
+    "labeled_bs": 2,
+    "unlabeled_bs": 2,
+}
+CORANET = {
+    "pretrain_epochs": 30,
+    "selftrain_epochs": 200,
+    "passes": 1,
+    "labeled_bs": 4,
+    "unlabeled_bs": 4,
+}
+CORANET |= {
+    "base_lr": 1e-3,
+    "normalization": "instancenorm",
+    "alpha": 5.0,
+    "train": "full",
+    "relabel_epochs": 5,
+}
+CORANET |= {
+    "ema_decay": 0.99,
+    "uncertainty": "crm",
+    "looks": 8,
+    "certain_below": 0.5,
+    "multiclass": "direct",
+}
 CORANET_ACDC = {"multiclass": "one_vs_rest", "augment": "affine"}
 CORANET_CODE = CORANET | {"pretrain_epochs": 60, "passes": 5, "labeled_bs": 8, "unlabeled_bs": 8}
-CORANET_2D = CORANET | {"selftrain_epochs": 100, "labeled_bs": 2, "unlabeled_bs": 2, "normalization": "batchnorm"}
+CORANET_2D = CORANET | {
+    "selftrain_epochs": 100,
+    "labeled_bs": 2,
+    "unlabeled_bs": 2,
+    "normalization": "batchnorm",
+}
 WIDE = {"net": "unet", "n_filters": 64}
 
 
@@ -86,7 +134,12 @@ WIDE = {"net": "unet", "n_filters": 64}
 )
 def test_defaults_are_the_papers(method, dataset, options, expected):
     patch, labeled_bs, unlabeled_bs, labelnum = SETS[dataset]
-    expected = {"patch": patch, "labeled_bs": labeled_bs, "unlabeled_bs": unlabeled_bs, "labelnum": labelnum} | expected
+    expected = {
+        "patch": patch,
+        "labeled_bs": labeled_bs,
+        "unlabeled_bs": unlabeled_bs,
+        "labelnum": labelnum,
+    } | expected
     if method == "supervised":
         del expected["unlabeled_bs"]
     flags = options.split()

@@ -1,4 +1,6 @@
-"""Two processes with one batch between them are one process with all of it, in every method, and stop and resume so."""
+"""Two processes with one batch between them are one process with all of it, in every method, and
+stop and resume so.
+"""
 
 import csv
 import json
@@ -27,15 +29,31 @@ METHODS = {
     "train_dtml": [*BOTH, "--max_iterations", 3, "--dis_loss", "both"],
     "train_ugmcl": [*BOTH, "--max_iterations", 3, "--passes", 2],
     "train_cml": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
-    "train_coranet": [*BOTH, "--pretrain_epochs", 1, "--selftrain_epochs", 2, "--relabel_epochs", 1],
+    "train_coranet": [
+        *BOTH,
+        "--pretrain_epochs",
+        1,
+        "--selftrain_epochs",
+        2,
+        "--relabel_epochs",
+        1,
+    ],
 }
 
 
 def torchrun(*arguments, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
     command += ["--", *map(str, arguments)]  # or torchrun takes --run for its own
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +64,20 @@ def runs(tmp_path_factory):
     for name in ("one", "two"):
         where = ["--root", str(folder / "LA"), "--runs", str(folder / name)]
         commands = [[method, *options, *where] for method, options in METHODS.items()]
-        commands.append(["train_dmd", *METHODS["train_dmd"], *where, "--accumulate", 2, "--name", "parts"])
-        commands.append(["train_cml", *METHODS["train_cml"], *where, "--preset", "released", "--name", "released"])
+        commands.append(
+            ["train_dmd", *METHODS["train_dmd"], *where, "--accumulate", 2, "--name", "parts"]
+        )
+        commands.append(
+            [
+                "train_cml",
+                *METHODS["train_cml"],
+                *where,
+                "--preset",
+                "released",
+                "--name",
+                "released",
+            ]
+        )
         validated = ["--val_fraction", 0.5, "--val_every", 2, "--name", "validated"]
         commands.append(["train_supervised", *METHODS["train_supervised"], *where, *validated])
         arguments = [ROOT / "tests" / "several_scripts.py", json.dumps(commands)]
@@ -67,13 +97,17 @@ def records(folder):
 def moving(state):
     """All tensors of a checkpoint's objects, by name."""
     if isinstance(state, dict):
-        return {f"{key}.{name}": t for key, value in state.items() for name, t in moving(value).items()}
+        return {
+            f"{key}.{name}": t for key, value in state.items() for name, t in moving(value).items()
+        }
     if isinstance(state, list | tuple):
         return moving(dict(enumerate(state)))
     return {"": state} if torch.is_tensor(state) else {}
 
 
-@pytest.mark.parametrize("name", [*(f"{method[6:]}_3" for method in METHODS), "parts", "released", "validated"])
+@pytest.mark.parametrize(
+    "name", [*(f"{method[6:]}_3" for method in METHODS), "parts", "released", "validated"]
+)
 def test_two_processes_are_one(runs, name):
     folders = [runs / which / "LA" / name / "seed1337" for which in ("one", "two")]
     one, two = map(records, folders)
@@ -81,12 +115,16 @@ def test_two_processes_are_one(runs, name):
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for key in a.keys() - {"time/step", "time/data"}:
-            near = 1e-3 if key == "info/certain" else 1e-6  # a count of voxels, of which some are at the threshold
+            near = (
+                1e-3 if key == "info/certain" else 1e-6
+            )  # a count of voxels, of which some are at the threshold
             assert a[key] == pytest.approx(b[key], rel=1e-5, abs=near), (key, a["step"])
     states = [moving(torch.load(folder / "last.pth", weights_only=True)) for folder in folders]
     assert states[0].keys() == states[1].keys()
     for key, a in states[0].items():
-        torch.testing.assert_close(states[1][key], a, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            states[1][key], a, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
     environment = json.loads((folders[1] / "environment.json").read_text())[-1]
     assert environment["processes"] == len(environment["devices"]) == 2
 
@@ -108,7 +146,13 @@ def test_test_cases_are_shared_out(runs):
     """Three processes for two cases: one has nothing to do; the table is that of one process."""
     tables = []
     for processes in (1, 3):
-        command = [ROOT / "code" / "test_LA.py", "--run", runs / "one" / "LA" / "dmd_3" / "seed1337", "--gpu", -1]
+        command = [
+            ROOT / "code" / "test_LA.py",
+            "--run",
+            runs / "one" / "LA" / "dmd_3" / "seed1337",
+            "--gpu",
+            -1,
+        ]
         process = torchrun(*command, "--stride", 16, 16, 16, "--figures", 0, processes=processes)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err.decode()
@@ -116,14 +160,31 @@ def test_test_cases_are_shared_out(runs):
         (folder,) = (runs / "one" / "LA" / "dmd_3" / "seed1337" / "test").glob("*")
         assert len(list((folder / "nifti").glob("*_pred.nii.gz"))) == 2
         with open(folder / "per_case.csv") as file:
-            tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+            tables.append(
+                [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+            )
     assert len(tables[0]) == 2
     assert tables[0] == tables[1]
 
 
 def test_a_share_keeps_the_ratio_and_the_pairs(tiny_la, monkeypatch):
-    """Whatever the number of processes, part p is the same crops; a share has half of its pairs' first halves."""
-    given = ["--root", tiny_la, "--gpu", -1, "--patch", 32, 16, 16, "--labelnum", 3, "--labeled_bs", 8]
+    """Whatever the number of processes, part p is the same crops; a share has half of its pairs'
+    first halves.
+    """
+    given = [
+        "--root",
+        tiny_la,
+        "--gpu",
+        -1,
+        "--patch",
+        32,
+        16,
+        16,
+        "--labelnum",
+        3,
+        "--labeled_bs",
+        8,
+    ]
     args = options.parse(options.parser("doc"), argv=[*map(str, given), "--unlabeled_bs", "16"])
     data = two_stream_loader(args, torch.device("cpu"))
     whole = data.batch(2)
@@ -131,11 +192,16 @@ def test_a_share_keeps_the_ratio_and_the_pairs(tiny_la, monkeypatch):
         crops = {}
         for number in range(processes):
             monkeypatch.setattr("dataloaders.two_stream.rank", lambda number=number: number)
-            monkeypatch.setattr("dataloaders.two_stream.world_size", lambda processes=processes: processes)
+            monkeypatch.setattr(
+                "dataloaders.two_stream.world_size", lambda processes=processes: processes
+            )
             for part in range(parts):
                 batch = data.batch(2, part, parts)
                 assert batch.part == part
-                assert (batch.labeled_bs, len(batch.crops)) == (8 // (processes * parts), 24 // (processes * parts))
+                assert (batch.labeled_bs, len(batch.crops)) == (
+                    8 // (processes * parts),
+                    24 // (processes * parts),
+                )
                 assert batch.label.shape[0] == batch.labeled_bs
                 crops[part + parts * number] = batch.crops
         shares = processes * parts
@@ -151,7 +217,10 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, script):
     process = torchrun(ROOT / "code" / "train_dmd.py", *options)
     folder = tmp_path / "runs" / "LA" / "dmd_3" / "seed1337"
     deadline = time.monotonic() + 120
-    while not ((folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").read_text().count("\n") > 3):
+    while not (
+        (folder / "metrics.jsonl").exists()
+        and (folder / "metrics.jsonl").read_text().count("\n") > 3
+    ):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -161,13 +230,17 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, script):
     assert step > 3
     assert f"SIGTERM: saved step {step}" in (folder / "log.txt").read_text()
     options[options.index(100000)] = step + 2
-    text = (folder / "args.json").read_text().replace("100000", str(step + 2))  # so that it ends soon
+    text = (
+        (folder / "args.json").read_text().replace("100000", str(step + 2))
+    )  # so that it ends soon
     (folder / "args.json").write_text(text)
     done = script("train_dmd.py", *options, "--resume")
     assert done.returncode == 0, done.stderr
     steps = [record["step"] for record in records(folder)]
     assert steps == list(range(1, step + 3))
-    processes = [part["processes"] for part in json.loads((folder / "environment.json").read_text())]
+    processes = [
+        part["processes"] for part in json.loads((folder / "environment.json").read_text())
+    ]
     assert processes == [2, 1]
 
 
@@ -182,8 +255,12 @@ def test_what_one_process_does_is_refused_to_several(monkeypatch):
     for script in (predict, assess_coranet):
         monkeypatch.setattr(sys, "argv", [script.__file__, "--run", "nowhere"])
         if script is predict:
-            monkeypatch.setattr(sys, "argv", [script.__file__, "nowhere", "image.nii.gz", "--out", "nowhere"])
-        with pytest.raises(UserError, match="one process does this: start the script without torchrun"):
+            monkeypatch.setattr(
+                sys, "argv", [script.__file__, "nowhere", "image.nii.gz", "--out", "nowhere"]
+            )
+        with pytest.raises(
+            UserError, match="one process does this: start the script without torchrun"
+        ):
             script.main()
 
 
@@ -193,7 +270,12 @@ def test_gpus_of_torchrun(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1", "RANK": "3"}.items():
+    for name, value in {
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "RANK": "3",
+    }.items():
         monkeypatch.setenv(name, value)
     assert device.select_devices("0") == [torch.device("cuda", 1)]
     assert device.select_devices("2,3") == [torch.device("cuda", 3)]

@@ -41,7 +41,9 @@ def test_objective_against_numpy(case, distill, weight, temperature):
     truth = np.stack([label == c for c in range(z_1.shape[1])], 1).astype(float)
     expected = mean_dice(softmax(z_1[:LABELED]), truth) + mean_dice(softmax(z_2[:LABELED]), truth)
     p_1, p_2 = softmax(z_1 / temperature), softmax(z_2 / temperature)
-    between = mean_dice(p_1, p_2) if distill == "dice" else divergence(p_2, p_1) + divergence(p_1, p_2)
+    between = (
+        mean_dice(p_1, p_2) if distill == "dice" else divergence(p_2, p_1) + divergence(p_1, p_2)
+    )
     loss, terms, _ = ours(case, distill, temperature, weight)
     assert loss.item() == pytest.approx(expected + weight * between, rel=1e-12)
     assert terms["loss_distill"].item() == pytest.approx(between, rel=1e-12)
@@ -53,7 +55,9 @@ def test_a_voxel_by_hand():
     assert dmd.distillation(z, z.flip(1), "kl", 1.0).item() == pytest.approx(np.log(3))
     assert dmd.distillation(z, z.flip(1), "dice", 1.0).item() == pytest.approx(1 - 6 / 10, abs=1e-4)
     p = np.sqrt(3) / (1 + np.sqrt(3))
-    assert dmd.distillation(z, z.flip(1), "kl", 2.0).item() == pytest.approx((2 * p - 1) * np.log(3))
+    assert dmd.distillation(z, z.flip(1), "kl", 2.0).item() == pytest.approx(
+        (2 * p - 1) * np.log(3)
+    )
     assert dmd.distillation(z, z.flip(1), "dice", 2.0).item() == pytest.approx(
         1 - 2 * p * (1 - p) / (p**2 + (1 - p) ** 2), abs=1e-4
     )

@@ -21,7 +21,9 @@ def case(request):
     rng = np.random.default_rng(0)
     shape = (4, 3, 2)
     logits = rng.standard_normal((4, request.param, *shape))
-    sdm = np.tanh(rng.standard_normal((4, request.param - 1, *shape)) * 10 ** rng.uniform(-5, 0, shape))
+    sdm = np.tanh(
+        rng.standard_normal((4, request.param - 1, *shape)) * 10 ** rng.uniform(-5, 0, shape)
+    )
     return logits, sdm, rng.integers(0, request.param, (LABELED, *shape))
 
 
@@ -39,14 +41,18 @@ def test_objective_against_numpy(case, dis_loss):
     ce = -np.log(np.take_along_axis(prob[:LABELED], label[:, None], 1)).mean()
     seg = (ce + np.mean([dice(prob[:LABELED, c], (label == c).astype(float)) for c in classes])) / 2
     mask = np.mean([dice(prob_d[:LABELED, c - 1], (label == c).astype(float)) for c in classes])
-    truth = np.stack([normalized_sdm_reference(torch.from_numpy(label == c)).numpy() for c in classes], 1)
+    truth = np.stack(
+        [normalized_sdm_reference(torch.from_numpy(label == c)).numpy() for c in classes], 1
+    )
     difference = sdm[:LABELED] - truth
     distance = (difference**2).mean() if dis_loss == "sdm2" else np.abs(difference).mean()
     dis = {"mask": mask, "both": mask + distance}.get(dis_loss, distance)
     con = ((prob[:, 1:] - prob_d) ** 2).mean()
     loss, terms, *_ = ours(case, dis_loss)
     assert loss.item() == pytest.approx(seg + dis + WEIGHT * con, rel=1e-6)
-    assert [terms[f"loss_{name}"].item() for name in ("seg", "dis", "con")] == pytest.approx([seg, dis, con], rel=1e-6)
+    assert [terms[f"loss_{name}"].item() for name in ("seg", "dis", "con")] == pytest.approx(
+        [seg, dis, con], rel=1e-6
+    )
 
 
 def test_inside_is_where_the_distance_is_negative():
@@ -90,7 +96,10 @@ def test_gradcheck(case):
     sdm = (1e-3 * sdm.detach()).requires_grad_()  # where the steep sigmoid is soft
     for dis_loss in ("mask", "sdm2", "both"):
         assert torch.autograd.gradcheck(
-            lambda z, d, kind=dis_loss: dtml.objective(z, d, label, WEIGHT, kind)[0], (logits, sdm), eps=1e-9, atol=1e-4
+            lambda z, d, kind=dis_loss: dtml.objective(z, d, label, WEIGHT, kind)[0],
+            (logits, sdm),
+            eps=1e-9,
+            atol=1e-4,
         )
 
 
@@ -99,13 +108,19 @@ def test_consistency_weight():
     assert dtml.consistency_weight(6000, paper) == pytest.approx(0.1)
     assert dtml.consistency_weight(3000, paper) == pytest.approx(0.1 * math.exp(-5 / 4))
     released = Namespace(preset="released", consistency=1.0, max_iterations=6000)
-    assert dtml.consistency_weight(150, released) == dtml.consistency_weight(1, released) == 2 * math.exp(-5)
+    assert (
+        dtml.consistency_weight(150, released)
+        == dtml.consistency_weight(1, released)
+        == 2 * math.exp(-5)
+    )
     assert dtml.consistency_weight(151, released) == 2 * math.exp(-5 * (39 / 40) ** 2)
     assert dtml.consistency_weight(6001, released) == 2
 
 
 def test_released_is_both_losses_back_propagated_into_both_networks(case):
-    """Two backward passes, of L_s and of L_d, each with the consistency, against the one sum with it twice."""
+    """Two backward passes, of L_s and of L_d, each with the consistency, against the one sum with
+    it twice.
+    """
     total, _, *mine = ours(case, weight=2 * WEIGHT)
     total.backward()
     _, terms, *theirs = ours(case)

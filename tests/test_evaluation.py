@@ -1,4 +1,6 @@
-"""utils/evaluation.py and code/test_LA.py: files, numbers and messages, on a tiny run and tiny data in LA's layout."""
+"""utils/evaluation.py and code/test_LA.py: files, numbers and messages, on a tiny run and tiny data
+in LA's layout.
+"""
 
 import csv
 import hashlib
@@ -21,7 +23,15 @@ from scipy import ndimage
 
 from networks.vnet import VNet
 from utils.errors import UserError
-from utils.evaluation import EMPTY, evaluate, find_checkpoint, find_run, slice_metrics, summarise, write_nifti
+from utils.evaluation import (
+    EMPTY,
+    evaluate,
+    find_checkpoint,
+    find_run,
+    slice_metrics,
+    summarise,
+    write_nifti,
+)
 from utils.inference import mean_probability, sliding_window
 from utils.metrics import METRICS
 from utils.ops import largest_component
@@ -41,7 +51,9 @@ def coarse_figures(monkeypatch):
 
 def ball(shape=SHAPE, centre=(18, 16, 10), radius=7):
     grid = np.indices(shape)
-    return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2).astype(np.uint8)
+    return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2).astype(
+        np.uint8
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluate
@@ -58,11 +70,18 @@ def run_evaluate(folder, predictions, labels, num_classes=2, **options):
 def test_evaluate_scores_every_case_as_medpy_does(tmp_path, capsys):
     label = ball()
     predictions = [label, np.roll(label, 3, 0), ball(radius=5)]
-    summary = run_evaluate(tmp_path, predictions, [label] * 3, figures=True, nifti=True, spacing=(0.5, 1, 2))
+    summary = run_evaluate(
+        tmp_path, predictions, [label] * 3, figures=True, nifti=True, spacing=(0.5, 1, 2)
+    )
     with open(tmp_path / "per_case.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["case"] for row in rows] == ["CASE0", "CASE1", "CASE2"]
-    for metric, function in {"dice": binary.dc, "jaccard": binary.jc, "hd95": binary.hd95, "asd": binary.asd}.items():
+    for metric, function in {
+        "dice": binary.dc,
+        "jaccard": binary.jc,
+        "hd95": binary.hd95,
+        "asd": binary.asd,
+    }.items():
         expected = [function(pred, label) for pred in predictions]
         assert [float(row[metric]) for row in rows] == pytest.approx(expected, abs=1e-9)
         assert summary["mean"][metric]["mean"] == pytest.approx(np.mean(expected))
@@ -73,7 +92,9 @@ def test_evaluate_scores_every_case_as_medpy_does(tmp_path, capsys):
     assert saved["run"] == "here"
     assert saved["cases"] == 3
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    per_case = {f"figures/CASE{i}{kind}.png" for i in range(3) for kind in ("", "_errors", "_surface")}
+    per_case = {
+        f"figures/CASE{i}{kind}.png" for i in range(3) for kind in ("", "_errors", "_surface")
+    }
     per_case |= {f"nifti/CASE{i}_{kind}.nii.gz" for i in range(3) for kind in ("pred", "label")}
     assert names == {"per_case.csv", "summary.json", "summary.png"} | per_case
 
@@ -92,17 +113,23 @@ def test_nothing_is_written_that_was_not_asked_for(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"per_case.csv", "summary.json"}
 
 
-@pytest.mark.parametrize(("empty", "hd95"), [("zero", 0.0), ("nan", None), ("diagonal", float(np.linalg.norm(SHAPE)))])
+@pytest.mark.parametrize(
+    ("empty", "hd95"), [("zero", 0.0), ("nan", None), ("diagonal", float(np.linalg.norm(SHAPE)))]
+)
 def test_empty_predictions_are_counted_and_scored_as_said(tmp_path, capsys, empty, hd95):
     nothing, label = np.zeros(SHAPE, np.uint8), ball()
     shifted = np.roll(label, 2, 0)
-    summary = run_evaluate(tmp_path, [nothing, shifted], [label, label], empty=empty, figures=True, nifti=True)
+    summary = run_evaluate(
+        tmp_path, [nothing, shifted], [label, label], empty=empty, figures=True, nifti=True
+    )
     saved = json.loads((tmp_path / "summary.json").read_text())
     assert saved["empty_predictions"] == 1
     assert saved["empty_references"] == 0
     other = binary.hd95(shifted, label)
     assert summary["mean"]["hd95"]["n"] == (1 if hd95 is None else 2)
-    assert summary["mean"]["hd95"]["mean"] == pytest.approx(other if hd95 is None else (hd95 + other) / 2)
+    assert summary["mean"]["hd95"]["mean"] == pytest.approx(
+        other if hd95 is None else (hd95 + other) / 2
+    )
     assert summary["mean"]["dice"]["mean"] == pytest.approx(binary.dc(shifted, label) / 2)
     printed = capsys.readouterr().out
     assert f"1 empty predictions, 0 empty references: {saved['empty']}" in printed
@@ -120,9 +147,15 @@ def test_a_run_that_predicts_nothing_still_reports(tmp_path):
 def test_classes_are_averaged_within_a_case_first(tmp_path, capsys):
     labels = [ball(centre=(10, 16, 10)) + 2 * ball(centre=(26, 16, 10))] * 2
     predictions = [labels[0], np.where(labels[0] == 2, 0, labels[0])]
-    summary = run_evaluate(tmp_path, predictions, labels, 3, class_names=("atrium", "scar"), figures=True)
+    summary = run_evaluate(
+        tmp_path, predictions, labels, 3, class_names=("atrium", "scar"), figures=True
+    )
     assert summary["classes"]["atrium"]["dice"] == {"mean": 1, "sd": 0, "n": 2}
-    assert summary["classes"]["scar"]["dice"] == {"mean": 0.5, "sd": pytest.approx(0.5**0.5), "n": 2}
+    assert summary["classes"]["scar"]["dice"] == {
+        "mean": 0.5,
+        "sd": pytest.approx(0.5**0.5),
+        "n": 2,
+    }
     assert summary["mean"]["dice"] == {"mean": 0.75, "sd": pytest.approx(0.5**0.5 / 2), "n": 2}
     assert summary["empty_predictions"] == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -156,7 +189,11 @@ def test_figures_are_those_that_apply_in_the_formats_asked_for(tmp_path, capsys,
 
 def test_results_of_an_earlier_call_are_removed(tmp_path):
     run_evaluate(tmp_path, [ball()] * 2, [ball()] * 2, figures=("png", "pdf"), nifti=True)
-    own = [tmp_path / "certain.csv", tmp_path / "figures" / "notes.txt", tmp_path / "nifti" / "mine.nrrd"]
+    own = [
+        tmp_path / "certain.csv",
+        tmp_path / "figures" / "notes.txt",
+        tmp_path / "nifti" / "mine.nrrd",
+    ]
     for path in own:
         path.touch()
 
@@ -164,11 +201,24 @@ def test_results_of_an_earlier_call_are_removed(tmp_path):
         assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(own)
         return ball()
 
-    evaluate([("CASE9", np.zeros(SHAPE), ball())], segment, tmp_path, 2, record={}, nifti=True, figures=False)
-    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} - {
-        str(path.relative_to(tmp_path)) for path in own
+    evaluate(
+        [("CASE9", np.zeros(SHAPE), ball())],
+        segment,
+        tmp_path,
+        2,
+        record={},
+        nifti=True,
+        figures=False,
+    )
+    written = {
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
+    } - {str(path.relative_to(tmp_path)) for path in own}
+    assert written == {
+        "per_case.csv",
+        "summary.json",
+        "nifti/CASE9_pred.nii.gz",
+        "nifti/CASE9_label.nii.gz",
     }
-    assert written == {"per_case.csv", "summary.json", "nifti/CASE9_pred.nii.gz", "nifti/CASE9_label.nii.gz"}
 
 
 def test_slice_metrics_average_the_slices_that_show_the_class():
@@ -188,7 +238,12 @@ def test_evaluate_needs_a_case(tmp_path):
 
 
 def test_summarise_one_case_has_no_sd():
-    row = dict.fromkeys(METRICS, 0.5) | {"case": "A", "class_name": "x", "prediction_voxels": 1, "reference_voxels": 1}
+    row = dict.fromkeys(METRICS, 0.5) | {
+        "case": "A",
+        "class_name": "x",
+        "prediction_voxels": 1,
+        "reference_voxels": 1,
+    }
     assert summarise([row | {"seconds": 1.0}])["mean"]["dice"] == {"mean": 0.5, "sd": None, "n": 1}
 
 
@@ -199,7 +254,10 @@ def test_nifti_keeps_axes_and_spacing(tmp_path):
     assert image.GetSize() == (5, 6, 7)
     assert image.GetSpacing() == (0.5, 1.0, 2.5)
     assert image.GetPixelID() == SimpleITK.sitkUInt8
-    assert all(image.GetPixel(*map(int, index)) == labels[tuple(index)] for index in np.ndindex(labels.shape))
+    assert all(
+        image.GetPixel(*map(int, index)) == labels[tuple(index)]
+        for index in np.ndindex(labels.shape)
+    )
     write_nifti(tmp_path / "a.nii.gz", labels)  # written over, whole
     assert SimpleITK.ReadImage(str(tmp_path / "a.nii.gz")).GetSpacing() == (1, 1, 1)
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
@@ -208,11 +266,15 @@ def test_nifti_keeps_axes_and_spacing(tmp_path):
 @pytest.mark.parametrize(("slices", "axes"), [(False, (0, 1, 2)), (True, (1, 0, 2))])
 def test_nifti_is_x_y_z_of_volumes_and_of_stacks_of_slices(tmp_path, slices, axes):
     label = ball(centre=(10, 16, 10))
-    run_evaluate(tmp_path, [np.roll(label, 3, 0)], [label], nifti=True, slices=slices, spacing=(0.5, 1, 2))
+    run_evaluate(
+        tmp_path, [np.roll(label, 3, 0)], [label], nifti=True, slices=slices, spacing=(0.5, 1, 2)
+    )
     for kind, labels in (("label", label), ("pred", np.roll(label, 3, 0))):
         image = SimpleITK.ReadImage(str(tmp_path / "nifti" / f"CASE0_{kind}.nii.gz"))
         assert image.GetSpacing() == tuple((0.5, 1, 2)[axis] for axis in axes)
-        np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0), labels.transpose(axes))
+        np.testing.assert_array_equal(
+            SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0), labels.transpose(axes)
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
@@ -246,7 +308,9 @@ def test_find_run_and_checkpoint(tmp_path):
 
 @pytest.fixture
 def place(tmp_path, tiny_la, monkeypatch):
-    """The folder to be in: data in LA's layout below data/, and a run of two tested networks below runs/."""
+    """The folder to be in: data in LA's layout below data/, and a run of two tested networks below
+    runs/.
+    """
     (tmp_path / "data").mkdir()
     tiny_la.rename(tmp_path / "data" / "LA")
     torch.manual_seed(0)
@@ -261,12 +325,17 @@ def place(tmp_path, tiny_la, monkeypatch):
         "last": 5,
         "args": options,
         "test_networks": list(nets),
-        "networks": {name: {"class": "networks.vnet.VNet", "kwargs": net.config} for name, net in nets.items()},
+        "networks": {
+            name: {"class": "networks.vnet.VNet", "kwargs": net.config}
+            for name, net in nets.items()
+        },
     }
     folder = tmp_path / "runs" / "LA" / "coranet_16" / "seed1337"
     folder.mkdir(parents=True)
     (folder / "args.json").write_text(json.dumps(options))
-    torch.save(checkpoint | {name: net.state_dict() for name, net in nets.items()}, folder / "last.pth")
+    torch.save(
+        checkpoint | {name: net.state_dict() for name, net in nets.items()}, folder / "last.pth"
+    )
     monkeypatch.chdir(tmp_path)
     return folder, list(nets.values())
 
@@ -304,25 +373,47 @@ def test_script_alone_does_the_whole_job(place, script):
     prob = sliding_window(mean_probability(networks), image, PATCH, STRIDE, 2, activation=None)
     expected = largest_component(prob.argmax(0)[None], 2)[0].numpy()
     for kind, array in (("pred", expected), ("label", label)):
-        stored = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out / "nifti" / f"CASE06_{kind}.nii.gz")))
+        stored = SimpleITK.GetArrayFromImage(
+            SimpleITK.ReadImage(str(out / "nifti" / f"CASE06_{kind}.nii.gz"))
+        )
         assert (stored.transpose(2, 1, 0) == array).mean() > 0.999
 
 
 def test_script_records_how_the_numbers_came_about(place, call):
     folder, _ = place
     call(
-        "--cases", "1", "--nms", "0", "--stride", "4", "8", "4", "--precision", "fp32", "--figures", "0", "--nifti", "0"
+        "--cases",
+        "1",
+        "--nms",
+        "0",
+        "--stride",
+        "4",
+        "8",
+        "4",
+        "--precision",
+        "fp32",
+        "--figures",
+        "0",
+        "--nifti",
+        "0",
     )
     out = folder / "test" / "last_nms0_stride4-8-4_fp32_cases1"
     assert {p.name for p in out.iterdir()} == {"per_case.csv", "summary.json"}
     assert not (folder / "test" / "last").exists()
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["cases"], summary["listed_cases"], summary["step"], summary["last_step"]) == (1, 2, 3, 5)
+    assert (summary["cases"], summary["listed_cases"], summary["step"], summary["last_step"]) == (
+        1,
+        2,
+        3,
+        5,
+    )
     assert summary["selection"] == "the run is unfinished"
     assert summary["test"]["stride"] == [4, 8, 4]
     assert summary["test"]["precision"] == "fp32"
     assert summary["trained"]["patch"] == list(PATCH)
-    assert {key: summary["test"][key] for key in ("method", "labelnum", "seed", "dataset", "runs")} == {
+    assert {
+        key: summary["test"][key] for key in ("method", "labelnum", "seed", "dataset", "runs")
+    } == {
         "method": "coranet",
         "labelnum": 16,
         "seed": 1337,
@@ -338,7 +429,9 @@ def test_nms_keeps_one_component(place, call):
     for nms in "10":
         call("--nms", nms, "--cases", "1", "--precision", "fp32", "--figures", "0")
     kept, whole = (
-        SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / "test" / tag / "nifti" / "CASE06_pred.nii.gz")))
+        SimpleITK.GetArrayFromImage(
+            SimpleITK.ReadImage(str(folder / "test" / tag / "nifti" / "CASE06_pred.nii.gz"))
+        )
         for tag in ("last_fp32_cases1", "last_nms0_fp32_cases1")
     )
     structure = np.ones((3, 3, 3))
@@ -350,8 +443,21 @@ def test_one_network_can_be_tested_alone(place, call):
     folder, _ = place
     dice = {}
     for name in ("net", "twin"):
-        call("--network", name, "--cases", "1", "--precision", "fp32", "--figures", "0", "--nifti", "0")
-        summary = json.loads((folder / "test" / f"last_{name}_fp32_cases1" / "summary.json").read_text())
+        call(
+            "--network",
+            name,
+            "--cases",
+            "1",
+            "--precision",
+            "fp32",
+            "--figures",
+            "0",
+            "--nifti",
+            "0",
+        )
+        summary = json.loads(
+            (folder / "test" / f"last_{name}_fp32_cases1" / "summary.json").read_text()
+        )
         dice[name] = summary["mean"]["dice"]["mean"]
     assert len(set(dice.values())) == 2
 
@@ -360,7 +466,18 @@ def test_batch_moves_no_number(place, call):
     folder, _ = place
     dice = []
     for batch in ("1", "3"):
-        call("--batch", batch, "--cases", "1", "--precision", "fp32", "--figures", "0", "--nifti", "0")
+        call(
+            "--batch",
+            batch,
+            "--cases",
+            "1",
+            "--precision",
+            "fp32",
+            "--figures",
+            "0",
+            "--nifti",
+            "0",
+        )
         summary = json.loads((folder / "test" / "last_fp32_cases1" / "summary.json").read_text())
         dice.append(summary["mean"]["dice"]["mean"])
     assert dice[0] == pytest.approx(dice[1], abs=1e-3)
@@ -376,14 +493,22 @@ def test_run_and_root_name_other_folders(place, call, tmp_path):
     (out,) = (tmp_path / "elsewhere" / "test").iterdir()
     said = json.loads((out / "summary.json").read_text())["test"]
     assert (said["run"], said["root"]) == ("elsewhere", "moved/LA")
-    assert not said.keys() & {"method", "labelnum", "seed", "dataset", "runs"}  # of no run, or of another
+    assert not said.keys() & {
+        "method",
+        "labelnum",
+        "seed",
+        "dataset",
+        "runs",
+    }  # of no run, or of another
     with pytest.raises(UserError, match="data/LA"):
         call("--run", "elsewhere", *QUICK)
 
 
 def test_only_another_root_than_the_recorded_one_moves_a_number(place, call):
     folder, _ = place
-    call("--root", "../" + Path.cwd().name + "/data/LA", *QUICK)  # where no root is recorded: the data set's usual one
+    call(
+        "--root", "../" + Path.cwd().name + "/data/LA", *QUICK
+    )  # where no root is recorded: the data set's usual one
     assert written(folder) == {"last_cases1"}
     Path("data").rename("moved")
     remake(folder / "last.pth", lambda c: c["args"].update(root="moved/LA"))
@@ -398,7 +523,9 @@ def test_only_another_root_than_the_recorded_one_moves_a_number(place, call):
     assert written(folder) == {"last_cases1"} | tags
 
 
-def test_the_recorded_root_is_that_of_the_training_wherever_one_tests(place, call, tmp_path, monkeypatch):
+def test_the_recorded_root_is_that_of_the_training_wherever_one_tests(
+    place, call, tmp_path, monkeypatch
+):
     folder, _ = place
     Path("far").mkdir()
     Path("runs").rename("far/runs")
@@ -415,7 +542,9 @@ def test_a_usual_stride_beyond_the_patch_is_clamped(place, call):
     folder, _ = place
     remake(folder / "last.pth", lambda c: c["args"].update(patch=[16, 32, 16]))
     call(*QUICK)
-    assert json.loads((folder / "test" / "last_cases1" / "summary.json").read_text())["test"]["stride"] == [16, 18, 4]
+    assert json.loads((folder / "test" / "last_cases1" / "summary.json").read_text())["test"][
+        "stride"
+    ] == [16, 18, 4]
 
 
 def test_half_resolution_halves_volumes_and_strides_and_doubles_the_spacing(place, call):
@@ -443,7 +572,10 @@ def test_how_empty_masks_score_is_an_option(place, call):
         summary = json.loads((folder / "test" / tag / "summary.json").read_text())
         means[empty] = summary["mean"]["hd95"]
         assert (summary["empty_references"], summary["empty"]) == (1, EMPTY[empty])
-    assert means == {"zero": {"mean": 0, "sd": None, "n": 1}, "nan": {"mean": None, "sd": None, "n": 0}}
+    assert means == {
+        "zero": {"mean": 0, "sd": None, "n": 1},
+        "nan": {"mean": None, "sd": None, "n": 0},
+    }
 
 
 def test_a_metric_named_twice_is_shown_once(place, call, capsys):
@@ -486,11 +618,19 @@ def other_architecture(checkpoint):
         ([], lambda f: (f / "last.pth").unlink(), "no checkpoint yet"),
         ([], lambda f: (f / "last.pth").write_bytes(b""), "damaged"),
         ([], lambda f: remake(f / "last.pth", other_architecture), "another architecture"),
-        ([], lambda f: remake(f / "last.pth", lambda c: c["args"].update(dataset="ACDC")), r"code/test_ACDC\.py"),
+        (
+            [],
+            lambda f: remake(f / "last.pth", lambda c: c["args"].update(dataset="ACDC")),
+            r"code/test_ACDC\.py",
+        ),
         ([], lambda f: Path("data/LA/test.list").unlink(), r"test\.list"),
         ([], lambda f: Path("data/LA/test.list").write_text("CASE00\n"), "CASE00"),
         (["--root", "nowhere"], None, "nowhere: no such folder"),
-        (["--stride", "18", "18", "20"], None, "--stride 18 18 20 leaves gaps between windows of 32 32 16"),
+        (
+            ["--stride", "18", "18", "20"],
+            None,
+            "--stride 18 18 20 leaves gaps between windows of 32 32 16",
+        ),
         (["--gpu", "0,1"], None, "--gpu 0,1: testing uses one device"),
     ],
 )
@@ -516,7 +656,9 @@ def test_a_closed_pipe_ends_quietly(lines):
     code = f"from utils import run; run.main(lambda: print(*['a line'] * {lines}, sep='\\n'))"
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, cwd=ROOT, check=False
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
 

@@ -1,4 +1,6 @@
-"""Exported folders: nothing that pickles, nothing that only training needs, the same probabilities, an honest card."""
+"""Exported folders: nothing that pickles, nothing that only training needs, the same probabilities,
+an honest card.
+"""
 
 import json
 
@@ -14,25 +16,49 @@ from utils.errors import UserError
 from utils.export import inference_checkpoint, read_export
 from utils.inference import load_networks, mean_probability
 
-DATA = {"name": "LA", "num_classes": 3, "class_names": ["a", "b"], "spacing": [0.5, 0.5, 2.0], "stride": [8, 8, 8]}
+DATA = {
+    "name": "LA",
+    "num_classes": 3,
+    "class_names": ["a", "b"],
+    "spacing": [0.5, 0.5, 2.0],
+    "stride": [8, 8, 8],
+}
 DATA |= {"image_axes": None, "preprocessing": None}
-TRAINED = {"method": "tiny", "dataset": "LA", "root": None, "labelnum": 3, "seed": 7, "downsample": 1}
+TRAINED = {
+    "method": "tiny",
+    "dataset": "LA",
+    "root": None,
+    "labelnum": 3,
+    "seed": 7,
+    "downsample": 1,
+}
 TRAINED |= {"precision": "fp32"}
 # what a run's networks may be, and the numbers of each that inference does not need
 NETWORKS = {
     "plain": (lambda: network_class("vnet")(1, 3, 2), None),
     "two": (lambda: network_class("vnet")(1, 3, 2, deepest=True), None),
-    "coranet": (lambda: network_class("vnet")(1, 3, 2, branches=3, normalization="instancenorm"), "heads.1"),
+    "coranet": (
+        lambda: network_class("vnet")(1, 3, 2, branches=3, normalization="instancenorm"),
+        "heads.1",
+    ),
     "dual task": (lambda: network_class("unet3d")(1, 3, 2, sdm_head=True), "sdm"),
-    "distances alone": (lambda: network_class("vnet")(1, 3, 2, sdm_head=True, segmentation_head=False), None),
-    "one vs rest": (lambda: OneVsRest("unet", 1, 3, n_filters=2, branches=3, levels=4), "networks.1.heads.2"),
+    "distances alone": (
+        lambda: network_class("vnet")(1, 3, 2, sdm_head=True, segmentation_head=False),
+        None,
+    ),
+    "one vs rest": (
+        lambda: OneVsRest("unet", 1, 3, n_filters=2, branches=3, levels=4),
+        "networks.1.heads.2",
+    ),
     "slices": (lambda: network_class("unet")(1, 3, 2), None),
 }
 
 
 @pytest.fixture
 def make_run(tmp_path):
-    """`make_run(name)`: a run's folder as training leaves it, with random weights and statistics."""
+    """`make_run(name)`: a run's folder as training leaves it, with random weights and
+    statistics.
+    """
 
     def make(name, **changes):
         folder = tmp_path / "runs" / "LA" / "tiny_3" / "seed7"
@@ -47,14 +73,25 @@ def make_run(tmp_path):
                 elif value.is_floating_point():
                     value.normal_(0, 0.3)
         patch = [32] * nets["net"].dims
-        state = {"step": 5, "last": 5, "args": TRAINED | {"patch": patch}, "dataset": DATA, "data": "x"}
+        state = {
+            "step": 5,
+            "last": 5,
+            "args": TRAINED | {"patch": patch},
+            "dataset": DATA,
+            "data": "x",
+        }
         state |= {"test_networks": list(nets), "optimizer": {"state": torch.zeros(3)}}
         state["networks"] = {
             key: {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
             for key, net in nets.items()
         }
-        torch.save(state | {key: net.state_dict() for key, net in nets.items()} | changes, folder / "last.pth")
-        (folder / "environment.json").write_text(json.dumps([{"commit": "old"}, {"commit": "abc123", "dirty": True}]))
+        torch.save(
+            state | {key: net.state_dict() for key, net in nets.items()} | changes,
+            folder / "last.pth",
+        )
+        (folder / "environment.json").write_text(
+            json.dumps([{"commit": "old"}, {"commit": "abc123", "dirty": True}])
+        )
         return folder
 
     return make
@@ -115,23 +152,37 @@ def test_the_card_says_what_it_is(make_run, tmp_path):
     folder = make_run("plain", **chosen, best={"step": 5, "dice": 0.5})
     (folder / "last.pth").rename(folder / "best.pth")
     spread = {"mean": 0.875, "sd": 0.0123, "n": 2}
-    mean = {"dice": spread, "jaccard": spread, "hd95": {"mean": None, "sd": None, "n": 0}, "asd": spread}
+    mean = {
+        "dice": spread,
+        "jaccard": spread,
+        "hd95": {"mean": None, "sd": None, "n": 0},
+        "asd": spread,
+    }
     summary = {"step": 5, "mean": mean, "cases": 2, "list": "the test list", "empty_predictions": 1}
     summary |= {"empty": "an empty mask scores 0"}
     summary |= {"units": {"hd": "voxels"}, "test": {"network": None}}
-    tests = {"best": {}, "last": {"step": 9, "checkpoint": "last.pth"}, "best_net": {"test": {"network": "net"}}}
+    tests = {
+        "best": {},
+        "last": {"step": 9, "checkpoint": "last.pth"},
+        "best_net": {"test": {"network": "net"}},
+    }
     for tag, other in tests.items():
         (folder / "test" / tag).mkdir(parents=True)
-        (folder / "test" / tag / "summary.json").write_text(json.dumps(summary | {"checkpoint": "best.pth"} | other))
+        (folder / "test" / tag / "summary.json").write_text(
+            json.dumps(summary | {"checkpoint": "best.pth"} | other)
+        )
     export.main([str(folder), "--checkpoint", "best", "--out", str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
-        "| step | 5 of 9; best on validation cases: 2 labelled training cases, which are not trained on, Dice 50.00 |"
-        in card
+        "| step | 5 of 9; best on validation cases: 2 labelled training cases, which are not "
+        "trained on, Dice 50.00 |" in card
     )
     assert "| best: the test list | 2 | 87.50 ± 1.23 | 87.50 ± 1.23 | - | 0.88 ± 0.01 | 1 |" in card
     assert "Empty: an empty mask scores 0." in card
-    assert "| labelled | the first 3 of the training list, without A, B, kept aside for validation |" in card
+    assert (
+        "| labelled | the first 3 of the training list, without A, B, kept aside for validation |"
+        in card
+    )
     assert "| last: " not in card
     assert "| best_net: " not in card
     assert "| classes | 0 background, 1 a, 2 b |" in card
@@ -145,9 +196,14 @@ def test_the_card_says_what_it_is(make_run, tmp_path):
         (lambda out: (out / "model.safetensors").unlink(), "model.safetensors: not there"),
         (lambda out: (out / "config.json").write_text("{"), "damaged or not an exported model"),
         (lambda out: (out / "config.json").write_text("{}"), "not a configuration"),
-        (lambda out: (out / "model.safetensors").write_bytes(b"garbage"), "damaged or not an exported model"),
         (
-            lambda out: (out / "config.json").write_text((out / "config.json").read_text().replace('t": 1', 't": 2')),
+            lambda out: (out / "model.safetensors").write_bytes(b"garbage"),
+            "damaged or not an exported model",
+        ),
+        (
+            lambda out: (out / "config.json").write_text(
+                (out / "config.json").read_text().replace('t": 1', 't": 2')
+            ),
             "of format 2, made by a later version",
         ),
     ],
@@ -165,7 +221,9 @@ def test_the_card_of_a_step_on_the_way_and_of_an_unfinished_run_says_so(make_run
     (folder / "step_5.pth").write_bytes((folder / "last.pth").read_bytes())
     for checkpoint, words in (("5", "a step on the way"), ("last", "the run is unfinished")):
         export.main([str(folder), "--checkpoint", checkpoint])
-        card = (folder / "export" / {"5": "step_5"}.get(checkpoint, checkpoint) / "README.md").read_text()
+        card = (
+            folder / "export" / {"5": "step_5"}.get(checkpoint, checkpoint) / "README.md"
+        ).read_text()
         assert f"| step | 5 of 9; {words} |" in card
 
 
@@ -186,7 +244,9 @@ def test_an_export_is_not_replaced_unasked(make_run, tmp_path):
 
 
 def test_only_the_tested_heads_are_dropped(make_run):
-    """A key that merely looks like a further head would be missed when the weights are loaded: nothing else goes."""
+    """A key that merely looks like a further head would be missed when the weights are loaded:
+    nothing else goes.
+    """
     checkpoint = torch.load(make_run("coranet") / "last.pth", weights_only=True)
     kept = inference_checkpoint(checkpoint, ["net"])["net"]
     assert checkpoint["net"].keys() - kept.keys() == {

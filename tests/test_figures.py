@@ -49,7 +49,9 @@ def has_colour(path, colour):
 
 
 def text_of(folder, draw):
-    """The figure as SVG, whose text can be read (text with an edge is drawn as outlines, hence without the edge)."""
+    """The figure as SVG, whose text can be read (text with an edge is drawn as outlines, hence
+    without the edge).
+    """
     with matplotlib.rc_context({"svg.fonttype": "none"}), pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.figures.style.EDGE", [])
         patch.setattr("utils.figures.style.DPI", 50)  # pictures are not what is looked at
@@ -70,9 +72,18 @@ def test_case_figure_shows_both_contours(tmp_path, case):
 def test_case_figure_cuts_where_the_reference_is_largest_and_names_all(tmp_path, case):
     image, pred, target = case
     text = text_of(
-        tmp_path, lambda path: case_figure(path, image, pred, target, "A case", SCORE, (0.6, 0.6, 1.2), "mm")
+        tmp_path,
+        lambda path: case_figure(path, image, pred, target, "A case", SCORE, (0.6, 0.6, 1.2), "mm"),
     )
-    for words in ("A case", "Dice 91.23 %", "Jaccard 83.87 %", "95HD 5.25 mm", "ASD 1.50 mm", "axial 7", "5 mm"):
+    for words in (
+        "A case",
+        "Dice 91.23 %",
+        "Jaccard 83.87 %",
+        "95HD 5.25 mm",
+        "ASD 1.50 mm",
+        "axial 7",
+        "5 mm",
+    ):
         assert words in text, words
     assert text.count(">5 mm<") == 3
     assert "reference" in text
@@ -104,10 +115,24 @@ def test_case_figure_of_many_classes_and_odd_shapes(tmp_path):
     rng = np.random.default_rng(1)
     for shape in ((4, 50, 9), (60, 3, 3), (2, 2, 40)):
         labels = rng.integers(0, 4, shape)
-        case_figure(tmp_path / "case.png", rng.normal(size=shape), labels, labels[::-1], "odd", SCORE, (1, 1, 8))
+        case_figure(
+            tmp_path / "case.png",
+            rng.normal(size=shape),
+            labels,
+            labels[::-1],
+            "odd",
+            SCORE,
+            (1, 1, 8),
+        )
         assert max(imread(tmp_path / "case.png").shape) <= 7.1 * DPI
     constant = np.zeros((8, 8, 8))
-    case_figure(tmp_path / "case.png", constant, constant.astype(int), constant.astype(int), "constant image")
+    case_figure(
+        tmp_path / "case.png",
+        constant,
+        constant.astype(int),
+        constant.astype(int),
+        "constant image",
+    )
 
 
 def test_case_figure_of_classes_gives_each_its_colour(tmp_path, case):
@@ -115,12 +140,17 @@ def test_case_figure_of_classes_gives_each_its_colour(tmp_path, case):
     names = ("atrium", "scar", "vein")
     target = np.where(target * (np.arange(20) > 8), 2, target)
     path = tmp_path / "case.png"
-    case_figure(path, image, np.where(target == 2, 0, target), target, "A case", SCORE, class_names=names)
+    case_figure(
+        path, image, np.where(target == 2, 0, target), target, "A case", SCORE, class_names=names
+    )
     planes = imread(path)[: -int(0.25 * DPI), :, :3]  # without the legend, which shows all colours
-    # the prediction's line is pure colour; a filled reference, through which the image shows, is not
+    # the prediction's line is pure colour; a filled reference, through which the image shows, is
+    # not
     drawn = [bool((np.abs(planes - to_rgb(colour)).max(-1) < 0.02).any()) for colour in CLASSES[:3]]
     assert drawn == [True, False, False]
-    text = text_of(tmp_path, lambda path: case_figure(path, image, pred, target, "", SCORE, class_names=names))
+    text = text_of(
+        tmp_path, lambda path: case_figure(path, image, pred, target, "", SCORE, class_names=names)
+    )
     assert all(f">{word}<" in text for word in (*names, "reference", "prediction"))
     assert "mean over classes" in text
 
@@ -160,7 +190,9 @@ def drawn_over_black(path, colour):
     return bool((np.abs(planes - 0.85 * np.array(to_rgb(colour))).max(-1) < 0.02).any())
 
 
-@pytest.mark.parametrize(("too_much", "too_little"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("too_much", "too_little"), [(True, True), (True, False), (False, True), (False, False)]
+)
 def test_error_figure_tells_what_is_too_much_from_what_lacks(tmp_path, case, too_much, too_little):
     _, _, target = case
     pred = target.copy()
@@ -183,14 +215,18 @@ def test_error_figure_has_a_row_a_class_cut_where_it_is(tmp_path, case):
     target = np.where(target * (np.arange(20) > 8), 2, target)  # the second class is above slice 8
     names = ("atrium", "scar", "vein")
     pred = np.where(target == 1, 3, target)
-    text = text_of(tmp_path, lambda path: error_figure(path, image, pred, target, "A case", (1, 1, 1), names))
+    text = text_of(
+        tmp_path, lambda path: error_figure(path, image, pred, target, "A case", (1, 1, 1), names)
+    )
     one = np.count_nonzero(target == 1)
     for words in (*names, f"FP 0   FN {one:,}", "FP 0   FN 0", f"FP {one:,}   FN 0"):
         assert f">{words}<" in text, words
     assert text.count(">axial 7<") == 2
     assert text.count(">axial 11<") == 1
     assert text.count(" mm<") == 3  # in the last row alone
-    text = text_of(tmp_path, lambda path: error_figure(path, image, pred, target, "", None, names, slices=True))
+    text = text_of(
+        tmp_path, lambda path: error_figure(path, image, pred, target, "", None, names, slices=True)
+    )
     assert all(text.count(f">slice {index}<") == 3 for index in (7, 9, 11))
 
 
@@ -200,7 +236,9 @@ def test_error_figure_shows_what_is_around_reference_and_prediction(tmp_path):
     target[50:60, 50:60, 50:60] = pred[50:60, 50:60, 52:60] = 1
     boxes = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.figures.cases.Plane.draw_image", lambda plane, *_: boxes.append(plane.box))
+        patch.setattr(
+            "utils.figures.cases.Plane.draw_image", lambda plane, *_: boxes.append(plane.box)
+        )
         error_figure(tmp_path / "errors.png", image, pred, target, "")
         assert boxes == [(slice(46, 64),) * 3] * 3
         boxes.clear()
@@ -232,8 +270,12 @@ def test_a_mesh_is_closed_faces_outwards_and_stands_where_the_mask_is():
     mask[0:3, 2:9, 4:5] = True  # up to the volume's edges
     size = np.array([0.5, 1, 2])
     mesh = surfaces._mesh(mask, size)
-    assert 0.5 < volume(mesh) / (mask.sum() * size.prod()) < 1  # corners are cut off; negative if it faced inwards
-    np.testing.assert_allclose((mesh.vertices.min(0) + mesh.vertices.max(0)) / 2, size * (1.5, 5.5, 4.5))
+    assert (
+        0.5 < volume(mesh) / (mask.sum() * size.prod()) < 1
+    )  # corners are cut off; negative if it faced inwards
+    np.testing.assert_allclose(
+        (mesh.vertices.min(0) + mesh.vertices.max(0)) / 2, size * (1.5, 5.5, 4.5)
+    )
     assert surfaces._count_vertices(np.pad(mask, 1)) == len(mesh.vertices)
     assert surfaces._mesh(np.zeros((4, 4, 4), bool), size) is None
 
@@ -243,7 +285,9 @@ def test_smoothing_takes_no_volume():
         mesh = surfaces._mesh(mask, np.ones(3))
         smooth = surfaces._smoothed(mesh)
         assert volume(mesh, smooth) == pytest.approx(volume(mesh), rel=loss)
-        radii = [np.linalg.norm(vertices - 19.5, axis=1).std() for vertices in (mesh.vertices, smooth)]
+        radii = [
+            np.linalg.norm(vertices - 19.5, axis=1).std() for vertices in (mesh.vertices, smooth)
+        ]
         assert radii[1] < 0.6 * radii[0]
 
 
@@ -290,7 +334,10 @@ def test_surface_figure_shows_each_class_its_colours_and_its_unit(tmp_path):
     warm, cool = (picture[..., a] - picture[..., b] > 0.3 for a, b in ((0, 2), (2, 0)))
     assert warm.mean() > 0.005
     assert cool.mean() > 0.005
-    text = text_of(tmp_path, lambda path: surface_figure(path, pred, target, "A case", (1, 1, 2), ("atrium", "scar")))
+    text = text_of(
+        tmp_path,
+        lambda path: surface_figure(path, pred, target, "A case", (1, 1, 2), ("atrium", "scar")),
+    )
     for words in (
         "A case",
         "atrium",
@@ -300,12 +347,17 @@ def test_surface_figure_shows_each_class_its_colours_and_its_unit(tmp_path):
         "prediction, from the back",
     ):
         assert words in text, words
-    assert "beyond it (voxels)" in text_of(tmp_path, lambda path: surface_figure(path, pred, target, ""))
+    assert "beyond it (voxels)" in text_of(
+        tmp_path, lambda path: surface_figure(path, pred, target, "")
+    )
 
 
 @pytest.mark.parametrize("empty", ["prediction", "reference", "both"])
 def test_surface_figure_of_empty_masks_is_grey_without_a_bar(tmp_path, empty):
-    pred, target = (ball(6).astype(np.uint8) * (empty not in (name, "both")) for name in ("prediction", "reference"))
+    pred, target = (
+        ball(6).astype(np.uint8) * (empty not in (name, "both"))
+        for name in ("prediction", "reference")
+    )
     text = text_of(tmp_path, lambda path: surface_figure(path, pred, target, "", (1, 1, 1)))
     assert text.count(">empty<") == (4 if empty == "both" else 2)
     assert "beyond" not in text
@@ -336,19 +388,34 @@ def test_sdm_figure_shows_the_map_and_the_mask_where_it_is_negative(tmp_path, ca
     planes = imread(tmp_path / "sdm.png")[: -int(0.45 * DPI), :, :3]
     for colour in (PREDICTION, REFERENCE):
         assert (np.abs(planes - 0.7 * np.array(to_rgb(colour))).max(-1) < 0.02).mean() > 0.01
-    inside = (planes[..., 0] - planes[..., 1] > 0.15) & (planes[..., 2] - planes[..., 1] > 0.15)  # purple
+    inside = (planes[..., 0] - planes[..., 1] > 0.15) & (
+        planes[..., 2] - planes[..., 1] > 0.15
+    )  # purple
     outside = planes[..., 1] - np.maximum(planes[..., 0], planes[..., 2]) > 0.15  # green
     assert inside.mean() > 0.01
     assert outside.mean() > 0.01
-    text = text_of(tmp_path, lambda path: sdm_figure(path, black, target, sdm, "A case", (1, 1, 1), plane="sagittal"))
-    for words in ("image", "reference", "distance map", "mask of the map", "zero level", "sagittal", "10 mm"):
+    text = text_of(
+        tmp_path,
+        lambda path: sdm_figure(path, black, target, sdm, "A case", (1, 1, 1), plane="sagittal"),
+    )
+    for words in (
+        "image",
+        "reference",
+        "distance map",
+        "mask of the map",
+        "zero level",
+        "sagittal",
+        "10 mm",
+    ):
         assert words in text, words
 
 
 def test_sdm_figure_of_classes_slices_and_nothing(tmp_path, case):
     image, _, target = case
     sdm = np.ones((2, *image.shape))
-    text = text_of(tmp_path, lambda path: sdm_figure(path, image, target, sdm, "", None, ("a", "b"), "slice"))
+    text = text_of(
+        tmp_path, lambda path: sdm_figure(path, image, target, sdm, "", None, ("a", "b"), "slice")
+    )
     assert "slice 7" in text
     sdm_figure(tmp_path / "sdm.png", image, 0 * target, 0 * sdm[:1], "nothing at all")
     with pytest.raises(ValueError, match="each of 1 classes, got 2"):
@@ -360,7 +427,11 @@ def test_uncertainty_figure_has_a_panel_a_checkpoint_and_says_how_much(tmp_path,
     black = np.zeros(target.shape)
     masks = [np.zeros(target.shape, bool) for _ in range(2)]
     masks[0][5:15, 5:15, 6] = True
-    given = ([("A", black, target, masks), ("B", black, target, masks)], ["epoch 5", "epoch 9"], "A run")
+    given = (
+        [("A", black, target, masks), ("B", black, target, masks)],
+        ["epoch 5", "epoch 9"],
+        "A run",
+    )
     text = text_of(tmp_path, lambda path: uncertainty_figure(path, *given))
     assert text.count(f"{100 * masks[0].mean():.2f} %") == text.count("0.00 %") == 2
     assert all(f">{word}<" in text for word in ("A", "B", "epoch 5", "epoch 9", "A run"))
@@ -368,7 +439,9 @@ def test_uncertainty_figure_has_a_panel_a_checkpoint_and_says_how_much(tmp_path,
     picture = imread(tmp_path / "uncertainty.png")[: -int(0.25 * DPI), :, :3]
     where = np.abs(picture - 0.9 * np.array(to_rgb("#F0E442"))).max(-1) < 0.02
     assert where.any()
-    assert set(3 * np.flatnonzero(where.any(0)) // picture.shape[1]) == {1}  # the second of three panels
+    assert set(3 * np.flatnonzero(where.any(0)) // picture.shape[1]) == {
+        1
+    }  # the second of three panels
     with pytest.raises(ValueError, match="each of 1 checkpoints"):
         uncertainty_figure(tmp_path / "none.png", given[0], ["epoch 5"], "")
 
@@ -418,17 +491,22 @@ def test_summary_figure_names_mean_sd_best_and_worst(tmp_path):
     assert "A run" in text
     assert "88.00 ± 7.21" in text  # Dice: sample sd of 90, 80, 94
     assert "2.40 ± 1.44" in text  # 95HD
-    # Dice is best high, distances are best low: the same case is best, and the same worst, in all four panels.
+    # Dice is best high, distances are best low: the same case is best, and the same worst, in all
+    # four panels.
     assert text.count("best CASE2") == 4
     assert text.count("worst CASE1") == 4
 
 
-@pytest.mark.parametrize("title", ["A case", "A case of a name that is as long as a page is wide, or nearly so"])
+@pytest.mark.parametrize(
+    "title", ["A case", "A case of a name that is as long as a page is wide, or nearly so"]
+)
 def test_the_line_of_a_case_figure_stays_on_the_page(tmp_path, case, title):
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.figures.cases.save", lambda figure, path: drawn.append(figure))
-        case_figure(tmp_path / "case.png", *case, title, dict.fromkeys(NAMES, 0.5), class_names=("a", "b"))
+        case_figure(
+            tmp_path / "case.png", *case, title, dict.fromkeys(NAMES, 0.5), class_names=("a", "b")
+        )
     figure = drawn[0]
     name, metrics = (text.get_window_extent() for text in figure.texts)
     room = 0.05 * DPI
@@ -457,8 +535,12 @@ def test_summary_figure_leaves_nan_out(tmp_path):
 
 def test_summary_figure_shows_the_metrics_asked_for(tmp_path):
     rows = [row | {"hd": 7.0, "precision": 0.5} for row in rows_of([0.9, 0.8])]
-    text = text_of(tmp_path, lambda path: summary_figure(path, rows, "", metrics=("dice", "precision", "hd")))
-    assert [name for name in ("Dice", "Jaccard", "Precision", "HD", "95HD") if f">{name} (" in text] == [
+    text = text_of(
+        tmp_path, lambda path: summary_figure(path, rows, "", metrics=("dice", "precision", "hd"))
+    )
+    assert [
+        name for name in ("Dice", "Jaccard", "Precision", "HD", "95HD") if f">{name} (" in text
+    ] == [
         "Dice",
         "Precision",
         "HD",
@@ -469,7 +551,9 @@ def test_summary_figure_shows_the_metrics_asked_for(tmp_path):
 
 def test_summary_figure_of_classes_and_of_one_case(tmp_path):
     rows = rows_of([0.9, 0.8]) + rows_of([0.5, 0.6], 2)
-    text = text_of(tmp_path, lambda path: summary_figure(path, rows, "", class_names=("atrium", "scar")))
+    text = text_of(
+        tmp_path, lambda path: summary_figure(path, rows, "", class_names=("atrium", "scar"))
+    )
     assert text.count("atrium") == text.count("scar") == 4
     text = text_of(tmp_path, lambda path: summary_figure(path, rows_of([0.9]), ""))
     assert "90.00" in text

@@ -16,7 +16,9 @@ def test_code_is_no_package():
     """With an `__init__.py` it would shadow the standard library's `code`, which `pdb` imports."""
     assert not (ROOT / "code" / "__init__.py").exists()
     probe = "import sys; sys.path.insert(0, sys.argv[1]); import code, pdb; print(code.InteractiveConsole.__name__)"
-    answer = subprocess.run([sys.executable, "-c", probe, ROOT], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", probe, ROOT], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "InteractiveConsole"
 
 
@@ -32,20 +34,35 @@ def test_a_training_script_is_short_honest_and_alone(path):
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: p.name)
 def test_training_never_opens_the_test_list(path, tiny_la, tmp_path, script, monkeypatch):
-    """Python tells an audit hook of every file that it opens; this one ends the process at the test list."""
-    hook = (
-        "import sys\nsys.addaudithook(lambda event, args: event == 'open' and 'test.list' in str(args[0]) and exit(9))"
-    )
+    """Python tells an audit hook of every file that it opens; this one ends the process at the test
+    list.
+    """
+    hook = "import sys\nsys.addaudithook(lambda event, args: event == 'open' and 'test.list' in str(args[0]) and exit(9))"
     (tmp_path / "sitecustomize.py").write_text(hook)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     short = {
         "train_coranet.py": ["--unlabeled_bs", 1, "--pretrain_epochs", 1, "--selftrain_epochs", 1],
         "train_cml.py": ["--labeled_bs", 2, "--pretrain_iterations", 1, "--max_iterations", 1],
     }.get(path.name, ["--max_iterations", 1])
-    small = ["--gpu", -1, "--patch", 32, 16, 16, "--n_filters", 2, "--labelnum", 2, "--labeled_bs", 1]
+    small = [
+        "--gpu",
+        -1,
+        "--patch",
+        32,
+        16,
+        16,
+        "--n_filters",
+        2,
+        "--labelnum",
+        2,
+        "--labeled_bs",
+        1,
+    ]
     done = script(path.name, "--root", tiny_la, "--runs", tmp_path / "runs", *small, *short)
     assert done.returncode == 0, done.stderr
-    probe = subprocess.run([sys.executable, "-c", f"open({str(tiny_la / 'test.list')!r})"], check=False)
+    probe = subprocess.run(
+        [sys.executable, "-c", f"open({str(tiny_la / 'test.list')!r})"], check=False
+    )
     assert probe.returncode == 9  # the hook works
 
 
@@ -59,7 +76,9 @@ def test_no_device_is_hard_wired(path):
 def test_data_flows_one_way(package):
     for path in (ROOT / package).glob("*.py"):
         imports = re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE)
-        forbidden = {"dataloaders": ("utils.run", "networks")}.get(package, ("dataloaders", "utils.run"))
+        forbidden = {"dataloaders": ("utils.run", "networks")}.get(
+            package, ("dataloaders", "utils.run")
+        )
         assert not [name for name in imports if name.startswith(forbidden)], path
 
 

@@ -13,7 +13,16 @@ import SimpleITK
 from image_files import assert_same_geometry, oblique, write_dicom
 
 from utils.errors import UserError
-from utils.images import SUFFIXES, find_images, from_array, read_image, stem, suffix, to_array, write_image
+from utils.images import (
+    SUFFIXES,
+    find_images,
+    from_array,
+    read_image,
+    stem,
+    suffix,
+    to_array,
+    write_image,
+)
 
 
 def refused(path, message, **options):
@@ -103,7 +112,9 @@ def test_gzip_may_be_in_several_parts_padded_or_absent(tmp_path):
     for content in (parts, gzip.compress(data) + bytes(512), data):
         (tmp_path / "b.nii.gz").write_bytes(content)
         assert np.array_equal(to_array(read_image(tmp_path / "b.nii.gz")), voxels)
-    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(data[:-100]))  # whole as gzip, but not as NIfTI
+    (tmp_path / "b.nii.gz").write_bytes(
+        gzip.compress(data[:-100])
+    )  # whole as gzip, but not as NIfTI
     refused(tmp_path / "b.nii.gz", rf"it ends after {len(data) - 100} of {len(data)} bytes")
 
 
@@ -123,14 +134,19 @@ def test_other_numbers_of_axes(tmp_path):
 
     flat = SimpleITK.GetImageFromArray(np.arange(12, dtype=np.int16).reshape(3, 4))
     SimpleITK.WriteImage(flat, str(tmp_path / "flat.nii"))
-    assert to_array(read_image(tmp_path / "flat.nii"))[:, :, 0].tolist() == np.arange(12).reshape(3, 4).T.tolist()
+    assert (
+        to_array(read_image(tmp_path / "flat.nii"))[:, :, 0].tolist()
+        == np.arange(12).reshape(3, 4).T.tolist()
+    )
 
 
 def test_voxels_that_are_no_numbers_are_refused(tmp_path):
     path = str(tmp_path / "a.nrrd")
     SimpleITK.WriteImage(SimpleITK.Compose([oblique(), oblique()]), path)
     refused(path, "has 2 values a voxel")
-    SimpleITK.WriteImage(SimpleITK.Cast(oblique(), SimpleITK.sitkComplexFloat32), str(tmp_path / "a.nii"))
+    SimpleITK.WriteImage(
+        SimpleITK.Cast(oblique(), SimpleITK.sitkComplexFloat32), str(tmp_path / "a.nii")
+    )
     refused(tmp_path / "a.nii", "vector or complex image")
     image = oblique(dtype=np.float32)
     image[1, 2, 3] = float("nan")
@@ -151,7 +167,9 @@ def test_a_sheared_affine_is_refused(tmp_path):
 def test_a_geometry_that_is_none_is_refused(tmp_path):
     write_image(tmp_path / "a.mhd", oblique())
     text = (tmp_path / "a.mhd").read_text()
-    turned = re.sub(r"^TransformMatrix .*$", "TransformMatrix = 1 0 0 0 2 0 0 0 1", text, flags=re.MULTILINE)
+    turned = re.sub(
+        r"^TransformMatrix .*$", "TransformMatrix = 1 0 0 0 2 0 0 0 1", text, flags=re.MULTILINE
+    )
     (tmp_path / "a.mhd").write_text(turned)
     refused(tmp_path / "a.mhd", "its spacing, origin or direction are no numbers")
 
@@ -187,23 +205,45 @@ def test_reading_dicom_leaves_the_locale_alone(tmp_path):
 
 def test_dicom_folders_that_are_no_series_are_refused(tmp_path):
     write_dicom(tmp_path / "gap", oblique(), skip=(2,))
-    refused(tmp_path / "gap", r"not evenly spaced \(6 mm from slice 1 to 2, 3 mm elsewhere\): is one missing\?")
+    refused(
+        tmp_path / "gap",
+        r"not evenly spaced \(6 mm from slice 1 to 2, 3 mm elsewhere\): is one missing\?",
+    )
     write_dicom(tmp_path / "two", oblique())
     write_dicom(tmp_path / "two", oblique(), uid="1.2.3.4", first=50)
-    refused(tmp_path / "two", r"2 DICOM series, .*: 1\.2\.3\.4 \(5 files\), 1\.2\.826\S* \(5 files\)")
+    refused(
+        tmp_path / "two", r"2 DICOM series, .*: 1\.2\.3\.4 \(5 files\), 1\.2\.826\S* \(5 files\)"
+    )
     (tmp_path / "none").mkdir()
     refused(tmp_path / "none", "a folder without a DICOM series")
 
 
 def test_images_are_found_below_a_folder(tmp_path):
-    for name in ("b.nii.gz", "a.NII", "x/c.mha", "x/c.zraw", ".hidden/d.nii", "._b.nii.gz", "notes.txt", "e.h5"):
+    for name in (
+        "b.nii.gz",
+        "a.NII",
+        "x/c.mha",
+        "x/c.zraw",
+        ".hidden/d.nii",
+        "._b.nii.gz",
+        "notes.txt",
+        "e.h5",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert [str(p.relative_to(tmp_path)) for p in find_images(tmp_path)] == ["a.NII", "b.nii.gz", "x/c.mha"]
+    assert [str(p.relative_to(tmp_path)) for p in find_images(tmp_path)] == [
+        "a.NII",
+        "b.nii.gz",
+        "x/c.mha",
+    ]
     assert find_images(tmp_path, (".h5",)) == [tmp_path / "e.h5"]
-    assert find_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]  # whoever reads it says what it is
+    assert find_images(tmp_path / "notes.txt") == [
+        tmp_path / "notes.txt"
+    ]  # whoever reads it says what it is
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no image in this folder; \.nii, .* and DICOM series are read"):
+    with pytest.raises(
+        UserError, match=r"no image in this folder; \.nii, .* and DICOM series are read"
+    ):
         find_images(tmp_path / "empty")
 
 
@@ -220,7 +260,11 @@ def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder],
+            check=True,
+            capture_output=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("a small disk can be mounted by root alone, outside of most containers")
     yield folder

@@ -45,21 +45,26 @@ def test_window_starts_of_a_left_atrium():
     ]
 
 
-@pytest.mark.parametrize(("patch", "stride"), [((9,), (4,)), ((4,), (0,)), ((0,), (1,)), ((4, 4), (1,))])
+@pytest.mark.parametrize(
+    ("patch", "stride"), [((9,), (4,)), ((4,), (0,)), ((0,), (1,)), ((4, 4), (1,))]
+)
 def test_window_starts_refuses(patch, stride):
     with pytest.raises(ValueError, match=r"axis 0|differ in length"):
         window_starts((8,), patch, stride)
 
 
 def test_window_starts_refuses_holes():
-    with pytest.raises(ValueError, match=r"axis 1: stride 5 leaves holes between windows of patch 4"):
+    with pytest.raises(
+        ValueError, match=r"axis 1: stride 5 leaves holes between windows of patch 4"
+    ):
         window_starts((8, 8, 4), (4, 4, 4), (4, 5, 1))
 
 
 def research_loop(network, image, patch, stride, num_classes):
     """The protocol one window at a time in NumPy float64."""
     padding = [
-        (max(p - s, 0) // 2, max(p - s, 0) - max(p - s, 0) // 2) for s, p in zip(image.shape, patch, strict=True)
+        (max(p - s, 0) // 2, max(p - s, 0) - max(p - s, 0) // 2)
+        for s, p in zip(image.shape, patch, strict=True)
     ]
     padded = np.pad(image, padding)
     score, count = np.zeros((num_classes, *padded.shape)), np.zeros(padded.shape)
@@ -70,7 +75,11 @@ def research_loop(network, image, patch, stride, num_classes):
             ys = min(stride[1] * j, padded.shape[1] - patch[1])
             for k in range(n[2]):
                 zs = min(stride[2] * k, padded.shape[2] - patch[2])
-                window = (slice(xs, xs + patch[0]), slice(ys, ys + patch[1]), slice(zs, zs + patch[2]))
+                window = (
+                    slice(xs, xs + patch[0]),
+                    slice(ys, ys + patch[1]),
+                    slice(zs, zs + patch[2]),
+                )
                 with torch.no_grad():
                     logits = network(torch.from_numpy(padded[window].copy())[None, None].float())
                 score[(slice(None), *window)] += torch.softmax(logits, 1)[0].double().numpy()
@@ -87,15 +96,25 @@ def research_loop(network, image, patch, stride, num_classes):
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_sliding_window_equals_the_research_loop(shape, batch):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv3d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv3d(6, 3, 3, padding=1)).eval()
+    network = nn.Sequential(
+        nn.Conv3d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv3d(6, 3, 3, padding=1)
+    ).eval()
     image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     patch, stride = (12, 10, 8), (5, 4, 3)
     steps = []
     prob = sliding_window(
-        network, image, patch, stride, 3, batch=batch, progress=lambda done, total: steps.append((done, total))
+        network,
+        image,
+        patch,
+        stride,
+        3,
+        batch=batch,
+        progress=lambda done, total: steps.append((done, total)),
     )
     assert prob.dtype == torch.float32
-    np.testing.assert_allclose(prob.numpy(), research_loop(network, image, patch, stride, 3), atol=1e-5)
+    np.testing.assert_allclose(
+        prob.numpy(), research_loop(network, image, patch, stride, 3), atol=1e-5
+    )
     windows = math.prod(len(s) for s in window_starts(np.maximum(shape, patch), patch, stride))
     assert steps[-1] == (windows, windows)
     assert len(steps) == math.ceil(windows / batch)
@@ -107,7 +126,9 @@ def test_sliding_window_equals_the_research_loop_with_a_vnet():
     image = np.random.default_rng(2).normal(size=(37, 30, 21)).astype(np.float32)
     predict = mean_probability([network])
     prob = sliding_window(predict, image[None], (32, 32, 16), (9, 8, 4), 2, activation=None)
-    np.testing.assert_allclose(prob.numpy(), research_loop(network, image, (32, 32, 16), (9, 8, 4), 2), atol=1e-5)
+    np.testing.assert_allclose(
+        prob.numpy(), research_loop(network, image, (32, 32, 16), (9, 8, 4), 2), atol=1e-5
+    )
 
 
 def test_activations():
@@ -138,15 +159,21 @@ def test_predictor_sees_channels_last_without_gradient_and_under_autocast():
     assert seen == [(channels_last, False, True), (channels_last, False, False)]
 
 
-@pytest.mark.parametrize("shape", [(29, 37), (20, 40), (11, 37), (5, 6)], ids=["odd", "even", "small x", "small"])
+@pytest.mark.parametrize(
+    "shape", [(29, 37), (20, 40), (11, 37), (5, 6)], ids=["odd", "even", "small x", "small"]
+)
 @pytest.mark.parametrize("leading", [False, True])
 def test_an_image_is_a_volume_of_one_slice(shape, leading):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)).eval()
+    network = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)
+    ).eval()
     image = torch.randn(shape)
     prob = sliding_window(network, image[None] if leading else image, (16, 18), (5, 6), 3)
     assert prob.shape == (3, *shape)
-    volume = sliding_window(lambda x: network(x[:, :, 0])[:, :, None], image[None], (1, 16, 18), (1, 5, 6), 3, batch=7)
+    volume = sliding_window(
+        lambda x: network(x[:, :, 0])[:, :, None], image[None], (1, 16, 18), (1, 5, 6), 3, batch=7
+    )
     torch.testing.assert_close(prob, volume[:, 0], rtol=0, atol=1e-6)
 
 
@@ -155,7 +182,9 @@ def test_an_image_is_a_volume_of_one_slice(shape, leading):
 def test_gaussian_weights_are_monais(patch, sigma_scale):
     utils = pytest.importorskip("monai.data.utils")
     weights = gaussian_weights(patch, sigma_scale)
-    torch.testing.assert_close(weights, utils.compute_importance_map(patch, "gaussian", sigma_scale))
+    torch.testing.assert_close(
+        weights, utils.compute_importance_map(patch, "gaussian", sigma_scale)
+    )
     assert weights.min() >= 1e-3
     with pytest.raises(ValueError, match="sigma_scale"):
         gaussian_weights(patch, 0)
@@ -168,10 +197,17 @@ def test_sliding_window_with_gaussian_weights_is_monais(axes, batch):
     torch.manual_seed(0)
     network = (nn.Conv2d if axes == 2 else nn.Conv3d)(1, 3, 3, padding=1)
     patch, stride, image = (16, 12, 20)[:axes], (8, 6, 10)[:axes], torch.randn((40, 25, 33)[:axes])
-    prob = sliding_window(network, image, patch, stride, 3, batch=batch, weights=gaussian_weights(patch))
+    prob = sliding_window(
+        network, image, patch, stride, 3, batch=batch, weights=gaussian_weights(patch)
+    )
     with torch.no_grad():
         want = inferers.sliding_window_inference(
-            image[None, None], patch, 1, lambda x: network(x).softmax(1), overlap=0.5, mode="gaussian"
+            image[None, None],
+            patch,
+            1,
+            lambda x: network(x).softmax(1),
+            overlap=0.5,
+            mode="gaussian",
         )
     torch.testing.assert_close(prob, want[0], rtol=0, atol=1e-5)
 
@@ -199,7 +235,9 @@ def test_default_batch_on_the_cpu_is_one_window():
 
 def test_the_predictor_may_give_bfloat16():
     image = torch.randn(9, 8, 7)
-    prob = sliding_window(lambda x: torch.cat((x, -x), 1).bfloat16(), image, (8, 8, 4), (3, 3, 3), 2)
+    prob = sliding_window(
+        lambda x: torch.cat((x, -x), 1).bfloat16(), image, (8, 8, 4), (3, 3, 3), 2
+    )
     assert prob.dtype == torch.float32
     torch.testing.assert_close(prob, torch.stack((image, -image)).bfloat16().float().softmax(0))
 
@@ -209,8 +247,18 @@ def test_any_array():
     image = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32)
     frozen = image.copy()
     frozen.flags.writeable = False
-    arrays = [image[::-1, ::-1].copy()[::-1, ::-1], image.astype(">f4"), np.asfortranarray(image), frozen]
-    arrays += [image[None][::-1], image.astype(np.float64), image.astype(np.longdouble), image.tolist()]
+    arrays = [
+        image[::-1, ::-1].copy()[::-1, ::-1],
+        image.astype(">f4"),
+        np.asfortranarray(image),
+        frozen,
+    ]
+    arrays += [
+        image[None][::-1],
+        image.astype(np.float64),
+        image.astype(np.longdouble),
+        image.tolist(),
+    ]
     for array in [*arrays, torch.from_numpy(image).double()]:
         prob = sliding_window(lambda x: x, array, (8, 8, 4), (3, 3, 3), 1, activation=None)
         np.testing.assert_allclose(prob[0], image, rtol=1e-6)
@@ -218,7 +266,9 @@ def test_any_array():
 
 def test_large_values_are_finite():
     image = torch.full((8, 8, 8), 3e38)
-    assert sliding_window(lambda x: x, image, (8, 8, 8), (8, 8, 8), 1, activation=None).amax() == 3e38
+    assert (
+        sliding_window(lambda x: x, image, (8, 8, 8), (8, 8, 8), 1, activation=None).amax() == 3e38
+    )
 
 
 def test_sliding_window_refuses():
@@ -244,16 +294,22 @@ def test_sliding_window_refuses():
         window(patch=(4,), stride=(4,))
     with pytest.raises(ValueError, match=r"activation 'relu'"):
         window(activation="relu")
-    with pytest.raises(ValueError, match=r"weights of the window's shape \(4, 4, 4\), got \(4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"weights of the window's shape \(4, 4, 4\), got \(4, 4\)"
+    ):
         window(weights=torch.ones(4, 4))
     for value in (float("nan"), float("inf")):  # an infinite logit is no certainty
         with pytest.raises(UserError, match=r"not finite"):
             window(predictor=lambda x, value=value: torch.cat((x, x + value), 1))
-    with pytest.raises(TypeError, match="the predictor gave a tuple, expected one tensor of logits"):
+    with pytest.raises(
+        TypeError, match="the predictor gave a tuple, expected one tensor of logits"
+    ):
         window(predictor=lambda x: (x, x))
     with pytest.raises(TypeError, match="an image of bools, integers or floats, got <U1"):
         window(image=np.full((8, 8, 8), "a"))
-    with pytest.raises(TypeError, match=r"an image of bools, integers or floats, got torch\.complex64"):
+    with pytest.raises(
+        TypeError, match=r"an image of bools, integers or floats, got torch\.complex64"
+    ):
         window(image=image.to(torch.complex64))
     with pytest.raises(TypeError, match="a sequence of patch, got 4"):
         window(patch=4)
@@ -282,7 +338,9 @@ def test_slabs_are_the_sliding_window_to_the_bit(shape, batch, most, monkeypatch
     predict, image = (lambda x: convolution(x).softmax(1)), torch.randn(shape)
     arguments = predict, image, (12, 10, 8), (5, 4, 3), 3
     slabs = list(window_slabs(*arguments, batch=batch))
-    assert torch.equal(torch.cat(slabs, 1), sliding_window(*arguments, batch=batch, activation=None))
+    assert torch.equal(
+        torch.cat(slabs, 1), sliding_window(*arguments, batch=batch, activation=None)
+    )
     assert all(1 <= slab.shape[1] <= min(12, most) for slab in slabs)
     assert len(slabs) >= len(window_starts((max(shape[0], 12),), (12,), (5,))[0])
 
@@ -311,7 +369,9 @@ def test_interpolation_of_slabs_is_numpys_and_does_not_depend_on_the_split(split
     expected = volume.double().numpy()
     for axis, along in enumerate(places, 1):
         indices = np.arange(expected.shape[axis])
-        expected = np.apply_along_axis(lambda row, p=along, i=indices: np.interp(p, i, row), axis, expected)
+        expected = np.apply_along_axis(
+            lambda row, p=along, i=indices: np.interp(p, i, row), axis, expected
+        )
     np.testing.assert_allclose(torch.cat(out, 1).numpy(), expected, atol=1e-6)
     assert torch.equal(torch.cat(out, 1), torch.cat(list(interpolate_slabs([volume], places)), 1))
 
@@ -320,7 +380,9 @@ def test_interpolation_leaves_a_grid_of_voxels_as_it_is_and_skips_planes():
     volume = torch.randn(2, 9, 4, 3)
     whole = [np.arange(extent, dtype=float) for extent in (9, 4, 3)]
     assert torch.equal(torch.cat(list(interpolate_slabs(volume.split(2, 1), whole)), 1), volume)
-    some = torch.cat(list(interpolate_slabs(volume.split(2, 1), [np.array([0.0, 6.0, 7.0]), *whole[1:]])), 1)
+    some = torch.cat(
+        list(interpolate_slabs(volume.split(2, 1), [np.array([0.0, 6.0, 7.0]), *whole[1:]])), 1
+    )
     assert torch.equal(some, volume[:, [0, 6, 7]])
 
 
@@ -345,7 +407,8 @@ def checkpoint():
         "args": {"dataset": "LA"},
         "test_networks": ["net", "other"],
         "networks": {
-            n: {"class": "networks.vnet.VNet", "kwargs": m.config} for n, m in (("net", net), ("other", other))
+            n: {"class": "networks.vnet.VNet", "kwargs": m.config}
+            for n, m in (("net", net), ("other", other))
         },
         "net": net.state_dict(),
         "other": other.state_dict(),
@@ -405,10 +468,16 @@ def set_kwargs(c, **kwargs):
         (lambda c: c.pop("net"), "does not hold it"),
         (lambda c: c["networks"]["net"].update({"class": "networks.vnet.WNet"}), "WNet"),
         (lambda c: c["networks"]["net"].update({"class": "networks.absent.VNet"}), "absent"),
-        (lambda c: c["networks"]["net"].update({"class": "torch.nn.Linear"}), "package networks alone"),
+        (
+            lambda c: c["networks"]["net"].update({"class": "torch.nn.Linear"}),
+            "package networks alone",
+        ),
         (lambda c: c["networks"]["net"].update({"class": "networks.vnet.up"}), "no network"),
         (lambda c: set_kwargs(c, colour="red"), "colour"),
-        (lambda c: set_kwargs(c, n_filters=8), r"encoder.0.0.weight is \(4, 1, 3, 3, 3\), not \(8, 1, 3, 3, 3\)"),
+        (
+            lambda c: set_kwargs(c, n_filters=8),
+            r"encoder.0.0.weight is \(4, 1, 3, 3, 3\), not \(8, 1, 3, 3, 3\)",
+        ),
         (lambda c: set_kwargs(c, n_filters=4, branches=3), r"has no heads.0.0.0.weight"),
         (lambda c: c["net"].update(extra=torch.zeros(1)), "unexpected extra"),
         (lambda c: c["net"].pop("heads.0.bias"), "has no heads.0.bias"),
@@ -445,7 +514,11 @@ def test_load_trained_takes_what_the_checkpoint_says_of_its_data(tmp_path, check
     checkpoint["args"] |= {"patch": [16, 16, 16], "downsample": 2}
     torch.save(checkpoint, tmp_path / "last.pth")
     trained = load_trained(tmp_path / "last.pth", "cpu")  # an old checkpoint: the class of LA knows
-    assert (trained.dataset, trained.num_classes, trained.data["class_names"]) == ("LA", 2, ["left atrium"])
+    assert (trained.dataset, trained.num_classes, trained.data["class_names"]) == (
+        "LA",
+        2,
+        ["left atrium"],
+    )
     assert trained.stride == [9, 9, 2]
     assert (trained.step, trained.last, len(trained.networks)) == (7, 9, 2)
 
@@ -463,10 +536,15 @@ def test_load_trained_takes_what_the_checkpoint_says_of_its_data(tmp_path, check
         (lambda c: c["args"].pop("patch"), "does not say what it was trained on"),
         (lambda c: c["args"].update(patch=[16, 16]), "does not say what it was trained on"),
         (lambda c: c.update(dataset={"num_classes": 2}), "does not say what it was trained on"),
-        (lambda c: c["args"].update(dataset="mine"), "trained on mine, of which nothing is known here"),
+        (
+            lambda c: c["args"].update(dataset="mine"),
+            "trained on mine, of which nothing is known here",
+        ),
     ],
 )
-def test_load_trained_refuses_a_checkpoint_that_says_too_little(tmp_path, checkpoint, damage, message):
+def test_load_trained_refuses_a_checkpoint_that_says_too_little(
+    tmp_path, checkpoint, damage, message
+):
     checkpoint["args"] |= {"patch": [16, 16, 16], "downsample": 1}
     damage(checkpoint)
     torch.save(checkpoint, tmp_path / "last.pth")

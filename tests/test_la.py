@@ -1,4 +1,6 @@
-"""The LA reader: the published layout in its variants, and one clear line for every file that is damaged."""
+"""The LA reader: the published layout in its variants, and one clear line for every file that is
+damaged.
+"""
 
 import shutil
 

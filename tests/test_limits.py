@@ -1,4 +1,5 @@
-"""Every method with the weight of its unlabelled terms at 0 follows its supervised loss, step for step.
+"""Every method with the weight of its unlabelled terms at 0 follows its supervised loss, step for
+step.
 
 Dropout and norm are off, so that what else is in the batch cannot matter; what is left is
 the order of the crops, the optimizer, the schedule, and terms that ought to be 0.
@@ -23,7 +24,19 @@ from utils.losses import foreground_dice_loss, sdm_targets, supervised_loss
 from utils.schedules import set_lr, step_decay
 
 STEPS = 4
-SMALL = ["--gpu", "-1", "--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "3", "--normalization"]
+SMALL = [
+    "--gpu",
+    "-1",
+    "--patch",
+    "32",
+    "16",
+    "16",
+    "--n_filters",
+    "2",
+    "--labelnum",
+    "3",
+    "--normalization",
+]
 SMALL += ["none", "--precision", "fp32"]
 SGD = ["--max_iterations", str(STEPS), "--lr_step", "2", "--labeled_bs", "2"]
 
@@ -58,7 +71,10 @@ CASES = {  # script, its flags, the supervised loss of its first network
 
 def far_less(ended, other, began):
     """Whether two trainings' ends are much nearer to each other than to where both began."""
-    apart, moved = (torch.cat([(ended[k] - state[k]).flatten() for k in ended]).norm() for state in (other, began))
+    apart, moved = (
+        torch.cat([(ended[k] - state[k]).flatten() for k in ended]).norm()
+        for state in (other, began)
+    )
     return apart < 1e-3 * moved
 
 
@@ -67,15 +83,25 @@ def weights(state):
 
 
 def run_main(script, flags, root, runs, monkeypatch):
-    """The first network of a script's run, as it began and as it ended, and the arguments that it is built with."""
+    """The first network of a script's run, as it began and as it ended, and the arguments that it
+    is built with.
+    """
     began, resume = {}, run.Run.resume
 
     def remember(job, *names, **objects):
-        began.update({name: weights(net.state_dict()) for name, net in objects.items() if hasattr(net, "config")})
+        began.update(
+            {
+                name: weights(net.state_dict())
+                for name, net in objects.items()
+                if hasattr(net, "config")
+            }
+        )
         return resume(job, *names, **objects)
 
     monkeypatch.setattr(run.Run, "resume", remember)
-    monkeypatch.setattr(sys, "argv", [script.__file__, *SMALL, *flags, "--root", str(root), "--runs", str(runs)])
+    monkeypatch.setattr(
+        sys, "argv", [script.__file__, *SMALL, *flags, "--root", str(root), "--runs", str(runs)]
+    )
     monkeypatch.setattr(VNet, "defaults", VNet.defaults._replace(dropout=0.0))
     script.main()
     (path,) = runs.glob("*/*/*/last.pth")
@@ -85,7 +111,9 @@ def run_main(script, flags, root, runs, monkeypatch):
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_without_its_unlabelled_terms_a_method_is_supervised(method, tiny_la, tmp_path, monkeypatch):
+def test_without_its_unlabelled_terms_a_method_is_supervised(
+    method, tiny_la, tmp_path, monkeypatch
+):
     script, flags, loss_of = CASES[method]
     began, ended, shape = run_main(script, [*SGD, *flags], tiny_la, tmp_path / "runs", monkeypatch)
     own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
@@ -104,7 +132,16 @@ def test_without_its_unlabelled_terms_a_method_is_supervised(method, tiny_la, tm
 
 def test_coranet_without_its_unlabelled_terms_is_its_labelled_loss(tiny_la, tmp_path, monkeypatch):
     """`--train seg` through both phases, against Adam on CE(D) + CE_con(D_con) + CE_rad(D_rad)."""
-    flags = ["--labeled_bs", "2", "--train", "seg", "--pretrain_epochs", "1", "--selftrain_epochs", "1"]
+    flags = [
+        "--labeled_bs",
+        "2",
+        "--train",
+        "seg",
+        "--pretrain_epochs",
+        "1",
+        "--selftrain_epochs",
+        "1",
+    ]
     began, ended, shape = run_main(train_coranet, flags, tiny_la, tmp_path / "runs", monkeypatch)
     own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
     data = two_stream_loader(options.parse(options.parser("", unlabeled=False), argv=own), "cpu")
@@ -124,7 +161,16 @@ def test_coranet_without_its_unlabelled_terms_is_its_labelled_loss(tiny_la, tmp_
 
 def test_cml_without_cutmix_and_discrepancy_is_cps(tiny_la, tmp_path, monkeypatch):
     ends = []
-    short = ["--pretrain_iterations", "1", "--max_iterations", "3", "--lr_step", "2", "--labeled_bs", "2"]
+    short = [
+        "--pretrain_iterations",
+        "1",
+        "--max_iterations",
+        "3",
+        "--lr_step",
+        "2",
+        "--labeled_bs",
+        "2",
+    ]
     for k, framework in enumerate((["cfl", "--lambda_dis", "0"], ["cps"], ["cfl"])):
         flags = [*short, "--unlabeled_bs", "2", "--framework", *framework]
         ends.append(run_main(train_cml, flags, tiny_la, tmp_path / str(k), monkeypatch)[1])
@@ -141,7 +187,9 @@ def test_coranet_without_its_unlabelled_terms_goes_on_pretraining(tiny_la, tmp_p
     )
     ends = []
     for k, epochs in enumerate(phases):
-        began, ended, _ = run_main(train_coranet, [*flags, *epochs], tiny_la, tmp_path / str(k), monkeypatch)
+        began, ended, _ = run_main(
+            train_coranet, [*flags, *epochs], tiny_la, tmp_path / str(k), monkeypatch
+        )
         ends.append(ended)
     assert not torch.equal(began["encoder.0.0.weight"], ended["encoder.0.0.weight"])
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ended)

@@ -1,4 +1,6 @@
-"""What each loop hands to its objective, step by step: who labels whom, and which schedule runs on which clock."""
+"""What each loop hands to its objective, step by step: who labels whom, and which schedule runs on
+which clock.
+"""
 
 import math
 import re
@@ -14,9 +16,34 @@ import train_ugmcl
 from utils import run
 from utils.errors import UserError
 
-LA = ["--gpu", "-1", "--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "3", "--precision", "fp32"]
+LA = [
+    "--gpu",
+    "-1",
+    "--patch",
+    "32",
+    "16",
+    "16",
+    "--n_filters",
+    "2",
+    "--labelnum",
+    "3",
+    "--precision",
+    "fp32",
+]
 LA += ["--labeled_bs", "2", "--unlabeled_bs", "2"]
-ACDC = ["--dataset", "ACDC", "--gpu", "-1", "--patch", "32", "32", "--n_filters", "2", "--labelnum", "2"]
+ACDC = [
+    "--dataset",
+    "ACDC",
+    "--gpu",
+    "-1",
+    "--patch",
+    "32",
+    "32",
+    "--n_filters",
+    "2",
+    "--labelnum",
+    "2",
+]
 ACDC += ["--labeled_bs", "2", "--unlabeled_bs", "2", "--precision", "fp32"]
 
 
@@ -45,7 +72,9 @@ def main(tmp_path, monkeypatch):
     def call(script, root, *options):
         runs = tmp_path / "runs"
         monkeypatch.setattr(
-            sys, "argv", [script.__file__, *map(str, options), "--root", str(root), "--runs", str(runs)]
+            sys,
+            "argv",
+            [script.__file__, *map(str, options), "--root", str(root), "--runs", str(runs)],
         )
         script.main()
         (path,) = runs.glob("*/*/*/last.pth")
@@ -64,7 +93,9 @@ def test_cml_learns_from_the_other_outside_of_the_box(tiny_la, main, calls, monk
     def listen(job, *names, net, net_2, **objects):
         for own in (net, net_2):
             own.register_forward_hook(
-                lambda own, _, output: None if torch.is_grad_enabled() else said.append((own, output[0].argmax(1)))
+                lambda own, _, output: (
+                    None if torch.is_grad_enabled() else said.append((own, output[0].argmax(1)))
+                )
             )
         nets[:] = net, net_2
         return resume(job, *names, net=net, net_2=net_2, **objects)
@@ -76,7 +107,9 @@ def test_cml_learns_from_the_other_outside_of_the_box(tiny_la, main, calls, monk
     main(train_cml, tiny_la, *LA, "--pretrain_iterations", 3, "--max_iterations", 3, "--lr_step", 2)
     assert [net.config["upsampling"] for net in nets] == ["transposed", "linear"]
     assert [args[1] for args, _ in rates] == pytest.approx([0.01, 0.01, 0.001] * 2)
-    assert len(boxes) == 3 + 2 * 3  # of the labelled crops in either phase, of the unlabelled ones in the second
+    assert (
+        len(boxes) == 3 + 2 * 3
+    )  # of the labelled crops in either phase, of the unlabelled ones in the second
     for step, (args, _) in enumerate(objectives[3:]):
         (one, pseudo_1), (two, pseudo_2) = said[2 * step : 2 * step + 2]
         assert (one, two) == tuple(nets)
@@ -93,11 +126,15 @@ def test_cml_learns_from_the_other_outside_of_the_box(tiny_la, main, calls, monk
 
 
 def test_cmls_released_code_shows_batch_norm_either_kind_alone(tiny_la, main, monkeypatch):
-    """4 + 2 crops, mixed to 2 + 1: what learns sees the labelled ones, in self-training the unlabelled one after."""
+    """4 + 2 crops, mixed to 2 + 1: what learns sees the labelled ones, in self-training the
+    unlabelled one after.
+    """
     seen, see = [], train_cml.see
 
     def listen(student, image, sizes):
-        hook = student.register_forward_hook(lambda _, given, output: seen.append((given[0], output[0])))
+        hook = student.register_forward_hook(
+            lambda _, given, output: seen.append((given[0], output[0]))
+        )
         answer = see(student, image, sizes)
         hook.remove()
         assert torch.equal(torch.cat([given for given, _ in seen[-len(sizes) :]]), image)
@@ -105,9 +142,25 @@ def test_cmls_released_code_shows_batch_norm_either_kind_alone(tiny_la, main, mo
         return answer
 
     monkeypatch.setattr(train_cml, "see", listen)
-    options = ["--labeled_bs", 4, "--pretrain_iterations", 1, "--max_iterations", 1, "--preset", "released"]
+    options = [
+        "--labeled_bs",
+        4,
+        "--pretrain_iterations",
+        1,
+        "--max_iterations",
+        1,
+        "--preset",
+        "released",
+    ]
     main(train_cml, tiny_la, *LA, *options)
-    assert [len(given) for given, _ in seen] == [2, 2, 2, 1, 2, 1]  # two networks: once before, then twice each
+    assert [len(given) for given, _ in seen] == [
+        2,
+        2,
+        2,
+        1,
+        2,
+        1,
+    ]  # two networks: once before, then twice each
 
 
 def test_cmls_released_code_has_one_network_on_slices(tiny_acdc, main, calls):
@@ -123,7 +176,9 @@ def test_cmls_released_code_has_one_network_on_slices(tiny_acdc, main, calls):
 
 
 def test_ugmcl_runs_its_schedules_on_the_iteration(tiny_acdc, main, calls, monkeypatch):
-    """H(t) is read off a ramp of entropies that `uncertainty` is made to answer with; 4 classes, so up to ln 4."""
+    """H(t) is read off a ramp of entropies that `uncertainty` is made to answer with; 4 classes, so
+    up to ln 4.
+    """
     entropies = torch.linspace(0, math.log(4), 4 * 32 * 32).view(4, 32, 32)
     monkeypatch.setattr(train_ugmcl, "uncertainty", lambda *_: entropies)
     objectives, teachers = calls(train_ugmcl, "objective"), calls(train_ugmcl, "update_teacher")
@@ -138,25 +193,53 @@ def test_ugmcl_runs_its_schedules_on_the_iteration(tiny_acdc, main, calls, monke
 def test_dtml_ramps_its_consistency(tiny_la, main, calls):
     objectives = calls(train_dtml, "objective")
     main(train_dtml, tiny_la, *LA, "--max_iterations", 4)
-    assert [args[3] for args, _ in objectives] == pytest.approx([0.1 * ramp(t, 4) for t in (1, 2, 3, 4)])
+    assert [args[3] for args, _ in objectives] == pytest.approx(
+        [0.1 * ramp(t, 4) for t in (1, 2, 3, 4)]
+    )
 
 
 def test_coranet_relabels_every_so_many_epochs(tiny_la, main, calls):
-    """3 labelled cases, 2 a step: epochs of 2 steps; 1 of pre-training, 5 of self-training, relabelled every 2."""
+    """3 labelled cases, 2 a step: epochs of 2 steps; 1 of pre-training, 5 of self-training,
+    relabelled every 2.
+    """
     relabelled, objectives = calls(train_coranet, "relabel"), calls(train_coranet, "objective")
     teachers = calls(train_coranet, "update_teacher")
-    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 5, "--relabel_epochs", 2, "--ema_decay", 0.7]
+    options = [
+        "--pretrain_epochs",
+        1,
+        "--selftrain_epochs",
+        5,
+        "--relabel_epochs",
+        2,
+        "--ema_decay",
+        0.7,
+    ]
     ended = main(train_coranet, tiny_la, *LA, *options)
     assert [args[2] for args, _ in relabelled] == [range(3, 7), range(7, 11), range(11, 13)]
-    assert [args[6] for args, _ in objectives] == [0, 0, *(epoch for epoch in range(5) for _ in range(2))]
+    assert [args[6] for args, _ in objectives] == [
+        0,
+        0,
+        *(epoch for epoch in range(5) for _ in range(2)),
+    ]
     assert [args[2] for args, _ in teachers][:4] == pytest.approx([0, 1 / 2, 2 / 3, 0.7])
     assert ended["optimizer"]["param_groups"][0]["betas"] == (0.5, 0.999)
 
 
 def test_coranets_released_epochs_end_with_the_shorter_loader(tiny_la, main, calls):
-    """3 labelled and 3 unlabelled cases, 2 a step: five passes are 8 steps, whole batches of the unlabelled 1."""
+    """3 labelled and 3 unlabelled cases, 2 a step: five passes are 8 steps, whole batches of the
+    unlabelled 1.
+    """
     relabelled, objectives = calls(train_coranet, "relabel"), calls(train_coranet, "objective")
-    options = ["--preset", "released", "--pretrain_epochs", 1, "--selftrain_epochs", 3, "--relabel_epochs", 2]
+    options = [
+        "--preset",
+        "released",
+        "--pretrain_epochs",
+        1,
+        "--selftrain_epochs",
+        3,
+        "--relabel_epochs",
+        2,
+    ]
     main(train_coranet, tiny_la, *LA, *options)
     assert [args[2] for args, _ in relabelled] == [range(9, 11), range(11, 12)]
     assert [args[6] for args, _ in objectives] == [0] * 8 + [0, 1, 2]
@@ -172,12 +255,25 @@ def test_coranet_says_at_the_start_how_many_classes_a_byte_holds(tiny_acdc, main
 
     monkeypatch.setattr(train_coranet, "two_stream_loader", six)
     options = ["--pretrain_epochs", 1, "--selftrain_epochs", 1]
-    with pytest.raises(UserError, match="6 classes, but one_vs_rest has room for 5, direct for 128"):
+    with pytest.raises(
+        UserError, match="6 classes, but one_vs_rest has room for 5, direct for 128"
+    ):
         main(train_coranet, tiny_acdc, *ACDC, *options)
-    main(train_coranet, tiny_acdc, *ACDC, *options[:2], "--selftrain_epochs", 0, "--name", "no_pseudo_labels")
+    main(
+        train_coranet,
+        tiny_acdc,
+        *ACDC,
+        *options[:2],
+        "--selftrain_epochs",
+        0,
+        "--name",
+        "no_pseudo_labels",
+    )
 
 
-@pytest.mark.parametrize(("form", "name"), [("one_vs_rest", "one_vs_rest.OneVsRest"), ("direct", "unet.UNet")])
+@pytest.mark.parametrize(
+    ("form", "name"), [("one_vs_rest", "one_vs_rest.OneVsRest"), ("direct", "unet.UNet")]
+)
 def test_coranet_of_slices_has_four_levels(tiny_acdc, main, form, name):
     options = ["--pretrain_epochs", 1, "--selftrain_epochs", 0, "--multiclass", form]
     spec = main(train_coranet, tiny_acdc, *ACDC, *options)["networks"]["net"]
@@ -186,11 +282,25 @@ def test_coranet_of_slices_has_four_levels(tiny_acdc, main, form, name):
 
 
 @pytest.mark.parametrize(("form", "problems", "classes"), [("one_vs_rest", 3, 2), ("direct", 1, 4)])
-def test_coranet_self_trains_each_problem_of_slices(tiny_acdc, main, calls, form, problems, classes):
+def test_coranet_self_trains_each_problem_of_slices(
+    tiny_acdc, main, calls, form, problems, classes
+):
     steps, lines = calls(train_coranet, "objective"), calls(train_coranet, "found")
-    main(train_coranet, tiny_acdc, *ACDC, "--pretrain_epochs", 1, "--selftrain_epochs", 1, "--multiclass", form)
+    main(
+        train_coranet,
+        tiny_acdc,
+        *ACDC,
+        "--pretrain_epochs",
+        1,
+        "--selftrain_epochs",
+        1,
+        "--multiclass",
+        form,
+    )
     taught = [args for args, _ in steps if args[3] is not None]
     assert len(taught) == len(steps) // 2
     assert all(args[0][0].shape[1] == classes > args[3].max() for args in taught)
     assert [args[1] for args, _ in lines] == [problems]
-    assert re.match(r"relabelled images: \d+; certain RV in \d+, Myo in \d+, LV in \d+", lines[0][1])
+    assert re.match(
+        r"relabelled images: \d+; certain RV in \d+, Myo in \d+, LV in \d+", lines[0][1]
+    )

@@ -1,4 +1,6 @@
-"""Shared losses against hand-computed cases and a float64 twin; schedules against the formulas as printed."""
+"""Shared losses against hand-computed cases and a float64 twin; schedules against the formulas as
+printed.
+"""
 
 import math
 
@@ -8,7 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from utils import losses
-from utils.losses import dice_loss, distance_to_mask, foreground_dice_loss, masked_mean, sdm_targets, supervised_loss
+from utils.losses import (
+    dice_loss,
+    distance_to_mask,
+    foreground_dice_loss,
+    masked_mean,
+    sdm_targets,
+    supervised_loss,
+)
 from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
 
 
@@ -16,7 +25,9 @@ def test_dice_by_hand():
     prob, target = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([1.0, 1.0, 0.0])
     assert dice_loss(prob, target, eps=0.0).item() == pytest.approx(1 - 2 * 1.5 / (1.25 + 2))
     assert dice_loss(target, target).item() == pytest.approx(0, abs=1e-6)
-    assert dice_loss(torch.zeros(4), torch.zeros(4)).item() == pytest.approx(0)  # both empty: agreement
+    assert dice_loss(torch.zeros(4), torch.zeros(4)).item() == pytest.approx(
+        0
+    )  # both empty: agreement
     assert dice_loss(torch.ones(4), torch.zeros(4)).item() == pytest.approx(1, abs=1e-5)
 
 
@@ -43,7 +54,9 @@ def test_losses_are_float32_whatever_comes_in():
     logits, label = torch.randn(1, 2, 4, 4, 4), torch.randint(0, 2, (1, 4, 4, 4))
     half = supervised_loss(logits.bfloat16(), label)
     assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(supervised_loss(logits.bfloat16().float(), label).item(), abs=1e-7)
+    assert half.item() == pytest.approx(
+        supervised_loss(logits.bfloat16().float(), label).item(), abs=1e-7
+    )
 
 
 def test_gradients():
@@ -61,7 +74,9 @@ def test_gradients():
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cross_entropy_in_a_fixed_order(weighted, reduction):
-    """What a deterministic run takes on a GPU, and several processes take for a mean with class weights."""
+    """What a deterministic run takes on a GPU, and several processes take for a mean with class
+    weights.
+    """
     logits = torch.randn(2, 3, 4, 5, 2, dtype=torch.float64, requires_grad=True)
     label = torch.randint(3, (2, 4, 5, 2))
     weight = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64) if weighted else None
@@ -80,12 +95,16 @@ def test_masked_mean():
 
 
 def test_a_class_that_a_crop_lacks_is_far_everywhere():
-    """Two crops of two classes, the row 1110000 by hand; the second crop has no first class, the first no second."""
+    """Two crops of two classes, the row 1110000 by hand; the second crop has no first class, the
+    first no second.
+    """
     present, nowhere = torch.tensor([1, 1, 1, 0, 0, 0, 0]).bool(), torch.zeros(7).bool()
     masks = torch.stack([present, nowhere, nowhere, present]).view(2, 2, 1, 7)
     row = torch.tensor([-1, -2 / 3, 0, 0.25, 0.5, 0.75, 1])
     far = torch.ones(7)
-    torch.testing.assert_close(sdm_targets(masks), torch.stack([row, far, far, row]).view(2, 2, 1, 7))
+    torch.testing.assert_close(
+        sdm_targets(masks), torch.stack([row, far, far, row]).view(2, 2, 1, 7)
+    )
     assert distance_to_mask(far).eq(0).all()
 
 

@@ -56,7 +56,9 @@ def assert_medpy(pred, target, spacing):
     assert tuple(got) == METRICS
     for metric, function in MEDPY.items():
         options = {"voxelspacing": spacing} if metric in ("hd", "hd95", "asd", "assd") else {}
-        assert got[metric] == pytest.approx(function(pred, target, **options), rel=0, abs=1e-9), metric
+        assert got[metric] == pytest.approx(function(pred, target, **options), rel=0, abs=1e-9), (
+            metric
+        )
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -76,7 +78,17 @@ def test_the_crop_is_exact():
     assert binary_metrics(*far) == binary_metrics(pred, target)
 
 
-TYPES = [np.uint8, np.int8, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
+TYPES = [
+    np.uint8,
+    np.int8,
+    np.uint16,
+    np.int32,
+    np.uint32,
+    np.int64,
+    np.uint64,
+    np.float32,
+    np.float64,
+]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -143,7 +155,9 @@ def test_directions_and_percentiles_by_hand():
     assert got["assd"] == pytest.approx(10 / 3)
     assert got["hd"] == 10
     assert got["hd95"] == pytest.approx(9)  # of 0, 0, 10: 1.9 steps along
-    assert binary_metrics(pred, target, hd95="max")["hd95"] == pytest.approx(9.5)  # of 0, 10: 0.95 steps along
+    assert binary_metrics(pred, target, hd95="max")["hd95"] == pytest.approx(
+        9.5
+    )  # of 0, 10: 0.95 steps along
     assert binary_metrics(target, pred)["asd"] == 5
     assert (got["precision"], got["recall"]) == (1, 0.5)
     assert binary_metrics(pred, target, spacing=(3, 1, 1))["hd"] == 30
@@ -185,10 +199,19 @@ def test_refuses():
             binary_metrics(a, a, spacing)
     with pytest.raises(TypeError, match=r"positive finite spacing .* got 2\.0"):
         binary_metrics(a, a, spacing=2.0)
-    for refused in (a.astype(complex), torch.from_numpy(a.astype(complex)), a.astype(object), a.astype(str)):
-        for metrics in (lambda pred: binary_metrics(pred, a), lambda pred: multiclass_metrics(pred, a, 2)):
+    for refused in (
+        a.astype(complex),
+        torch.from_numpy(a.astype(complex)),
+        a.astype(object),
+        a.astype(str),
+    ):
+        for metrics in (
+            lambda pred: binary_metrics(pred, a),
+            lambda pred: multiclass_metrics(pred, a, 2),
+        ):
             with pytest.raises(
-                TypeError, match=r"bools, integers or floats, got (torch\.complex128|complex128|object|<U5)"
+                TypeError,
+                match=r"bools, integers or floats, got (torch\.complex128|complex128|object|<U5)",
             ):
                 metrics(refused)
     with pytest.raises(ValueError, match=r"hd95 'mean'"):
@@ -204,7 +227,9 @@ def test_refuses():
     with pytest.raises(ValueError, match=r"prediction holds labels that are no integers"):
         multiclass_metrics(np.array([[0, 0.5]]), np.array([[0, 1]]), 3)
     for num_classes in (1, 0, -1):
-        with pytest.raises(ValueError, match=f"at least 2 classes with the background, got {num_classes}"):
+        with pytest.raises(
+            ValueError, match=f"at least 2 classes with the background, got {num_classes}"
+        ):
             multiclass_metrics(a, a, num_classes)
     with pytest.raises(TypeError, match=r"integer as the number of classes, got 2\.0"):
         multiclass_metrics(a, a, 2.0)
@@ -228,10 +253,17 @@ def test_multiclass_takes_any_labels(device):
         assert multiclass_metrics(pred.astype(dtype), target, 3) == want
         tensor = torch.from_numpy(pred.astype(dtype)).to(device)
         assert multiclass_metrics(tensor, torch.from_numpy(target).to(device), 3) == want
-    assert multiclass_metrics(torch.from_numpy(pred).to(device), torch.from_numpy(target).to(device), 3) == want
+    assert (
+        multiclass_metrics(
+            torch.from_numpy(pred).to(device), torch.from_numpy(target).to(device), 3
+        )
+        == want
+    )
     assert multiclass_metrics(pred > 0, target > 0, 2)[1] == binary_metrics(pred > 0, target > 0)
     with pytest.raises(ValueError, match="prediction holds labels 0 to 2, expected 0 to 1"):
-        multiclass_metrics(torch.from_numpy(pred).to(device), torch.from_numpy(target).to(device), 2)
+        multiclass_metrics(
+            torch.from_numpy(pred).to(device), torch.from_numpy(target).to(device), 2
+        )
 
 
 def test_real_left_atria_equal_medpy(la_root):

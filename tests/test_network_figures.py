@@ -1,4 +1,6 @@
-"""code/figures.py: what it reads, what it refuses, and that what is drawn is what the networks say."""
+"""code/figures.py: what it reads, what it refuses, and that what is drawn is what the networks
+say.
+"""
 
 import csv
 import importlib.util
@@ -23,15 +25,31 @@ SHAPE = {"n_filters": 2}
 
 
 def save(path, step, root, **networks):
-    """A checkpoint as `utils.run` writes it; the networks but `seg`'s partner `dis` are those that are tested."""
-    options = {"dataset": "LA", "root": str(root), "downsample": 1, "patch": list(PATCH), "labelnum": 2}
-    state = {"step": step, "last": 40, "args": options, "test_networks": [name for name in networks if name != "dis"]}
+    """A checkpoint as `utils.run` writes it; the networks but `seg`'s partner `dis` are those that
+    are tested.
+    """
+    options = {
+        "dataset": "LA",
+        "root": str(root),
+        "downsample": 1,
+        "patch": list(PATCH),
+        "labelnum": 2,
+    }
+    state = {
+        "step": step,
+        "last": 40,
+        "args": options,
+        "test_networks": [name for name in networks if name != "dis"],
+    }
     specs = {
         name: {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
         for name, net in networks.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state | {"networks": specs} | {name: net.state_dict() for name, net in networks.items()}, path)
+    torch.save(
+        state | {"networks": specs} | {name: net.state_dict() for name, net in networks.items()},
+        path,
+    )
 
 
 def network(seed, **options):
@@ -39,7 +57,9 @@ def network(seed, **options):
     net = VNet(**SHAPE, **options).eval()
     with torch.no_grad():  # untrained, but of all heads half of the voxels on each side
         outputs = net(torch.rand(1, 1, *PATCH))
-        for head, output in zip(net.heads, outputs if isinstance(outputs, tuple) else (outputs,), strict=False):
+        for head, output in zip(
+            net.heads, outputs if isinstance(outputs, tuple) else (outputs,), strict=False
+        ):
             convolution = head if isinstance(head, torch.nn.Conv3d) else head[-1]
             convolution.bias[1] -= (output[0][1] - output[0][0]).median()
         if net.sdm is not None:
@@ -55,7 +75,9 @@ def folder(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, folder):
-    """Call the script's `main` on the run, and return what it gave to each figure of `utils.figures` that it drew."""
+    """Call the script's `main` on the run, and return what it gave to each figure of
+    `utils.figures` that it drew.
+    """
     spec = importlib.util.spec_from_file_location("figures_script", ROOT / "code" / "figures.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -118,15 +140,21 @@ def test_uncertain_is_where_the_branches_disagree_at_each_step(folder, tiny_la, 
     nets = {step: network(step, branches=3) for step in (10, 20, 30)}
     for step, net in nets.items():
         save(folder / f"step_{step}.pth", step, tiny_la, net=net)
-    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}, "epoch": {s // 10}}}\n' for s in (10, 20)))
-    ((cases, names, *_),) = call("uncertainty", *LAST, "--steps", 10, 20, "--case", "CASE03", "CASE02")
+    (folder / "metrics.jsonl").write_text(
+        "".join(f'{{"step": {s}, "epoch": {s // 10}}}\n' for s in (10, 20))
+    )
+    ((cases, names, *_),) = call(
+        "uncertainty", *LAST, "--steps", 10, 20, "--case", "CASE03", "CASE02"
+    )
     assert names == ["epoch 1 (step 10)", "epoch 2 (step 20)"]
     assert [case for case, *_ in cases] == ["CASE03", "CASE02"]
     for _, image, label, masks in cases:
         assert label.shape == image.shape
         for mask, net in zip(masks, (nets[10], nets[20]), strict=True):
             con, rad = (
-                sliding_window(lambda x, net=net, i=i: net(x)[i], image, PATCH, (18, 18, 4), 2).argmax(0)
+                sliding_window(
+                    lambda x, net=net, i=i: net(x)[i], image, PATCH, (18, 18, 4), 2
+                ).argmax(0)
                 for i in (1, 2)
             )
             assert 0.01 < mask.mean() < 0.99
@@ -147,23 +175,35 @@ def test_curves_of_training_cases_score_each_network_and_their_mean(folder, tiny
     expected = {"net": [], "net_2": [], "mean": []}
     for index in (2, 3):
         image, label = data.load(index)
-        probs = [sliding_window(net.segment, image, PATCH, (18, 18, 4), 2) for net in nets[20].values()]
+        probs = [
+            sliding_window(net.segment, image, PATCH, (18, 18, 4), 2) for net in nets[20].values()
+        ]
         for name, prob in zip(expected, [*probs, probs[0] + probs[1]], strict=True):
             expected[name].append(binary_metrics(prob.argmax(0).numpy(), label)["dice"])
     for name, dice in expected.items():
         assert lines[name][20]["dice"] == pytest.approx(np.mean(dice), abs=1e-3)
     with open(folder / "figures" / "curves_train.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["network"], row["step"]) for row in rows] == [(n, s) for n in expected for s in ("10", "20")]
+    assert [(row["network"], row["step"]) for row in rows] == [
+        (n, s) for n in expected for s in ("10", "20")
+    ]
     assert float(rows[1]["dice"]) == lines["net"][20]["dice"]
-    ((lines, *_),) = call("curves", *LAST, "--split", "train", "--cases", 1, "--nms", 1, "--names", "A", "B", "both")
+    ((lines, *_),) = call(
+        "curves", *LAST, "--split", "train", "--cases", 1, "--nms", 1, "--names", "A", "B", "both"
+    )
     assert list(lines) == ["A", "B", "both"]
 
 
 def result(folder, tag, step, network, dice, nms=1, listed="the test list"):
     """What `utils.evaluation` leaves of a test, as far as curves need it."""
     values = {m: {"mean": None if m == "hd95" else dice} for m in METRICS}
-    summary = {"checkpoint": f"{tag.split('_n')[0]}.pth", "step": step, "cases": 20, "list": listed, "mean": values}
+    summary = {
+        "checkpoint": f"{tag.split('_n')[0]}.pth",
+        "step": step,
+        "cases": 20,
+        "list": listed,
+        "mean": values,
+    }
     path = folder / "test" / tag / "summary.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(summary | {"test": {"network": network, "nms": nms}}))
@@ -180,7 +220,10 @@ def test_curves_of_the_test_list_are_read_from_results_of_one_kind(folder, call,
     result(folder, "best", 20, None, 0.99)
     result(folder, "step_10_train", 10, None, 0.99, listed="the run's unlabelled training cases")
     ((lines, title, *_),) = call("curves", "--metrics", "dice", "hd95")
-    dice = {name: {step: values["dice"] for step, values in line.items()} for name, line in lines.items()}
+    dice = {
+        name: {step: values["dice"] for step, values in line.items()}
+        for name, line in lines.items()
+    }
     assert list(dice) == ["net", "net_2", "mean"]
     assert dice["net"] == {10: 0.5, 20: 0.7}
     assert dice["net_2"] == pytest.approx({10: 0.4, 20: 0.6})
@@ -195,13 +238,25 @@ def test_curves_of_the_test_list_are_read_from_results_of_one_kind(folder, call,
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["sdm", "--checkpoint", "20"], "step_20.pth: none of its networks gives distance maps.*--checkpoint last"),
+        (
+            ["sdm", "--checkpoint", "20"],
+            "step_20.pth: none of its networks gives distance maps.*--checkpoint last",
+        ),
         (["sdm", "--checkpoint", "30"], "step_30.pth: not there; kept steps: 20"),
-        (["sdm", "--case", "CASE00"], "--case CASE00: not an unlabelled training case; the first is CASE02"),
+        (
+            ["sdm", "--case", "CASE00"],
+            "--case CASE00: not an unlabelled training case; the first is CASE02",
+        ),
         (["sdm", "--split", "val"], "LA has no val list"),
         (["sdm", "--root", "nowhere"], "nowhere: no such folder"),
-        (["uncertainty"], "step_20.pth: needs one network with a conservative and a radical branch"),
-        (["sdm", "--checkpoint", "first"], "--checkpoint first is not last, best or a step's number"),
+        (
+            ["uncertainty"],
+            "step_20.pth: needs one network with a conservative and a radical branch",
+        ),
+        (
+            ["sdm", "--checkpoint", "first"],
+            "--checkpoint first is not last, best or a step's number",
+        ),
         (["sdm", "--gpu", "0,1"], "--gpu 0,1: figures use one device"),
         (["curves"], "no results of kept steps; test them"),
         (["curves", "--cases", "2"], "--cases: the tests had their own"),

@@ -1,4 +1,6 @@
-"""Every network: published sizes, each head, each option's effect, and that every level keeps its place."""
+"""Every network: published sizes, each head, each option's effect, and that every level keeps its
+place.
+"""
 
 import copy
 import math
@@ -85,7 +87,9 @@ def test_every_head_has_its_shape_and_trains(name, heads, upsampling):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_voxel_comes_from_its_own_place_at_every_level(name):
-    """Skips that were swapped, turned or shifted would show: each level's gradient stands around the voxel."""
+    """Skips that were swapped, turned or shifted would show: each level's gradient stands around
+    the voxel.
+    """
     net = linear(name)
     extents, voxel = ((112, 64, 48), (90, 24, 18)) if net.dims == 3 else ((128, 64), (100, 24))
     features = [f.detach().requires_grad_() for f in net.encode(torch.randn(1, 1, *extents))]
@@ -103,7 +107,9 @@ def test_a_voxel_comes_from_its_own_place_at_every_level(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_normalizations_treat_samples_as_they_say(name, normalization):
     net = small(name, normalization=normalization, dropout=0.0)
-    x = image(name, *(64, 16, 16)[: net.dims])  # instance norm wants more than one value a channel at the bottom
+    x = image(
+        name, *(64, 16, 16)[: net.dims]
+    )  # instance norm wants more than one value a channel at the bottom
     parts = sum("Norm" in type(module).__name__ for module in net.modules())
     assert (parts == 0) == (normalization == "none")
     alone = torch.cat([net(x[:1]), net(x[1:])])
@@ -113,7 +119,9 @@ def test_normalizations_treat_samples_as_they_say(name, normalization):
 @pytest.mark.parametrize(("n_filters", "groups"), [(12, {4, 8, 16}), (24, {8, 16})])
 def test_groupnorm_takes_any_number_of_channels(n_filters, groups):
     net = UNet(n_filters=n_filters, normalization="groupnorm")
-    found = {module.num_groups for module in net.modules() if isinstance(module, torch.nn.GroupNorm)}
+    found = {
+        module.num_groups for module in net.modules() if isinstance(module, torch.nn.GroupNorm)
+    }
     assert found == groups
 
 
@@ -122,7 +130,9 @@ def test_the_bottom_is_where_it_is_said_to_be(name):
     net = small(name).eval()
     for extents in ((64, 32, 96)[: net.dims], (48, 80, 32)[: net.dims]):
         bottom = net.encode(torch.zeros(1, 1, *extents))[-1].shape[2:]
-        assert tuple(bottom) == tuple(math.ceil(e / b) for e, b in zip(extents, net.bottom, strict=True))
+        assert tuple(bottom) == tuple(
+            math.ceil(e / b) for e, b in zip(extents, net.bottom, strict=True)
+        )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -138,7 +148,9 @@ def test_dropout_works_in_training_alone(name):
     assert torch.equal(quiet(x), net(x))  # nothing but dropout differs
 
 
-@pytest.mark.parametrize(("name", "whole_channels"), [("vnet", True), ("unet3d", False), ("resnet18", True)])
+@pytest.mark.parametrize(
+    ("name", "whole_channels"), [("vnet", True), ("unet3d", False), ("resnet18", True)]
+)
 def test_dropout_stands_after_the_bottom_and_the_last_stage(name, whole_channels):
     net, calls = small(name, dropout=0.5), []
     net.dropout.register_forward_hook(lambda _, inputs, after: calls.append((*inputs, after)))
@@ -176,7 +188,10 @@ def test_wrong_inputs_and_options_are_refused(name):
         ({"upsampling": "trilinear"}, "upsampling is transposed or linear, got 'trilinear'"),
         ({"normalization": "layernorm"}, "normalization is batchnorm"),
         ({"segmentation_head": False}, "without a segmentation head"),
-        ({"segmentation_head": False, "sdm_head": True, "branches": 3}, "without a segmentation head"),
+        (
+            {"segmentation_head": False, "sdm_head": True, "branches": 3},
+            "without a segmentation head",
+        ),
         ({"deepest": True, "sdm_head": True}, "beside logits alone"),
         ({"deepest": True, "branches": 3}, "beside logits alone"),
         ({"branches": 0}, "branches must be at least 1"),
@@ -220,13 +235,18 @@ def test_distances_are_bounded_and_segment_by_their_sign(name):
     assert torch.equal(prob.argmax(1)[inside], sdm.argmin(1)[inside] + 1)
     assert prob.argmax(1)[(sdm > 0.01).all(1)].eq(0).all()
     binary = network_class(name)(1, 2, 4, sdm_head=True, segmentation_head=False).eval()
-    torch.testing.assert_close(binary.segment(x).softmax(1)[:, 1:], torch.sigmoid(-1500 * binary(x)))
+    torch.testing.assert_close(
+        binary.segment(x).softmax(1)[:, 1:], torch.sigmoid(-1500 * binary(x))
+    )
 
 
 def test_upsampling_has_its_own_weights():
     for name in NETWORKS:
         kinds = {
-            kind: any("ConvTranspose" in type(module).__name__ for module in small(name, upsampling=kind).modules())
+            kind: any(
+                "ConvTranspose" in type(module).__name__
+                for module in small(name, upsampling=kind).modules()
+            )
             for kind in ("transposed", "linear")
         }
         assert kinds == {"transposed": True, "linear": False}
@@ -245,7 +265,9 @@ def test_dropout_of_the_unet_grows_with_depth(options, expected):
     net = UNet(n_filters=2, **options)
     rates = [module.p for module in net.encoder.modules() if isinstance(module, torch.nn.Dropout)]
     assert rates == pytest.approx(expected)
-    assert all(module.p == 0 for module in net.decoder.modules() if isinstance(module, torch.nn.Dropout))
+    assert all(
+        module.p == 0 for module in net.decoder.modules() if isinstance(module, torch.nn.Dropout)
+    )
 
 
 def test_levels_set_the_extents_that_fit():
@@ -274,18 +296,26 @@ def test_resnet_blocks_keep_slices_apart_and_halve_their_number():
 
 
 def test_resnet_crops_behind_what_was_rounded_up():
-    """What lies far from the end does not notice that the extent is 112 (3.5 voxels at the bottom) and not 128."""
+    """What lies far from the end does not notice that the extent is 112 (3.5 voxels at the bottom)
+    and not 128.
+    """
     net = linear("resnet18").double()  # float32 would hide how little the bottom counts
     features = net.encode(torch.randn(1, 1, 128, 16, 16, dtype=torch.float64))
     shorter = [f[:, :, : math.ceil(112 / 2**level)] for level, f in enumerate(features, start=1)]
-    torch.testing.assert_close(net.decode(shorter)[:, :, :32], net.decode(features)[:, :, :32], rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        net.decode(shorter)[:, :, :32], net.decode(features)[:, :, :32], rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 6])
 def test_one_vs_rest_is_the_confidence_weighted_vote(classes):
-    """Brute force: each network votes for its class, or for all others and the background, with its confidence."""
+    """Brute force: each network votes for its class, or for all others and the background, with its
+    confidence.
+    """
     net = OneVsRest("unet", num_classes=classes, n_filters=1).eval()
-    confidence = torch.rand(classes - 1, 1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    confidence = torch.rand(
+        classes - 1, 1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     shift = torch.randn(classes - 1, 1000, dtype=torch.float64)  # logits are free up to a constant
     for network, p, s in zip(net.networks, confidence, shift, strict=True):
         network.segment = lambda x, p=p, s=s: torch.stack((s, s + torch.logit(p)))[None]
@@ -319,7 +349,9 @@ def test_one_vs_rest_holds_a_binary_network_a_class(name):
 
 
 def test_one_vs_rest_refuses_what_does_not_exist():
-    with pytest.raises(ValueError, match="network is one of vnet, unet, unet3d, resnet18, got 'wnet'"):
+    with pytest.raises(
+        ValueError, match="network is one of vnet, unet, unet3d, resnet18, got 'wnet'"
+    ):
         OneVsRest("wnet")
     with pytest.raises(ValueError, match="num_classes must be at least 2"):
         OneVsRest("unet", num_classes=1)

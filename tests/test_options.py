@@ -16,7 +16,12 @@ def parse(*argv, rules=(), presets=(), unlabeled=True, **defaults):
 def test_the_data_set_gives_the_protocol():
     args = parse()
     assert (args.labelnum, args.labeled_bs, args.unlabeled_bs) == (16, 2, 2)
-    assert (args.net, args.augment, args.patch, args.n_filters) == ("vnet", "rot_flip", [112, 112, 80], 16)
+    assert (args.net, args.augment, args.patch, args.n_filters) == (
+        "vnet",
+        "rot_flip",
+        [112, 112, 80],
+        16,
+    )
     assert parse("--downsample", 2).patch == [64, 64, 32]
     assert parse("--dataset", "phantom").patch == [48, 48, 32]
     args = parse("--dataset", "ACDC")
@@ -55,7 +60,10 @@ def test_a_later_rule_sees_what_an_earlier_one_set():
 
 
 def test_presets_are_rules_like_any_other():
-    rules = [rule("paper", base_lr=0.5), rule("released code", lambda args: args.preset == "released", base_lr=0.25)]
+    rules = [
+        rule("paper", base_lr=0.5),
+        rule("released code", lambda args: args.preset == "released", base_lr=0.25),
+    ]
     presets = ("paper", "released")
     assert parse(rules=rules, presets=presets).base_lr == 0.5
     assert parse("--preset", "released", rules=rules, presets=presets).base_lr == 0.25
@@ -63,7 +71,9 @@ def test_presets_are_rules_like_any_other():
 
 
 def test_the_log_says_where_each_value_comes_from():
-    lines = options.describe(parse("--seed", 3, rules=[rule("Fig. 3b", temperature=2.0)], base_lr=0.5))
+    lines = options.describe(
+        parse("--seed", 3, rules=[rule("Fig. 3b", temperature=2.0)], base_lr=0.5)
+    )
     assert "command line: seed=3" in lines
     assert "Fig. 3b: temperature=2.0" in lines
     (protocol,) = [line for line in lines if "labelnum=16" in line]
@@ -76,14 +86,23 @@ def test_the_log_says_where_each_value_comes_from():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--patch", 30, 32, 32], "--patch 30 32 32: every extent must be a multiple of vnet's 16 16 16"),
+        (
+            ["--patch", 30, 32, 32],
+            "--patch 30 32 32: every extent must be a multiple of vnet's 16 16 16",
+        ),
         (["--patch", 16, 16, 16], "--patch 16 16 16: one voxel is left"),
         (["--net", "resnet18", "--patch", 32, 32, 16], "--patch 32 32 16: one voxel is left"),
         (["--patch", 32, 32], "--patch 32 32: LA is 3-D, so give 3 numbers"),
         (["--downsample", 3], "--downsample 3: LA has no crop for it: give --patch"),
-        (["--dataset", "ACDC", "--downsample", 2], "--downsample 2: ACDC is of slices: take a smaller --patch"),
+        (
+            ["--dataset", "ACDC", "--downsample", 2],
+            "--downsample 2: ACDC is of slices: take a smaller --patch",
+        ),
         (["--net", "unet"], "--net unet is 2-D, LA is 3-D: choose from vnet, unet3d, resnet18"),
-        (["--dataset", "ACDC", "--net", "vnet"], "--net vnet is 3-D, ACDC is 2-D: choose from unet"),
+        (
+            ["--dataset", "ACDC", "--net", "vnet"],
+            "--net vnet is 3-D, ACDC is 2-D: choose from unet",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(argv, message):

@@ -1,4 +1,6 @@
-"""One's own data: the protocol in their folder, which cases are labelled, and one line for what is wrong with it."""
+"""One's own data: the protocol in their folder, which cases are labelled, and one line for what is
+wrong with it.
+"""
 
 import importlib
 import json
@@ -18,7 +20,9 @@ SHAPE = (24, 20, 32)  # the thickest slices lie across y
 
 
 def write_own(root, labels=("a", "b", "e", "f"), **more):
-    """Cases a to d to train on, e to validate, f to test, each its own patient; `labels` are those with one."""
+    """Cases a to d to train on, e to validate, f to test, each its own patient; `labels` are those
+    with one.
+    """
     rng, cases = np.random.default_rng(0), {}
     (root / "data").mkdir(parents=True)
     for split, names in {"train": "abcd", "val": "e", "test": "f"}.items():
@@ -28,7 +32,13 @@ def write_own(root, labels=("a", "b", "e", "f"), **more):
                 file["image"] = rng.standard_normal(SHAPE).astype(np.float32)
                 if name in labels:
                     file["label"] = rng.integers(0, 3, SHAPE, dtype=np.uint8)
-            cases[name] = {"labeled": name in labels, "patient": name, "list": split, "source": "", "hash": ""}
+            cases[name] = {
+                "labeled": name in labels,
+                "patient": name,
+                "list": split,
+                "source": "",
+                "hash": "",
+            }
     table = {
         "name": "hearts",
         "class_names": ["wall", "pool"],
@@ -60,7 +70,11 @@ def test_the_protocol_is_the_folders(root):
     assert (data.num_classes, data.class_names, data.labelnum) == (3, ("wall", "pool"), 2)
     assert data.patches == {1: (32, 16, 32), 2: (32, 16, 16)}
     assert (data.stride, data.augment, data.net) == (None, "crop", "vnet")
-    assert (data.splits, data.unit, data.spacing) == (("train", "val", "test"), "cases", (1.0, 2.5, 1.0))
+    assert (data.splits, data.unit, data.spacing) == (
+        ("train", "val", "test"),
+        "cases",
+        (1.0, 2.5, 1.0),
+    )
     assert data.description() == {
         "name": "own",
         "num_classes": 3,
@@ -73,7 +87,12 @@ def test_the_protocol_is_the_folders(root):
     }
     assert "hearts" in data.source
     slices = dataset_class("own2d", root)
-    assert (slices.patches[1], slices.stride, slices.net, slices.augment) == ((32, 32), None, "unet", "rotate")
+    assert (slices.patches[1], slices.stride, slices.net, slices.augment) == (
+        (32, 32),
+        None,
+        "unet",
+        "rotate",
+    )
     assert slices.description()["image_axes"] == [2, 0, 1]
     (root / "val.list").unlink()
     assert dataset_class("own", root).splits == ("train", "test")
@@ -87,7 +106,9 @@ def test_volumes(root):
             assert_array_equal(found, file[key][()])
     assert train.load(2, label=False)[1] is None
     for data, index in ((train, 2), (open_dataset("own2d", root), 45)):
-        with pytest.raises(UserError, match=r"c\.h5: an image without a label, .* --val_from labeled"):
+        with pytest.raises(
+            UserError, match=r"c\.h5: an image without a label, .* --val_from labeled"
+        ):
             data.load(index)
     assert open_dataset("own", root, "test").load(0)[1].shape == SHAPE
     assert open_dataset("own", root, "val").names == ["e"]
@@ -117,8 +138,12 @@ def test_labelled_cases_may_stand_anywhere_and_are_counted_by_patient(root):
         assert (train.unit, train.total) == ("patients", 3)
         # c is the labelled patient's too, but has no label
         assert [train.names[index][0] for index in train.labeled(1)] == ["a"] * width
-        assert [train.names[index][0] for index in train.labeled(2)] == ["a"] * width + ["b"] * width
-        with pytest.raises(UserError, match=r"--labelnum 3: 2 of the 3 training patients in .*own have a label"):
+        assert [train.names[index][0] for index in train.labeled(2)] == ["a"] * width + [
+            "b"
+        ] * width
+        with pytest.raises(
+            UserError, match=r"--labelnum 3: 2 of the 3 training patients in .*own have a label"
+        ):
             train.labeled(3)
 
 
@@ -168,7 +193,9 @@ def test_a_file_that_is_no_protocol(root, text):
 
 
 def test_without_a_folder(tmp_path):
-    with pytest.raises(UserError, match=r"dataset\.json: not there; make it with code/prepare_nifti\.py"):
+    with pytest.raises(
+        UserError, match=r"dataset\.json: not there; make it with code/prepare_nifti\.py"
+    ):
         open_dataset("own", tmp_path / "none")
 
 
@@ -211,18 +238,44 @@ def test_slices_fit_the_images(shape, spacing, axes, patch):
 @pytest.mark.parametrize(
     ("name", "method", "short"),
     [
-        ("own", "coranet", ("--pretrain_epochs", 1, "--selftrain_epochs", 1, "--labeled_bs", 1, "--unlabeled_bs", 1)),
+        (
+            "own",
+            "coranet",
+            (
+                "--pretrain_epochs",
+                1,
+                "--selftrain_epochs",
+                1,
+                "--labeled_bs",
+                1,
+                "--unlabeled_bs",
+                1,
+            ),
+        ),
         ("own2d", "supervised", ("--max_iterations", 1)),
     ],
 )
 def test_from_the_folder_to_a_table(name, method, short, root, tmp_path, monkeypatch, one_thread):
-    """Trained on two labelled images, where there is a use for them two unlabelled ones, and scored on the test's."""
+    """Trained on two labelled images, where there is a use for them two unlabelled ones, and scored
+    on the test's.
+    """
 
     def call(module, *arguments):
         monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
         importlib.import_module(module).main()
 
-    common = ("--dataset", name, "--root", root, "--runs", tmp_path / "runs", "--gpu", -1, "--precision", "fp32")
+    common = (
+        "--dataset",
+        name,
+        "--root",
+        root,
+        "--runs",
+        tmp_path / "runs",
+        "--gpu",
+        -1,
+        "--precision",
+        "fp32",
+    )
     call(f"train_{method}", *common, "--n_filters", 2, *short)
     folder = tmp_path / "runs" / name / f"{method}_2" / "seed1337"
     call("test_own", "--run", folder, "--gpu", -1, "--figures", 0)

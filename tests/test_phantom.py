@@ -1,4 +1,6 @@
-"""The phantom: the same bits from the same seed, LA's layout, a whole atrium inside every volume."""
+"""The phantom: the same bits from the same seed, LA's layout, a whole atrium inside every
+volume.
+"""
 
 import json
 import os
@@ -21,7 +23,11 @@ SMALL = MIN_SIZE
 
 def contents(root):
     """Every file below `root` and its bytes."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,9 @@ def test_a_case_depends_on_seed_and_index_alone():
 
 
 def test_files_do_not_depend_on_workers_or_order(phantom, tmp_path):
-    """Spawned processes, and a phantom whose cases are made one after the other in reverse, write the same bytes."""
+    """Spawned processes, and a phantom whose cases are made one after the other in reverse, write
+    the same bytes.
+    """
     assert write_dataset(tmp_path, seed=7, size=SMALL, train=3, test=2, workers=2) == 5
     assert contents(tmp_path) == contents(phantom)
     for name in ("PHANTOM0005", "PHANTOM0002"):
@@ -54,7 +62,11 @@ def test_files_do_not_depend_on_workers_or_order(phantom, tmp_path):
 
 
 def test_layout_and_keys(phantom):
-    assert (phantom / "train.list").read_text().split() == ["PHANTOM0001", "PHANTOM0002", "PHANTOM0003"]
+    assert (phantom / "train.list").read_text().split() == [
+        "PHANTOM0001",
+        "PHANTOM0002",
+        "PHANTOM0003",
+    ]
     assert (phantom / "test.list").read_text().split() == ["PHANTOM0004", "PHANTOM0005"]
     with h5py.File(phantom / "2018LA_Seg_Training Set" / "PHANTOM0002" / "mri_norm2.h5") as file:
         assert set(file) == {"image", "label"}
@@ -72,7 +84,10 @@ def test_the_reader_reads_it(phantom):
     assert (len(train), len(test), train.num_classes) == (3, 2, 2)
     assert train.spacing == (4.0, 4.0, 4.0)
     np.testing.assert_array_equal(test.load(1)[0], make_case(7, 4, SMALL)[0])
-    assert all(patch <= extent for patch, extent in zip(Phantom.patches[1], make_case(0, 0)[0].shape, strict=True))
+    assert all(
+        patch <= extent
+        for patch, extent in zip(Phantom.patches[1], make_case(0, 0)[0].shape, strict=True)
+    )
 
 
 @pytest.mark.parametrize("index", [*range(10), 15])
@@ -91,13 +106,17 @@ def test_every_atrium_is_whole(index):
 
 
 def test_intensity_alone_cannot_segment_it():
-    """The best threshold of each case, chosen with its label at hand, stays below a Dice of 0.6 on average."""
+    """The best threshold of each case, chosen with its label at hand, stays below a Dice of 0.6 on
+    average.
+    """
     best = []
     for index in range(6):
         image, label = make_case(2018, index)
         smooth = ndimage.gaussian_filter(image, 1)
         masks = (smooth > level for level in np.percentile(smooth, np.arange(50, 100, 2)))
-        best.append(max(2 * (mask & (label > 0)).sum() / (mask.sum() + label.sum()) for mask in masks))
+        best.append(
+            max(2 * (mask & (label > 0)).sum() / (mask.sum() + label.sum()) for mask in masks)
+        )
     assert np.mean(best) < 0.6
 
 
@@ -120,8 +139,13 @@ def test_another_phantom_is_kept_unless_overwrite(tmp_path):
     with pytest.raises(UserError, match=r"holds another phantom \(seed 1, train 2\).*--overwrite"):
         write_dataset(tmp_path, seed=2, size=SMALL, train=1, test=1, workers=1)
     assert contents(tmp_path) == before
-    assert write_dataset(tmp_path, seed=2, size=SMALL, train=1, test=1, workers=1, overwrite=True) == 2
-    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["PHANTOM0001", "PHANTOM0002"]
+    assert (
+        write_dataset(tmp_path, seed=2, size=SMALL, train=1, test=1, workers=1, overwrite=True) == 2
+    )
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == [
+        "PHANTOM0001",
+        "PHANTOM0002",
+    ]
     np.testing.assert_array_equal(Phantom(tmp_path).load(0)[0], make_case(2, 0, SMALL)[0])
 
 
@@ -201,7 +225,9 @@ def test_the_script(tmp_path):
             "1",
         ]
         command += ["--size", "32", "32", "20", "--workers", "1", *options]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ, check=False)
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env=os.environ, check=False
+        )
 
     made = script("--preview", "sheets/phantom.png")
     assert made.returncode == 0, made.stderr

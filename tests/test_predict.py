@@ -1,4 +1,6 @@
-"""code/predict.py: labels where the image is, whatever its file, axes and spacing, and what it says of bad input."""
+"""code/predict.py: labels where the image is, whatever its file, axes and spacing, and what it says
+of bad input.
+"""
 
 import json
 import re
@@ -31,7 +33,9 @@ PATCH, STRIDE = (32, 16, 16), (16, 8, 8)
 def write_run(folder, preprocessing, dataset="own", dims=3, num_classes=3, **args):
     """A run of a network that nobody has trained, whose classes are about equally frequent."""
     torch.manual_seed(0)
-    net = (VNet if dims == 3 else UNet)(n_filters=2, num_classes=num_classes, normalization="instancenorm")
+    net = (VNet if dims == 3 else UNet)(
+        n_filters=2, num_classes=num_classes, normalization="instancenorm"
+    )
     with torch.no_grad():
         logits = net.eval()(torch.randn(1, 1, *PATCH[:dims])).flatten(2)[0]
         net.heads[0].weight /= logits.std(1).reshape(-1, *[1] * (net.heads[0].weight.ndim - 1))
@@ -50,7 +54,9 @@ def write_run(folder, preprocessing, dataset="own", dims=3, num_classes=3, **arg
             "preprocessing": preprocessing and preprocessing.as_dict(),
         },
         "test_networks": ["net"],
-        "networks": {"net": {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}},
+        "networks": {
+            "net": {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
+        },
         "net": net.state_dict(),
     }
     folder.mkdir(parents=True)
@@ -92,7 +98,9 @@ def test_every_type_comes_back_with_its_geometry_and_the_same_labels(run_folder,
     outputs = [tmp_path / f"out/{k}/case.x{kind}" for k, kind in enumerate(SUFFIXES)]
     outputs.append(tmp_path / "out" / "series.nii.gz")
 
-    prepared, prob = expected(run_folder, image, Preprocessing(orientation="LPS", intensity="zscore"))
+    prepared, prob = expected(
+        run_folder, image, Preprocessing(orientation="LPS", intensity="zscore")
+    )
     order, flips = np.argsort(prepared.place.order), prepared.place.flips
     labels = np.flip(prob.argmax(0).numpy(), flips).transpose(order)
     assert set(np.unique(labels)) == {0, 1, 2}
@@ -101,12 +109,22 @@ def test_every_type_comes_back_with_its_geometry_and_the_same_labels(run_folder,
         assert_same_geometry(read_image(path), image)
         assert np.array_equal(labels_of(path), labels), path
         kind = re.search(r"\.(nii\.gz|\w+)$", path.name).group()
-        maps = {what: path.with_name(path.name.removesuffix(kind) + f"_{what}{kind}") for what in ("uncertainty",)}
-        maps |= {c: path.with_name(path.name.removesuffix(kind) + f"_probability_{c}{kind}") for c in (1, 2)}
+        maps = {
+            what: path.with_name(path.name.removesuffix(kind) + f"_{what}{kind}")
+            for what in ("uncertainty",)
+        }
+        maps |= {
+            c: path.with_name(path.name.removesuffix(kind) + f"_probability_{c}{kind}")
+            for c in (1, 2)
+        }
         for what, other in maps.items():
             found = read_image(other)
             assert_same_geometry(found, image)
-            values = entropy if what == "uncertainty" else np.flip(prob[what].numpy(), flips).transpose(order)
+            values = (
+                entropy
+                if what == "uncertainty"
+                else np.flip(prob[what].numpy(), flips).transpose(order)
+            )
             np.testing.assert_allclose(to_array(found), values, atol=1e-6)
     record = json.loads((tmp_path / "out" / "predict.json").read_text())
     assert record["labels"] == {"0": "background", "1": "spleen", "2": "liver"}
@@ -125,7 +143,9 @@ def test_voxels_that_stay_are_no_places_between_voxels(spacing):
 
 @pytest.mark.parametrize("downsample", [1, 2])
 def test_the_way_an_image_is_stored_makes_no_difference(tmp_path, downsample):
-    run_folder = write_run(tmp_path / "run", Preprocessing(orientation="LPS"), downsample=downsample)
+    run_folder = write_run(
+        tmp_path / "run", Preprocessing(orientation="LPS"), downsample=downsample
+    )
     image = oblique((22, 19, 18))
     for axes in ("LPS", "RAS", "PSL"):
         write_image(tmp_path / f"in_{axes}.nii.gz", SimpleITK.DICOMOrient(image, axes))
@@ -147,8 +167,12 @@ def test_half_resolution_comes_back_to_the_full_grid(tmp_path):
     write_image(tmp_path / "a.mha", image)
     call(run_folder, tmp_path / "a.mha", "--out", tmp_path / "out", "--probabilities")
     _, prob = expected(run_folder, image, how, downsample=2)
-    full = F.interpolate(prob[None], scale_factor=2, mode="trilinear")[0]  # centres of blocks, as the means are
-    full = F.pad(full[None], (0, 1, 0, 0, 0, 1), mode="replicate")[0]  # of an odd extent the last plane is in no block
+    full = F.interpolate(prob[None], scale_factor=2, mode="trilinear")[
+        0
+    ]  # centres of blocks, as the means are
+    full = F.pad(full[None], (0, 1, 0, 0, 0, 1), mode="replicate")[
+        0
+    ]  # of an odd extent the last plane is in no block
     found = to_array(read_image(tmp_path / "out" / "a_probability_2.mha"))
     np.testing.assert_allclose(found, full[2].numpy(), atol=1e-6)
     assert (labels_of(tmp_path / "out" / "a.mha") == full.argmax(0).numpy()).mean() > 0.9999
@@ -176,7 +200,14 @@ def test_outside_of_a_crop_is_certain_background(tmp_path):
     array[box] = np.random.default_rng(0).uniform(1, 2, (18, 17, 17))
     image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
     write_image(tmp_path / "a.nii", image)
-    call(run_folder, tmp_path / "a.nii", "--out", tmp_path / "out", "--uncertainty", "--probabilities")
+    call(
+        run_folder,
+        tmp_path / "a.nii",
+        "--out",
+        tmp_path / "out",
+        "--uncertainty",
+        "--probabilities",
+    )
     prepared, prob = expected(run_folder, image, how)
     assert prepared.image.shape == (18, 17, 17)
     inside = np.zeros(array.shape, bool)
@@ -195,7 +226,9 @@ def test_an_h5_file_is_taken_as_prepared_and_keeps_its_attributes(run_folder, tm
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["image"], file["label"] = image, np.zeros(image.shape, np.uint8)
         file.attrs["spacing"], file["image"].attrs["source"] = (1.0, 2.0, 3.0), "scan 7"
-    call(run_folder, tmp_path / "a.h5", "--out", tmp_path / "out", "--uncertainty", "--probabilities")
+    call(
+        run_folder, tmp_path / "a.h5", "--out", tmp_path / "out", "--uncertainty", "--probabilities"
+    )
     predictor = mean_probability(load_networks(run_folder / "last.pth", "cpu")[0])
     prob = sliding_window(predictor, image, PATCH, STRIDE, 3, activation=None)
     with h5py.File(tmp_path / "out" / "a.h5") as file:
@@ -205,14 +238,18 @@ def test_an_h5_file_is_taken_as_prepared_and_keeps_its_attributes(run_folder, tm
         assert file["prediction"].dtype == np.uint8
         assert np.array_equal(file["prediction"][()], prob.argmax(0).numpy())
         assert np.array_equal(file["probability"][()], prob.numpy())
-        np.testing.assert_allclose(file["uncertainty"][()], -(prob * prob.log()).sum(0).numpy(), atol=1e-6)
+        np.testing.assert_allclose(
+            file["uncertainty"][()], -(prob * prob.log()).sum(0).numpy(), atol=1e-6
+        )
     assert [path.name for path in (tmp_path / "out").glob("a*")] == ["a.h5"]
 
 
 def test_slices_are_taken_along_the_data_set_s_axes(tmp_path):
     how = Preprocessing(intensity="none")
     run_folder = write_run(tmp_path / "run", how, dataset="ACDC", dims=2, num_classes=4)
-    image = np.random.default_rng(0).normal(size=(5, 30, 26)).astype(np.float32)  # ACDC's slice, y, x
+    image = (
+        np.random.default_rng(0).normal(size=(5, 30, 26)).astype(np.float32)
+    )  # ACDC's slice, y, x
     for name, array in (("volume", image), ("slice", image[2])):
         with h5py.File(tmp_path / f"{name}.h5", "w") as file:
             file["image"] = array
@@ -234,11 +271,17 @@ def test_what_is_said_of_the_data_sets_holds():
     for name in DATASETS:
         if not name.startswith("own") and len(dataset_class(name).patches[1]) == 2:
             cls = dataset_class(name)
-            axes = getattr(cls, "axes", (1, 2, 0))  # ACDC, whose files of two kinds have no such attribute
+            axes = getattr(
+                cls, "axes", (1, 2, 0)
+            )  # ACDC, whose files of two kinds have no such attribute
             assert axes == ((1, 2, 0) if name in predict.SLICES_FIRST else cls.image_axes), name
     tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "code").glob("test_*.py")}
-    filtered = [re.findall(r"Test\(__doc__, \(([^)]*)\),[^)]*nms=1", text) for text in tests.values()]
-    named = {name for found in filtered for names in found for name in re.findall(r'"(\w+)"', names)}
+    filtered = [
+        re.findall(r"Test\(__doc__, \(([^)]*)\),[^)]*nms=1", text) for text in tests.values()
+    ]
+    named = {
+        name for found in filtered for names in found for name in re.findall(r'"(\w+)"', names)
+    }
     assert named == set(predict.FILTERED)
 
 
@@ -253,13 +296,17 @@ def test_the_largest_component_is_kept_where_tests_do(tmp_path):
     assert np.array_equal(usual, largest_component(torch.from_numpy(plain)[None], 3)[0].numpy())
 
 
-def test_resume_fills_in_what_is_missing_and_nothing_is_overwritten_unasked(run_folder, tmp_path, capsys):
+def test_resume_fills_in_what_is_missing_and_nothing_is_overwritten_unasked(
+    run_folder, tmp_path, capsys
+):
     (tmp_path / "in").mkdir()
     for name in ("a.nii", "b.nii"):
         write_image(tmp_path / "in" / name, oblique())
     out = tmp_path / "in" / "out"  # below the input: what is there is not taken for images
     call(run_folder, tmp_path / "in", "--out", out)
-    with pytest.raises(UserError, match=r"a\.nii and 1 more: there already; --resume leaves them, --overwrite repl"):
+    with pytest.raises(
+        UserError, match=r"a\.nii and 1 more: there already; --resume leaves them, --overwrite repl"
+    ):
         call(run_folder, tmp_path / "in", "--out", out)
     (out / "a.nii").write_bytes(b"mine")
     (out / "b.nii").unlink()
@@ -268,10 +315,14 @@ def test_resume_fills_in_what_is_missing_and_nothing_is_overwritten_unasked(run_
     assert (out / "a.nii").read_bytes() == b"mine"
     labels_of(out / "b.nii")
     assert "1 of 2 are in" in capsys.readouterr().out
-    call(run_folder, tmp_path / "in", "--out", out, "--resume", "--uncertainty")  # maps are missing: all is made again
+    call(
+        run_folder, tmp_path / "in", "--out", out, "--resume", "--uncertainty"
+    )  # maps are missing: all is made again
     labels_of(out / "a.nii")
     call(run_folder, tmp_path / "in", "--out", out, "--overwrite")
-    with pytest.raises(UserError, match=r"was filled otherwise \(it differs in largest_component\); name another"):
+    with pytest.raises(
+        UserError, match=r"was filled otherwise \(it differs in largest_component\); name another"
+    ):
         call(run_folder, tmp_path / "in", "--out", out, "--resume", "--nms", 1)
     with pytest.raises(UserError, match="give one of them"):
         call(run_folder, tmp_path / "in", "--out", out, "--overwrite", "--resume")
@@ -299,14 +350,23 @@ def test_a_bad_file_is_told_in_one_line_and_the_rest_goes_on(run_folder, tmp_pat
         ("text.h5", "damaged or not an h5 file"),
         ("flat.h5", r"shape \(4, 4\), 3 axes are expected"),
     ):
-        told = [line for line in error if re.search(f"{re.escape(str(folder / name))}: .*{reason}", line)]
+        told = [
+            line
+            for line in error
+            if re.search(f"{re.escape(str(folder / name))}: .*{reason}", line)
+        ]
         assert len(told) == 2, name  # when it happens, and in the list at the end
     assert "4 failed of 5:" in error
     assert len(error) == 9
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predict.json", "z_good.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "predict.json",
+        "z_good.nii.gz",
+    ]
 
     call(run_folder, folder / "film.nii.gz", "--out", tmp_path / "out", "--frame", 1)
-    assert np.array_equal(labels_of(tmp_path / "out" / "film.nii.gz"), labels_of(tmp_path / "out" / "z_good.nii.gz"))
+    assert np.array_equal(
+        labels_of(tmp_path / "out" / "film.nii.gz"), labels_of(tmp_path / "out" / "z_good.nii.gz")
+    )
 
 
 def test_what_cannot_be_written_leaves_nothing(run_folder, tmp_path, capsys):
@@ -323,7 +383,9 @@ def test_what_cannot_be_written_leaves_nothing(run_folder, tmp_path, capsys):
     assert re.search(r"a\.h5: cannot be written \(", capsys.readouterr().err)
 
 
-def test_an_out_that_is_a_file_is_told_before_anything_is_predicted(run_folder, tmp_path, capsys, monkeypatch):
+def test_an_out_that_is_a_file_is_told_before_anything_is_predicted(
+    run_folder, tmp_path, capsys, monkeypatch
+):
     write_image(tmp_path / "a.nii", oblique())
     (tmp_path / "out").touch()
     monkeypatch.setattr(predict, "predict_image", None)
@@ -337,10 +399,13 @@ def test_two_inputs_of_one_name_are_refused_or_keep_their_folders(run_folder, tm
         (tmp_path / name).parent.mkdir(parents=True)
         write_image(tmp_path / name, oblique())
     with pytest.raises(
-        UserError, match=r"1/a\.nii\.gz and .*2/a\.nii\.gz would both be written to .*name a folder above"
+        UserError,
+        match=r"1/a\.nii\.gz and .*2/a\.nii\.gz would both be written to .*name a folder above",
     ):
         call(run_folder, *sorted(tmp_path.glob("in/*/a.nii.gz")), "--out", tmp_path / "out")
-    call(run_folder, tmp_path / "in", tmp_path / "in" / "1", "--out", tmp_path / "out")  # one file named twice is one
+    call(
+        run_folder, tmp_path / "in", tmp_path / "in" / "1", "--out", tmp_path / "out"
+    )  # one file named twice is one
     assert sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.glob("out/*/*")) == [
         "1/a.nii.gz",
         "2/a.nii.gz",
@@ -355,12 +420,38 @@ def test_two_inputs_of_one_name_are_refused_or_keep_their_folders(run_folder, tm
 def test_unknown_preprocessing_is_asked_for(tmp_path, capsys):
     run_folder = write_run(tmp_path / "run", None)
     write_image(tmp_path / "a.nii", oblique())
-    with pytest.raises(UserError, match=r"how the images of own were prepared is not recorded; give --preprocessing"):
+    with pytest.raises(
+        UserError,
+        match=r"how the images of own were prepared is not recorded; give --preprocessing",
+    ):
         call(run_folder, tmp_path / "a.nii", "--out", tmp_path / "out")
-    (tmp_path / "dataset.json").write_text('{"name": "x", "preprocessing": {"intensity": "minmax"}}')
-    call(run_folder, tmp_path / "a.nii", "--out", tmp_path / "1", "--preprocessing", '{"intensity": "minmax"}')
-    call(run_folder, tmp_path / "a.nii", "--out", tmp_path / "2", "--preprocessing", tmp_path / "dataset.json")
-    call(run_folder, tmp_path / "a.nii", "--out", tmp_path / "3", "--preprocessing", '{"intensity": "none"}')
+    (tmp_path / "dataset.json").write_text(
+        '{"name": "x", "preprocessing": {"intensity": "minmax"}}'
+    )
+    call(
+        run_folder,
+        tmp_path / "a.nii",
+        "--out",
+        tmp_path / "1",
+        "--preprocessing",
+        '{"intensity": "minmax"}',
+    )
+    call(
+        run_folder,
+        tmp_path / "a.nii",
+        "--out",
+        tmp_path / "2",
+        "--preprocessing",
+        tmp_path / "dataset.json",
+    )
+    call(
+        run_folder,
+        tmp_path / "a.nii",
+        "--out",
+        tmp_path / "3",
+        "--preprocessing",
+        '{"intensity": "none"}',
+    )
     one, two, three = (labels_of(tmp_path / str(k) / "a.nii") for k in (1, 2, 3))
     assert np.array_equal(one, two)
     assert not np.array_equal(one, three)
@@ -380,14 +471,20 @@ def test_voxels_of_another_size_than_the_training_s_are_warned_of(tmp_path):
     checkpoint["dataset"]["spacing"] = [0.7, 0.9, 1.5]
     torch.save(checkpoint, run_folder / "last.pth")
     write_image(tmp_path / "a.nii", oblique())
-    with pytest.warns(UserWarning, match=r"voxels of 0\.7×0\.9×3 mm, but the network learnt from 0\.7×0\.9×1\.5 mm"):
+    with pytest.warns(
+        UserWarning,
+        match=r"voxels of 0\.7×0\.9×3 mm, but the network learnt from 0\.7×0\.9×1\.5 mm",
+    ):
         call(run_folder, tmp_path / "a.nii", "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("{run}", "{in}", "--stride", 16, 17, 8), "--stride 16 17 8 leaves gaps between windows of 32 16 16"),
+        (
+            ("{run}", "{in}", "--stride", 16, 17, 8),
+            "--stride 16 17 8 leaves gaps between windows of 32 16 16",
+        ),
         (("{run}", "{in}", "--gpu", "0,1"), "prediction uses one device"),
         (("{run}/last.pth", "{in}", "--checkpoint", "best"), "chooses one of a run's folder"),
         (("{run}", "{in}", "--checkpoint", "300"), "kept steps: none"),
@@ -398,7 +495,9 @@ def test_voxels_of_another_size_than_the_training_s_are_warned_of(tmp_path):
         (("{run}", "{in}/b.nii"), "no such file or folder"),
     ],
 )
-def test_a_wrong_command_line_is_told_before_anything_is_done(run_folder, tmp_path, arguments, message):
+def test_a_wrong_command_line_is_told_before_anything_is_done(
+    run_folder, tmp_path, arguments, message
+):
     (tmp_path / "in").mkdir()
     write_image(tmp_path / "in" / "a.nii", oblique())
     names = {"run": run_folder, "in": tmp_path / "in"}
@@ -408,7 +507,9 @@ def test_a_wrong_command_line_is_told_before_anything_is_done(run_folder, tmp_pa
 
 
 def test_the_likeliest_class_is_argmax_of_equal_ones_the_first():
-    prob = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (4, 9, 8, 7)).astype(np.float32))
+    prob = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 3, (4, 9, 8, 7)).astype(np.float32)
+    )
     assert torch.equal(predict.likeliest(prob).long(), prob.argmax(0))
 
 

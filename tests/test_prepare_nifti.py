@@ -1,4 +1,6 @@
-"""From a folder of images to a data set that loads: what matches what, which list, which values, what is refused."""
+"""From a folder of images to a data set that loads: what matches what, which list, which values,
+what is refused.
+"""
 
 import csv
 import gzip
@@ -20,7 +22,17 @@ from utils.errors import UserError
 from utils.images import read_image, to_array, write_image
 
 COS, SIN = np.cos(0.3), np.sin(0.3)
-OBLIQUE = (-COS, SIN, 0.0, -SIN, -COS, 0.0, 0.0, 0.0, 1.0)  # the first two axes against the patient's, and turned
+OBLIQUE = (
+    -COS,
+    SIN,
+    0.0,
+    -SIN,
+    -COS,
+    0.0,
+    0.0,
+    0.0,
+    1.0,
+)  # the first two axes against the patient's, and turned
 SIZE, SPACING = (20, 18, 16), (1.0, 1.0, 2.5)
 
 
@@ -52,7 +64,12 @@ def files(tmp_path):
 
 def prepare(folder, *more, images=("images", "labels"), status=0):
     """Run the script into `<folder>/own`."""
-    arguments = [*(str(folder / name) for name in images), "--root", str(folder / "own"), *map(str, more)]
+    arguments = [
+        *(str(folder / name) for name in images),
+        "--root",
+        str(folder / "own"),
+        *map(str, more),
+    ]
     if status:
         with pytest.raises(SystemExit) as ended:
             prepare_nifti.main(arguments)
@@ -77,7 +94,12 @@ def test_from_files_to_a_network_and_back(files, capsys):
     assert f"train_coranet.py --dataset own --root {root}" in shown
     assert "predict.py runs/own/coranet_3/seed1337 NEW_IMAGES" in shown
     train, test = (open_dataset("own", root, split) for split in ("train", "test"))
-    assert (len(train), len(test), train.num_classes, train.class_names) == (9, 1, 4, ("RV", "Myo", "LV"))
+    assert (len(train), len(test), train.num_classes, train.class_names) == (
+        9,
+        1,
+        4,
+        ("RV", "Myo", "LV"),
+    )
     assert train.labelnum == 3
     assert [train.names[index] for index in train.labeled(3)] == train.names[:3]
     assert set(train.names[:3]) | set(test.names) == {f"case_{i}" for i in range(4)}
@@ -90,14 +112,23 @@ def test_from_files_to_a_network_and_back(files, capsys):
         assert_array_equal(target, label[3:][::-1, ::-1])
     assert train.load(8, label=False)[1] is None
     with h5py.File(root / "data" / f"{test.names[0]}.h5") as file:
-        where = Grid((17, 18, 16), *(tuple(file.attrs[key].tolist()) for key in ("spacing", "origin", "direction")))
+        where = Grid(
+            (17, 18, 16),
+            *(tuple(file.attrs[key].tolist()) for key in ("spacing", "origin", "direction")),
+        )
         source = read_image(file.attrs["source"])
     # the file's first voxel is the image's last in x and y
-    assert_allclose(where.point((0, 0, 0)), source.TransformIndexToPhysicalPoint((19, 17, 0)), atol=1e-5)
+    assert_allclose(
+        where.point((0, 0, 0)), source.TransformIndexToPhysicalPoint((19, 17, 0)), atol=1e-5
+    )
     with open(root / "report.csv", encoding="utf-8") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert float(rows["case_0"]["Myo ml"]) == pytest.approx((5 * 4 * 5) * 2.5 / 1000, abs=0.005)
-    assert (rows["case_0"]["axes"], rows["case_0"]["oblique"], rows["case_9"]["Myo ml"]) == ("RAS", "17°", "")
+    assert (rows["case_0"]["axes"], rows["case_0"]["oblique"], rows["case_9"]["Myo ml"]) == (
+        "RAS",
+        "17°",
+        "",
+    )
     assert (root / "overlays.png").stat().st_size > 1000
 
 
@@ -107,7 +138,9 @@ def test_a_second_call_finds_it_whole_and_other_options_are_refused(files, capsy
     prepare(files)
     assert "is whole" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
-    with pytest.raises(UserError, match=r"holds another preparation \(it differs in spacing\).*--overwrite"):
+    with pytest.raises(
+        UserError, match=r"holds another preparation \(it differs in spacing\).*--overwrite"
+    ):
         prepare(files, "--spacing", "keep")
     (files / "images" / "case_9.nii.gz").unlink()
     (root / "notes.txt").write_text("mine")
@@ -115,7 +148,9 @@ def test_a_second_call_finds_it_whole_and_other_options_are_refused(files, capsy
     assert not (root / "data" / "case_9.h5").exists()
     assert (root / "notes.txt").exists()
 
-    monkeypatch.setattr(prepare_nifti, "write_case", lambda *_, **__: 1 / 0)  # cut off in the middle
+    monkeypatch.setattr(
+        prepare_nifti, "write_case", lambda *_, **__: 1 / 0
+    )  # cut off in the middle
     with pytest.raises(ZeroDivisionError):
         prepare(files, "--overwrite", "--seed", 5)
     monkeypatch.undo()
@@ -146,7 +181,9 @@ def test_patients_stay_together(tmp_path):
             write(tmp_path / "labels" / f"p{i // 2}_frame{i % 2}_gt.nii.gz", label)
     options = ("--patient", r"^(p\d+)_", "--val_fraction", 0.2, "--test_fraction", 0.4)
     root = prepare(tmp_path, *options)
-    patients = {split: {name[:2] for name in listed(root, split)} for split in ("train", "val", "test")}
+    patients = {
+        split: {name[:2] for name in listed(root, split)} for split in ("train", "val", "test")
+    }
     assert [len(patients[split]) for split in ("train", "val", "test")] == [3, 1, 2]
     assert set.union(*patients.values()) == {f"p{i}" for i in range(6)}
     assert "p2" in patients["train"]
@@ -168,7 +205,15 @@ def test_units_are_drawn_by_the_seed_alone():
     assert {split: set(names) for split, names in again.items()} == {
         split: set(names) for split, names in drawn.items()
     }
-    assert len({tuple(preparation.split_units(units, {"test": 0.25}, seed)["test"]) for seed in range(9)}) > 3
+    assert (
+        len(
+            {
+                tuple(preparation.split_units(units, {"test": 0.25}, seed)["test"])
+                for seed in range(9)
+            }
+        )
+        > 3
+    )
     assert preparation.split_units(["a", "b"], {"test": 0.01, "val": 0}, 0, keep=1)["val"] == []
     with pytest.raises(UserError, match="2 for test of 2 patients"):
         preparation.split_units(["a", "b"], {"test": 0.9}, 0)
@@ -178,7 +223,10 @@ def test_a_list_of_test_cases(files):
     (files / "test.txt").write_text("case_2.nii.gz\ncase_0\n")
     root = prepare(files, "--test", files / "test.txt")
     assert sorted(listed(root, "test")) == ["case_0", "case_2"]
-    for line, words in (("case_7", "case_7 has no label"), ("case_77", "case_77 is none of the cases")):
+    for line, words in (
+        ("case_7", "case_7 has no label"),
+        ("case_77", "case_77 is none of the cases"),
+    ):
         (files / "test.txt").write_text(line + "\n")
         with pytest.raises(UserError, match=words):
             prepare(files, "--test", files / "test.txt", "--overwrite")
@@ -223,10 +271,18 @@ def test_dicom_series(tmp_path):
     """A folder a patient, named alike within it; the labels beside them in another format."""
     image, label = volume(0)
     for i in range(3):
-        write_dicom(tmp_path / "ct" / f"p{i}" / "series", image + np.int16(i), SPACING, uid=str(i + 1))
+        write_dicom(
+            tmp_path / "ct" / f"p{i}" / "series", image + np.int16(i), SPACING, uid=str(i + 1)
+        )
     geometry = Grid.of(read_image(tmp_path / "ct" / "p0" / "series"))
     for i in range(2):
-        write(tmp_path / "labels" / f"p{i}_series.nrrd", label, geometry.spacing, geometry.direction, geometry.origin)
+        write(
+            tmp_path / "labels" / f"p{i}_series.nrrd",
+            label,
+            geometry.spacing,
+            geometry.direction,
+            geometry.origin,
+        )
     root = prepare(tmp_path, "--intensity", "none", "--crop", "none", images=("ct", "labels"))
     data = open_dataset("own", root, "test")
     i = int(data.names[0][1])
@@ -299,10 +355,18 @@ def test_bad_cases_are_left_out_and_named_and_the_rest_is_ready(files, capsys):
 
 def test_labels_with_another_header_can_be_trusted(files, capsys):
     for path in (files / "labels").iterdir():
-        write(path, to_array(read_image(path)), (1.0, 1.0, 1.0), (1, 0, 0, 0, 1, 0, 0, 0, 1), (0.0, 0.0, 0.0))
+        write(
+            path,
+            to_array(read_image(path)),
+            (1.0, 1.0, 1.0),
+            (1, 0, 0, 0, 1, 0, 0, 0, 1),
+            (0.0, 0.0, 0.0),
+        )
     with pytest.raises(UserError, match="no case with a label is left"):
         prepare(files)
-    data = open_dataset("own", prepare(files, "--trust_voxels", "--to_nnunet", files / "nnunet"), "test")
+    data = open_dataset(
+        "own", prepare(files, "--trust_voxels", "--to_nnunet", files / "nnunet"), "test"
+    )
     assert_array_equal(data.load(0)[1], volume(int(data.names[0][-1]))[1][3:][::-1, ::-1])
     pair = f"imagesTs/{data.names[0]}_0000.nii.gz", f"labelsTs/{data.names[0]}.nii.gz"
     assert preparation.misfit(*(read_image(files / "nnunet" / name) for name in pair)) is None
@@ -310,7 +374,9 @@ def test_labels_with_another_header_can_be_trusted(files, capsys):
 
 
 def test_one_image_under_two_names_is_not_trained_and_tested_on(files, capsys):
-    """Drawn lists keep them together, and of a given one the test case stays, in whatever format it is stored."""
+    """Drawn lists keep them together, and of a given one the test case stays, in whatever format it
+    is stored.
+    """
     write(files / "images" / "case_8.mha", volume(0)[0].astype(np.float32))
     (files / "images" / "case_8.nii.gz").unlink()
     (files / "test.txt").write_text("case_0\n")
@@ -377,13 +443,17 @@ def test_a_full_disk_ends_it_in_one_line(files, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(preparation.CannotWriteError, match=r"\.h5: cannot be written \(.*No space left"):
+    with pytest.raises(
+        preparation.CannotWriteError, match=r"\.h5: cannot be written \(.*No space left"
+    ):
         prepare(files)
     assert not list((files / "own" / "data").iterdir())
 
 
 def test_ct_is_cut_to_a_window(files):
-    root = prepare(files, "--intensity", "window", "--window", 100, 600, "--crop", "label", "--margin", 1)
+    root = prepare(
+        files, "--intensity", "window", "--window", 100, 600, "--crop", "label", "--margin", 1
+    )
     data = open_dataset("own", root, "test")
     image, _ = volume(int(data.names[0][-1]))
     box = image[4:19, 3:16, 2:14][::-1, ::-1]
@@ -405,9 +475,24 @@ def test_spacing_is_made_alike_or_kept(files):
 
 
 def test_nnunet_there_and_back(files):
-    """Images and labels on their own grid; what is tested, trained on and without a label stays so."""
-    root = prepare(files, "--classes", "RV", "Myo", "LV", "--to_nnunet", files / "Dataset001", "--val_fraction", 0.3)
-    found = {str(path.relative_to(files / "Dataset001")) for path in (files / "Dataset001").rglob("*.nii.gz")}
+    """Images and labels on their own grid; what is tested, trained on and without a label stays
+    so.
+    """
+    root = prepare(
+        files,
+        "--classes",
+        "RV",
+        "Myo",
+        "LV",
+        "--to_nnunet",
+        files / "Dataset001",
+        "--val_fraction",
+        0.3,
+    )
+    found = {
+        str(path.relative_to(files / "Dataset001"))
+        for path in (files / "Dataset001").rglob("*.nii.gz")
+    }
     assert len(found) == 10 + 4
     for name in listed(root, "test"):
         assert {f"imagesTs/{name}_0000.nii.gz", f"labelsTs/{name}.nii.gz"} <= found
@@ -426,7 +511,11 @@ def test_nnunet_there_and_back(files):
 
 
 def make_nnunet(folder, **more):
-    values = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "core": 1}, "file_ending": ".mha"}
+    values = {
+        "channel_names": {"0": "T1", "1": "FLAIR"},
+        "labels": {"background": 0, "core": 1},
+        "file_ending": ".mha",
+    }
     for i in range(3):
         for channel in range(2):
             write(folder / "imagesTr" / f"b_{i}_000{channel}.mha", volume(10 * channel + i)[0])
@@ -436,7 +525,9 @@ def make_nnunet(folder, **more):
 
 def test_a_channel_of_nnunet(tmp_path):
     make_nnunet(tmp_path)
-    data = open_dataset("own", prepare(tmp_path, "--nnunet", tmp_path, "--channel", "FLAIR", images=()), "test")
+    data = open_dataset(
+        "own", prepare(tmp_path, "--nnunet", tmp_path, "--channel", "FLAIR", images=()), "test"
+    )
     turned = volume(10 + int(data.names[0][-1]))[0][3:][::-1, ::-1].astype(np.float64)
     assert_allclose(data.load(0)[0], (turned - turned.mean()) / turned.std(), atol=1e-4)
     with pytest.raises(UserError, match=r"--channel T2: .* has 0 \(T1\), 1 \(FLAIR\)"):

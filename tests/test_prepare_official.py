@@ -1,4 +1,6 @@
-"""From the files that the data sets' own sites hand out to what the readers read: voxels, lists, damaged cases."""
+"""From the files that the data sets' own sites hand out to what the readers read: voxels, lists,
+damaged cases.
+"""
 
 import json
 import shutil
@@ -23,10 +25,19 @@ from utils.errors import UserError
 
 @pytest.fixture
 def main(tmp_path, monkeypatch, capsys):
-    """`main(script, download, *options)` into `tmp_path / "root"`, in this process: exit status and output."""
+    """`main(script, download, *options)` into `tmp_path / "root"`, in this process: exit status and
+    output.
+    """
 
     def call(script, download, *options):
-        arguments = [str(download), "--root", str(tmp_path / "root"), "--workers", "1", *map(str, options)]
+        arguments = [
+            str(download),
+            "--root",
+            str(tmp_path / "root"),
+            "--workers",
+            "1",
+            *map(str, options),
+        ]
         status = 0
         try:
             script.main(arguments)
@@ -70,7 +81,9 @@ def box_of(mask):
 
 @pytest.fixture
 def la(tmp_path):
-    """Five cases wider than the crop of a small label, one with a large one, and a case that is not for training."""
+    """Five cases wider than the crop of a small label, one with a large one, and a case that is not
+    for training.
+    """
     rng = np.random.default_rng(0)
     cases = {f"CASE{i}": official.solid(rng, (170 + i, 160, 12), radius=0.1) for i in range(4)}
     cases["CASE4"] = official.solid(rng, (220, 160, 12), radius=0.25)
@@ -134,7 +147,10 @@ def test_a_second_run_does_nothing_until_something_changes(la, main, tmp_path):
     status, said = main(prepare_la, download)
     assert (status, said) == (0, f"{root}: prepared already, nothing to do\n")
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
-    with pytest.raises(UserError, match=r"another preparation \(it differs in lists, unlike_published\).*--overwrite"):
+    with pytest.raises(
+        UserError,
+        match=r"another preparation \(it differs in lists, unlike_published\).*--overwrite",
+    ):
         main(prepare_la, download, "--seed", 4)
     assert main(prepare_la, download, "--seed", 4, "--overwrite")[0] == 0
     assert json.loads((root / "preparation.json").read_text())["complete"]
@@ -155,13 +171,17 @@ def test_one_scan_in_two_lists_is_left_in_the_test_list_alone(la, main, tmp_path
 def test_files_and_report_do_not_depend_on_the_number_of_workers(la, main, tmp_path):
     root, names = tmp_path / "root", ("report.csv", "overlays.png", "train.list", "test.list")
     main(prepare_la, la[0])
-    before = {path: path.read_bytes() for path in (*root.rglob("*.h5"), *(root / name for name in names))}
+    before = {
+        path: path.read_bytes() for path in (*root.rglob("*.h5"), *(root / name for name in names))
+    }
     main(prepare_la, la[0], "--workers", 2, "--overwrite")
     assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize(
-    "script", [prepare_la, prepare_acdc, prepare_brats, prepare_endocardium, prepare_pancreas], ids=lambda s: s.__name__
+    "script",
+    [prepare_la, prepare_acdc, prepare_brats, prepare_endocardium, prepare_pancreas],
+    ids=lambda s: s.__name__,
 )
 def test_a_folder_without_the_download_is_told_in_one_line(script, main, tmp_path):
     with pytest.raises(UserError, match="below this folder; name") as caught:
@@ -179,16 +199,22 @@ def test_la_from_download_to_result(tmp_path, main, monkeypatch, one_thread):
     runs, root = str(tmp_path / "runs"), str(tmp_path / "root")
     common = ["--gpu", "-1", "--root", root, "--runs", runs]
     tiny = ["--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "2", "--labeled_bs", "1"]
-    monkeypatch.setattr(sys, "argv", [train_supervised.__file__, *common, *tiny, "--max_iterations", "2"])
+    monkeypatch.setattr(
+        sys, "argv", [train_supervised.__file__, *common, *tiny, "--max_iterations", "2"]
+    )
     train_supervised.main()
-    monkeypatch.setattr(sys, "argv", [test_LA.__file__, *common, "--method", "supervised", "--labelnum", "2"])
+    monkeypatch.setattr(
+        sys, "argv", [test_LA.__file__, *common, "--method", "supervised", "--labelnum", "2"]
+    )
     test_LA.main()
     (summary,) = (tmp_path / "runs").rglob("summary.json")
     assert json.loads(summary.read_text())["cases"] == 1
 
 
 def test_la_repeats_a_published_file(la_root, main, tmp_path):
-    """Real left atria, put back into a wider volume as integers: where both crops overlap, label and z-scores agree."""
+    """Real left atria, put back into a wider volume as integers: where both crops overlap, label
+    and z-scores agree.
+    """
     files = sorted(la_root.glob("**/mri_norm2.h5"))[:2]
     before = {}
     for file in files:
@@ -224,7 +250,9 @@ def acdc(tmp_path):
         (early, mask), (late, _) = (official.solid(rng, (14, 12, 2 + i % 2)) for _ in range(2))
         label = mask * (1 + np.arange(14)[:, None, None] % 3).astype(np.uint8)
         name = f"patient{i:03d}"
-        official.write_acdc(tmp_path / "download", name, (early, late), label, *((11, 4) if i == 2 else (1, 12)))
+        official.write_acdc(
+            tmp_path / "download", name, (early, late), label, *((11, 4) if i == 2 else (1, 12))
+        )
         patients[name] = early, late, label
     return tmp_path / "download", patients
 
@@ -256,13 +284,19 @@ def test_acdc_holds_the_two_phases_of_each_patient(acdc, main, tmp_path):
 
 
 def test_acdc_takes_slices_in_the_order_of_the_published_list(acdc, main, tmp_path):
-    slices = ["patient003_frame02_slice_2", "patient001_frame01_slice_1", "patient003_frame02_slice_1"]
+    slices = [
+        "patient003_frame02_slice_2",
+        "patient001_frame01_slice_1",
+        "patient003_frame02_slice_1",
+    ]
     volumes = {"val": ["patient002_frame01"], "test": ["patient004_frame01", "patient005_frame02"]}
     lists = write_lists(tmp_path / "lists", train_slices=slices, **volumes)
     assert main(prepare_acdc, acdc[0], "--lists", lists)[0] == 0
     assert open_dataset("ACDC", tmp_path / "root").names == slices
     assert open_dataset("ACDC", tmp_path / "root", "test").names == volumes["test"]
-    lists = write_lists(tmp_path / "more", train_slices=["patient003_frame02_slice_9", *slices], **volumes)
+    lists = write_lists(
+        tmp_path / "more", train_slices=["patient003_frame02_slice_9", *slices], **volumes
+    )
     status, said = main(prepare_acdc, acdc[0], "--lists", lists, "--overwrite")
     assert (status, listed(tmp_path / "root" / "train_slices.list")) == (1, slices[1:2])
     assert "patient003_frame02: slice 9 is listed, but it has 3" in said
@@ -294,7 +328,13 @@ def brats(tmp_path):
         flair, label = np.zeros((24, 22, 20), np.int16), np.zeros((24, 22, 20), np.uint8)
         flair[5:19, 4:16, 6:16] = image
         label[5:19, 4:16, 6:16] = mask * rng.choice([1, 2, 4], mask.shape)
-        official.write_brats(tmp_path / "download", name, {"flair": flair, "t2": 3 * flair}, label, "HLG"[i % 2] + "GG")
+        official.write_brats(
+            tmp_path / "download",
+            name,
+            {"flair": flair, "t2": 3 * flair},
+            label,
+            "HLG"[i % 2] + "GG",
+        )
         subjects[name] = flair, label
     return tmp_path / "download", subjects
 
@@ -302,7 +342,9 @@ def brats(tmp_path):
 def test_brats_is_the_brain_and_the_whole_tumour(brats, main, tmp_path):
     download, subjects = brats
     assert main(prepare_brats, download)[0] == 0
-    splits = [open_dataset("BraTS2019", tmp_path / "root", split) for split in ("train", "val", "test")]
+    splits = [
+        open_dataset("BraTS2019", tmp_path / "root", split) for split in ("train", "val", "test")
+    ]
     assert [len(data) for data in splits] == [4, 1, 1]
     for data in splits:
         for index, name in enumerate(data.names):
@@ -327,20 +369,28 @@ def test_brats_takes_lists_and_another_modality(brats, main, tmp_path):
 
 
 def abdomen(rng, shape):
-    """Hounsfield units: a pancreas of 100 in fat of -100 with other soft tissue here and there, and its mask."""
+    """Hounsfield units: a pancreas of 100 in fat of -100 with other soft tissue here and there, and
+    its mask.
+    """
     _, mask = official.solid(rng, shape, radius=0.25)
     organs = official.solid(rng, shape, radius=0.15)[1] & ~mask
-    hounsfield = -100 + 200 * mask.astype(int) + 140 * np.roll(organs, shape[0] // 3, 0) * (1 - mask)
+    hounsfield = (
+        -100 + 200 * mask.astype(int) + 140 * np.roll(organs, shape[0] // 3, 0) * (1 - mask)
+    )
     return (hounsfield + rng.normal(0, 15, shape)).round().astype(np.int16), mask
 
 
 @pytest.fixture
 def pancreas(tmp_path):
-    """Cases 1 and 2 as stored, 3 with a label that is reversed along y and z, and the repeated case 25."""
+    """Cases 1 and 2 as stored, 3 with a label that is reversed along y and z, and the repeated case
+    25.
+    """
     rng = np.random.default_rng(3)
     cases = {number: abdomen(rng, (36, 32, 20)) for number in (1, 2, 3, 25)}
     for number, arrays in cases.items():
-        official.write_pancreas(tmp_path / "download", number, *arrays, (1.0, 1.0, 1.0), (1, 2) * (number == 3))
+        official.write_pancreas(
+            tmp_path / "download", number, *arrays, (1.0, 1.0, 1.0), (1, 2) * (number == 3)
+        )
     return tmp_path / "download", cases
 
 
@@ -358,7 +408,9 @@ def test_pancreas_labels_lie_where_the_tissue_is(pancreas, main, tmp_path):
             image, label = data.load(index)
             hounsfield, mask = cases[int(name)]
             np.testing.assert_array_equal(label, mask)
-            np.testing.assert_allclose(image, (np.clip(hounsfield, -125, 275) + 125) / 400, atol=1e-6)
+            np.testing.assert_allclose(
+                image, (np.clip(hounsfield, -125, 275) + 125) / 400, atol=1e-6
+            )
     assert open_dataset("Pancreas2d", root).load(3)[0].shape == (32, 36)
     main(prepare_pancreas, download, "--seed", 1, "--overwrite")
     drawn = listed(root / "train.list"), listed(root / "test.list")
@@ -371,7 +423,9 @@ def test_pancreas_alignment_that_is_not_clear_is_told_and_settled_by_hand(tmp_pa
     hounsfield, mask = abdomen(rng, (24, 24, 12))
     for number in (1, 2):
         noise = rng.integers(-90, 180, hounsfield.shape).astype(np.int16)
-        official.write_pancreas(tmp_path / "download", number, noise, np.flip(mask, 0), (1.0, 1.0, 1.0))
+        official.write_pancreas(
+            tmp_path / "download", number, noise, np.flip(mask, 0), (1.0, 1.0, 1.0)
+        )
     status, said = main(prepare_pancreas, tmp_path / "download")
     assert status == 0
     assert "0001: unclear how the label lies on the image" in said
@@ -382,18 +436,27 @@ def test_pancreas_alignment_that_is_not_clear_is_told_and_settled_by_hand(tmp_pa
 def test_pancreas_spacing_is_true_unless_legacy(tmp_path, main):
     rng = np.random.default_rng(5)
     for number in (1, 2):
-        official.write_pancreas(tmp_path / "download", number, *abdomen(rng, (40, 40, 16)), (0.5, 0.5, 2.0))
+        official.write_pancreas(
+            tmp_path / "download", number, *abdomen(rng, (40, 40, 16)), (0.5, 0.5, 2.0)
+        )
     window = ["--window", -100, 240]
     assert main(prepare_pancreas, tmp_path / "download", *window)[0] == 0
     image, label = open_dataset("Pancreas", tmp_path / "root").load(0)
     assert image.shape == (20, 20, 32)
     assert np.median(image[label > 0]) == pytest.approx((100 + 100) / 340, abs=0.01)
-    assert main(prepare_pancreas, tmp_path / "download", *window, "--legacy_spacing", "--overwrite")[0] == 0
+    assert (
+        main(prepare_pancreas, tmp_path / "download", *window, "--legacy_spacing", "--overwrite")[0]
+        == 0
+    )
     assert open_dataset("Pancreas", tmp_path / "root").load(0)[0].shape == (20, 20, 8)
 
 
 def test_pancreas_takes_lists_under_their_own_names(pancreas, main, tmp_path):
-    given = {"train_lab_txt": ["image0002"], "train_unlab_txt": ["image0001"], "test_txt": ["image0025"]}
+    given = {
+        "train_lab_txt": ["image0002"],
+        "train_unlab_txt": ["image0001"],
+        "test_txt": ["image0025"],
+    }
     lists = write_lists(tmp_path / "lists", **given)
     assert main(prepare_pancreas, pancreas[0], "--lists", lists)[0] == 0
     assert open_dataset("Pancreas", tmp_path / "root").names == ["image0002", "image0001"]
@@ -419,17 +482,26 @@ def test_pancreas_cases_that_cannot_be_used_are_told(pancreas, main, tmp_path):
 
 def ring(centre, radii):
     angle = np.linspace(0, 2 * np.pi, 33)[:-1]
-    return np.column_stack([centre[0] + radii[0] * np.cos(angle), centre[1] + radii[1] * np.sin(angle)])
+    return np.column_stack(
+        [centre[0] + radii[0] * np.cos(angle), centre[1] + radii[1] * np.sin(angle)]
+    )
 
 
 @pytest.fixture
 def york(tmp_path):
-    """Five subjects of 3 levels and 2 times; contours at level 1 alone, wider along x than along y."""
+    """Five subjects of 3 levels and 2 times; contours at level 1 alone, wider along x than along
+    y.
+    """
     rng = np.random.default_rng(6)
     for number in (1, 2, 3, 4, 10):
         images = rng.integers(0, 500, (28, 30, 3, 2)).astype(np.float64)
         inner, outer = ring((12, 15), (6, 3.5)), ring((12, 15), (8, 6))
-        official.write_york(tmp_path / "download", number, images, {(1, 0): (inner, outer), (1, 1): (inner + 1, outer)})
+        official.write_york(
+            tmp_path / "download",
+            number,
+            images,
+            {(1, 0): (inner, outer), (1, 1): (inner + 1, outer)},
+        )
     return tmp_path / "download", images
 
 
@@ -443,7 +515,9 @@ def test_endocardium_is_the_inside_of_the_first_contour(york, main, tmp_path):
     with h5py.File(root / "data" / "pat10.h5") as file:
         image, label = file["image"][()], file["label"][()]
     assert image.shape == label.shape == (6, 28, 30)
-    np.testing.assert_allclose(image[3], (last[:, :, 1, 1] - last.min()) / (last.max() - last.min()), atol=1e-6)
+    np.testing.assert_allclose(
+        image[3], (last[:, :, 1, 1] - last.min()) / (last.max() - last.min()), atol=1e-6
+    )
     y, x = np.mgrid[:28, :30]
     for k, shift in ((2, 0), (3, 1)):
         ellipse = ((x - 11 - shift) / 6) ** 2 + ((y - 14 - shift) / 3.5) ** 2

@@ -1,4 +1,6 @@
-"""An image's way to the network and its labels' way back: exact where nothing is resampled, however it was stored."""
+"""An image's way to the network and its labels' way back: exact where nothing is resampled, however
+it was stored.
+"""
 
 import itertools
 import json
@@ -20,7 +22,12 @@ def rotation(*degrees):
     for axis, angle in enumerate(np.radians(degrees)):
         a, b = (other for other in range(3) if other != axis)
         turn = np.eye(3)
-        turn[[a, a, b, b], [a, b, a, b]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
+        turn[[a, a, b, b], [a, b, a, b]] = (
+            np.cos(angle),
+            -np.sin(angle),
+            np.sin(angle),
+            np.cos(angle),
+        )
         total = turn @ total
     return total
 
@@ -92,7 +99,9 @@ def test_axes_and_crop_move_no_voxel_in_space(turn):
 @pytest.mark.parametrize("turn", TURNS[:2], ids=["upright", "oblique"])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 2.5, 2.1), (1.9, 4.0, 7.0)])
 def test_resampling_keeps_places(turn, spacing):
-    """A linear ramp over the patient stays that ramp, and a ball comes back nearly whole on the original grid."""
+    """A linear ramp over the patient stays that ramp, and a ball comes back nearly whole on the
+    original grid.
+    """
     axes = turn @ AXES[13]
     grid = Grid.of(make(noise(), axes))
     at = np.stack(np.meshgrid(*map(np.arange, SIZE), indexing="ij"), -1).reshape(-1, 3)
@@ -107,7 +116,9 @@ def test_resampling_keeps_places(turn, spacing):
     assert_allclose(found.spacing, spacing)
     assert_allclose(found.point([(extent - 1) / 2 for extent in found.size]), centre, atol=1e-5)
     inner = tuple(slice(extent // 4, -(extent // 4) or None) for extent in found.size)
-    indices = np.stack(np.meshgrid(*map(np.arange, found.size), indexing="ij"), -1)[inner].reshape(-1, 3)
+    indices = np.stack(np.meshgrid(*map(np.arange, found.size), indexing="ij"), -1)[inner].reshape(
+        -1, 3
+    )
     expected = np.array([found.point(index) for index in indices.tolist()]) @ slope
     assert_allclose(prepared.image[inner].ravel(), expected, atol=1e-3)
 
@@ -121,31 +132,46 @@ def test_resampling_keeps_places(turn, spacing):
 
 
 def test_a_box_beyond_the_coarser_grid_is_filled_to_its_edge():
-    """Ten voxels of 0.5 mm are one of 4 mm: the first and the last lie outside it and take its values all the same."""
+    """Ten voxels of 0.5 mm are one of 4 mm: the first and the last lie outside it and take its
+    values all the same.
+    """
     image = make(noise(size=(10, 4, 4)), spacing=(0.5, 1, 1))
     prepared = Preprocessing(spacing=(4, 1, 1)).apply(image)
     assert prepared.image.shape == (1, 4, 4)
     assert (voxels(prepared.place.restore(np.ones((1, 4, 4)))) == 1).all()
-    assert (voxels(prepared.place.restore_probability(np.stack([np.zeros((1, 4, 4)), np.ones((1, 4, 4))]))) == 1).all()
+    assert (
+        voxels(
+            prepared.place.restore_probability(np.stack([np.zeros((1, 4, 4)), np.ones((1, 4, 4))]))
+        )
+        == 1
+    ).all()
 
 
 def test_a_spacing_that_differs_by_rounding_is_left_alone():
     image = make(noise())
-    prepared = Preprocessing(spacing=tuple(s * 1.0004 for s in SPACING), intensity="none").apply(image)
+    prepared = Preprocessing(spacing=tuple(s * 1.0004 for s in SPACING), intensity="none").apply(
+        image
+    )
     assert_array_equal(prepared.image, voxels(image))
     assert prepared.place.grid == Grid.of(image)
 
 
 def test_labels_are_resampled_class_by_class():
-    """A class between two others is not where these two meet, and values between classes do not arise."""
+    """A class between two others is not where these two meet, and values between classes do not
+    arise.
+    """
     label = np.zeros((16, 8, 8), np.uint8)
     label[8:] = 2
-    prepared = Preprocessing(spacing=(0.3, 1, 1)).apply(make(noise(size=label.shape), spacing=(1, 1, 1)), make(label))
+    prepared = Preprocessing(spacing=(0.3, 1, 1)).apply(
+        make(noise(size=label.shape), spacing=(1, 1, 1)), make(label)
+    )
     assert set(np.unique(prepared.label)) == {0, 2}
     assert abs(prepared.label.mean() - 1) < 0.05
     halves = np.zeros((4, 4, 4), np.uint8)
     halves[1::2], halves[2:] = 3, halves[2:] + 1
-    halved = Preprocessing(spacing=(2, 1, 1)).apply(make(noise(size=(4, 4, 4)), spacing=(1, 1, 1)), make(halves))
+    halved = Preprocessing(spacing=(2, 1, 1)).apply(
+        make(noise(size=(4, 4, 4)), spacing=(1, 1, 1)), make(halves)
+    )
     assert_array_equal(halved.label[:, 0, 0], [0, 1])  # of 0 and 3, and of 1 and 4, the lower
 
 
@@ -155,7 +181,10 @@ def test_outside_the_crop_is_background():
     prepared = Preprocessing(crop="label", margin=(2, 2, 2)).apply(make(noise()), make(label))
     assert prepared.image.shape == (7, 7, 7)
     everything = np.ones((2, 7, 7, 7)) * np.array([0.1, 0.9])[:, None, None, None]
-    for back in (prepared.place.restore(np.ones((7, 7, 7))), prepared.place.restore_probability(everything)):
+    for back in (
+        prepared.place.restore(np.ones((7, 7, 7))),
+        prepared.place.restore_probability(everything),
+    ):
         assert voxels(back).sum() == 343
         assert voxels(back)[4:11, 4:11, 4:11].all()
 
@@ -167,7 +196,9 @@ def test_outside_the_crop_is_background_between_its_voxels_too():
     image = make(noise(size=label.shape), spacing=(1, 1, 1))
     prepared = Preprocessing(spacing=(3, 3, 3), crop="label").apply(image, make(label))
     prob = np.ones((2, 4, 4, 4)) * np.array([0.05, 0.95])[:, None, None, None]
-    assert_array_equal(voxels(prepared.place.restore_probability(prob)).nonzero()[0][[0, -1]], [9, 20])
+    assert_array_equal(
+        voxels(prepared.place.restore_probability(prob)).nonzero()[0][[0, -1]], [9, 20]
+    )
     equal = np.full((3, 4, 4, 4), 1 / 3)
     assert not voxels(prepared.place.restore_probability(equal)).any()
 
@@ -226,9 +257,14 @@ def test_an_image_of_one_value_stays_finite(intensity, value):
 
 
 def test_json_and_back():
-    how = Preprocessing("RAS", (1.0, 1.5, 2), "nonzero", (1, 2, 3), (16, 16, 16), "window", -125.0, 275.0, "crop")
+    how = Preprocessing(
+        "RAS", (1.0, 1.5, 2), "nonzero", (1, 2, 3), (16, 16, 16), "window", -125.0, 275.0, "crop"
+    )
     assert Preprocessing.from_dict(json.loads(json.dumps(how.as_dict()))) == how
-    assert Preprocessing.from_dict(json.loads(json.dumps(Preprocessing().as_dict()))) == Preprocessing()
+    assert (
+        Preprocessing.from_dict(json.loads(json.dumps(Preprocessing().as_dict())))
+        == Preprocessing()
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,9 +293,16 @@ def test_bad_voxels_are_named():
     array[1, 2, 3] = np.nan
     with pytest.raises(UserError, match="image has 1 voxels that are NaN"):
         Preprocessing().apply(make(array))
-    with pytest.raises(UserError, match=r"label has shape \(18, 16, 20\), but the image has \(18, 16, 21\)"):
+    with pytest.raises(
+        UserError, match=r"label has shape \(18, 16, 20\), but the image has \(18, 16, 21\)"
+    ):
         Preprocessing().apply(make(noise()), make(some_labels()[..., 1:]))
-    for value, words in ((0.5, "value 0.5, whole"), (-1, "value -1, classes"), (300, "value 300"), (np.nan, "nan")):
+    for value, words in (
+        (0.5, "value 0.5, whole"),
+        (-1, "value -1, classes"),
+        (300, "value 300"),
+        (np.nan, "nan"),
+    ):
         array = np.zeros(SIZE, np.float32)
         array[3, 4, 5] = value
         with pytest.raises(UserError, match=words):

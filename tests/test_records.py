@@ -1,4 +1,6 @@
-"""Numbers on their way from a GPU: none is lost, none is waited for too early, no checkpoint is ahead of them."""
+"""Numbers on their way from a GPU: none is lost, none is waited for too early, no checkpoint is
+ahead of them.
+"""
 
 import json
 
@@ -57,7 +59,9 @@ def test_numbers_are_written_in_order_once_they_are_there(late):
     add(record, 6, 0.6)
     assert [row["step"] for row in written(record)] == [2]
     record.settle()
-    assert {row["step"]: row["loss/loss"] for row in written(record)} == pytest.approx({2: 0.2, 4: 0.4, 6: 0.6})
+    assert {row["step"]: row["loss/loss"] for row in written(record)} == pytest.approx(
+        {2: 0.2, 4: 0.4, 6: 0.6}
+    )
 
 
 def test_a_late_nan_stops_the_run_with_its_own_step(late):
@@ -66,7 +70,10 @@ def test_a_late_nan_stops_the_run_with_its_own_step(late):
     add(record, 2, float("nan"))
     for step in range(3, 8):
         add(record, step, 1.0)
-    with pytest.raises(UserError, match=r"step 2: not finite: loss nan, lr 0.1; cases case 2; last checkpoint: step 0"):
+    with pytest.raises(
+        UserError,
+        match=r"step 2: not finite: loss nan, lr 0.1; cases case 2; last checkpoint: step 0",
+    ):
         record.settle()  # as before a checkpoint
     assert not any(event.waited for event in events[2:])
 

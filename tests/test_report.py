@@ -1,4 +1,6 @@
-"""code/report.py: one file that needs no other, with what was run, the numbers, and the cases in their order."""
+"""code/report.py: one file that needs no other, with what was run, the numbers, and the cases in
+their order.
+"""
 
 import base64
 import io
@@ -48,7 +50,10 @@ def draw_cases(folder, tag="last"):
 
 def pictures(page):
     """The place in the list of each case that is shown, in the page's order."""
-    shown = [Image.open(io.BytesIO(base64.b64decode(text))) for text in re.findall(r"image/jpeg;base64,([^\"]*)", page)]
+    shown = [
+        Image.open(io.BytesIO(base64.b64decode(text)))
+        for text in re.findall(r"image/jpeg;base64,([^\"]*)", page)
+    ]
     return [round(np.asarray(picture).mean() / 10) for picture in shown]
 
 
@@ -94,21 +99,40 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path, call):
 
 @pytest.mark.usefixtures("quick")
 def test_what_was_run_and_from_where_each_option_came(tmp_path, call):
-    trained = {"method": "dmd", "net": "vnet", "normalization": "batchnorm", "n_filters": 16, "unlabeled_bs": 2}
+    trained = {
+        "method": "dmd",
+        "net": "vnet",
+        "normalization": "batchnorm",
+        "n_filters": 16,
+        "unlabeled_bs": 2,
+    }
     trained |= {"lr_step": 834, "keep": True, "root": "my data/LA", "name": None}
     folder = write_run(tmp_path, "run", DICE, trained=trained, tag="last_nms0", test={"nms": 0})
     log = [
         "10:00:00 runs/LA/run/seed1337: commit 0123456789",
         "10:00:00 torch 2.13.0, bf16, a machine",
         "10:00:00 script: dataset=LA keep=True",
-        "10:00:00 command line: root=my data/LA patch=112,112,80 keep=True lr_step=834 labelnum=8 downsample=1",
+        "10:00:00 command line: root=my data/LA patch=112,112,80 keep=True lr_step=834 labelnum=8 "
+        "downsample=1",
         "10:00:00 Xie et al., MICCAI 2023 (DMD): labeled_bs=4 net=vnet",
         "10:00:05 step 20/100 epoch 1 loss 0.5 | 1.00 s a step, 0:01:20 left",
     ]
     (folder / "log.txt").write_text("\n".join(log))
     parts = [
-        {"commit": "0123456789abcdef", "dirty": True, "devices": ["a GPU"], "started": "2026-01-02T", "torch": "2.13"},
-        {"commit": "0123456789abcdef", "dirty": False, "devices": ["a GPU"], "started": "2026-01-03T", "torch": "2.13"},
+        {
+            "commit": "0123456789abcdef",
+            "dirty": True,
+            "devices": ["a GPU"],
+            "started": "2026-01-02T",
+            "torch": "2.13",
+        },
+        {
+            "commit": "0123456789abcdef",
+            "dirty": False,
+            "devices": ["a GPU"],
+            "started": "2026-01-03T",
+            "torch": "2.13",
+        },
     ]
     (folder / "environment.json").write_text(json.dumps(parts))
     write_training(folder, steps=600, loss__loss=lambda step: 1 / step)
@@ -116,10 +140,18 @@ def test_what_was_run_and_from_where_each_option_came(tmp_path, call):
     assert "As published: Dice 89.70 %, Jaccard 81.42 %, 95HD 6.88 voxels, ASD 1.78 voxels." in page
     told = facts(page)
     assert told["commit"] == "0123456789, modified; 0123456789"
-    assert (told["hardware"], told["software"], told["time"]) == ("a GPU", "torch 2.13", "5 min of training")
+    assert (told["hardware"], told["software"], told["time"]) == (
+        "a GPU",
+        "torch 2.13",
+        "5 min of training",
+    )
     assert told["training"] == "100 steps of 4 labelled and 2 unlabelled crops"
     assert told["network"] == "vnet batchnorm, 16 filters"
-    assert (told["components"], told["seed"], told["started"]) == ("all kept", "1337", "2026-01-02, 2026-01-03")
+    assert (told["components"], told["seed"], told["started"]) == (
+        "all kept",
+        "1337",
+        "2026-01-02, 2026-01-03",
+    )
     (typed,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
     train, more, test = typed.replace("&#x27;", "'").splitlines()
     shown = "python code/train_dmd.py --root 'my data/LA' --patch 112 112 80 --keep --lr_step 834 --labelnum 8 \\"
@@ -150,9 +182,18 @@ def test_the_numbers_of_classes_and_cases(tmp_path, call):
     rows[1]["dice"], rows[2]["dice"] = 0.7, float("nan")  # A's LV, B's RV
     write_cases(folder / "test" / "last", rows)
     page = call(folder)
-    classes = re.findall(r"<tr(?: class=sum)?><td>(RV|LV|mean over classes)</td><td class=number>([^<]*)<", page)
-    means = {"RV": [0.9, 0.8, 0.7, 0], "LV": [0.7, 0.5, 0.8, 0.7, 0], "mean over classes": [0.8, 0.5, 0.8, 0.7, 0]}
-    assert classes == [(name, f"{100 * np.mean(v):.2f} ± {100 * np.std(v, ddof=1):.2f}") for name, v in means.items()]
+    classes = re.findall(
+        r"<tr(?: class=sum)?><td>(RV|LV|mean over classes)</td><td class=number>([^<]*)<", page
+    )
+    means = {
+        "RV": [0.9, 0.8, 0.7, 0],
+        "LV": [0.7, 0.5, 0.8, 0.7, 0],
+        "mean over classes": [0.8, 0.5, 0.8, 0.7, 0],
+    }
+    assert classes == [
+        (name, f"{100 * np.mean(v):.2f} ± {100 * np.std(v, ddof=1):.2f}")
+        for name, v in means.items()
+    ]
     cases = re.findall(r"<tr><td>([A-E])</td><td>(\w+)</td><td class=number>([^<]*)<", page)
     assert [row[2] for row in cases] == [
         "90.00",
@@ -188,7 +229,15 @@ def test_best_median_and_worst_are_shown_and_the_others_folded(tmp_path, call):
     figures = folder / "test" / "last" / "figures"
     for name, grey in (("A_errors", 50), ("A_surface", 60), ("B_errors", 70)):
         Image.new("RGB", (40, 20), (grey,) * 3).save(figures / f"{name}.png")
-    assert pictures(call(folder)) == [0, 5, 6, 3, 4, 2, 1]  # the errors of those that are folded are left out
+    assert pictures(call(folder)) == [
+        0,
+        5,
+        6,
+        3,
+        4,
+        2,
+        1,
+    ]  # the errors of those that are folded are left out
     (figures / "E.png").unlink()
     assert "E: no figure. worst of 5 by Dice" in call(folder)
 
@@ -226,9 +275,13 @@ def test_several_runs_begin_with_their_comparison(tmp_path, call):
     before, *sections = page.split("<h2 ")
     assert len(sections) == 2
     assert "[1] high: not comparable with low: components all, not the largest alone." in before
-    assert re.search(r"<td>high</td><td class=number>Dice %</td><td class=number>\+18.25\*</td>", before)
+    assert re.search(
+        r"<td>high</td><td class=number>Dice %</td><td class=number>\+18.25\*</td>", before
+    )
     assert "<tr class=aside><td>as published</td>" in before
-    assert before.count("<figure>") == 5  # boxes, and pairs by four metrics: no curves, no numbers of labels
+    assert (
+        before.count("<figure>") == 5
+    )  # boxes, and pairs by four metrics: no curves, no numbers of labels
     assert all("<h3>Results</h3>" in section for section in sections)
 
 
@@ -244,7 +297,11 @@ def test_the_terms_of_a_loss_have_a_line_each(tmp_path, monkeypatch):
     folder = write_run(tmp_path, "run", DICE)
     drawn = []
     monkeypatch.setattr(comparison_figures, "_save", lambda figure, path: drawn.append(figure))
-    terms = {"loss__loss": lambda s: 2 / s, "loss__loss_con": lambda s: 1 / s, "info__weight": lambda s: s}
+    terms = {
+        "loss__loss": lambda s: 2 / s,
+        "loss__loss_con": lambda s: 1 / s,
+        "info__weight": lambda s: s,
+    }
     write_training(folder, **terms)
     assert comparison_figures.training_figure("curves.svg", read_result(folder, "last"))
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["loss", "loss_con"]
@@ -259,8 +316,12 @@ def test_the_terms_of_a_loss_have_a_line_each(tmp_path, monkeypatch):
 def test_errors(tmp_path, call):
     folder = write_run(tmp_path, "run", DICE)
     draw_cases(folder)
-    with pytest.raises(UserError, match="nowhere: no such folder; make it, or name another --output"):
-        report.main([str(folder), "--output", str(tmp_path / "nowhere" / "report.html"), "--cases", "none"])
+    with pytest.raises(
+        UserError, match="nowhere: no such folder; make it, or name another --output"
+    ):
+        report.main(
+            [str(folder), "--output", str(tmp_path / "nowhere" / "report.html"), "--cases", "none"]
+        )
     (folder / "test" / "last" / "figures" / "A.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"A.png: missing or damaged; delete it, or test again"):
         call(folder)

@@ -1,4 +1,6 @@
-"""The plumbing: options, devices, folders, records, checkpoints, and the line that each mistake gets."""
+"""The plumbing: options, devices, folders, records, checkpoints, and the line that each mistake
+gets.
+"""
 
 import json
 import os
@@ -31,12 +33,18 @@ class Data:
 
     def batch(self, step, part=0, parts=1):
         generator = torch.Generator().manual_seed(step)
-        return type("Batch", (), {"image": torch.randn(2, 1, 16, 16, 16, generator=generator), "names": ["A", "B"]})()
+        return type(
+            "Batch",
+            (),
+            {"image": torch.randn(2, 1, 16, 16, 16, generator=generator), "names": ["A", "B"]},
+        )()
 
 
 def parse(tmp_path, *argv):
     parser = options.parser("doc")
-    return options.parse(parser, argv=["--gpu", "-1", "--runs", str(tmp_path / "runs"), *map(str, argv)])
+    return options.parse(
+        parser, argv=["--gpu", "-1", "--runs", str(tmp_path / "runs"), *map(str, argv)]
+    )
 
 
 def train(tmp_path, *argv, last=6, spoil=None):
@@ -117,7 +125,9 @@ def test_precision(monkeypatch):
 
 
 def test_a_wrong_bf16_gradient_is_noticed(monkeypatch):
-    """Whatever this machine's convolutions do, noise or NaN in the bf16 path must be seen, and rounding must not."""
+    """Whatever this machine's convolutions do, noise or NaN in the bf16 path must be seen, and
+    rounding must not.
+    """
     from utils import device
 
     cpu, right = torch.device("cpu"), torch.nn.functional.conv3d
@@ -142,9 +152,15 @@ def test_training_avoids_bf16_where_it_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.run.bf16_agrees", lambda device, extents: extents != (4, 2, 2))
     run.warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"bf16 convolutions over \(4, 2, 2\) voxels go wrong"):
-        job = run.Run(parse(tmp_path, "--precision", "bf16", "--patch", 32, 16, 16, "--name", "a"), "train_tiny.py")
+        job = run.Run(
+            parse(tmp_path, "--precision", "bf16", "--patch", 32, 16, 16, "--name", "a"),
+            "train_tiny.py",
+        )
     assert job.precision == "fp32"
-    assert run.Run(parse(tmp_path, "--precision", "bf16", "--name", "b"), "train_tiny.py").precision == "bf16"
+    assert (
+        run.Run(parse(tmp_path, "--precision", "bf16", "--name", "b"), "train_tiny.py").precision
+        == "bf16"
+    )
 
 
 def test_allocator_keeps_blocks():
@@ -178,17 +194,30 @@ def test_the_folder_holds_what_design_says(tmp_path):
     lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert [line["epoch"] for line in lines] == [1, 2, 3]
-    assert set(lines[0]) == {"step", "epoch", "loss/loss", "lr", "info/certain", "time/step", "time/data"}
+    assert set(lines[0]) == {
+        "step",
+        "epoch",
+        "loss/loss",
+        "lr",
+        "info/certain",
+        "time/step",
+        "time/data",
+    }
     assert list((job.folder / "tensorboard").glob("events*"))
     state = load_checkpoint(job.folder / "last.pth")
     assert state["step"] == 6
-    assert state["networks"]["net"] == {"class": "networks.vnet.VNet", "kwargs": VNet(1, 2, 2).config}
+    assert state["networks"]["net"] == {
+        "class": "networks.vnet.VNet",
+        "kwargs": VNet(1, 2, 2).config,
+    }
 
 
 def test_a_run_is_not_overwritten(tmp_path):
     job, _ = train(tmp_path)
     before = (job.folder / "last.pth").read_bytes()
-    with pytest.raises(UserError, match="already holds a run: --resume goes on with it, --name starts another"):
+    with pytest.raises(
+        UserError, match="already holds a run: --resume goes on with it, --name starts another"
+    ):
         train(tmp_path)
     assert (job.folder / "last.pth").read_bytes() == before
     assert train(tmp_path, "--name", "variant")[0].folder.parent.name == "variant"
@@ -232,7 +261,9 @@ def test_a_run_without_its_records(tmp_path, name):
 
 
 def test_networks_are_kept_on_the_way(tmp_path):
-    """`--keep_every 2` of 6 steps: each file is what `last.pth` was then, without what only training needs."""
+    """`--keep_every 2` of 6 steps: each file is what `last.pth` was then, without what only
+    training needs.
+    """
     job, _ = train(tmp_path, "--keep_every", 2)
     kept = sorted(path.name for path in job.folder.glob("step_*.pth"))
     assert kept == ["step_2.pth", "step_4.pth", "step_6.pth"]
@@ -269,7 +300,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     original = run.Run.to_device
     try:
         run.Run.to_device = lambda self, net: nets.append(net) or original(self, net)
-        with pytest.raises(UserError, match="step 3: net is not finite any more; last checkpoint: step 2"):
+        with pytest.raises(
+            UserError, match="step 3: net is not finite any more; last checkpoint: step 2"
+        ):
             train(tmp_path, "--save_minutes", 1e-9, spoil=spoil)
     finally:
         run.Run.to_device = original
@@ -317,15 +350,24 @@ def test_pictures_reach_tensorboard(tmp_path):
         job.log(step, loss=net(batch.image).mean())
         job.checkpoint(step)
     tags = [
-        (value.tag, event.step) for event in events(job) for value in event.summary.value if value.HasField("image")
+        (value.tag, event.step)
+        for event in events(job)
+        for value in event.summary.value
+        if value.HasField("image")
     ]
-    assert tags == [("train/Image", 2), ("train/Predicted_label", 2), ("train/Groundtruth_label", 2)]
+    assert tags == [
+        ("train/Image", 2),
+        ("train/Predicted_label", 2),
+        ("train/Groundtruth_label", 2),
+    ]
 
 
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("one_vs_rest", [False, True])
 def test_the_label_shown_is_that_of_the_image_shown(tmp_path, monkeypatch, mixed, one_vs_rest):
-    """None beside a crop that the script has mixed; of binary networks, one a class, the first class."""
+    """None beside a crop that the script has mixed; of binary networks, one a class, the first
+    class.
+    """
     shown = []
     monkeypatch.setattr(board.Board, "images", lambda _, step, pictures: shown.append(pictures))
     job = run.Run(parse(tmp_path, "--picture_every", 1), "train_tiny.py")
@@ -390,18 +432,24 @@ def test_resume_is_exact(tmp_path):
     job, parts = train(tmp_path, "--name", "parts", "--resume")
     assert job.start == 3
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(parts), strict=True))
-    steps = [json.loads(line)["step"] for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (job.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [2, 4, 6]
     assert len(json.loads((job.folder / "environment.json").read_text())) == 2
 
 
 def test_records_after_the_checkpoint_are_made_again(tmp_path):
-    """Killed without a chance to save: the records run ahead of the checkpoint, the last line may be cut."""
+    """Killed without a chance to save: the records run ahead of the checkpoint, the last line may
+    be cut.
+    """
     job, _ = train(tmp_path, "--name", "killed", last=2)
     with open(job.folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "loss/loss": 1}\n{"step": 6, "lo')
     train(tmp_path, "--name", "killed", "--resume")
-    steps = [json.loads(line)["step"] for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (job.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [2, 4, 6]
 
 
@@ -417,8 +465,12 @@ def test_sigint_leaves_with_130(tmp_path):
 
 
 @pytest.mark.parametrize(("alone", "saved"), [(True, 2), (False, 3)])
-def test_a_signal_is_not_lost_while_processes_tell_each_other_of_signals(tmp_path, monkeypatch, alone, saved):
-    """It comes after this process has said that it has none; beside others it waits for the next step."""
+def test_a_signal_is_not_lost_while_processes_tell_each_other_of_signals(
+    tmp_path, monkeypatch, alone, saved
+):
+    """It comes after this process has said that it has none; beside others it waits for the next
+    step.
+    """
     calls = []
 
     def interrupted(*numbers):
@@ -466,7 +518,8 @@ def test_a_non_finite_loss_stops_the_run(tmp_path):
         return loss * float("nan") if step == 5 else loss
 
     with pytest.raises(
-        UserError, match=r"step 5: not finite: loss nan, lr 0\.1, certain 0\.5; cases A, B; last checkpoint"
+        UserError,
+        match=r"step 5: not finite: loss nan, lr 0\.1, certain 0\.5; cases A, B; last checkpoint",
     ):
         train(tmp_path, "--save_minutes", 1e-9, spoil=spoil)
     assert load_checkpoint(tmp_path / "runs/LA/tiny_16/seed1337/last.pth")["step"] == 4
@@ -486,7 +539,9 @@ def test_damaged_checkpoints(tmp_path):
 
 def test_another_architecture_is_told_in_one_line(tmp_path):
     small, wide, branched = VNet(1, 2, 2), VNet(1, 2, 4), VNet(1, 2, 2, branches=3)
-    with pytest.raises(UserError, match=r"another architecture than this net: its encoder\.0\.0\.weight is \(4, 1"):
+    with pytest.raises(
+        UserError, match=r"another architecture than this net: its encoder\.0\.0\.weight is \(4, 1"
+    ):
         load_state("x.pth", "net", small, wide.state_dict())
     with pytest.raises(UserError, match=r"it has no heads\.0\.0"):
         load_state("x.pth", "net", branched, small.state_dict())
@@ -526,11 +581,16 @@ def test_environment_outside_a_repository(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("net", "patch", "bottom"), [("vnet", [48, 16, 16], (3, 1, 1)), ("resnet18", [48, 16, 16], (2, 1, 1))]
+    ("net", "patch", "bottom"),
+    [("vnet", [48, 16, 16], (3, 1, 1)), ("resnet18", [48, 16, 16], (2, 1, 1))],
 )
-def test_bf16_is_tried_at_every_level_that_the_network_has(tmp_path, monkeypatch, net, patch, bottom):
+def test_bf16_is_tried_at_every_level_that_the_network_has(
+    tmp_path, monkeypatch, net, patch, bottom
+):
     tried = []
     monkeypatch.setattr(run, "bf16_agrees", lambda _, extents: tried.append(extents) or True)
-    run.Run(parse(tmp_path, "--net", net, "--patch", *patch, "--precision", "bf16"), "train_tiny.py")
+    run.Run(
+        parse(tmp_path, "--net", net, "--patch", *patch, "--precision", "bf16"), "train_tiny.py"
+    )
     assert tried[0] == bottom
     assert tried[-1] == (24, 8, 8)

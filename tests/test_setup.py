@@ -24,7 +24,9 @@ def machine(monkeypatch, tmp_path):
         (home / "bin").mkdir(parents=True)
         if nvcc:
             path = home / "bin" / "nvcc"
-            path.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V{nvcc}.88'\n")
+            path.write_text(
+                f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V{nvcc}.88'\n"
+            )
             path.chmod(0o755)
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(home))
@@ -46,7 +48,9 @@ def machine(monkeypatch, tmp_path):
         ("13.0", "13.0", False, "1", True),
     ],
 )
-def test_cuda_is_built_where_it_can_run_or_is_forced(setup, machine, cuda, nvcc, gpu, force, wanted):
+def test_cuda_is_built_where_it_can_run_or_is_forced(
+    setup, machine, cuda, nvcc, gpu, force, wanted
+):
     machine(cuda, nvcc, gpu, force)
     assert setup["wants_cuda"]() is wanted
 
@@ -85,7 +89,10 @@ def test_the_extension_holds_every_source(setup, machine):
     machine(None, nvcc=None, gpu=False)
     extension = setup["extension"]()
     root = SETUP.parent
-    expected = {str(path.relative_to(root)) for path in [*root.glob("csrc/*.cpp"), *root.glob("csrc/cpu/*.cpp")]}
+    expected = {
+        str(path.relative_to(root))
+        for path in [*root.glob("csrc/*.cpp"), *root.glob("csrc/cpu/*.cpp")]
+    }
     assert set(extension.sources) == expected
     assert "csrc/ops.cpp" in expected
     assert extension.name == "utils.ops._C"

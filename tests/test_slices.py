@@ -1,4 +1,6 @@
-"""Volumes slice by slice, and the test scripts beside test_LA.py: hand-made loops and numbers on tiny data."""
+"""Volumes slice by slice, and the test scripts beside test_LA.py: hand-made loops and numbers on
+tiny data.
+"""
 
 import csv
 import importlib.util
@@ -38,15 +40,24 @@ def research_loop(network, volume, patch):
     return labels
 
 
-@pytest.mark.parametrize("shape", [(37, 21, 5), (16, 12, 1), (9, 50, 4)], ids=["larger", "of the patch", "mixed"])
+@pytest.mark.parametrize(
+    "shape", [(37, 21, 5), (16, 12, 1), (9, 50, 4)], ids=["larger", "of the patch", "mixed"]
+)
 @pytest.mark.parametrize("batch", [None, 1, 3])
 def test_slice_by_slice_equals_the_research_loop(shape, batch):
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)).eval()
+    network = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)
+    ).eval()
     volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
     steps = []
     prob = slice_by_slice(
-        lambda x: network(x).softmax(1), volume, (16, 12), 3, batch=batch, progress=lambda *s: steps.append(s)
+        lambda x: network(x).softmax(1),
+        volume,
+        (16, 12),
+        3,
+        batch=batch,
+        progress=lambda *s: steps.append(s),
     )
     assert prob.shape == (3, *shape)
     torch.testing.assert_close(prob.sum(0), torch.ones(shape))
@@ -86,7 +97,12 @@ def test_slice_by_slice_refuses():
         ({"num_classes": 2}, r"gave \(2, 1, 8, 8\), expected \(2, 2, 8, 8\)"),
         ({"precision": "fp16"}, "none of fp32, tf32 and bf16"),
     ):
-        arguments = {"predictor": lambda x: x, "volume": volume, "patch": (8, 8), "num_classes": 1} | options
+        arguments = {
+            "predictor": lambda x: x,
+            "volume": volume,
+            "patch": (8, 8),
+            "num_classes": 1,
+        } | options
         with pytest.raises(ValueError, match=message):
             slice_by_slice(**arguments)
     with pytest.raises(UserError, match="not finite"):
@@ -108,7 +124,8 @@ def test_a_whole_image_is_read_as_the_patch_says():
 
 # ----------------------------------------------------------------------------------------------------------- scripts
 
-# of each data set: list files and their cases, where a case stands, the file's axes that X, Y and Z are, dimensions
+# of each data set: list files and their cases, where a case stands, the file's axes that X, Y and Z
+# are, dimensions
 LAYOUT = {
     "ACDC": (
         {
@@ -119,9 +136,21 @@ LAYOUT = {
         (1, 2, 0),
         2,
     ),
-    "BraTS2019": ({"train.txt": ["A", "B"], "val.txt": ["C"], "test.txt": ["D", "E"]}, (0, 1, 2), 3),
-    "Pancreas": ({"train_lab.txt": ["A"], "train_unlab.txt": ["B"], "test.txt": ["D", "E"]}, (0, 1, 2), 3),
-    "Pancreas2d": ({"train_lab.txt": ["A"], "train_unlab.txt": ["B"], "test.txt": ["D", "E"]}, (1, 0, 2), 2),
+    "BraTS2019": (
+        {"train.txt": ["A", "B"], "val.txt": ["C"], "test.txt": ["D", "E"]},
+        (0, 1, 2),
+        3,
+    ),
+    "Pancreas": (
+        {"train_lab.txt": ["A"], "train_unlab.txt": ["B"], "test.txt": ["D", "E"]},
+        (0, 1, 2),
+        3,
+    ),
+    "Pancreas2d": (
+        {"train_lab.txt": ["A"], "train_unlab.txt": ["B"], "test.txt": ["D", "E"]},
+        (1, 0, 2),
+        2,
+    ),
     "endocardium": ({"train.list": ["A", "B"], "test.list": ["D", "E"]}, (1, 2, 0), 2),
 }
 QUICK = ("--figures", "0", "--nifti", "0", "--precision", "fp32")
@@ -139,15 +168,21 @@ def write_data(name, root):
             folder = folder / "slices" if "_slice_" in case else folder
             folder.mkdir(parents=True, exist_ok=True)
             shape = (20, 18) if "_slice_" in case else (20, 18, 17)
-            blocks = rng.integers(0, 4 if name == "ACDC" else 2, [-(-s // 6) for s in shape], dtype=np.uint8)
-            label = np.kron(blocks, np.ones([6] * len(shape), np.uint8))[tuple(slice(s) for s in shape)]
+            blocks = rng.integers(
+                0, 4 if name == "ACDC" else 2, [-(-s // 6) for s in shape], dtype=np.uint8
+            )
+            label = np.kron(blocks, np.ones([6] * len(shape), np.uint8))[
+                tuple(slice(s) for s in shape)
+            ]
             with h5py.File(folder / f"{case}.h5", "w") as h5:
                 h5["image"] = (label + rng.normal(size=shape)).astype(np.float32)
                 h5["label"] = label
 
 
 def write_run(name, branches=1, labelnum=1):
-    """An untrained network with about as many voxels in each class, as a run of that data set; returns both."""
+    """An untrained network with about as many voxels in each class, as a run of that data set;
+    returns both.
+    """
     dims, classes = LAYOUT[name][2], 4 if name == "ACDC" else 2
     torch.manual_seed(0)
     options = {"num_classes": classes, "n_filters": 2, "branches": branches}
@@ -158,11 +193,23 @@ def write_run(name, branches=1, labelnum=1):
             last.weight *= 20
             logits = net.decode(net.encode(torch.rand(1, 1, *PATCH[dims])))
             last.bias -= head(logits).transpose(0, 1).flatten(1).median(1).values
-    trained = {"dataset": name, "root": None, "downsample": 1, "patch": PATCH[dims], "labelnum": labelnum}
+    trained = {
+        "dataset": name,
+        "root": None,
+        "downsample": 1,
+        "patch": PATCH[dims],
+        "labelnum": labelnum,
+    }
     folder = Path("runs") / name / "supervised_1" / "seed1337"
     folder.mkdir(parents=True)
     spec = {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
-    checkpoint = {"step": 2, "last": 2, "args": trained, "test_networks": ["net"], "networks": {"net": spec}}
+    checkpoint = {
+        "step": 2,
+        "last": 2,
+        "args": trained,
+        "test_networks": ["net"],
+        "networks": {"net": spec},
+    }
     torch.save(checkpoint | {"net": net.state_dict()}, folder / "last.pth")
     return folder, net
 
@@ -180,7 +227,9 @@ def place(tmp_path, monkeypatch):
 
 
 def module_of(script):
-    spec = importlib.util.spec_from_file_location(f"{script}_under_test", ROOT / "code" / f"{script}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"{script}_under_test", ROOT / "code" / f"{script}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -192,7 +241,9 @@ def call(monkeypatch):
 
     def main(script, *argv):
         monkeypatch.setattr(
-            sys, "argv", [f"{script}.py", "--method", "supervised", "--labelnum", "1", "--gpu", "-1", *argv]
+            sys,
+            "argv",
+            [f"{script}.py", "--method", "supervised", "--labelnum", "1", "--gpu", "-1", *argv],
         )
         module_of(script).main()
 
@@ -210,12 +261,16 @@ def table(path):
 
 def nifti(folder, case, kind):
     """As SimpleITK reads it: `(z, y, x)`."""
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(folder / "nifti" / f"{case}_{kind}.nii.gz")))
+    return SimpleITK.GetArrayFromImage(
+        SimpleITK.ReadImage(str(folder / "nifti" / f"{case}_{kind}.nii.gz"))
+    )
 
 
 def case_of(name, case):
     """Image and label as `(X, Y, Z)`."""
-    folder = Path("data") / name.removesuffix("2d") / ("" if name.startswith("Pancreas") else "data")
+    folder = (
+        Path("data") / name.removesuffix("2d") / ("" if name.startswith("Pancreas") else "data")
+    )
     with h5py.File(folder / f"{case}.h5") as file:
         return tuple(file[key][:].transpose(LAYOUT[name][1]) for key in ("image", "label"))
 
@@ -227,14 +282,18 @@ def test_acdc_is_scored_class_by_class_on_whole_volumes(place, call, capsys):
     summary = json.loads((out / "summary.json").read_text())
     rows = table(out / "per_case.csv")
     assert [(row["case"], row["class_name"]) for row in rows] == [
-        (case, name) for case in ("patient4_frame01", "patient5_frame01") for name in ("RV", "Myo", "LV")
+        (case, name)
+        for case in ("patient4_frame01", "patient5_frame01")
+        for name in ("RV", "Myo", "LV")
     ]
     dice = []
     for case in ("patient4_frame01", "patient5_frame01"):
         image, label = case_of("ACDC", case)
         pred = research_loop(net, image, PATCH[2])
         np.testing.assert_array_equal(nifti(out, case, "pred").transpose(1, 2, 0), pred)
-        np.testing.assert_array_equal(nifti(out, case, "label"), label.transpose(2, 0, 1))  # as the file has it
+        np.testing.assert_array_equal(
+            nifti(out, case, "label"), label.transpose(2, 0, 1)
+        )  # as the file has it
         dice.append([binary.dc(pred == c, label == c) for c in (1, 2, 3)])
         own = [row for row in rows if row["case"] == case]
         assert [float(row["dice"]) for row in own] == pytest.approx(dice[-1])
@@ -247,10 +306,16 @@ def test_acdc_is_scored_class_by_class_on_whole_volumes(place, call, capsys):
     assert summary["mean"]["dice"]["sd"] == pytest.approx(dice.mean(1).std(ddof=1))
     for c, name in enumerate(("RV", "Myo", "LV")):
         assert summary["classes"][name]["dice"]["mean"] == pytest.approx(dice[:, c].mean())
-    assert (summary["scored"], summary["test"]["nms"], summary["list"]) == ("whole volumes", 0, "the test list")
+    assert (summary["scored"], summary["test"]["nms"], summary["list"]) == (
+        "whole volumes",
+        0,
+        "the test list",
+    )
     assert (out / "figures" / "patient4_frame01.png").is_file()
     printed = capsys.readouterr().out
-    assert [f"mean ± sd{'':13}{name}" in printed for name in ("RV", "Myo", "LV", "mean")] == [True] * 4
+    assert [f"mean ± sd{'':13}{name}" in printed for name in ("RV", "Myo", "LV", "mean")] == [
+        True
+    ] * 4
     assert "0 empty predictions, 0 empty references of 6 masks" in printed
 
 
@@ -265,8 +330,14 @@ def test_options_of_acdc_have_their_effect(place, call, capsys):
     assert "scored on the validation list" in printed
     assert "Precision %" in printed
     assert "1 cases; HD in voxels" in printed
-    whole, kept, val = (folder / "test" / tag for tag in ("last_fp32_cases1", "last_nms1_fp32_cases1", "last_val_fp32"))
-    voxels = [sum(int(row["prediction_voxels"]) for row in table(path / "per_case.csv")) for path in (whole, kept)]
+    whole, kept, val = (
+        folder / "test" / tag
+        for tag in ("last_fp32_cases1", "last_nms1_fp32_cases1", "last_val_fp32")
+    )
+    voxels = [
+        sum(int(row["prediction_voxels"]) for row in table(path / "per_case.csv"))
+        for path in (whole, kept)
+    ]
     assert 0 < voxels[1] < voxels[0]
     assert {row["case"] for row in table(val / "per_case.csv")} == {"patient3_frame01"}
     assert json.loads((val / "summary.json").read_text())["list"] == "the validation list"
@@ -278,14 +349,24 @@ def test_options_of_acdc_have_their_effect(place, call, capsys):
         ("BraTS2019", [16, 32, 16], "Dice Jaccard 95HD ASD", "voxels", "whole volumes"),
         ("Pancreas", [16, 16, 4], "Dice Jaccard 95HD ASD", "voxels", "whole volumes"),
         ("Pancreas2d", None, "Dice Precision Recall HD", "voxels", "whole volumes"),
-        ("endocardium", None, "Dice Precision Recall HD", "pixels", "slices, then their mean in each case"),
+        (
+            "endocardium",
+            None,
+            "Dice Precision Recall HD",
+            "pixels",
+            "slices, then their mean in each case",
+        ),
     ],
 )
 def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place, call, capsys):
     folder, net = place(name)
     call(f"test_{name}", *QUICK)
     summary = json.loads((folder / "test" / "last_fp32" / "summary.json").read_text())
-    assert (summary["test"]["stride"], summary["test"]["nms"], summary["scored"]) == (stride, 0, scored)
+    assert (summary["test"]["stride"], summary["test"]["nms"], summary["scored"]) == (
+        stride,
+        0,
+        scored,
+    )
     lines = capsys.readouterr().out.splitlines()
     assert f" in {unit}; sd" in next(line for line in lines if line.startswith("2 cases; "))
     assert summary["units"]["hd"] == unit
@@ -294,7 +375,11 @@ def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place
 
     image, label = case_of(name, "D")
     if stride:
-        pred = sliding_window(mean_probability([net]), image, PATCH[3], stride, 2, activation=None).argmax(0).numpy()
+        pred = (
+            sliding_window(mean_probability([net]), image, PATCH[3], stride, 2, activation=None)
+            .argmax(0)
+            .numpy()
+        )
     else:
         pred = research_loop(net, image, PATCH[2])
     expected = binary.dc(pred, label)
@@ -303,8 +388,12 @@ def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place
         both = [(pred[..., k], label[..., k]) for k in shown]
         expected = np.mean([binary.dc(p, t) for p, t in both])
         distance = np.mean([binary.hd(p, t) if p.any() and t.any() else 0 for p, t in both])
-        assert float(table(folder / "test" / "last_fp32" / "per_case.csv")[0]["hd"]) == pytest.approx(distance)
-    assert float(table(folder / "test" / "last_fp32" / "per_case.csv")[0]["dice"]) == pytest.approx(expected, abs=1e-3)
+        assert float(
+            table(folder / "test" / "last_fp32" / "per_case.csv")[0]["hd"]
+        ) == pytest.approx(distance)
+    assert float(table(folder / "test" / "last_fp32" / "per_case.csv")[0]["dice"]) == pytest.approx(
+        expected, abs=1e-3
+    )
 
 
 def test_slices_that_are_no_neighbours_keep_a_component_each(place, call):
@@ -313,7 +402,9 @@ def test_slices_that_are_no_neighbours_keep_a_component_each(place, call):
     pred = research_loop(net, case_of("endocardium", "D")[0], PATCH[2]).transpose(2, 0, 1)
     whole, slices = (torch.from_numpy(pred)[index] for index in (None, np.s_[:, None]))
     expected = [largest_component_reference(one, 2)[0].numpy() for one in slices]
-    np.testing.assert_array_equal(nifti(folder / "test" / "last_nms1_fp32_cases1", "D", "pred"), expected)
+    np.testing.assert_array_equal(
+        nifti(folder / "test" / "last_nms1_fp32_cases1", "D", "pred"), expected
+    )
     assert (expected != largest_component_reference(whole, 2)[0].numpy()).any()
 
 
@@ -326,9 +417,24 @@ def test_pancreas_at_mc_nets_stride(place, call):
 @pytest.mark.parametrize(
     ("trained", "script", "argv", "message"),
     [
-        ("ACDC", "test_LA", ["--dataset", "LA"], r"trained on ACDC; test it with code/test_ACDC\.py"),
-        ("BraTS2019", "test_ACDC", [], r"trained on BraTS2019; test it with code/test_BraTS2019\.py"),
-        ("phantom2d", "test_Pancreas", [], r"trained on phantom2d; test it with code/test_ACDC\.py"),
+        (
+            "ACDC",
+            "test_LA",
+            ["--dataset", "LA"],
+            r"trained on ACDC; test it with code/test_ACDC\.py",
+        ),
+        (
+            "BraTS2019",
+            "test_ACDC",
+            [],
+            r"trained on BraTS2019; test it with code/test_BraTS2019\.py",
+        ),
+        (
+            "phantom2d",
+            "test_Pancreas",
+            [],
+            r"trained on phantom2d; test it with code/test_ACDC\.py",
+        ),
         ("phantom", "test_Pancreas", [], r"trained on phantom; test it with code/test_LA\.py"),
         ("Pancreas2d", "assess_coranet", [], "no conservative and radical branch"),
         (
@@ -362,7 +468,15 @@ def test_measures_by_hand():
     rows = measure(pred, label, certain, 3)
     counts = {"TP": 1, "FP": 1, "FN": 1, "certain_voxels": 6, "voxels": 7}
     assert rows[1] == {"PPV": 1 / 2, "TPR": 1 / 2, "CSI": 1 / 3, "certain": 6 / 7, **counts}
-    assert rows[2] == {"PPV": 1.0, "TPR": 2 / 3, "CSI": 2 / 3, "certain": 6 / 7, **counts, "TP": 2, "FP": 0}
+    assert rows[2] == {
+        "PPV": 1.0,
+        "TPR": 2 / 3,
+        "CSI": 2 / 3,
+        "certain": 6 / 7,
+        **counts,
+        "TP": 2,
+        "FP": 0,
+    }
     nothing = measure(pred, label, torch.zeros_like(certain), 3)[1]
     assert nothing["certain"] == 0
     assert all(np.isnan(nothing[name]) for name in ("PPV", "TPR", "CSI"))
@@ -391,19 +505,30 @@ def test_assess_writes_the_table(name, place, call, capsys):
     assert str(out / "certain.csv") in printed
     classes = net.config["num_classes"]
     rows, lines = table(out / "certain_per_case.csv"), table(out / "certain.csv")
-    assert [line["region"] for line in lines] == ["coranet", "softmax 0.5", "softmax 0.7", "softmax 0.9"]
+    assert [line["region"] for line in lines] == [
+        "coranet",
+        "softmax 0.5",
+        "softmax 0.7",
+        "softmax 0.9",
+    ]
     assert len(rows) == 4 * 2 * (classes - 1)
 
     case = rows[0]["case"]
     image, label = case_of(name, case)
     with torch.no_grad():
         predict = lambda x: torch.cat([logits.softmax(1) for logits in net(x)], 1)  # noqa: E731
-        prob = whole_image(predict, image, PATCH[3 if name == "Pancreas" else 2], (16, 16, 4), 3 * classes).numpy()
+        prob = whole_image(
+            predict, image, PATCH[3 if name == "Pancreas" else 2], (16, 16, 4), 3 * classes
+        ).numpy()
     pred, con, rad = (part.argmax(0) for part in np.split(prob, 3))
     certain, c = con == rad, classes - 1
     tp = (certain & (pred == c) & (label == c)).sum()
     csi = tp / (certain & ((pred == c) | (label == c))).sum()
-    (row,) = (r for r in rows if (r["case"], r["region"]) == (case, "coranet") and r["class"] in ("LV", "pancreas"))
+    (row,) = (
+        r
+        for r in rows
+        if (r["case"], r["region"]) == (case, "coranet") and r["class"] in ("LV", "pancreas")
+    )
     assert 0 < csi < 1
     assert float(row["CSI"]) == pytest.approx(csi, abs=1e-3)
     assert float(row["certain"]) == pytest.approx(certain.mean(), abs=1e-3)
@@ -411,7 +536,9 @@ def test_assess_writes_the_table(name, place, call, capsys):
     for r in rows:
         if r["region"] == "coranet":
             by_case.setdefault(r["case"], []).append(float(r["PPV"]))
-    assert float(lines[0]["PPV"]) == pytest.approx(np.mean([np.nanmean(values) for values in by_case.values()]))
+    assert float(lines[0]["PPV"]) == pytest.approx(
+        np.mean([np.nanmean(values) for values in by_case.values()])
+    )
     shares = [float(line["certain"]) for line in lines[1:]]
     assert shares == sorted(shares, reverse=True)
     assert f"{100 * float(lines[0]['CSI']):.2f} ±" in printed

@@ -1,4 +1,6 @@
-"""utils/statistics.py against values computed by hand, and on the cases that SciPy alone stumbles over."""
+"""utils/statistics.py against values computed by hand, and on the cases that SciPy alone stumbles
+over.
+"""
 
 import math
 from itertools import product
@@ -19,7 +21,9 @@ def test_spread_by_hand():
 
 
 def test_paired_t_test_by_hand():
-    """Differences 1, 2, 3: t = 2 / (1 / √3) with 2 degrees of freedom, whose two-sided p is 1 - t / √(2 + t²)."""
+    """Differences 1, 2, 3: t = 2 / (1 / √3) with 2 degrees of freedom, whose two-sided p is 1 - t /
+    √(2 + t²).
+    """
     found = paired([2, 4, 6], [1, 2, 3])
     t = 2 * math.sqrt(3)
     assert found.t_test == pytest.approx(1 - t / math.sqrt(2 + t**2), rel=1e-12)
@@ -27,19 +31,25 @@ def test_paired_t_test_by_hand():
 
 
 def test_wilcoxon_by_hand():
-    """Of the 2⁵ signs of ranks 1 to 5, the negative ranks sum to 1 or less for two, and as many the other way."""
+    """Of the 2⁵ signs of ranks 1 to 5, the negative ranks sum to 1 or less for two, and as many the
+    other way.
+    """
     assert paired([-1, 2, 3, 4, 5], np.zeros(5)).wilcoxon == pytest.approx(4 / 32)
     assert paired([1, 2, 3, 4, 5], np.zeros(5)).wilcoxon == pytest.approx(2 / 32)
 
 
-@pytest.mark.parametrize("differences", [[1, -2, 2, 3, 3, -3], [0, 0, -1, 2, 3, 4], [2, -2], [0.5] * 9])
+@pytest.mark.parametrize(
+    "differences", [[1, -2, 2, 3, 3, -3], [0, 0, -1, 2, 3, 4], [2, -2], [0.5] * 9]
+)
 def test_shared_ranks_against_all_signs(differences):
     """The share of all signs whose sum of positive ranks is as far from the middle."""
     kept = np.array([d for d in differences if d])
     ranks = stats.rankdata(np.abs(kept))
     sums = np.array([ranks @ signs for signs in product((0, 1), repeat=len(kept))])
     off = abs(ranks[kept > 0].sum() - ranks.sum() / 2)
-    assert signed_rank(differences) == pytest.approx(np.mean(np.abs(sums - ranks.sum() / 2) >= off - 1e-9))
+    assert signed_rank(differences) == pytest.approx(
+        np.mean(np.abs(sums - ranks.sum() / 2) >= off - 1e-9)
+    )
 
 
 @pytest.mark.parametrize("n", [6, 25, 120, 250])
@@ -73,7 +83,9 @@ def test_too_few_for_a_test(values):
 
 
 def test_holm_by_hand():
-    """Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and none below the one before it."""
+    """Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, and none below the
+    one before it.
+    """
     assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1, 1]
     assert holm([0.04]) == [0.04]
@@ -91,7 +103,10 @@ def test_the_interval_is_that_of_the_mean():
     values = np.random.default_rng(0).normal(5, 2, 400)
     low, high = bootstrap_interval(values, seed=3)
     half = 1.96 * values.std(ddof=1) / 20
-    assert (low, high) == (pytest.approx(values.mean() - half, abs=0.03), pytest.approx(values.mean() + half, abs=0.03))
+    assert (low, high) == (
+        pytest.approx(values.mean() - half, abs=0.03),
+        pytest.approx(values.mean() + half, abs=0.03),
+    )
     assert bootstrap_interval(values, seed=3) == (low, high)
     assert bootstrap_interval(values, seed=4) != (low, high)
     narrow = bootstrap_interval(values, confidence=0.5)

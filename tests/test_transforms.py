@@ -11,9 +11,9 @@ from dataloaders.transforms import Warp, draw_warp, warp_matrix, warp_slices
 
 
 def warped(image, patch, smooth=False, **how):
-    return warp_slices([torch.from_numpy(image)], [Warp(0, warp_matrix(image.shape, patch, **how))], patch, smooth)[
-        0
-    ].numpy()
+    return warp_slices(
+        [torch.from_numpy(image)], [Warp(0, warp_matrix(image.shape, patch, **how))], patch, smooth
+    )[0].numpy()
 
 
 def labels(shape):
@@ -25,7 +25,10 @@ def labels(shape):
 def test_resize_is_scipys_zoom(shape, patch):
     image = labels(shape)
     zoomed = ndimage.zoom(image, [p / n for p, n in zip(patch, shape, strict=True)], order=0)
-    ties = [2 * np.arange(p) * (n - 1) % (2 * (p - 1)) == p - 1 for p, n in zip(patch, shape, strict=True)]
+    ties = [
+        2 * np.arange(p) * (n - 1) % (2 * (p - 1)) == p - 1
+        for p, n in zip(patch, shape, strict=True)
+    ]
     kept = np.ix_(*(~tie for tie in ties))
     assert zoomed[kept].size > 0.8 * zoomed.size
     np.testing.assert_array_equal(warped(image, patch)[kept], zoomed[kept])
@@ -39,15 +42,22 @@ def test_quarter_turns_and_flips_are_exact(rot, axis, smooth):
     expected = np.rot90(image, rot)
     expected = expected if axis is None else np.flip(expected, axis)
     flips = (axis == 0, axis == 1)
-    np.testing.assert_array_equal(warped(image, expected.shape, smooth, rot=rot, flips=flips), expected)
+    np.testing.assert_array_equal(
+        warped(image, expected.shape, smooth, rot=rot, flips=flips), expected
+    )
 
 
 @pytest.mark.parametrize("angle", [-20, -7.3, 1, 13.6, 30])
 @pytest.mark.parametrize("shape", [(120, 97), (64, 64)])
 def test_a_rotation_is_scipys(angle, shape):
-    """But for places halfway between pixels, and for those at the edge of which the nearest pixel alone is inside."""
+    """But for places halfway between pixels, and for those at the edge of which the nearest pixel
+    alone is inside.
+    """
     image = labels(shape)
-    expected, seen = ndimage.rotate(image, angle, order=0, reshape=False), warped(image, shape, angle=angle)
+    expected, seen = (
+        ndimage.rotate(image, angle, order=0, reshape=False),
+        warped(image, shape, angle=angle),
+    )
     inside = expected > 0
     assert (seen != expected)[inside].mean() < 0.001
     assert np.count_nonzero(seen[~inside]) < sum(shape)
@@ -68,7 +78,9 @@ def test_scale_is_of_lengths(scale, area):
     x, y = np.ogrid[:128, :128]
     disc = ((x - 63.5) ** 2 + (y - 63.5) ** 2 < 25**2).astype(np.uint8)
     for angle in (0, 25):
-        assert warped(disc, (128, 128), scale=scale, angle=angle).sum() == pytest.approx(area * disc.sum(), rel=0.02)
+        assert warped(disc, (128, 128), scale=scale, angle=angle).sum() == pytest.approx(
+            area * disc.sum(), rel=0.02
+        )
 
 
 def test_zeros_outside():
@@ -87,16 +99,25 @@ def test_bilinear_is_scipys_order_1():
 
 
 def angle_and_scale(warp, shape, patch):
-    """Turn in degrees, enlargement and whether it is a mirror image, of a warp of a square slice to a square patch."""
+    """Turn in degrees, enlargement and whether it is a mirror image, of a warp of a square slice to
+    a square patch.
+    """
     matrix = np.array(warp.matrix) * (patch[0] - 1) / (shape[0] - 1)
     determinant = np.linalg.det(matrix)
     turn = matrix @ np.diag([1, np.sign(determinant)])
-    return math.degrees(math.atan2(turn[0, 1], turn[0, 0])), abs(determinant) ** -0.5, determinant < 0
+    return (
+        math.degrees(math.atan2(turn[0, 1], turn[0, 0])),
+        abs(determinant) ** -0.5,
+        determinant < 0,
+    )
 
 
 def test_what_rotate_draws():
     rng = np.random.default_rng(0)
-    drawn = [angle_and_scale(draw_warp(rng, 0, (30, 30), (60, 60), "rotate"), (30, 30), (60, 60)) for _ in range(2000)]
+    drawn = [
+        angle_and_scale(draw_warp(rng, 0, (30, 30), (60, 60), "rotate"), (30, 30), (60, 60))
+        for _ in range(2000)
+    ]
     mirrored = [turn for turn, _, mirror in drawn if mirror]
     turned = [turn for turn, _, mirror in drawn if not mirror and abs(turn) > 1e-9]
     assert all(scale == pytest.approx(1) for _, scale, _ in drawn)
@@ -110,8 +131,13 @@ def test_what_rotate_draws():
 
 def test_what_affine_draws():
     rng = np.random.default_rng(0)
-    drawn = [angle_and_scale(draw_warp(rng, 0, (30, 30), (60, 60), "affine"), (30, 30), (60, 60)) for _ in range(2000)]
-    turns = [turn if abs(turn) < 90 else abs(turn) - 180 for turn, _, _ in drawn]  # two flips are half a turn
+    drawn = [
+        angle_and_scale(draw_warp(rng, 0, (30, 30), (60, 60), "affine"), (30, 30), (60, 60))
+        for _ in range(2000)
+    ]
+    turns = [
+        turn if abs(turn) < 90 else abs(turn) - 180 for turn, _, _ in drawn
+    ]  # two flips are half a turn
     scales = [scale for _, scale, _ in drawn]
     assert -30 <= min(turns) < -28
     assert 28 < max(turns) <= 30
@@ -123,5 +149,7 @@ def test_what_affine_draws():
 
 def test_resize_draws_nothing():
     rng = np.random.default_rng(0)
-    assert draw_warp(rng, 3, (20, 30), (40, 40), "resize") == Warp(3, warp_matrix((20, 30), (40, 40)))
+    assert draw_warp(rng, 3, (20, 30), (40, 40), "resize") == Warp(
+        3, warp_matrix((20, 30), (40, 40))
+    )
     assert rng.random() == np.random.default_rng(0).random()

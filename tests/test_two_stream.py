@@ -1,4 +1,6 @@
-"""The two-stream loader: which case comes when, what a crop shows, and that unlabelled labels stay unread."""
+"""The two-stream loader: which case comes when, what a crop shows, and that unlabelled labels stay
+unread.
+"""
 
 import json
 from argparse import Namespace
@@ -38,7 +40,9 @@ def slices(root, **changes):
     """The loader of the small volumes' axial slices: 20 of each case."""
     settings = {"generator": 1, "seed": 0, "size": [40, 36, 20], "train": 6, "test": 2}
     (root / "phantom.json").write_text(json.dumps(settings))
-    return loader(root, **{"dataset": "phantom2d", "patch": [32, 48], "augment": "rotate", **changes})
+    return loader(
+        root, **{"dataset": "phantom2d", "patch": [32, 48], "augment": "rotate", **changes}
+    )
 
 
 FORMS = {"volumes": loader, "slices": slices}
@@ -105,7 +109,9 @@ def test_shapes_and_types(tiny_la, form):
 
 
 def test_image_and_label_are_seen_through_one_view(tiny_la):
-    """The ball is brighter than its surroundings, so a label that was moved otherwise would not lie on it."""
+    """The ball is brighter than its surroundings, so a label that was moved otherwise would not lie
+    on it.
+    """
     data = loader(tiny_la)
     for step in range(1, 8):
         batch = data.batch(step)
@@ -116,7 +122,9 @@ def test_image_and_label_are_seen_through_one_view(tiny_la):
 
 @both
 def test_unlabelled_labels_are_never_read(tiny_la, monkeypatch, form):
-    """Poison: labels of unlabelled cases are of no use to anyone, and asking for one is an error."""
+    """Poison: labels of unlabelled cases are of no use to anyone, and asking for one is an
+    error.
+    """
     for i in range(3, 6):
         with h5py.File(tiny_la / FOLDER / f"CASE{i:02d}" / "mri_norm2.h5", "r+") as file:
             del file["label"]
@@ -139,7 +147,13 @@ def test_unlabelled_labels_are_never_read(tiny_la, monkeypatch, form):
 
 def test_supervised_training_decodes_the_labelled_cases_alone(tiny_la):
     options = {"dataset": "LA", "root": tiny_la, "downsample": 1, "labelnum": 2, "labeled_bs": 2}
-    options |= {"patch": [16, 16, 16], "seed": 1, "augment": "crop", "cache": "ram", "cache_dir": None}
+    options |= {
+        "patch": [16, 16, 16],
+        "seed": 1,
+        "augment": "crop",
+        "cache": "ram",
+        "cache_dir": None,
+    }
     data = two_stream_loader(Namespace(**options), torch.device("cpu"))
     assert set(data.volumes.images) == {0, 1}
     assert data.batch(3).image.shape[0] == 2
@@ -162,7 +176,9 @@ def test_slices_and_their_labels_are_seen_through_one_warp(tiny_la, augment):
 
 @pytest.mark.parametrize("augment", ["rotate", "affine", "resize"])
 def test_stores_of_slices_are_gathered_as_the_batch_was(tiny_la, augment):
-    """Labels of all samples come out on their images; they and the images are seen by the same nearest pixels."""
+    """Labels of all samples come out on their images; they and the images are seen by the same
+    nearest pixels.
+    """
     data = slices(tiny_la, augment=augment)
     for step in range(1, 6):
         batch = data.batch(step)
@@ -182,14 +198,23 @@ def test_labelled_and_unlabelled_slices_are_of_different_cases(tiny_la):
     assert data.steps_per_epoch == 5
     names = [data.batch(step).names for step in range(1, 11)]
     assert {name[:6] for batch in names for name in batch[:8]} == {"CASE00", "CASE01"}
-    assert {name[:6] for batch in names for name in batch[8:]} == {"CASE02", "CASE03", "CASE04", "CASE05"}
+    assert {name[:6] for batch in names for name in batch[8:]} == {
+        "CASE02",
+        "CASE03",
+        "CASE04",
+        "CASE05",
+    }
     assert len({name for batch in names[:5] for name in batch[:8]}) == 40
 
 
 @pytest.mark.parametrize(
     ("form", "changes", "message"),
     [
-        ("volumes", {"augment": "rotate"}, "--augment rotate: LA is 3-D, choose one of rot_flip, crop"),
+        (
+            "volumes",
+            {"augment": "rotate"},
+            "--augment rotate: LA is 3-D, choose one of rot_flip, crop",
+        ),
         (
             "slices",
             {"augment": "rot_flip"},
@@ -220,7 +245,9 @@ def test_gather_pads_crops_turns_and_flips(tiny_la, rot, flip, patch):
     crop = padded[tuple(slice(20 + s, 20 + s + p) for s, p in zip(start, size, strict=True))]
     expected = np.rot90(crop, rot, (0, 1))
     expected = expected if flip is None else np.flip(expected, flip)
-    seen = loader(tiny_la, patch=patch).gather({7: torch.from_numpy(volume)}, [Crop(7, start, rot, flip)])
+    seen = loader(tiny_la, patch=patch).gather(
+        {7: torch.from_numpy(volume)}, [Crop(7, start, rot, flip)]
+    )
     np.testing.assert_array_equal(seen.numpy(), expected[None])
 
 

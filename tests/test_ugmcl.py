@@ -1,4 +1,6 @@
-"""UG-MCL's objective against the equations in NumPy float64, its uncertainty, its gradients and its limits."""
+"""UG-MCL's objective against the equations in NumPy float64, its uncertainty, its gradients and its
+limits.
+"""
 
 import math
 from argparse import Namespace
@@ -16,12 +18,16 @@ LABELED, WEIGHT, BETA = 2, 0.07, 0.75
 
 @pytest.fixture(params=[2, 3], ids=["binary", "three classes"])
 def case(request):
-    """Outputs of student and teacher (among them distances where σ(-1500 d) is soft), label, certain voxels."""
+    """Outputs of student and teacher (among them distances where σ(-1500 d) is soft), label,
+    certain voxels.
+    """
     rng = np.random.default_rng(0)
     shape, classes = (4, 3, 2), request.param
 
     def outputs():
-        sdm = np.tanh(rng.standard_normal((4, classes - 1, *shape)) * 10 ** rng.uniform(-5, 0, shape))
+        sdm = np.tanh(
+            rng.standard_normal((4, classes - 1, *shape)) * 10 ** rng.uniform(-5, 0, shape)
+        )
         return [rng.standard_normal((4, classes, *shape)), sdm]
 
     return Namespace(
@@ -41,7 +47,9 @@ def ours(case, terms=ugmcl.TERMS, preset="paper", beta=BETA):
     return loss, found, student
 
 
-@pytest.mark.parametrize("terms", [(), ("dis",), ("dis", "itc"), ("dis", "ctc"), ("dis", "itc", "ctc"), ("itc",)])
+@pytest.mark.parametrize(
+    "terms", [(), ("dis",), ("dis", "itc"), ("dis", "ctc"), ("dis", "itc", "ctc"), ("itc",)]
+)
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_objective_against_numpy(case, preset, terms):
     (logits, sdm), (logits_t, sdm_t), label = case.student, case.teacher, case.label
@@ -51,7 +59,9 @@ def test_objective_against_numpy(case, preset, terms):
     expected += np.mean([dice(prob[:LABELED, c], (label == c).astype(float)) for c in classes])
     if "dis" in terms:
         if released:
-            expected += np.mean([dice(prob_d[:LABELED, c - 1], (label == c).astype(float)) for c in classes])
+            expected += np.mean(
+                [dice(prob_d[:LABELED, c - 1], (label == c).astype(float)) for c in classes]
+            )
         else:
             maps = [normalized_sdm_reference(torch.from_numpy(label == c)).numpy() for c in classes]
             expected += ((sdm[:LABELED] - np.stack(maps, 1)) ** 2).mean()
@@ -94,17 +104,24 @@ def test_beta_moves_from_distances_to_probabilities(case):
 
 
 def test_without_itc_it_is_dtc_up_to_the_supervised_term(case):
-    """Luo et al., AAAI 2021: supervised terms of both tasks, and the squared difference of the two masks."""
+    """Luo et al., AAAI 2021: supervised terms of both tasks, and the squared difference of the two
+    masks.
+    """
     total, found, _ = ours(case, ("dis", "ctc"))
     prob = softmax(case.student[0])[:, 1:]
     dtc = ((prob - 1 / (1 + np.exp(np.clip(1500 * case.student[1], -700, 700)))) ** 2).mean()
-    assert total.item() == pytest.approx((found["loss_seg"] + found["loss_dis"]).item() + WEIGHT * dtc, rel=1e-6)
+    assert total.item() == pytest.approx(
+        (found["loss_seg"] + found["loss_dis"]).item() + WEIGHT * dtc, rel=1e-6
+    )
 
 
 def test_gradcheck(case):
     cut = (slice(1, 3), slice(None), slice(2), slice(1))
     logits, sdm = (torch.from_numpy(z[cut].copy()) for z in case.student)
-    inputs = logits.requires_grad_(), (1e-3 * sdm).requires_grad_()  # where the steep sigmoid is soft
+    inputs = (
+        logits.requires_grad_(),
+        (1e-3 * sdm).requires_grad_(),
+    )  # where the steep sigmoid is soft
     teacher = [torch.from_numpy(z[cut].copy()) for z in case.teacher]
     certain = torch.from_numpy(case.certain[1:3, :2, :1].copy())
     label = torch.from_numpy(case.label[1:, :2, :1].copy())
@@ -126,9 +143,13 @@ def test_uncertainty_is_the_entropy_of_the_mean():
         return next(answers).view(1, 2, 1, 1, 1).expand(-1, -1, *image.shape[2:]), None
 
     image = torch.zeros(1, 1, 2, 2, 2)
-    torch.testing.assert_close(ugmcl.uncertainty(teacher, image, 2), torch.full((1, 2, 2, 2), math.log(2)))
+    torch.testing.assert_close(
+        ugmcl.uncertainty(teacher, image, 2), torch.full((1, 2, 2, 2), math.log(2))
+    )
     single = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    torch.testing.assert_close(ugmcl.uncertainty(teacher, image, 1), torch.full((1, 2, 2, 2), single))
+    torch.testing.assert_close(
+        ugmcl.uncertainty(teacher, image, 1), torch.full((1, 2, 2, 2), single)
+    )
     sure = torch.tensor([0.0, 200.0]).view(1, 2, 1, 1, 1)
     assert ugmcl.uncertainty(lambda _: (sure, None), image, 1).item() == 0  # and not NaN
 
@@ -137,4 +158,6 @@ def test_noise_is_small_and_cut_off():
     torch.manual_seed(0)
     noise = ugmcl.noisy(torch.zeros(100_000))
     assert noise.abs().max() <= 0.2
-    assert noise.std().item() == pytest.approx(0.096, abs=0.002)  # 0.1 with the tails moved to the edge
+    assert noise.std().item() == pytest.approx(
+        0.096, abs=0.002
+    )  # 0.1 with the tails moved to the edge

@@ -17,7 +17,9 @@ def test_entropy_by_hand():
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 3)])
 def test_flips_are_all_seen_and_turned_back(shape):
-    """What answers with its input is unmoved by any flip; what answers with a ramp is averaged to its middle."""
+    """What answers with its input is unmoved by any flip; what answers with a ramp is averaged to
+    its middle.
+    """
     x = torch.randn(1, 1, *shape)
     torch.testing.assert_close(mean_over_flips(lambda view: view, x), x)
     seen = []
@@ -38,13 +40,17 @@ def test_dropout_drops_in_eval_mode_and_leaves_it_as_it_was():
     x = torch.randn(1, 1, 16, 16, 32)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with torch.no_grad():
-        three, one = (mean_over_dropout(lambda x: net(x).softmax(1), x, net, passes) for passes in (3, 1))
+        three, one = (
+            mean_over_dropout(lambda x: net(x).softmax(1), x, net, passes) for passes in (3, 1)
+        )
         plain = net(x).softmax(1)
     assert not torch.allclose(one, plain)
     assert not torch.allclose(one, three)
     torch.testing.assert_close(three.sum(1), torch.ones_like(three[:, 0]))
     assert not any(layer.training for layer in net.modules())
-    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())  # batch norm stays put
+    assert all(
+        torch.equal(value, before[key]) for key, value in net.state_dict().items()
+    )  # batch norm stays put
 
 
 def test_noise_makes_a_softmax_less_sure():
@@ -56,5 +62,7 @@ def test_noise_makes_a_softmax_less_sure():
         sigma = math.sqrt(2 * math.exp(log_variance))
         grid = [4 + sigma * (k - 500) / 100 for k in range(1001)]
         density = [math.exp(-0.5 * ((k - 500) / 100) ** 2) for k in range(1001)]
-        expected = sum(d / (1 + math.exp(-z)) for z, d in zip(grid, density, strict=True)) / sum(density)
+        expected = sum(d / (1 + math.exp(-z)) for z, d in zip(grid, density, strict=True)) / sum(
+            density
+        )
         assert mean == pytest.approx(expected, abs=0.005)

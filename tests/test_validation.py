@@ -1,4 +1,6 @@
-"""Validation: which cases are kept aside, that nothing is learnt from them, what is selected, who opens which list."""
+"""Validation: which cases are kept aside, that nothing is learnt from them, what is selected, who
+opens which list.
+"""
 
 import json
 import sys
@@ -21,7 +23,18 @@ from utils.evaluation import find_checkpoint
 from utils.inference import load_networks
 from utils.validation import validation_dice
 
-TINY = ["--gpu", "-1", "--n_filters", "2", "--labelnum", "3", "--precision", "fp32", "--labeled_bs", "2"]
+TINY = [
+    "--gpu",
+    "-1",
+    "--n_filters",
+    "2",
+    "--labelnum",
+    "3",
+    "--precision",
+    "fp32",
+    "--labeled_bs",
+    "2",
+]
 LA = [*TINY, "--patch", "32", "16", "16"]
 ACDC = [*TINY, "--dataset", "ACDC", "--patch", "32", "32", "--labelnum", "2"]
 SHORT = {
@@ -43,7 +56,9 @@ def train(tmp_path, monkeypatch, one_thread):
         argv = [script.__file__, *map(str, arguments), "--root", str(root), "--runs", str(runs)]
         monkeypatch.setattr(sys, "argv", argv)
         script.main()
-        return max(runs.glob("*/*/seed*"), key=lambda folder: (folder / "last.pth").stat().st_mtime_ns)
+        return max(
+            runs.glob("*/*/seed*"), key=lambda folder: (folder / "last.pth").stat().st_mtime_ns
+        )
 
     return call
 
@@ -63,7 +78,9 @@ sys.addaudithook(_listen)  # cannot be removed again, hence the switch
 @pytest.mark.parametrize("script", SHORT, ids=lambda script: script.__name__)
 @pytest.mark.parametrize("validated", [False, True], ids=["", "validated"])
 def test_no_training_script_opens_the_test_list(script, validated, train, tiny_la):
-    """Nor a test case, which are not even there; and no label but those it may, for there are none."""
+    """Nor a test case, which are not even there; and no label but those it may, for there are
+    none.
+    """
     global listening
     for case in ("CASE06", "CASE07"):
         (tiny_la / FOLDER / case / "mri_norm2.h5").unlink()
@@ -73,7 +90,13 @@ def test_no_training_script_opens_the_test_list(script, validated, train, tiny_l
     opened.clear()
     listening = True
     try:
-        train(script, tiny_la, *LA, *SHORT[script], *(["--val_fraction", 0.4, "--val_every", 1] if validated else []))
+        train(
+            script,
+            tiny_la,
+            *LA,
+            *SHORT[script],
+            *(["--val_fraction", 0.4, "--val_every", 1] if validated else []),
+        )
     finally:
         listening = False
     assert any(path.endswith("train.list") for path in opened)
@@ -84,7 +107,9 @@ def loader(root, *arguments, script=train_supervised):
     from dataloaders.two_stream import two_stream_loader
 
     defaults = {"unlabeled": script is not train_supervised}
-    args = options.parse(options.parser("doc", **defaults), argv=[*LA, "--root", str(root), *map(str, arguments)])
+    args = options.parse(
+        options.parser("doc", **defaults), argv=[*LA, "--root", str(root), *map(str, arguments)]
+    )
     return two_stream_loader(args, torch.device("cpu"))
 
 
@@ -126,9 +151,15 @@ def test_the_published_list_can_be_taken(train, tiny_acdc, tiny_la):
     ("arguments", "message"),
     [
         (["--val_from", "labeled"], "--val_from labeled needs --val_fraction"),
-        (["--dataset", "ACDC", "--patch", 32, 32, "--val_from", "list", "--val_fraction", 0.1], "is taken whole"),
+        (
+            ["--dataset", "ACDC", "--patch", 32, 32, "--val_from", "list", "--val_fraction", 0.1],
+            "is taken whole",
+        ),
         (["--val_fraction", 1], "--val_fraction 1 of 3 unlabelled cases leaves none"),
-        (["--val_fraction", 0.9, "--val_from", "labeled", "--labelnum", 1], "of 1 labelled cases leaves none"),
+        (
+            ["--val_fraction", 0.9, "--val_from", "labeled", "--labelnum", 1],
+            "of 1 labelled cases leaves none",
+        ),
     ],
 )
 def test_what_cannot_be_validated(arguments, message, tiny_la):
@@ -137,7 +168,9 @@ def test_what_cannot_be_validated(arguments, message, tiny_la):
 
 
 def test_the_best_step_is_kept_and_resumes(train, tiny_la, monkeypatch):
-    """Dice 0.3, 0.6, 0.6, 0.5 at steps 2, 4, 6 and 7: the first of the best, and the last step is scored too."""
+    """Dice 0.3, 0.6, 0.6, 0.5 at steps 2, 4, 6 and 7: the first of the best, and the last step is
+    scored too.
+    """
     scores = {2: 0.3, 4: 0.6, 6: 0.6, 7: 0.5}
     now = []
     monkeypatch.setattr(run, "validation_dice", lambda *_, **__: [scores[now[-1]]])
@@ -165,14 +198,25 @@ def test_validation_changes_no_bit_of_the_training(train, tiny_la):
     """The same cases are left out in both; once they are scored at every step, once at the end."""
     weights = []
     for name, every in (("often", 1), ("once", 100)):
-        options = ["--max_iterations", 3, "--unlabeled_bs", 2, "--val_fraction", 0.4, "--val_every", every]
+        options = [
+            "--max_iterations",
+            3,
+            "--unlabeled_bs",
+            2,
+            "--val_fraction",
+            0.4,
+            "--val_every",
+            every,
+        ]
         folder = train(train_dmd, tiny_la, *LA, *options, "--name", name)
         weights.append(load_checkpoint(folder / "last.pth")["net"])
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_the_recorded_dice_is_that_of_the_kept_networks(train, tiny_la):
-    folder = train(train_cml, tiny_la, *LA, *SHORT[train_cml], "--val_fraction", 0.4, "--val_every", 1)
+    folder = train(
+        train_cml, tiny_la, *LA, *SHORT[train_cml], "--val_fraction", 0.4, "--val_every", 1
+    )
     networks, best = load_networks(folder / "best.pth", "cpu")
     assert len(networks) == 2
     data = loader(tiny_la, "--unlabeled_bs", 2, "--val_fraction", 0.4, script=None)
@@ -195,7 +239,10 @@ def test_dice_by_hand():
     true = torch.tensor([[1, 0, 0, 0], [2, 2, 2, 2]], dtype=torch.uint8)
     more = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0]])
     network = Says().train()
-    cases = {"a": [(said, true), (more, torch.zeros_like(true))], "b": [(more, (more > 0).to(torch.uint8))]}
+    cases = {
+        "a": [(said, true), (more, torch.zeros_like(true))],
+        "b": [(more, (more > 0).to(torch.uint8))],
+    }
     one, two = validation_dice([network], cases, (2, 4), 3)
     assert one == pytest.approx((2 * 1 / (6 + 1) + 1) / 2)
     assert two == pytest.approx(2 * 2 / (2 + 4))
@@ -212,14 +259,19 @@ def test_the_test_script_says_how_the_best_was_chosen(train, tiny_la, monkeypatc
     test_LA.main()
     summary = json.loads((folder / "test" / "best" / "summary.json").read_text())
     assert summary["selection"].startswith("best on validation cases: 1 unlabelled training cases")
-    assert summary["validation"]["cases"] == load_checkpoint(folder / "best.pth")["validation"]["cases"]
+    assert (
+        summary["validation"]["cases"]
+        == load_checkpoint(folder / "best.pth")["validation"]["cases"]
+    )
     assert "unfinished" not in capsys.readouterr().out
     state = load_checkpoint(folder / "last.pth")
     torch.save(state | {"step": 0}, folder / "last.pth")
     test_LA.main()
     assert "labels are read for this alone, Dice" in (said := capsys.readouterr().out)
     assert "; the run is unfinished" in said
-    monkeypatch.setattr(sys, "argv", ["assess", "--run", str(folder), "--gpu", "-1", "--split", "train"])
+    monkeypatch.setattr(
+        sys, "argv", ["assess", "--run", str(folder), "--gpu", "-1", "--split", "train"]
+    )
     test = testing.Test("doc", ("LA",), splits=("test", "train"), scores=False)
     assert len(test.indices) == 2  # neither the three labelled ones nor the one that chose
 
@@ -227,5 +279,7 @@ def test_the_test_script_says_how_the_best_was_chosen(train, tiny_la, monkeypatc
 def test_a_run_without_validation_has_no_best(train, tiny_la):
     folder = train(train_supervised, tiny_la, *LA, "--max_iterations", 1)
     assert not (folder / "best.pth").exists()
-    with pytest.raises(UserError, match=r"best\.pth: not there; it takes training with --val_fraction"):
+    with pytest.raises(
+        UserError, match=r"best\.pth: not there; it takes training with --val_fraction"
+    ):
         find_checkpoint(folder, "best")

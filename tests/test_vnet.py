@@ -1,4 +1,6 @@
-"""V-Net: the published size, and the layout that checkpoints rely on; what all networks share is in test_networks."""
+"""V-Net: the published size, and the layout that checkpoints rely on; what all networks share is in
+test_networks.
+"""
 
 import torch
 

@@ -1,7 +1,8 @@
-"""TensorBoard events as the field tags them, written so that no failure of theirs can stop or hang a training run.
+"""TensorBoard events as the field tags them, written so that no failure of theirs can stop or hang
+a training run.
 
-The events go straight to their file: a writer with a thread and a queue, as `SummaryWriter` is, would wait for ever
-once its thread has died of a full disk.
+The events go straight to their file: a writer with a thread and a queue, as `SummaryWriter` is,
+would wait for ever once its thread has died of a full disk.
 """
 
 import time
@@ -17,7 +18,8 @@ class Board:
 
     Args:
         folder: made if it is not there.
-        resumed_at: step of the checkpoint that the run goes on from; what was shown of later steps is struck out.
+        resumed_at: step of the checkpoint that the run goes on from; what was shown of later steps
+            is struck out.
         complain: called with one line when a write fails, after which the board stays silent.
     """
 
@@ -31,7 +33,9 @@ class Board:
             self._event, self._file = Event, EventsWriter(str(folder / "events"))
             if resumed_at:
                 restart = SessionLog(status=SessionLog.START)
-                self._file.write_event(Event(wall_time=time.time(), step=resumed_at + 1, session_log=restart))
+                self._file.write_event(
+                    Event(wall_time=time.time(), step=resumed_at + 1, session_log=restart)
+                )
         except Exception as error:
             self._give_up(error)
 
@@ -42,10 +46,14 @@ class Board:
         self._write(step, lambda: [scalar(tag, value) for tag, value in values.items()])
 
     def images(self, step, volumes):
-        """Show a mapping of tags to slices `(X, Y)` or volumes `(X, Y, Z)`, of these five axial slices."""
+        """Show a mapping of tags to slices `(X, Y)` or volumes `(X, Y, Z)`, of these five axial
+        slices.
+        """
         from tensorboardX.summary import image
 
-        self._write(step, lambda: [image(tag, _mosaic(v), dataformats="HW") for tag, v in volumes.items()])
+        self._write(
+            step, lambda: [image(tag, _mosaic(v), dataformats="HW") for tag, v in volumes.items()]
+        )
 
     def close(self):
         """Write what is still in memory."""
@@ -60,7 +68,9 @@ class Board:
             return
         try:
             for summary in summaries():
-                self._file.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+                self._file.write_event(
+                    self._event(wall_time=time.time(), step=step, summary=summary)
+                )
             if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
                 self._file.flush()
                 self._flushed_at = time.monotonic()
@@ -70,11 +80,16 @@ class Board:
     def _give_up(self, error):
         self._file = None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        self._complain(f"TensorBoard: no more events ({reason}); training goes on, metrics.jsonl has the numbers")
+        self._complain(
+            f"TensorBoard: no more events ({reason}); training goes on, metrics.jsonl has the "
+            "numbers"
+        )
 
 
 def tag(name):
-    """The field's tag of a logged value: `lr` as it is, losses under `loss/`, everything else under `info/`."""
+    """The field's tag of a logged value: `lr` as it is, losses under `loss/`, everything else under
+    `info/`.
+    """
     if name == "lr":
         return name
     return f"loss/{name}" if name.startswith("loss") else f"info/{name}"
@@ -87,4 +102,8 @@ def _mosaic(volume):
         volume = torch.cat([volume[:, :, k] for k in picks], dim=1)
     image = volume.float().cpu()
     low, high = image.min(), image.max()
-    return ((image - low) / (high - low).clamp(min=1e-6)).numpy() if high > 1 or low < 0 else image.numpy()
+    return (
+        ((image - low) / (high - low).clamp(min=1e-6)).numpy()
+        if high > 1 or low < 0
+        else image.numpy()
+    )

@@ -1,4 +1,6 @@
-"""Files that are whole or not there: atomic writes, and checkpoints whose misfits are told in one line."""
+"""Files that are whole or not there: atomic writes, and checkpoints whose misfits are told in one
+line.
+"""
 
 import os
 import shutil
@@ -10,7 +12,8 @@ from utils.errors import UserError
 
 
 def write_atomically(path, write):
-    """Call `write(temporary path)`, sync, and rename to `path`: a reader sees the old file or the new one, whole.
+    """Call `write(temporary path)`, sync, and rename to `path`: a reader sees the old file or the
+    new one, whole.
 
     Raises:
         UserError: the disk is full or may not be written.
@@ -43,9 +46,15 @@ def load_checkpoint(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # garbage makes the unpickler raise whatever its bytes happen to mean
+    except (
+        Exception
+    ) as error:  # garbage makes the unpickler raise whatever its bytes happen to mean
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = "it holds more than tensors" if reason.startswith("Weights only load failed") else reason
+        reason = (
+            "it holds more than tensors"
+            if reason.startswith("Weights only load failed")
+            else reason
+        )
         raise UserError(f"{path}: damaged or not a checkpoint ({reason[:120]})") from None
 
 
@@ -63,8 +72,12 @@ def load_state(path, name, target, state):
                 raise UserError(f"{path}: another architecture than this {name}: it {which} {key}")
             if own[key].shape != state[key].shape:
                 shapes = f"{tuple(state[key].shape)}, not {tuple(own[key].shape)}"
-                raise UserError(f"{path}: another architecture than this {name}: its {key} is {shapes}")
+                raise UserError(
+                    f"{path}: another architecture than this {name}: its {key} is {shapes}"
+                )
     try:
         target.load_state_dict(state)
     except (ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: its {name} does not fit this run ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"{path}: its {name} does not fit this run ({str(error).splitlines()[0]})"
+        ) from None

@@ -1,7 +1,9 @@
-"""Runs side by side: means, paired tests against a baseline, what the papers print, and what may not be compared.
+"""Runs side by side: means, paired tests against a baseline, what the papers print, and what may
+not be compared.
 
-A :class:`Comparison` holds the numbers, overlaps in percent; the functions below it make tables of it. Cases are the
-units of all tests: where an entry has several seeds, a case's value is its mean over them.
+A :class:`Comparison` holds the numbers, overlaps in percent; the functions below it make tables of
+it. Cases are the units of all tests: where an entry has several seeds, a case's value is its mean
+over them.
 """
 
 import csv
@@ -110,8 +112,10 @@ def compare(
 
     Args:
         entries: at least one.
-        metrics: of :data:`utils.metrics.METRICS`; those that the first entry's test showed by default.
-        baseline: label, or folder, of the entry that the others are tested against; none by default.
+        metrics: of :data:`utils.metrics.METRICS`; those that the first entry's test showed by
+            default.
+        baseline: label, or folder, of the entry that the others are tested against; none by
+            default.
         class_name: compares this class; the mean over classes by default.
         confidence, resamples, seed: of the bootstrap intervals.
 
@@ -119,11 +123,15 @@ def compare(
         UserError: no such entry or class.
     """
     bootstrap = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    metrics = tuple(metrics) or tuple(entries[0].first.summary["test"].get("metrics") or METRICS[:2] + METRICS[5:7])
+    metrics = tuple(metrics) or tuple(
+        entries[0].first.summary["test"].get("metrics") or METRICS[:2] + METRICS[5:7]
+    )
     base = find_entry(entries, baseline) if baseline else None
     of_class = find_class(entries, class_name) if class_name else None
     values = {
-        entry.label: {m: {c: _factor(m) * v for c, v in entry.cases(m, of_class).items()} for m in metrics}
+        entry.label: {
+            m: {c: _factor(m) * v for c, v in entry.cases(m, of_class).items()} for m in metrics
+        }
         for entry in entries
     }
     cells = {
@@ -138,10 +146,15 @@ def compare(
         for entry in entries
     }
     notes = _Notes()
-    marks = {entry.label: notes.add(entry.label, _reservations(entry, base or entries[0])) for entry in entries}
+    marks = {
+        entry.label: notes.add(entry.label, _reservations(entry, base or entries[0]))
+        for entry in entries
+    }
     known = {} if class_name else {entry.label: _published(entry) for entry in entries}
     published_marks = {
-        entry.label: notes.add(entry.label, _other_settings(entry)) for entry in entries if known.get(entry.label)
+        entry.label: notes.add(entry.label, _other_settings(entry))
+        for entry in entries
+        if known.get(entry.label)
     }
     return Comparison(
         entries=list(entries),
@@ -205,7 +218,10 @@ def _differences(values, baseline, metrics, bootstrap) -> dict[str, dict[str, Di
                 found[label][m] = paired(*pairs, **bootstrap)
     differences = {label: {} for label in found}
     for m in metrics:
-        corrected = [holm([getattr(row[m], test) for row in found.values()]) for test in ("t_test", "wilcoxon")]
+        corrected = [
+            holm([getattr(row[m], test) for row in found.values()])
+            for test in ("t_test", "wilcoxon")
+        ]
         for label, t_test, wilcoxon in zip(found, *corrected, strict=True):
             differences[label][m] = Difference(found[label][m], t_test, wilcoxon)
     return differences
@@ -234,11 +250,15 @@ class _Notes:
 
     @property
     def lines(self) -> list[str]:
-        return [sentence.replace("{}", ", ".join(labels), 1) for sentence, labels in self._rows.items()]
+        return [
+            sentence.replace("{}", ", ".join(labels), 1) for sentence, labels in self._rows.items()
+        ]
 
 
 def conditions(result: Result) -> dict[str, str]:
-    """What two results must have in common to be compared, in words; without what an old summary does not tell."""
+    """What two results must have in common to be compared, in words; without what an old summary
+    does not tell.
+    """
     summary, test, trained = result.summary, result.summary["test"], result.trained
     downsample = trained.get("downsample", 1)
     stride = test.get("stride")
@@ -273,9 +293,13 @@ def _reservations(entry: Entry, reference: Entry) -> list[str]:
         summary = result.summary
         if UNFINISHED in summary["selection"]:
             last = f" of {summary['last_step']}" if "last_step" in summary else ""
-            lines.append(f"{{}}, seed {result.seed}: the run is unfinished, step {summary['step']}{last}.")
+            lines.append(
+                f"{{}}, seed {result.seed}: the run is unfinished, step {summary['step']}{last}."
+            )
         if summary["cases"] < summary.get("listed_cases", 0):
-            lines.append(f"{{}}: {summary['cases']} of the list's {summary['listed_cases']} cases alone.")
+            lines.append(
+                f"{{}}: {summary['cases']} of the list's {summary['listed_cases']} cases alone."
+            )
     options = differing(entry.results)
     if options:
         lines.append(f"{{}}: its seeds are of different training: {', '.join(options)}.")
@@ -294,8 +318,13 @@ def _reservations(entry: Entry, reference: Entry) -> list[str]:
         parts = [f"{name} {told[name]}, not {theirs[name]}" for name in other]
         cases, others = set(entry.case_names), set(reference.case_names)
         if cases != others:
-            parts.append(f"{len(cases)} cases, of which {len(cases & others)} are among the other's {len(others)}")
-        if told["resolution"] == theirs["resolution"] and (changed := _other_references(entry.first, reference.first)):
+            parts.append(
+                f"{len(cases)} cases, of which {len(cases & others)} are among the other's "
+                f"{len(others)}"
+            )
+        if told["resolution"] == theirs["resolution"] and (
+            changed := _other_references(entry.first, reference.first)
+        ):
             parts.append(f"other references in {changed} cases")
         if parts:
             lines.append(f"{{}}: not comparable with {reference.label}: {'; '.join(parts)}.")
@@ -304,8 +333,17 @@ def _reservations(entry: Entry, reference: Entry) -> list[str]:
 
 def _other_references(one: Result, other: Result) -> int:
     """Cases of one name whose references have not the same number of voxels: no one reference."""
-    sizes = [{(row["case"], row["class"]): row["reference_voxels"] for row in r.rows} for r in (one, other)]
-    return len({case for case, c in sizes[0].keys() & sizes[1].keys() if sizes[0][case, c] != sizes[1][case, c]})
+    sizes = [
+        {(row["case"], row["class"]): row["reference_voxels"] for row in r.rows}
+        for r in (one, other)
+    ]
+    return len(
+        {
+            case
+            for case, c in sizes[0].keys() & sizes[1].keys()
+            if sizes[0][case, c] != sizes[1][case, c]
+        }
+    )
 
 
 def _other_settings(entry: Entry) -> list[str]:
@@ -314,18 +352,25 @@ def _other_settings(entry: Entry) -> list[str]:
     parts = []
     script = ROOT / "code" / f"train_{trained['method']}.py"
     if script.is_file():
-        usual = options_of(script, "--dataset", trained["dataset"], "--labelnum", str(trained["labelnum"]))
+        usual = options_of(
+            script, "--dataset", trained["dataset"], "--labelnum", str(trained["labelnum"])
+        )
         keys = sorted((trained.keys() & usual.keys()) - NOT_COMPARED - KERNELS - {"seed"})
         if trained.get("downsample", 1) != 1:
             keys = [key for key in keys if key != "patch"]  # follows from it
         parts += [
-            f"{key} {_short(trained[key])}, not {_short(usual[key])}" for key in keys if trained[key] != usual[key]
+            f"{key} {_short(trained[key])}, not {_short(usual[key])}"
+            for key in keys
+            if trained[key] != usual[key]
         ]
     nms = NMS.get((trained["method"], trained["dataset"]))
     if nms is not None and entry.first.summary["test"]["nms"] != nms:
         parts.append(f"components {COMPONENTS[1 - nms]}, not {COMPONENTS[nms]}")
     if summary["checkpoint"] != "last.pth":
-        parts.append(f"{summary['checkpoint'].removesuffix('.pth').replace('_', ' ')} tested, not the last iteration")
+        parts.append(
+            f"{summary['checkpoint'].removesuffix('.pth').replace('_', ' ')} tested, not the last "
+            "iteration"
+        )
     if any(UNFINISHED in result.summary["selection"] for result in entry.results):
         parts.append("the run is unfinished")
     if summary["test"].get("network"):
@@ -340,14 +385,20 @@ def _other_settings(entry: Entry) -> list[str]:
         parts.append(f"scored on {summary['list']}")
     if summary["cases"] < summary.get("listed_cases", 0):
         parts.append(f"{summary['cases']} of {summary['listed_cases']} cases")
-    return [f"{{}}: the published numbers are of another setting: {'; '.join(parts)}."] if parts else []
+    return (
+        [f"{{}}: the published numbers are of another setting: {'; '.join(parts)}."]
+        if parts
+        else []
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
 def table(comparison: Comparison) -> list[list[str]]:
-    """Header and rows of the main table, as :func:`utils.tables.render` takes them; below a row its paper's numbers."""
+    """Header and rows of the main table, as :func:`utils.tables.render` takes them; below a row its
+    paper's numbers.
+    """
     metrics = comparison.metrics
     head = ["", "labels", "steps", "crops", "cases", "empty", *map(heading, metrics)]
     cells = [[*head, "seeds", "checkpoint", "notes"]]
@@ -414,7 +465,10 @@ def legend(comparison: Comparison) -> list[str]:
         + "."
     ]
     if several:
-        lines.append("Each case was averaged over the seeds first: sd over cases, intervals and tests are of that.")
+        lines.append(
+            "Each case was averaged over the seeds first: sd over cases, intervals and tests are "
+            "of that."
+        )
     rules = dict.fromkeys(
         (r.summary["checkpoint"].removesuffix(".pth").replace("_", " "), r.summary["selection"])
         for entry in entries
@@ -423,9 +477,16 @@ def legend(comparison: Comparison) -> list[str]:
     lines += [f"Checkpoint {stem}: {rule}." for stem, rule in rules]
     scoring = dict.fromkeys(entry.first.summary["empty"] for entry in entries)
     empty = any(
-        0 in (row["prediction_voxels"], row["reference_voxels"]) for e in entries for r in e.results for row in r.rows
+        0 in (row["prediction_voxels"], row["reference_voxels"])
+        for e in entries
+        for r in e.results
+        for row in r.rows
     )
-    lines += [f"Empty: {how}." for how in scoring] if empty else ["No prediction and no reference was empty."]
+    lines += (
+        [f"Empty: {how}." for how in scoring]
+        if empty
+        else ["No prediction and no reference was empty."]
+    )
     if comparison.baseline:
         lines += _legend_of_tests(comparison)
     return lines + [f"[{number}] {note}" for number, note in enumerate(comparison.notes, 1)]
@@ -434,22 +495,32 @@ def legend(comparison: Comparison) -> list[str]:
 def _legend_of_tests(comparison: Comparison) -> list[str]:
     settings, count = comparison.bootstrap, len(comparison.differences)
     tests = "Two-sided tests paired over the cases that both have"
-    tests += f"; in brackets p with Holm's correction over the {count} comparisons of a metric" if count > 1 else ""
+    tests += (
+        f"; in brackets p with Holm's correction over the {count} comparisons of a metric"
+        if count > 1
+        else ""
+    )
     lines = [
         f"{tests}. *: below {LEVEL} in both{' after it' if count > 1 else ''}.",
-        f"Intervals of the mean difference: BCa bootstrap over cases, {settings['resamples']} resamples, seed "
+        f"Intervals of the mean difference: BCa bootstrap over cases, {settings['resamples']} "
+        "resamples, seed "
         f"{settings['seed']}.",
     ]
     pairs = [found.paired.n for row in comparison.differences.values() for found in row.values()]
     if min(pairs, default=9) < 6:
         lines.append("Below 6 cases Wilcoxon's test cannot reach 0.05, whatever they are.")
     if any(len(entry.seeds) == 1 for entry in comparison.entries):
-        lines.append("The tests speak of cases. Of another seed's training they say nothing: that takes several seeds.")
+        lines.append(
+            "The tests speak of cases. Of another seed's training they say nothing: that takes "
+            "several seeds."
+        )
     return lines
 
 
 def latex(cells: Sequence[Sequence[str]], caption: str, notes: Sequence[str], label: str) -> str:
-    """A table for the packages booktabs and graphicx, the notes below it; columns as of :func:`utils.tables.render`."""
+    """A table for the packages booktabs and graphicx, the notes below it; columns as of
+    :func:`utils.tables.render`.
+    """
     numbers = range(1, len(cells[0]) - 3)
     columns = "".join("r" if i in numbers else "l" for i in range(len(cells[0])))
     lines = [" & ".join(map(_escape, row)) + r" \\" for row in cells]
@@ -459,7 +530,8 @@ def latex(cells: Sequence[Sequence[str]], caption: str, notes: Sequence[str], la
             r"\begin{table*}",
             r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{_escape(caption)}}}\label{{{label}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # shrinks what is wider than the page
+            # shrinks what is wider than the page
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             *(r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"),
             r"\end{tabular}}",
@@ -510,7 +582,10 @@ def csv_text(comparison: Comparison) -> str:
                 "p_wilcoxon": pair.wilcoxon if pair else math.nan,
                 "p_wilcoxon_holm": found.wilcoxon if found else math.nan,
             }
-            numbers = [*comparison.marks[entry.label], *comparison.published_marks.get(entry.label, ())]
+            numbers = [
+                *comparison.marks[entry.label],
+                *comparison.published_marks.get(entry.label, ()),
+            ]
             row["notes"] = " ".join(comparison.notes[number - 1] for number in numbers)
             rows.append({key: "" if value != value else value for key, value in row.items()})
     text = io.StringIO()
@@ -549,7 +624,9 @@ def _cell(comparison: Comparison, label: str, metric: str) -> str:
     if not cell.cases.n:
         return "-"
     found = comparison.differences.get(label, {}).get(metric)
-    text = f"{cell.cases.mean:.2f}" + ("" if math.isnan(cell.cases.sd) else f" ± {cell.cases.sd:.2f}")
+    text = f"{cell.cases.mean:.2f}" + (
+        "" if math.isnan(cell.cases.sd) else f" ± {cell.cases.sd:.2f}"
+    )
     text += "" if math.isnan(cell.seeds.sd) else f" ({cell.seeds.sd:.2f})"
     return text + "*" * bool(found and found.holds)
 

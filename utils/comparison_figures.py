@@ -1,7 +1,8 @@
-"""Figures of runs side by side, for a paper: boxes, pairs of cases, learning curves, Dice by labels.
+"""Figures of runs side by side, for a paper: boxes, pairs of cases, learning curves, Dice by
+labels.
 
-Drawn as those of :mod:`utils.figures`: page-wide, on the Agg canvas, the file's ending chooses the format. An entry has
-one colour in all figures; the baseline is grey.
+Drawn as those of :mod:`utils.figures`: page-wide, on the Agg canvas, the file's ending chooses the
+format. An entry has one colour in all figures; the baseline is grey.
 """
 
 import math
@@ -22,7 +23,9 @@ from utils.figures import CLASSES, DPI, FAINT, INK, NAMES, WIDTH
 from utils.metrics import OVERLAPS
 from utils.results import Entry, Result
 
-COLOURS = tuple(CLASSES[place] for place in (6, 1, 2, 3, 5, 0))  # without the yellow, which is faint on paper
+COLOURS = tuple(
+    CLASSES[place] for place in (6, 1, 2, 3, 5, 0)
+)  # without the yellow, which is faint on paper
 STYLES = ("-", "--", ":")  # for the second and third round of colours
 BETTER, WORSE = CLASSES[6], CLASSES[5]
 MEAN = {"marker": "D", "ms": 3.6, "color": INK, "mec": "white", "mew": 0.5, "zorder": 5}
@@ -54,8 +57,8 @@ def draw(comparison: Comparison, folder: Path, ending: str = "png") -> Iterator[
 
 
 def box_figure(path: str | Path, comparison: Comparison) -> None:
-    """Every case's metrics: points, box (median, quartiles, whiskers to 1.5 times their distance) and mean, a panel a
-    metric and a row an entry; the baseline's mean goes through all rows."""
+    """Every case's metrics: points, box (median, quartiles, whiskers to 1.5 times their distance)
+    and mean, a panel a metric and a row an entry; the baseline's mean goes through all rows."""
     entries, metrics = comparison.entries, comparison.metrics
     columns = min(len(metrics), 4)
     lines = -(-len(metrics) // columns)
@@ -66,7 +69,9 @@ def box_figure(path: str | Path, comparison: Comparison) -> None:
         ax = figure.add_subplot(lines, columns, place, sharey=first)
         first = first or ax
         for row, entry in enumerate(entries):
-            values = np.array([v for v in _cases(comparison, entry, metric).values() if not math.isnan(v)])
+            values = np.array(
+                [v for v in _cases(comparison, entry, metric).values() if not math.isnan(v)]
+            )
             if not len(values):
                 continue
             colour, style = colours[entry.label]
@@ -85,11 +90,23 @@ def box_figure(path: str | Path, comparison: Comparison) -> None:
             )
             # neighbours in value are set apart by a fixed pattern: no chance in a figure
             offsets = 0.19 * np.array([0, 1, -1, 0.5, -0.5])[np.arange(len(values)) % 5]
-            ax.scatter(np.sort(values), row + offsets, s=5, color=colour, alpha=0.55, linewidth=0, zorder=3)
+            ax.scatter(
+                np.sort(values), row + offsets, s=5, color=colour, alpha=0.55, linewidth=0, zorder=3
+            )
             ax.plot(values.mean(), row, **MEAN)
             if (found := comparison.differences.get(entry.label, {}).get(metric)) and found.holds:
                 place_of = ax.get_yaxis_transform()
-                ax.text(1.01, row, "*", transform=place_of, size=9, color=INK, va="center", ha="left", weight="bold")
+                ax.text(
+                    1.01,
+                    row,
+                    "*",
+                    transform=place_of,
+                    size=9,
+                    color=INK,
+                    va="center",
+                    ha="left",
+                    weight="bold",
+                )
         if comparison.baseline:
             mean = comparison.cells[comparison.baseline.label][metric].cases.mean
             ax.axvline(mean, color=FAINT, lw=0.6, ls=(0, (4, 3)), zorder=0)
@@ -104,13 +121,17 @@ def box_figure(path: str | Path, comparison: Comparison) -> None:
     first.set_ylim(len(entries) - 0.45, -0.55)  # the first entry above
     words = "box: median, quartiles   ◆ mean"
     if comparison.baseline:
-        words += f"   dashed: mean of {comparison.baseline.label}   * p < 0.05 in both tests, corrected"
+        words += (
+            f"   dashed: mean of {comparison.baseline.label}   * p < 0.05 in both tests, corrected"
+        )
     _foot(figure, words)
     _save(figure, path)
 
 
 def pairs_figure(path: str | Path, comparison: Comparison, metric: str) -> None:
-    """A metric of every case under the baseline and under another entry, joined by a line; a panel an entry."""
+    """A metric of every case under the baseline and under another entry, joined by a line; a panel
+    an entry.
+    """
     base = comparison.baseline
     others = [entry for entry in comparison.entries if entry is not base]
     columns = min(len(others), 4)
@@ -122,13 +143,19 @@ def pairs_figure(path: str | Path, comparison: Comparison, metric: str) -> None:
         ax = figure.add_subplot(lines, columns, place, sharey=first)
         first = first or ax
         after = _cases(comparison, entry, metric)
-        pairs = [(before[c], after[c]) for c in after if c in before and not math.isnan(before[c] + after[c])]
+        pairs = [
+            (before[c], after[c])
+            for c in after
+            if c in before and not math.isnan(before[c] + after[c])
+        ]
         better = sum(b > a if up else b < a for a, b in pairs)
         equal = sum(a == b for a, b in pairs)
         for a, b in pairs:
             colour = FAINT if a == b else BETTER if (b > a) == up else WORSE
             style = "-" if (b > a) == up else (0, (4, 2))  # told apart without colour too
-            ax.plot((0, 1), (a, b), color=colour, lw=0.8, ls=style, alpha=0.8, marker="o", ms=2.2, mew=0)
+            ax.plot(
+                (0, 1), (a, b), color=colour, lw=0.8, ls=style, alpha=0.8, marker="o", ms=2.2, mew=0
+            )
         if pairs:
             ax.plot((0, 1), np.mean(pairs, axis=0), lw=1.8, **MEAN)
         found = comparison.differences[entry.label][metric]
@@ -150,12 +177,17 @@ def pairs_figure(path: str | Path, comparison: Comparison, metric: str) -> None:
         if any(r[metric].holds for r in comparison.differences.values())
         else ""
     )
-    _foot(figure, f"a line a case: solid better, dashed worse   ◆ mean   in brackets: {percent:g} % interval{star}")
+    _foot(
+        figure,
+        f"a line a case: solid better, dashed worse   ◆ mean   in brackets: {percent:g} % "
+        f"interval{star}",
+    )
     _save(figure, path)
 
 
 def curves_figure(path: str | Path, comparison: Comparison) -> bool:
-    """Training loss by step, smoothed over its records, and the Dice of validation and of tests of kept steps.
+    """Training loss by step, smoothed over its records, and the Dice of validation and of tests of
+    kept steps.
 
     Returns:
         Whether there was anything to draw.
@@ -165,12 +197,15 @@ def curves_figure(path: str | Path, comparison: Comparison) -> bool:
         for result in entry.results:
             records = result.training()
             losses.append((entry.label, _column(records, "loss/loss")))
-            dice += _dice_curves(entry.label, result, records, comparison.of_class, comparison.class_name)
+            dice += _dice_curves(
+                entry.label, result, records, comparison.of_class, comparison.class_name
+            )
     return _curves(path, looks, losses, dice, "training loss, each method's own")
 
 
 def training_figure(path: str | Path, result: Result) -> bool:
-    """Every term of the training loss by step, as recorded and smoothed, and the Dice as in :func:`curves_figure`.
+    """Every term of the training loss by step, as recorded and smoothed, and the Dice as in
+    :func:`curves_figure`.
 
     Returns:
         Whether there was anything to draw.
@@ -179,7 +214,11 @@ def training_figure(path: str | Path, result: Result) -> bool:
     tags = dict.fromkeys(tag for record in records for tag in record if tag.startswith("loss/"))
     losses = [(tag.removeprefix("loss/"), _column(records, tag)) for tag in tags]
     return _curves(
-        path, _looks([name for name, _ in losses]), losses, _dice_curves("Dice", result, records, None), "training loss"
+        path,
+        _looks([name for name, _ in losses]),
+        losses,
+        _dice_curves("Dice", result, records, None),
+        "training loss",
     )
 
 
@@ -209,7 +248,13 @@ def _curves(path, looks, losses, dice, name) -> bool:
             for label, tested, points in dice:
                 colour, style = looks.get(label, (INK, "-"))
                 marker = {"marker": "o", "ms": 3, "mew": 0} if tested else {}
-                ax.plot(*zip(*points, strict=True), color=colour, lw=1.1, ls=style if tested else (0, (1, 1)), **marker)
+                ax.plot(
+                    *zip(*points, strict=True),
+                    color=colour,
+                    lw=1.1,
+                    ls=style if tested else (0, (1, 1)),
+                    **marker,
+                )
             kinds = dict.fromkeys(tested for _, tested, _ in dice)
             names = ["test (points)" if tested else "validation (dotted)" for tested in kinds]
             ax.set_ylabel("Dice (%)", size=8, color=INK)
@@ -224,10 +269,11 @@ def _curves(path, looks, losses, dice, name) -> bool:
 
 
 def labels_figure(path: str | Path, comparison: Comparison) -> bool:
-    """Dice by the number of labelled cases, a line a method, with bootstrap intervals over the cases.
+    """Dice by the number of labelled cases, a line a method, with bootstrap intervals over the
+    cases.
 
-    A line joins entries whose runs have the same name but for the number of labels in it (``dmd_8_half``,
-    ``dmd_16_half``).
+    A line joins entries whose runs have the same name but for the number of labels in it
+    (``dmd_8_half``, ``dmd_16_half``).
 
     Returns:
         Whether there was a line to draw: of two numbers of labels at least.
@@ -246,25 +292,37 @@ def labels_figure(path: str | Path, comparison: Comparison) -> bool:
     for place, (name, line) in enumerate(lines.items()):
         colour, style = looks[name]
         cells = [comparison.cells[entry.label]["dice"] for _, entry in sorted(line.items())]
-        x = np.array(sorted(line)) * 1.012 ** (place - (len(lines) - 1) / 2)  # intervals beside one another
+        x = np.array(sorted(line)) * 1.012 ** (
+            place - (len(lines) - 1) / 2
+        )  # intervals beside one another
         means = np.array([cell.cases.mean for cell in cells])
-        reach = np.abs([[cell.low for cell in cells] - means, [cell.high for cell in cells] - means])
+        reach = np.abs(
+            [[cell.low for cell in cells] - means, [cell.high for cell in cells] - means]
+        )
         joined = {"fmt": "o", "ls": style, "lw": 1.2, "ms": 4, "elinewidth": 0.8, "capsize": 2}
-        ax.errorbar(x, means, yerr=np.nan_to_num(reach), color=colour, mec="white", mew=0.5, **joined)
+        ax.errorbar(
+            x, means, yerr=np.nan_to_num(reach), color=colour, mec="white", mew=0.5, **joined
+        )
     ax.set_xscale("log", base=2)
     ax.set_xticks(shown, list(map(str, shown)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("labelled cases", size=8, color=INK)
     ax.set_ylabel(_axis_name(comparison, "dice"), size=8, color=INK)
     _plain(ax)
-    _legend(figure, looks, f"bars: {100 * comparison.bootstrap['confidence']:g} % bootstrap interval over cases")
+    _legend(
+        figure,
+        looks,
+        f"bars: {100 * comparison.bootstrap['confidence']:g} % bootstrap interval over cases",
+    )
     _save(figure, path)
     return True
 
 
 def _cases(comparison: Comparison, entry: Entry, metric: str) -> dict[str, float]:
     factor = 100 if metric in OVERLAPS else 1
-    return {case: factor * value for case, value in entry.cases(metric, comparison.of_class).items()}
+    return {
+        case: factor * value for case, value in entry.cases(metric, comparison.of_class).items()
+    }
 
 
 def _colours(comparison: Comparison) -> dict[str, tuple[str, str]]:
@@ -276,12 +334,17 @@ def _colours(comparison: Comparison) -> dict[str, tuple[str, str]]:
 
 def _looks(labels: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Colour and line style by label, in the order of the labels."""
-    return {label: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3]) for i, label in enumerate(labels)}
+    return {
+        label: (COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % 3])
+        for i, label in enumerate(labels)
+    }
 
 
 def _axis_name(comparison: Comparison, metric: str) -> str:
     unit = "%" if metric in OVERLAPS else comparison.entries[0].first.summary["units"][metric]
-    return f"{NAMES[metric]}{f' of {comparison.class_name}' if comparison.class_name else ''} ({unit})"
+    return (
+        f"{NAMES[metric]}{f' of {comparison.class_name}' if comparison.class_name else ''} ({unit})"
+    )
 
 
 def _column(records: list[dict], tag: str) -> list[tuple[int, float]]:
@@ -290,26 +353,41 @@ def _column(records: list[dict], tag: str) -> list[tuple[int, float]]:
     return [(step, v) for step, v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
-def _dice_curves(label, result, records, of_class, class_name="") -> list[tuple[str, bool, list[tuple[int, float]]]]:
+def _dice_curves(
+    label, result, records, of_class, class_name=""
+) -> list[tuple[str, bool, list[tuple[int, float]]]]:
     """Mean Dice (%) by step: of the validations, and of the tests of the kept steps."""
     own = f"val/dice_{class_name}" if class_name and len(result.classes) > 1 else "val/dice"
     validated = [(step, 100 * value) for step, value in _column(records, own)]
-    means = {step: list(test.cases("dice", of_class).values()) for step, test in result.steps().items()}
-    return [(label, False, validated), (label, True, [(step, 100 * np.mean(v)) for step, v in means.items()])]
+    means = {
+        step: list(test.cases("dice", of_class).values()) for step, test in result.steps().items()
+    }
+    return [
+        (label, False, validated),
+        (label, True, [(step, 100 * np.mean(v)) for step, v in means.items()]),
+    ]
 
 
 def _without_labels(entry: Entry) -> str:
     """What the entry's run is called without the number of its labels."""
     folder = entry.first.folder
-    name = folder.absolute().parent.name if folder.name.startswith("seed") else folder.absolute().name
-    return " ".join(part for part in name.split("_") if part != str(entry.first.trained["labelnum"]))
+    name = (
+        folder.absolute().parent.name if folder.name.startswith("seed") else folder.absolute().name
+    )
+    return " ".join(
+        part for part in name.split("_") if part != str(entry.first.trained["labelnum"])
+    )
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """The mean over a twentieth of the records, around each; at the ends over as many as there are."""
+    """The mean over a twentieth of the records, around each; at the ends over as many as there
+    are.
+    """
     half = len(values) // 40
     sums = np.concatenate([[0], np.cumsum(values)])
-    low, high = (np.clip(np.arange(len(values)) + shift, 0, len(values)) for shift in (-half, half + 1))
+    low, high = (
+        np.clip(np.arange(len(values)) + shift, 0, len(values)) for shift in (-half, half + 1)
+    )
     return (sums[high] - sums[low]) / (high - low)
 
 
@@ -339,7 +417,9 @@ def _plain(ax: Axes) -> None:
 def _legend(figure: Figure, looks: Mapping[str, tuple[str, str]], words: str = "") -> None:
     """A line a label below the figure, as many side by side as have room."""
     handles = [Line2D([], [], color=colour, ls=style, lw=1.6) for colour, style in looks.values()]
-    room = int(figure.get_figwidth() / (0.065 * max(map(len, looks)) + 0.5))  # inches a letter, and the line's
+    room = int(
+        figure.get_figwidth() / (0.065 * max(map(len, looks)) + 0.5)
+    )  # inches a letter, and the line's
     text = {"fontsize": 7, "frameon": False, "labelcolor": INK}
     options = {"loc": "outside lower center", "ncols": max(1, min(len(looks), room)), **text}
     figure.legend(handles, list(looks), **options).set_title(words, {"size": 6})

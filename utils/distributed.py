@@ -1,11 +1,14 @@
-"""Several processes that train one network, as `torchrun` starts them: who is who, and what they tell each other.
+"""Several processes that train one network, as `torchrun` starts them: who is who, and what they
+tell each other.
 
-Without torchrun there is one process, every function here is free, and no script needs to ask which it is.
+Without torchrun there is one process, every function here is free, and no script needs to ask which
+it is.
 
     torchrun --nproc_per_node=2 code/train_cml.py --labelnum 8 --gpu 0,1
 
-A step's crops are shared out (`dataloaders.two_stream`), and the losses that are no mean over crops, such as Dice, sum
-over all processes (:func:`total`), so that a step's loss and gradient are those of one process with all the crops.
+A step's crops are shared out (`dataloaders.two_stream`), and the losses that are no mean over
+crops, such as Dice, sum over all processes (:func:`total`), so that a step's loss and gradient are
+those of one process with all the crops.
 """
 
 import contextlib
@@ -20,7 +23,9 @@ from torch import Tensor
 
 from utils.errors import UserError
 
-PATIENCE = timedelta(hours=2)  # how long processes wait for each other, as at the end of a relabelling
+PATIENCE = timedelta(
+    hours=2
+)  # how long processes wait for each other, as at the end of a relabelling
 
 _hosts = None  # the group in which the processes themselves talk, without their GPUs
 
@@ -48,7 +53,9 @@ def start(device: torch.device) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         _hosts = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"the processes of torchrun cannot meet: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"the processes of torchrun cannot meet: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def stop() -> None:
@@ -114,8 +121,8 @@ def largest(*numbers: int) -> list[int]:
 def total(values: Tensor) -> Tensor:
     """The sum over the processes, with a gradient to each one's own values.
 
-    Each process's gradient counts all processes' losses, of which DDP then takes the mean: where all make the same
-    loss from this sum, that is the loss's own gradient.
+    Each process's gradient counts all processes' losses, of which DDP then takes the mean: where
+    all make the same loss from this sum, that is the loss's own gradient.
     """
     return values if world_size() == 1 else _Total.apply(values)
 
@@ -143,19 +150,25 @@ def mean(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_buffers(networks: Iterable[torch.nn.Module]) -> None:
-    """Make the networks' running statistics the mean of all processes', which each saw other crops."""
+    """Make the networks' running statistics the mean of all processes', which each saw other
+    crops.
+    """
     if world_size() == 1:
         return
     buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
     if buffers:
         flat = mean(torch.cat([buffer.flatten() for buffer in buffers]))
         parts = flat.split([buffer.numel() for buffer in buffers])
-        torch._foreach_copy_(buffers, [part.view_as(b) for part, b in zip(parts, buffers, strict=True)])
+        torch._foreach_copy_(
+            buffers, [part.view_as(b) for part, b in zip(parts, buffers, strict=True)]
+        )
 
 
 @contextlib.contextmanager
 def without_reduction(modules: Sequence[torch.nn.Module], without: bool):
-    """Where `without`, backward passes only add to each process's own gradients: more parts of the step follow."""
+    """Where `without`, backward passes only add to each process's own gradients: more parts of the
+    step follow.
+    """
     with contextlib.ExitStack() as stack:
         for module in modules if without else ():
             stack.enter_context(module.no_sync())

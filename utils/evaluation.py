@@ -1,7 +1,8 @@
-"""What the test scripts share: score every case of a test list, and write down all that a table in a paper needs.
+"""What the test scripts share: score every case of a test list, and write down all that a table in
+a paper needs.
 
-A script says how a volume becomes a segmentation; :func:`evaluate` runs it over the cases and fills one folder,
-``runs/<dataset>/<name>/seed<seed>/test/<checkpoint>/``:
+A script says how a volume becomes a segmentation; :func:`evaluate` runs it over the cases and fills
+one folder, ``runs/<dataset>/<name>/seed<seed>/test/<checkpoint>/``:
 
     per_case.csv        one line per case and class: all metrics, voxel counts, seconds
     summary.json        mean and sample sd of every metric, empty predictions, and how the numbers came about
@@ -11,8 +12,9 @@ A script says how a volume becomes a segmentation; :func:`evaluate` runs it over
     figures/<case>_surface.png  of volumes: both surfaces, shaded, coloured by their distance
     nifti/<case>_*.nii.gz  label and prediction, (x, y, z)
 
-Dice, Jaccard, precision and recall are fractions in the files and percent in the printed table. Under torchrun each
-process is given a share of the cases, and the first one writes the table of all.
+Dice, Jaccard, precision and recall are fractions in the files and percent in the printed table.
+Under torchrun each process is given a share of the cases, and the first one writes the table of
+all.
 """
 
 import csv
@@ -31,7 +33,15 @@ import SimpleITK
 from utils import distributed
 from utils.checkpoint import write_atomically
 from utils.errors import UserError
-from utils.figures import FORMATS, NAMES, SHOWN, case_figure, error_figure, summary_figure, surface_figure
+from utils.figures import (
+    FORMATS,
+    NAMES,
+    SHOWN,
+    case_figure,
+    error_figure,
+    summary_figure,
+    surface_figure,
+)
 from utils.metrics import METRICS, OVERLAPS, multiclass_metrics
 
 SELECTION = {"last": "last iteration; nothing was selected", "best": "best on validation cases"}
@@ -56,7 +66,10 @@ def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) 
         return found
     others = sorted(str(path.parent) for path in Path(runs).glob("*/*/seed*/args.json"))
     if not others:
-        raise UserError(f"{found}: no such run, and {runs}/ holds none; train it, or name another folder with --runs")
+        raise UserError(
+            f"{found}: no such run, and {runs}/ holds none; train it, or name another folder with "
+            "--runs"
+        )
     listed = ", ".join(others[:8]) + (", …" if len(others) > 8 else "")
     raise UserError(f"{found}: no such run; train it, or name one with --run: {listed}")
 
@@ -73,14 +86,19 @@ def find_checkpoint(run: Path, which: str) -> Path:
             return path
         kept = sorted(int(other.stem[5:]) for other in Path(run).glob("step_*.pth"))
         raise UserError(
-            f"{path}: not there; kept steps: {', '.join(map(str, kept)) or 'none, train with --keep_every'}"
+            f"{path}: not there; kept steps: "
+            f"{', '.join(map(str, kept)) or 'none, train with --keep_every'}"
         )
     path = Path(run) / f"{which}.pth"
     if path.is_file():
         return path
     if which == "best" and (Path(run) / "last.pth").is_file():
-        raise UserError(f"{path}: not there; it takes training with --val_fraction or --val_from list")
-    raise UserError(f"{run}: no checkpoint yet; train it, or go on with its training script and --resume")
+        raise UserError(
+            f"{path}: not there; it takes training with --val_fraction or --val_from list"
+        )
+    raise UserError(
+        f"{run}: no checkpoint yet; train it, or go on with its training script and --resume"
+    )
 
 
 def evaluate(
@@ -103,24 +121,27 @@ def evaluate(
 ) -> dict:
     """Segment and score every case, print the table as it grows, and fill ``folder``.
 
-    Distances are in voxels, as the field reports them; ``spacing`` goes into NIfTI files and figures alone. Results of
-    an earlier call are removed from ``folder`` first.
+    Distances are in voxels, as the field reports them; ``spacing`` goes into NIfTI files and
+    figures alone. Results of an earlier call are removed from ``folder`` first.
 
     Args:
-        cases: ``(name, image (X, Y, Z), label (X, Y, Z))``, best read lazily; this process's share of them.
+        cases: ``(name, image (X, Y, Z), label (X, Y, Z))``, best read lazily; this process's share
+            of them.
         segment: image ``(X, Y, Z)`` to labels ``(X, Y, Z)``; its seconds are recorded.
         folder: written file by file, each whole or not at all.
         num_classes: with the background.
-        record: what ``summary.json`` says besides: run, checkpoint, selection rule, options, environment.
+        record: what ``summary.json`` says besides: run, checkpoint, selection rule, options,
+            environment.
         title: of the summary figure.
         empty: how pairs with an empty mask are scored (:func:`utils.metrics.binary_metrics`).
         spacing: size of a voxel along each axis in mm.
         class_names: of the foreground classes.
         metrics: shown in the table and the figures; the files hold all.
         figures: of :data:`utils.figures.FORMATS`, those to draw in; True for png, False for none.
-        slices: the volumes are stacks of slices, ``(rows, columns, slices)``: drawn so, and written as ``(x, y, z)``
-            like all others.
-        image_axes: which of x, y and z the arrays' axes are; None: in their order, of slices y, x and z.
+        slices: the volumes are stacks of slices, ``(rows, columns, slices)``: drawn so, and written
+            as ``(x, y, z)`` like all others.
+        image_axes: which of x, y and z the arrays' axes are; None: in their order, of slices y, x
+            and z.
         per_slice: score as :func:`slice_metrics`; distances are in pixels then.
 
     Returns:
@@ -130,10 +151,14 @@ def evaluate(
         UserError: no cases, or a file cannot be written.
     """
     folder = Path(folder)
-    names = list(class_names) or ["foreground" if num_classes == 2 else f"class {c}" for c in range(1, num_classes)]
+    names = list(class_names) or [
+        "foreground" if num_classes == 2 else f"class {c}" for c in range(1, num_classes)
+    ]
     unit = "pixels" if per_slice else "voxels"
     kinds = (("png",) if figures else ()) if isinstance(figures, bool | int) else tuple(figures)
-    axes = np.argsort(image_axes or ((1, 0, 2) if slices else (0, 1, 2)))  # of the arrays: x, y and z
+    axes = np.argsort(
+        image_axes or ((1, 0, 2) if slices else (0, 1, 2))
+    )  # of the arrays: x, y and z
     voxel = None if spacing is None else [spacing[axis] for axis in axes]
     scored, widths = [], None
     if distributed.is_first():
@@ -143,7 +168,9 @@ def evaluate(
         start = time.perf_counter()
         pred = segment(image)
         seconds = time.perf_counter() - start
-        scores = (slice_metrics if per_slice else multiclass_metrics)(pred, label, num_classes, empty=empty)
+        scores = (slice_metrics if per_slice else multiclass_metrics)(
+            pred, label, num_classes, empty=empty
+        )
         new = [
             {
                 "case": case,
@@ -167,7 +194,9 @@ def evaluate(
         if nifti:
             _make(folder / "nifti")
             for kind, labels in (("pred", pred), ("label", label)):
-                write_nifti(folder / "nifti" / f"{case}_{kind}.nii.gz", labels.transpose(axes), voxel)
+                write_nifti(
+                    folder / "nifti" / f"{case}_{kind}.nii.gz", labels.transpose(axes), voxel
+                )
         if kinds:
             _make(folder / "figures")
             mean = {m: _mean([score[m] for score in scores.values()]) for m in metrics}
@@ -197,17 +226,24 @@ def evaluate(
     text = json.dumps(_without_nan(summary), indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "summary.json", lambda path: path.write_text(text, encoding="utf-8"))
     for kind in kinds:
-        summary_figure(folder / f"summary.{kind}", rows, title, unit, class_names=names, metrics=metrics)
+        summary_figure(
+            folder / f"summary.{kind}", rows, title, unit, class_names=names, metrics=metrics
+        )
     _report(summary, folder, widths, metrics, nifti, kinds)
     return summary
 
 
-def slice_metrics(pred: np.ndarray, label: np.ndarray, num_classes: int, **options) -> dict[int, dict[str, float]]:
-    """:func:`utils.metrics.multiclass_metrics` of each slice of ``(X, Y, slices)``, then the mean over the slices that
-    hold the class in prediction or reference. For stacks whose slices are no neighbours in space.
+def slice_metrics(
+    pred: np.ndarray, label: np.ndarray, num_classes: int, **options
+) -> dict[int, dict[str, float]]:
+    """:func:`utils.metrics.multiclass_metrics` of each slice of ``(X, Y, slices)``, then the mean
+    over the slices that hold the class in prediction or reference. For stacks whose slices are no
+    neighbours in space.
     """
     slices = range(pred.shape[2])
-    scores = [multiclass_metrics(pred[..., k], label[..., k], num_classes, **options) for k in slices]
+    scores = [
+        multiclass_metrics(pred[..., k], label[..., k], num_classes, **options) for k in slices
+    ]
     means = {}
     for c in range(1, num_classes):
         shown = ((pred == c) | (label == c)).any((0, 1))
@@ -217,9 +253,11 @@ def slice_metrics(pred: np.ndarray, label: np.ndarray, num_classes: int, **optio
 
 
 def summarise(rows: Sequence[dict]) -> dict:
-    """Mean, sample sd (None for one case) and number of values of each metric, for each class and for their mean.
+    """Mean, sample sd (None for one case) and number of values of each metric, for each class and
+    for their mean.
 
-    The mean over classes is taken within each case first, so its sd is one over cases. NaN is left out.
+    The mean over classes is taken within each case first, so its sd is one over cases. NaN is left
+    out.
     """
     by_class, by_case = {}, {}
     for row in rows:
@@ -229,7 +267,10 @@ def summarise(rows: Sequence[dict]) -> dict:
     return {
         "cases": len(by_case),
         "mean": {m: _spread([case[m] for case in means]) for m in METRICS},
-        "classes": {name: {m: _spread([row[m] for row in part]) for m in METRICS} for name, part in by_class.items()},
+        "classes": {
+            name: {m: _spread([row[m] for row in part]) for m in METRICS}
+            for name, part in by_class.items()
+        },
         "empty_predictions": sum(row["prediction_voxels"] == 0 for row in rows),
         "empty_references": sum(row["reference_voxels"] == 0 for row in rows),
         "seconds_per_case": _mean([case[0]["seconds"] for case in by_case.values()]),
@@ -246,8 +287,12 @@ def write_csv(path: Path, rows: Sequence[dict]) -> None:
 
 
 def write_nifti(path: Path, labels: np.ndarray, spacing: Sequence[float] | None = None) -> None:
-    """Labels ``(X, Y, Z)`` as uint8; voxel (i, j, k) of the array is voxel (i, j, k) of the file."""
-    image = SimpleITK.GetImageFromArray(labels.astype(np.uint8).transpose(2, 1, 0))  # SimpleITK reads arrays as z, y, x
+    """Labels ``(X, Y, Z)`` as uint8; voxel (i, j, k) of the array is voxel (i, j, k) of the
+    file.
+    """
+    image = SimpleITK.GetImageFromArray(
+        labels.astype(np.uint8).transpose(2, 1, 0)
+    )  # SimpleITK reads arrays as z, y, x
     if spacing is not None:
         image.SetSpacing([float(s) for s in spacing])
 
@@ -304,7 +349,13 @@ def _cell(metric: str, mean: float, sd: float | None = None) -> str:
     return f"{factor * mean:7.2f}" + ("" if sd is None else f" ± {factor * sd:.2f}")
 
 
-def _line(case: str, name: str, cells: Sequence[str], widths: tuple[int, int], seconds: float | None = None) -> str:
+def _line(
+    case: str,
+    name: str,
+    cells: Sequence[str],
+    widths: tuple[int, int],
+    seconds: float | None = None,
+) -> str:
     left = f"{case:{widths[0]}}" + (f"{name:{widths[1]}}" if widths[1] else "")
     right = "" if seconds is None else f"{seconds:8.2f}"
     return (left + "".join(f"{cell:17}" for cell in cells) + right).rstrip()
@@ -316,13 +367,26 @@ def _header(widths: tuple[int, int], metrics: Sequence[str]) -> str:
 
 
 def _report(
-    summary: dict, folder: Path, widths: tuple[int, int], metrics: Sequence[str], nifti: bool, kinds: Sequence[str]
+    summary: dict,
+    folder: Path,
+    widths: tuple[int, int],
+    metrics: Sequence[str],
+    nifti: bool,
+    kinds: Sequence[str],
 ) -> None:
     groups = dict(summary["classes"]) if widths[1] else {}
     groups["mean"] = summary["mean"]
     for name, group in groups.items():
         cells = [_cell(m, group[m]["mean"], group[m]["sd"]) for m in metrics]
-        print(_line("mean ± sd", name, cells, widths, summary["seconds_per_case"] if name == "mean" else None))
+        print(
+            _line(
+                "mean ± sd",
+                name,
+                cells,
+                widths,
+                summary["seconds_per_case"] if name == "mean" else None,
+            )
+        )
     distances = [NAMES[m] for m in metrics if m not in OVERLAPS]
     listed = " and ".join(filter(None, [", ".join(distances[:-1]), *distances[-1:]]))
     measured = f"{listed} in {summary['units']['hd']}; " if distances else ""

@@ -1,4 +1,5 @@
-"""Trained networks as a folder that anyone can read: weights without pickle, what they need to be used, a model card.
+"""Trained networks as a folder that anyone can read: weights without pickle, what they need to be
+used, a model card.
 
 model.safetensors   the tensors of the networks that are tested, and of these what inference needs: <network>.<key>
 config.json         networks (class, arguments), data set (classes, spacing, preprocessing), options of the training
@@ -24,24 +25,33 @@ from utils.metrics import OVERLAPS
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD, PROGRAM = "model.safetensors", "config.json", "README.md", "model.pt2"
-_TRAINING_ALONE = re.compile(r"(networks\.\d+\.)?(heads\.[1-9]\d*|sdm)\.")  # CoraNet's branches, dual-task heads
+_TRAINING_ALONE = re.compile(
+    r"(networks\.\d+\.)?(heads\.[1-9]\d*|sdm)\."
+)  # CoraNet's branches, dual-task heads
 _KEYS = ("step", "last", "args", "networks", "test_networks", "dataset")
 
 
 def inference_checkpoint(checkpoint: dict, names: Sequence[str]) -> dict:
     """A checkpoint of these networks alone, each without what only its training needs.
 
-    A branch or head that is not tested is left out, of the weights and of the network that takes them; all else stays,
-    so that the probabilities do.
+    A branch or head that is not tested is left out, of the weights and of the network that takes
+    them; all else stays, so that the probabilities do.
     """
     kept = {key: checkpoint[key] for key in (*_KEYS, "validation", "best") if key in checkpoint}
     kept["test_networks"], kept["networks"] = list(names), {}
     for name in names:
         spec = checkpoint["networks"][name]
-        kept["networks"][name] = {"class": spec["class"], "kwargs": {**spec["kwargs"], "inference": True}}
-        headless = spec["kwargs"].get("segmentation_head") is False  # its distance maps are what is tested
+        kept["networks"][name] = {
+            "class": spec["class"],
+            "kwargs": {**spec["kwargs"], "inference": True},
+        }
+        headless = (
+            spec["kwargs"].get("segmentation_head") is False
+        )  # its distance maps are what is tested
         kept[name] = {
-            key: value for key, value in checkpoint[name].items() if headless or not _TRAINING_ALONE.match(key)
+            key: value
+            for key, value in checkpoint[name].items()
+            if headless or not _TRAINING_ALONE.match(key)
         }
     return kept
 
@@ -54,8 +64,14 @@ def write_export(folder: Path, checkpoint: dict, card: str) -> None:
     """
     names = checkpoint["test_networks"]
     # safetensors holds tensors as they lie in memory, so none may be in channels-last order
-    tensors = {f"{name}.{key}": value.contiguous() for name in names for key, value in checkpoint[name].items()}
-    config = {"format": FORMAT} | {key: value for key, value in checkpoint.items() if key not in names}
+    tensors = {
+        f"{name}.{key}": value.contiguous()
+        for name in names
+        for key, value in checkpoint[name].items()
+    }
+    config = {"format": FORMAT} | {
+        key: value for key, value in checkpoint.items() if key not in names
+    }
     text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
     weights = save(tensors, {"format": "pt"})
     write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(weights))
@@ -74,14 +90,22 @@ def read_export(folder: str | Path) -> dict:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename or folder / WEIGHTS}: not there, so {folder} is no exported model") from None
+        raise UserError(
+            f"{error.filename or folder / WEIGHTS}: not there, so {folder} is no exported model"
+        ) from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: damaged or not an exported model ({str(error).splitlines()[0][:120]})") from None
+        raise UserError(
+            f"{folder}: damaged or not an exported model ({str(error).splitlines()[0][:120]})"
+        ) from None
     kinds = {"format": int, "args": dict, "networks": dict, "test_networks": list, "dataset": dict}
-    if not isinstance(config, dict) or not all(isinstance(config.get(key), kind) for key, kind in kinds.items()):
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(key), kind) for key, kind in kinds.items()
+    ):
         raise UserError(f"{folder / CONFIG}: not a configuration that code/export.py wrote")
     if config["format"] > FORMAT:
-        raise UserError(f"{folder}: of format {config['format']}, made by a later version; update this one")
+        raise UserError(
+            f"{folder}: of format {config['format']}, made by a later version; update this one"
+        )
     states = {name: {} for name in config["test_networks"]}
     for key, value in tensors.items():
         name, _, rest = key.partition(".")
@@ -92,7 +116,8 @@ def read_export(folder: str | Path) -> dict:
 
 
 def export_program(model: nn.Module, patch: Sequence[int], path: Path) -> float:
-    """Write ``model(x)``, on the CPU and in eval mode, as a program of ``torch.export`` for any batch of patches.
+    """Write ``model(x)``, on the CPU and in eval mode, as a program of ``torch.export`` for any
+    batch of patches.
 
     Returns:
         The largest difference between the program, read back, and the model on noise.
@@ -102,7 +127,9 @@ def export_program(model: nn.Module, patch: Sequence[int], path: Path) -> float:
     """
     example = torch.randn(2, 1, *patch, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        program = torch.export.export(model, (example,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}})
+        program = torch.export.export(
+            model, (example,), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}}
+        )
         write_atomically(path, lambda part: _save_program(program, part))
         other = torch.cat((example, example.flip(2)))[:3]
         return float((torch.export.load(path).module()(other) - model(other)).abs().max())
@@ -113,7 +140,9 @@ def _save_program(program, path: Path) -> None:
         torch.export.save(program, file)
 
 
-def model_card(checkpoint: dict, selection: str, environment: dict, summaries: dict[str, dict], program: bool) -> str:
+def model_card(
+    checkpoint: dict, selection: str, environment: dict, summaries: dict[str, dict], program: bool
+) -> str:
     """The card, in Markdown.
 
     Args:
@@ -124,10 +153,17 @@ def model_card(checkpoint: dict, selection: str, environment: dict, summaries: d
         program: whether ``model.pt2`` is beside it.
     """
     trained, data = checkpoint["args"], checkpoint["dataset"]
-    networks = ", ".join(f"{name}: {spec['class'].rpartition('.')[2]}" for name, spec in checkpoint["networks"].items())
-    parameters = sum(value.numel() for name in checkpoint["test_networks"] for value in checkpoint[name].values())
+    networks = ", ".join(
+        f"{name}: {spec['class'].rpartition('.')[2]}"
+        for name, spec in checkpoint["networks"].items()
+    )
+    parameters = sum(
+        value.numel() for name in checkpoint["test_networks"] for value in checkpoint[name].values()
+    )
     spacing = data["spacing"]
-    commit = (environment.get("commit") or "unknown") + (", with changes" if environment.get("dirty") else "")
+    commit = (environment.get("commit") or "unknown") + (
+        ", with changes" if environment.get("dirty") else ""
+    )
     lines = [
         f"# {trained['method']}, {data['name']}, {trained['labelnum']} labelled",
         "",
@@ -137,8 +173,10 @@ def model_card(checkpoint: dict, selection: str, environment: dict, summaries: d
         "|---|---|",
         f"| method | `train_{trained['method']}.py` |",
         f"| data | {data['name']}" + (f", spacing {_numbers(spacing)} mm |" if spacing else " |"),
-        f"| classes | 0 background, {', '.join(f'{c} {name}' for c, name in enumerate(data['class_names'], 1))} |",
-        f"| labelled | the first {trained['labelnum']} of the training list{_kept_aside(checkpoint)} |",
+        "| classes | 0 background, "
+        f"{', '.join(f'{c} {name}' for c, name in enumerate(data['class_names'], 1))} |",
+        f"| labelled | the first {trained['labelnum']} of the training "
+        f"list{_kept_aside(checkpoint)} |",
         f"| resolution | {_resolution(trained['downsample'])} |",
         f"| patch | {_numbers(trained['patch'])} |",
         f"| seed | {trained['seed']} |",
@@ -161,7 +199,8 @@ def model_card(checkpoint: dict, selection: str, environment: dict, summaries: d
         "from utils.inference import load_networks, mean_probability",
         "",
         'networks, config = load_networks("THIS_FOLDER", "cpu")',
-        "prob = mean_probability(networks)(patches)  # (B, 1, *patch), prepared as config.json says",
+        "prob = mean_probability(networks)(patches)  # (B, 1, *patch), prepared as config.json "
+        "says",
         "```",
         "",
     ]
@@ -182,13 +221,23 @@ def _results(summaries: dict[str, dict]) -> list[str]:
     if not summaries:
         return ["Not tested yet."]
     metrics = ("dice", "jaccard", "hd95", "asd")
-    lines = ["| tested | cases | " + " | ".join(NAMES[m] for m in metrics) + " | empty |", "|---|" + "---:|" * 6]
+    lines = [
+        "| tested | cases | " + " | ".join(NAMES[m] for m in metrics) + " | empty |",
+        "|---|" + "---:|" * 6,
+    ]
     for tag, summary in summaries.items():
         cells = [_spread(summary["mean"][m], 100 if m in OVERLAPS else 1) for m in metrics]
         kind = f"{tag}: {summary['list']}"
-        lines.append(f"| {kind} | {summary['cases']} | {' | '.join(cells)} | {summary['empty_predictions']} |")
+        lines.append(
+            f"| {kind} | {summary['cases']} | {' | '.join(cells)} | {summary['empty_predictions']} "
+            "|"
+        )
     one = next(iter(summaries.values()))
-    meaning = f" Empty: {one['empty']}." if any(s["empty_predictions"] for s in summaries.values()) else ""
+    meaning = (
+        f" Empty: {one['empty']}."
+        if any(s["empty_predictions"] for s in summaries.values())
+        else ""
+    )
     told = f"Mean ± sample sd over cases; overlaps in percent, distances in {one['units']['hd']}.{meaning}"
     return [*lines, "", told]
 
@@ -203,7 +252,9 @@ def _kept_aside(checkpoint: dict) -> str:
 def _spread(value: dict, factor: float) -> str:
     if value["mean"] is None:
         return "-"
-    return f"{factor * value['mean']:.2f}" + ("" if value["sd"] is None else f" ± {factor * value['sd']:.2f}")
+    return f"{factor * value['mean']:.2f}" + (
+        "" if value["sd"] is None else f" ± {factor * value['sd']:.2f}"
+    )
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -1,4 +1,6 @@
-"""Pieces of a page of HTML that needs nothing besides itself: no network, no other file, no installed font."""
+"""Pieces of a page of HTML that needs nothing besides itself: no network, no other file, no
+installed font.
+"""
 
 import base64
 import io
@@ -84,7 +86,9 @@ def page(title: str, body: Sequence[str]) -> str:
 
 def text(words: str, tag: str = "p", **attributes: str) -> str:
     """An element that holds plain text."""
-    written = "".join(f' {name.rstrip("_")}="{escape(value)}"' for name, value in attributes.items())
+    written = "".join(
+        f' {name.rstrip("_")}="{escape(value)}"' for name, value in attributes.items()
+    )
     return f"<{tag}{written}>{escape(words)}</{tag}>"
 
 
@@ -107,7 +111,8 @@ def table(
 
     def row(values, tag, kind=""):
         columns = (
-            f"<{tag}{' class=number' if i in numbers else ''}>{escape(value)}</{tag}>" for i, value in enumerate(values)
+            f"<{tag}{' class=number' if i in numbers else ''}>{escape(value)}</{tag}>"
+            for i, value in enumerate(values)
         )
         return f"<tr{f' class={kind}' if kind else ''}>{''.join(columns)}</tr>"
 
@@ -122,7 +127,11 @@ def table(
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and what they are; without those of which nothing is known."""
-    return "<dl>" + "\n".join(text(name, "dt") + text(what, "dd") for name, what in pairs if what) + "</dl>"
+    return (
+        "<dl>"
+        + "\n".join(text(name, "dt") + text(what, "dd") for name, what in pairs if what)
+        + "</dl>"
+    )
 
 
 def listed(lines: Sequence[str]) -> str:
@@ -136,7 +145,8 @@ def folded(summary: str, blocks: Sequence[str]) -> str:
 
 
 def figure(path: Path, caption: str, wide: int = 1500, width: str = "100%") -> str:
-    """A picture, held in the page itself: an SVG as it is, any other as JPEG of `wide` pixels at most.
+    """A picture, held in the page itself: an SVG as it is, any other as JPEG of `wide` pixels at
+    most.
 
     Raises:
         UserError: the file cannot be read as a picture.
@@ -150,7 +160,9 @@ def figure(path: Path, caption: str, wide: int = 1500, width: str = "100%") -> s
         except (OSError, ValueError, SyntaxError):
             raise UserError(f"{path}: missing or damaged; delete it, or test again") from None
         if picture.width > wide:
-            picture = picture.resize((wide, round(picture.height * wide / picture.width)), Image.Resampling.LANCZOS)
+            picture = picture.resize(
+                (wide, round(picture.height * wide / picture.width)), Image.Resampling.LANCZOS
+            )
         held = io.BytesIO()
         picture.save(held, "JPEG", quality=88, optimize=True, subsampling=0)
         kind, data = "jpeg", held.getvalue()

@@ -1,7 +1,9 @@
-"""Image files through SimpleITK, 3-D, one value a voxel: NIfTI, NRRD and MetaImage in and out, DICOM series in.
+"""Image files through SimpleITK, 3-D, one value a voxel: NIfTI, NRRD and MetaImage in and out,
+DICOM series in.
 
-What SimpleITK lets pass is refused here: NIfTI files that end early, which it fills with zeros, compressed voxels whose
-checksum is wrong, DICOM series with a slice missing, files that a full disk cut off.
+What SimpleITK lets pass is refused here: NIfTI files that end early, which it fills with zeros,
+compressed voxels whose checksum is wrong, DICOM series with a slice missing, files that a full disk
+cut off.
 """
 
 import contextlib
@@ -25,21 +27,25 @@ from utils.errors import UserError
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 DICOM = (".dcm", ".ima")
 
-SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # what matters of them is told below, in one line
+SimpleITK.ProcessObject.SetGlobalWarningDisplay(
+    False
+)  # what matters of them is told below, in one line
 
 
 def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
     """An image file, or a folder that holds one DICOM series, as a 3-D image of one value a voxel.
 
-    The pixel type is the file's (where NIfTI scales its integers: floats). An image of 2 axes becomes one slice.
+    The pixel type is the file's (where NIfTI scales its integers: floats). An image of 2 axes
+    becomes one slice.
 
     Args:
         path: of one of :data:`SUFFIXES`, a DICOM file of several frames, or a DICOM series' folder.
         frame: which one to take of an image with a time axis, counted from 0.
 
     Raises:
-        UserError: missing, damaged, cut off or no image; several frames and none chosen; several values a voxel; voxels
-            that are not finite; a geometry that is none; a folder with no or several DICOM series, or a gap in one.
+        UserError: missing, damaged, cut off or no image; several frames and none chosen; several
+            values a voxel; voxels that are not finite; a geometry that is none; a folder with no or
+            several DICOM series, or a gap in one.
     """
     path = Path(path)
     if path.is_dir():
@@ -65,7 +71,11 @@ def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
         raise UserError(f"{path}: has one frame, so there is no frame {frame}")
     geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
     turned = abs(np.linalg.det(np.reshape(image.GetDirection(), (3, 3))))
-    if not np.isfinite(geometry).all() or min(image.GetSpacing()) <= 0 or not abs(turned - 1) < 1e-3:
+    if (
+        not np.isfinite(geometry).all()
+        or min(image.GetSpacing()) <= 0
+        or not abs(turned - 1) < 1e-3
+    ):
         raise UserError(f"{path}: its spacing, origin or direction are no numbers that make sense")
     if 0 in image.GetSize():
         raise UserError(f"{path}: holds no voxel")
@@ -77,7 +87,8 @@ def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
 
 
 def find_images(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """A file itself, or the images of a folder and of all folders below it, sorted; hidden ones are left out.
+    """A file itself, or the images of a folder and of all folders below it, sorted; hidden ones are
+    left out.
 
     A folder that holds DICOM files and no image of another type is one image, a series.
 
@@ -98,7 +109,9 @@ def find_images(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Pa
             images = [Path(folder)]
         found += images
     if not found:
-        raise UserError(f"{path}: no image in this folder; {', '.join(suffixes)} and DICOM series are read")
+        raise UserError(
+            f"{path}: no image in this folder; {', '.join(suffixes)} and DICOM series are read"
+        )
     return sorted(found)
 
 
@@ -122,7 +135,8 @@ def to_array(image: SimpleITK.Image) -> np.ndarray:
 
 
 def from_array(array: np.ndarray, like: SimpleITK.Image) -> SimpleITK.Image:
-    """Voxels ``(X, Y, Z)`` as an image with the spacing, origin and direction of another of that size.
+    """Voxels ``(X, Y, Z)`` as an image with the spacing, origin and direction of another of that
+    size.
 
     Raises:
         ValueError: another size.
@@ -135,17 +149,21 @@ def from_array(array: np.ndarray, like: SimpleITK.Image) -> SimpleITK.Image:
 
 
 def write_image(path: str | Path, image: SimpleITK.Image) -> None:
-    """Write an image in the format of its name, compressed where the format can, whole or not at all.
+    """Write an image in the format of its name, compressed where the format can, whole or not at
+    all.
 
     Raises:
-        UserError: a type that is none of :data:`SUFFIXES`, a full disk, or a folder that is not there or not writable.
+        UserError: a type that is none of :data:`SUFFIXES`, a full disk, or a folder that is not
+            there or not writable.
     """
     path = Path(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{path}: images are written as {', '.join(SUFFIXES)}")
 
     def write(part: Path) -> None:
-        folder = part.with_name(f"{part.name}.parts")  # a header may name its file of voxels, which keeps its name
+        folder = part.with_name(
+            f"{part.name}.parts"
+        )  # a header may name its file of voxels, which keeps its name
         folder.mkdir()
         try:
             with _quiet():
@@ -171,14 +189,22 @@ def write_image(path: str | Path, image: SimpleITK.Image) -> None:
 
 def _check_pixels(path: Path, components: int) -> None:
     if components != 1:
-        raise UserError(f"{path}: has {components} values a voxel (a colour, vector or complex image), one is expected")
+        raise UserError(
+            f"{path}: has {components} values a voxel (a colour, vector or complex image), one is "
+            "expected"
+        )
 
 
-def _choose_frame(path: Path, reader: SimpleITK.ImageFileReader, frames: Sequence[int], frame: int | None) -> None:
+def _choose_frame(
+    path: Path, reader: SimpleITK.ImageFileReader, frames: Sequence[int], frame: int | None
+) -> None:
     """Make the reader extract one frame of an image of more than 3 axes."""
     count = math.prod(frames)
     if count > 1 and frame is None:
-        raise UserError(f"{path}: has {count} frames; choose one with --frame 0 … {count - 1}, or split the file")
+        raise UserError(
+            f"{path}: has {count} frames; choose one with --frame 0 … {count - 1}, or split the "
+            "file"
+        )
     if not 0 <= (frame or 0) < count:
         raise UserError(f"{path}: has frames 0 … {count - 1}, not {frame}")
     place, left = [], frame or 0
@@ -193,19 +219,30 @@ def _read_series(folder: Path) -> SimpleITK.Image:
     with _as_user_error(folder):
         series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         if not series:
-            raise UserError(f"{folder}: a folder without a DICOM series; name an image file, or the series' own folder")
-        files = {key: SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), key) for key in series}
+            raise UserError(
+                f"{folder}: a folder without a DICOM series; name an image file, or the series' "
+                "own folder"
+            )
+        files = {
+            key: SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), key)
+            for key in series
+        }
         if len(series) > 1:
             shown = ", ".join(f"{key} ({len(files[key])} files)" for key in series[:4])
             more = ", …" if len(series) > 4 else ""
-            raise UserError(f"{folder}: {len(series)} DICOM series, put each in a folder of its own: {shown}{more}")
+            raise UserError(
+                f"{folder}: {len(series)} DICOM series, put each in a folder of its own: "
+                f"{shown}{more}"
+            )
         reader = SimpleITK.ImageSeriesReader()
         reader.SetFileNames(files[series[0]])
         reader.MetaDataDictionaryArrayUpdateOn()
         image = reader.Execute()
         _check_pixels(folder, image.GetNumberOfComponentsPerPixel())
         if image.GetDimension() != 3:
-            raise UserError(f"{folder}: its DICOM series has {image.GetDimension()} axes, 3 are expected")
+            raise UserError(
+                f"{folder}: its DICOM series has {image.GetDimension()} axes, 3 are expected"
+            )
         # along the normal, where the series says where its slices lie
         normal, places = np.reshape(image.GetDirection(), (3, 3))[:, 2], []
         for k in range(len(files[series[0]])):
@@ -213,7 +250,10 @@ def _read_series(folder: Path) -> SimpleITK.Image:
                 position = reader.GetMetaData(k, "0020|0032").strip(" \0").split("\\")
                 places.append(float(np.dot(normal, [float(number) for number in position])))
     steps = np.diff(places)
-    if len(places) > 2 and np.abs(steps - np.median(steps)).max() > 0.05 * abs(np.median(steps)) + 1e-3:
+    if (
+        len(places) > 2
+        and np.abs(steps - np.median(steps)).max() > 0.05 * abs(np.median(steps)) + 1e-3
+    ):
         worst = int(np.abs(steps - np.median(steps)).argmax())
         told = f"{abs(steps[worst]):.3g} mm from slice {worst} to {worst + 1}, {abs(np.median(steps)):.3g} mm elsewhere"
         raise UserError(f"{folder}: its slices are not evenly spaced ({told}): is one missing?")
@@ -235,8 +275,8 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _check_whole(path: Path) -> None:
-    """Raise `UserError` where a NIfTI file holds fewer bytes than its header says, or where the checksum of compressed
-    voxels is wrong."""
+    """Raise `UserError` where a NIfTI file holds fewer bytes than its header says, or where the
+    checksum of compressed voxels is wrong."""
     try:
         with open(path, "rb") as file:
             head = file.read(2**16)
@@ -251,22 +291,33 @@ def _check_whole(path: Path) -> None:
     except (EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); copy or make it again") from None
     if path.name.lower().endswith((".nii", ".nii.gz")) and size < (least := _nifti_size(head)):
-        raise UserError(f"{path}: damaged (it ends after {size} of {least} bytes); copy or make it again")
+        raise UserError(
+            f"{path}: damaged (it ends after {size} of {least} bytes); copy or make it again"
+        )
 
 
 def _compressed_from(path: Path, head: bytes) -> int | None:
-    """Where in a file its deflated voxels begin, None where they are not deflated or lie in another file."""
+    """Where in a file its deflated voxels begin, None where they are not deflated or lie in another
+    file.
+    """
     name = path.name.lower()
     if name.endswith(".gz"):
         return 0 if head.startswith(b"\x1f\x8b") else None
     if name.endswith(".nrrd"):
         end = re.search(rb"\r?\n\r?\n", head)
         lines = head[: end.start()].lower() if end else b""
-        attached = re.search(rb"^encoding: *gz(ip)? *\r?$", lines, re.MULTILINE) and b"data file:" not in lines
+        attached = (
+            re.search(rb"^encoding: *gz(ip)? *\r?$", lines, re.MULTILINE)
+            and b"data file:" not in lines
+        )
         return end.end() if attached and b"datafile:" not in lines else None
     if name.endswith(".mha"):
         end = re.search(rb"ElementDataFile *= *LOCAL *\r?\n", head)
-        return end.end() if end and re.search(rb"CompressedData *= *True", head[: end.start()]) else None
+        return (
+            end.end()
+            if end and re.search(rb"CompressedData *= *True", head[: end.start()])
+            else None
+        )
     return None
 
 
@@ -298,14 +349,22 @@ def _nifti_size(head: bytes) -> int:
     for order in "<>":
         if head[:4] == struct.pack(f"{order}i", 348) and len(head) >= 348:
             axes, *dims = struct.unpack_from(f"{order}8h", head, 40)
-            (bits,), (first,) = struct.unpack_from(f"{order}h", head, 72), struct.unpack_from(f"{order}f", head, 108)
+            (bits,), (first,) = (
+                struct.unpack_from(f"{order}h", head, 72),
+                struct.unpack_from(f"{order}f", head, 108),
+            )
         elif head[:4] == struct.pack(f"{order}i", 540) and len(head) >= 540:
             axes, *dims = struct.unpack_from(f"{order}8q", head, 16)
-            (bits,), (first,) = struct.unpack_from(f"{order}h", head, 14), struct.unpack_from(f"{order}q", head, 168)
+            (bits,), (first,) = (
+                struct.unpack_from(f"{order}h", head, 14),
+                struct.unpack_from(f"{order}q", head, 168),
+            )
         else:
             continue
         if 0 < axes <= 7 and math.isfinite(first):
-            return int(first) + (math.prod(max(extent, 1) for extent in dims[:axes]) * bits + 7) // 8
+            return (
+                int(first) + (math.prod(max(extent, 1) for extent in dims[:axes]) * bits + 7) // 8
+            )
     return 0
 
 
@@ -320,7 +379,9 @@ def _as_user_error(path: Path):
             yield
     except RuntimeError as error:
         if "orthonormal" in str(error):
-            raise UserError(f"{path}: its axes are not at right angles (a sheared affine); resample it first") from None
+            raise UserError(
+                f"{path}: its axes are not at right angles (a sheared affine); resample it first"
+            ) from None
         raise UserError(f"{path}: not an image that can be read ({_reason(error)})") from None
     except (MemoryError, OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
@@ -335,9 +396,11 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep what the libraries below SimpleITK write to stderr from the terminal: their errors are raised too.
+    """Keep what the libraries below SimpleITK write to stderr from the terminal: their errors are
+    raised too.
 
-    And keep the process's locale, which reading DICOM sets to C: text files would be ASCII from then on.
+    And keep the process's locale, which reading DICOM sets to C: text files would be ASCII from
+    then on.
     """
     sys.stderr.flush()
     spoken = locale.setlocale(locale.LC_ALL)

@@ -1,8 +1,9 @@
 """From a trained run to probabilities of a whole volume: networks, sliding window, slices.
 
-The windows, the padding and the averaging, and the resizing of slices, are those of the field's research code (UA-MT,
-DTC, MC-Net and every method compared with them), so that numbers are comparable with the published tables; tests hold
-them equal to those loops written out, one window or slice at a time.
+The windows, the padding and the averaging, and the resizing of slices, are those of the field's
+research code (UA-MT, DTC, MC-Net and every method compared with them), so that numbers are
+comparable with the published tables; tests hold them equal to those loops written out, one window
+or slice at a time.
 """
 
 import importlib
@@ -43,19 +44,22 @@ def sliding_window(
 ) -> Tensor:
     """Class probabilities of a volume or an image: the mean over all windows that cover a voxel.
 
-    What is smaller than the patch is padded with zeros, ``(P - S) // 2`` in front and the rest behind, and cropped
-    back. The predictor runs without gradients and under autocast; activation and sum are float32. Its train or eval
-    mode is the caller's business.
+    What is smaller than the patch is padded with zeros, ``(P - S) // 2`` in front and the rest
+    behind, and cropped back. The predictor runs without gradients and under autocast; activation
+    and sum are float32. Its train or eval mode is the caller's business.
 
     Args:
-        predictor: ``(B, 1, *patch)`` float32, channels last, to ``(B, C, *patch)`` logits (or probabilities), of any
-            floating-point type. It may not keep its input, which the next windows overwrite.
-        image: one, no batch: ``(*S)`` or ``(1, *S)``, of 3 or 2 axes as the patch has; read as float32.
+        predictor: ``(B, 1, *patch)`` float32, channels last, to ``(B, C, *patch)`` logits (or
+            probabilities), of any floating-point type. It may not keep its input, which the next
+            windows overwrite.
+        image: one, no batch: ``(*S)`` or ``(1, *S)``, of 3 or 2 axes as the patch has; read as
+            float32.
         patch, stride: voxels along each axis.
         num_classes: C.
-        batch: windows per forward pass; memory grows with it, the result does not depend on it. None: 4 on a GPU, and
-            1 on the CPU, where a window fills the caches and all threads.
-        activation: ``softmax`` or ``sigmoid`` for logits, None for a predictor that gives probabilities.
+        batch: windows per forward pass; memory grows with it, the result does not depend on it.
+            None: 4 on a GPU, and 1 on the CPU, where a window fills the caches and all threads.
+        activation: ``softmax`` or ``sigmoid`` for logits, None for a predictor that gives
+            probabilities.
         weights: ``(*patch)``, from 1e-30 to 1e30, how much each place of a window counts, such as
             :func:`gaussian_weights`; None, the field's protocol: all the same.
         device: where the predictor lives; the volume is summed and returned there.
@@ -66,10 +70,10 @@ def sliding_window(
         ``(C, *S)`` float32 on ``device``.
 
     Raises:
-        TypeError: an image of other than bools, integers or floats, extents that are no integers, or a predictor that
-            gives no tensor.
-        ValueError: wrong image shape, activation, weights, batch, precision, or output shape of the predictor; or more
-            than 768 first voxels of windows over all axes: take a larger stride.
+        TypeError: an image of other than bools, integers or floats, extents that are no integers,
+            or a predictor that gives no tensor.
+        ValueError: wrong image shape, activation, weights, batch, precision, or output shape of the
+            predictor; or more than 768 first voxels of windows over all axes: take a larger stride.
         UserError: the predictor's output is not finite.
     """
     volume, patch, starts, crop = _opened(image, patch, stride)
@@ -77,7 +81,9 @@ def sliding_window(
     volume = volume.to(device)
     options = {"activation": activation, "weights": weights, "device": device}
     stitcher = WindowStitcher(volume.shape, patch, starts, num_classes, **options)
-    for output in _outputs(predictor, volume, patch, starts, num_classes, batch, device, precision, progress):
+    for output in _outputs(
+        predictor, volume, patch, starts, num_classes, batch, device, precision, progress
+    ):
         stitcher.add(output)
         del output
     prob = stitcher.result()
@@ -97,11 +103,12 @@ def window_slabs(
     precision: str = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """:func:`sliding_window` of a volume and a predictor of probabilities, planes along the first axis at a time.
+    """:func:`sliding_window` of a volume and a predictor of probabilities, planes along the first
+    axis at a time.
 
-    The same numbers to the bit, for each voxel still goes through its windows in their order. Memory on ``device`` is
-    the sums over one patch's planes, however long the volume is, which stays where it is; and the first axis may have
-    any number of windows.
+    The same numbers to the bit, for each voxel still goes through its windows in their order.
+    Memory on ``device`` is the sums over one patch's planes, however long the volume is, which
+    stays where it is; and the first axis may have any number of windows.
 
     Yields:
         ``(C, n, Y, Z)`` float32 on ``device``, planes in order.
@@ -113,13 +120,18 @@ def window_slabs(
     if len(patch) != 3:
         raise ValueError(f"patch must have 3 axes, got {patch}")
     device = torch.device(device)
-    numbers = [_covering(along, extent, size) for along, extent, size in zip(starts, patch, volume.shape, strict=True)]
+    numbers = [
+        _covering(along, extent, size)
+        for along, extent, size in zip(starts, patch, volume.shape, strict=True)
+    ]
     across = numbers[1][:, None] * numbers[2]
     total = torch.zeros((num_classes, patch[0], *volume.shape[1:]), device=device)
     first = 0  # the plane of the volume that the total begins with
 
     def finished(count):
-        """The first planes of the total as probabilities, those of the padding left out, not too many at once."""
+        """The first planes of the total as probabilities, those of the padding left out, not too
+        many at once.
+        """
         begin, end = max(crop[0].start - first, 0), min(crop[0].stop - first, count)
         step = _planes_at_once(num_classes, *volume.shape[1:])
         for at in range(begin, end, step):
@@ -130,7 +142,9 @@ def window_slabs(
             yield prob[:, :, crop[1], crop[2]]
 
     corners = itertools.product(*starts)
-    for output in _outputs(predictor, volume, patch, starts, num_classes, batch, device, precision, progress):
+    for output in _outputs(
+        predictor, volume, patch, starts, num_classes, batch, device, precision, progress
+    ):
         for window in output:
             x, y, z = next(corners)
             if x > first:
@@ -149,7 +163,9 @@ def window_slabs(
 def _opened(
     image: np.ndarray | Tensor, patch: Sequence[int], stride: Sequence[int]
 ) -> tuple[Tensor, tuple[int, ...], list[list[int]], list[slice]]:
-    """The volume, padded to the patch at least, in float32; the patch; the windows' starts; where the image lies."""
+    """The volume, padded to the patch at least, in float32; the patch; the windows' starts; where
+    the image lies.
+    """
     patch = tuple(_checks.integers(patch, "patch"))
     if len(patch) not in (2, 3):
         raise ValueError(f"patch must have 2 or 3 axes, got {patch}")
@@ -181,17 +197,24 @@ def _outputs(
     """What the predictor gives of all windows, in C order of the grid, a batch at a time."""
     batch = _batch(batch, device, 1, 4)
     corners = list(itertools.product(*starts))
-    # One input for all windows: a fresh tensor a window costs more in page faults than its sum does. For the same
-    # reason no name holds an output while the next is made, here or where it goes: it then takes the same memory.
-    x = torch.empty((min(batch, len(corners)), 1, *patch), device=device).to(memory_format=channels_last(len(patch)))
+    # One input for all windows: a fresh tensor a window costs more in page faults than its sum
+    # does. For the same reason no name holds an output while the next is made, here or where it
+    # goes: it then takes the same memory.
+    x = torch.empty((min(batch, len(corners)), 1, *patch), device=device).to(
+        memory_format=channels_last(len(patch))
+    )
     for first in range(0, len(corners), batch):
         chunk = corners[first : first + batch]
         for i, corner in enumerate(chunk):
-            x[i, 0].copy_(volume[tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))])
+            x[i, 0].copy_(
+                volume[tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))]
+            )
         with autocast(device, precision):
             output = predictor(x[: len(chunk)])
         if not isinstance(output, Tensor):
-            raise TypeError(f"the predictor gave a {type(output).__name__}, expected one tensor of logits")
+            raise TypeError(
+                f"the predictor gave a {type(output).__name__}, expected one tensor of logits"
+            )
         if output.shape != (len(chunk), num_classes, *patch):
             expected = (len(chunk), num_classes, *patch)
             raise ValueError(f"the predictor gave {tuple(output.shape)}, expected {expected}")
@@ -233,30 +256,40 @@ def slice_by_slice(
     precision: str = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Class probabilities of a volume from a network of slices, each resized to the patch and its probabilities back.
+    """Class probabilities of a volume from a network of slices, each resized to the patch and its
+    probabilities back.
 
-    Both times by nearest neighbour, corner to corner, as ``scipy.ndimage.zoom`` with order 0. Where the field resizes
-    labels back, argmax gives the same ones here, for it commutes with taking the nearest.
+    Both times by nearest neighbour, corner to corner, as ``scipy.ndimage.zoom`` with order 0. Where
+    the field resizes labels back, argmax gives the same ones here, for it commutes with taking the
+    nearest.
 
     Args:
         predictor: ``(B, 1, *patch)`` float32, channels last, to ``(B, C, *patch)`` probabilities.
         volume: ``(X, Y, slices)``, read as float32.
         patch: extents of the slices that the network takes.
         num_classes: C.
-        batch: slices per forward pass; memory grows with it, the result does not depend on it. None: 16 on a GPU, and
-            4 on the CPU.
+        batch: slices per forward pass; memory grows with it, the result does not depend on it.
+            None: 16 on a GPU, and 4 on the CPU.
         device, precision, progress: as :func:`sliding_window`, of slices.
 
     Returns:
         ``(C, X, Y, slices)`` float32 on ``device``.
 
     Raises:
-        TypeError: a volume of other than bools, integers or floats, or extents that are no integers.
+        TypeError: a volume of other than bools, integers or floats, or extents that are no
+            integers.
         ValueError: wrong shape of volume, patch or predictor's output, batch or precision.
         UserError: the predictor's output is not finite.
     """
     slabs = slice_slabs(
-        predictor, volume, patch, num_classes, batch=batch, device=device, precision=precision, progress=progress
+        predictor,
+        volume,
+        patch,
+        num_classes,
+        batch=batch,
+        device=device,
+        precision=precision,
+        progress=progress,
     )
     prob, done = None, 0
     for slab in slabs:
@@ -279,7 +312,9 @@ def slice_slabs(
     precision: str = "fp32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """:func:`slice_by_slice`, a batch of slices at a time: ``(C, n, X, Y)`` float32 on ``device``, in order."""
+    """:func:`slice_by_slice`, a batch of slices at a time: ``(C, n, X, Y)`` float32 on ``device``,
+    in order.
+    """
     device, patch = torch.device(device), tuple(_checks.integers(patch, "patch"))
     if len(patch) != 2:
         raise ValueError(f"patch must have 2 axes, got {patch}")
@@ -310,26 +345,30 @@ def whole_image(
     num_classes: int,
     **options,
 ) -> Tensor:
-    """Class probabilities ``(C, *S)`` of a whole image ``(*S)``, as the patch's axes say: :func:`sliding_window` of a
-    predictor of probabilities, or :func:`slice_by_slice`, of a volume or of one slice, which needs no stride.
+    """Class probabilities ``(C, *S)`` of a whole image ``(*S)``, as the patch's axes say:
+    :func:`sliding_window` of a predictor of probabilities, or :func:`slice_by_slice`, of a volume
+    or of one slice, which needs no stride.
     """
     if len(patch) == 3:
-        return sliding_window(predictor, image, patch, stride, num_classes, activation=None, **options)
+        return sliding_window(
+            predictor, image, patch, stride, num_classes, activation=None, **options
+        )
     if image.ndim == 2:
         return slice_by_slice(predictor, image[..., None], patch, num_classes, **options)[..., 0]
     return slice_by_slice(predictor, image, patch, num_classes, **options)
 
 
 def interpolate_slabs(slabs: Iterable[Tensor], places: Sequence[np.ndarray]) -> Iterator[Tensor]:
-    """Linear interpolation of a volume that comes a few planes at a time, on a grid along the same axes.
+    """Linear interpolation of a volume that comes a few planes at a time, on a grid along the same
+    axes.
 
-    Which planes come together makes no difference to a bit, and where all places are the voxels themselves they come
-    out as they went in.
+    Which planes come together makes no difference to a bit, and where all places are the voxels
+    themselves they come out as they went in.
 
     Args:
         slabs: ``(C, n, Y, Z)``, the planes of a volume ``(C, X, Y, Z)`` in order.
-        places: where the grid's planes, rows and columns lie along X, Y and Z, in voxels of the volume, ascending and
-            from 0 to its last.
+        places: where the grid's planes, rows and columns lie along X, Y and Z, in voxels of the
+            volume, ascending and from 0 to its last.
 
     Yields:
         ``(C, m, Y', Z')``, planes of the grid in order.
@@ -337,23 +376,39 @@ def interpolate_slabs(slabs: Iterable[Tensor], places: Sequence[np.ndarray]) -> 
     below = [np.floor(along).astype(np.int64) for along in places]
     shares = [along - low for along, low in zip(places, below, strict=True)]
     above = [low + (share > 0) for low, share in zip(below, shares, strict=True)]
-    known, first, done = None, 0, 0  # planes that are at hand, the first one's number, and how many have been given
+    known, first, done = (
+        None,
+        0,
+        0,
+    )  # planes that are at hand, the first one's number, and how many have been given
     for slab in slabs:
         known = torch.cat((known, slab), 1) if known is not None and known.shape[1] else slab
         most = _planes_at_once(slab.shape[0], len(places[1]), len(places[2]))
         ready = int(np.searchsorted(above[0], first + known.shape[1]))
         while done < ready:
             end = min(ready, done + most)
-            out = _between(known, 1, below[0][done:end] - first, above[0][done:end] - first, shares[0][done:end])
+            out = _between(
+                known,
+                1,
+                below[0][done:end] - first,
+                above[0][done:end] - first,
+                shares[0][done:end],
+            )
             for axis in (1, 2):
                 out = _between(out, axis + 1, below[axis], above[axis], shares[axis])
             yield out
             done = end
-        past = min(int(below[0][done]) - first, known.shape[1]) if done < len(places[0]) else known.shape[1]
+        past = (
+            min(int(below[0][done]) - first, known.shape[1])
+            if done < len(places[0])
+            else known.shape[1]
+        )
         known, first = known[:, past:], first + past
 
 
-def _between(volume: Tensor, axis: int, below: np.ndarray, above: np.ndarray, share: np.ndarray) -> Tensor:
+def _between(
+    volume: Tensor, axis: int, below: np.ndarray, above: np.ndarray, share: np.ndarray
+) -> Tensor:
     """``volume`` between two indices each along an axis."""
 
     def at(indices):
@@ -364,19 +419,24 @@ def _between(volume: Tensor, axis: int, below: np.ndarray, above: np.ndarray, sh
     if not share.any():
         return at(below)
     share = torch.from_numpy(share.astype(np.float32)).to(volume.device)
-    low = at(below)  # torch.lerp would round otherwise here and there, as its vectors happen to fall
+    low = at(
+        below
+    )  # torch.lerp would round otherwise here and there, as its vectors happen to fall
     return low + (at(above) - low) * share.reshape([-1] + [1] * (volume.ndim - axis - 1))
 
 
 def _resize(images: Tensor, size: Sequence[int]) -> Tensor:
-    """The last two axes to ``size`` by nearest neighbour, the corners' centres kept, halves rounded up.
+    """The last two axes to ``size`` by nearest neighbour, the corners' centres kept, halves rounded
+    up.
 
     What scipy computes, but where it rounds the last place to beyond the edge and writes 0 there.
     """
     for axis, new in zip((-2, -1), size, strict=True):
         old = images.shape[axis]
         step = (old - 1) / (new - 1) if new > 1 else 0.0
-        nearest = (torch.arange(new, dtype=torch.float64) * step + 0.5).floor().long().clamp_(max=old - 1)
+        nearest = (
+            (torch.arange(new, dtype=torch.float64) * step + 0.5).floor().long().clamp_(max=old - 1)
+        )
         images = images.index_select(axis, nearest.to(images.device))
     return images
 
@@ -384,14 +444,19 @@ def _resize(images: Tensor, size: Sequence[int]) -> Tensor:
 def _check_finite(prob: Tensor) -> None:
     low, high = prob.aminmax()  # NaN passes through; a sum of large values may overflow
     if not math.isfinite(low) or not math.isfinite(high):
-        raise UserError("the network's output is not finite: its weights diverged, or the image holds NaN or infinity")
+        raise UserError(
+            "the network's output is not finite: its weights diverged, or the image holds NaN or "
+            "infinity"
+        )
 
 
 def gaussian_weights(patch: Sequence[int], sigma_scale: float = 1 / 8) -> Tensor:
-    """Weights for :func:`sliding_window` that trust a window's centre most: a Gaussian of ``sigma_scale`` times the
-    patch along each axis, 1 at the centre (between two voxels where an extent is even) and nowhere below a thousandth.
+    """Weights for :func:`sliding_window` that trust a window's centre most: a Gaussian of
+    ``sigma_scale`` times the patch along each axis, 1 at the centre (between two voxels where an
+    extent is even) and nowhere below a thousandth.
 
-    MONAI's ``compute_importance_map(patch, "gaussian")``, to its rounding; nnU-Net's map is this one without the floor.
+    MONAI's ``compute_importance_map(patch, "gaussian")``, to its rounding; nnU-Net's map is this
+    one without the floor.
 
     Returns:
         ``patch`` float32 on the CPU.
@@ -413,10 +478,11 @@ def gaussian_weights(patch: Sequence[int], sigma_scale: float = 1 / 8) -> Tensor
 
 
 def mean_probability(networks: Sequence[nn.Module]) -> Predictor:
-    """A predictor of probabilities, as :func:`slice_by_slice` takes it, and :func:`sliding_window` with
-    ``activation=None``: the mean of the networks' softmax outputs.
+    """A predictor of probabilities, as :func:`slice_by_slice` takes it, and :func:`sliding_window`
+    with ``activation=None``: the mean of the networks' softmax outputs.
 
-    Each network offers ``segment(x)``, ``(B, 1, *S)`` to logits ``(B, C, *S)`` of the head that is tested.
+    Each network offers ``segment(x)``, ``(B, 1, *S)`` to logits ``(B, C, *S)`` of the head that is
+    tested.
     """
     if not networks:
         raise ValueError("mean_probability needs at least one network")
@@ -430,14 +496,19 @@ def mean_probability(networks: Sequence[nn.Module]) -> Predictor:
     return predict
 
 
-def usual_stride(protocol: Sequence[int] | None, patch: Sequence[int], downsample: int = 1) -> list[int] | None:
-    """Steps of a window on the network's grid: the data set's protocol's, or half the patch where it has none; None for
-    slices."""
+def usual_stride(
+    protocol: Sequence[int] | None, patch: Sequence[int], downsample: int = 1
+) -> list[int] | None:
+    """Steps of a window on the network's grid: the data set's protocol's, or half the patch where
+    it has none; None for slices."""
     if len(patch) == 2:
         return None
     if protocol is None:
         return [max(1, extent // 2) for extent in patch]
-    return [min(max(1, step // downsample), extent) for step, extent in zip(protocol, patch, strict=True)]
+    return [
+        min(max(1, step // downsample), extent)
+        for step, extent in zip(protocol, patch, strict=True)
+    ]
 
 
 def check_stride(stride: Sequence[int], patch: Sequence[int]) -> None:
@@ -450,23 +521,28 @@ def check_stride(stride: Sequence[int], patch: Sequence[int]) -> None:
 def load_networks(
     path: str | Path, device: torch.device | str, only: str | None = None
 ) -> tuple[list[nn.Module], dict]:
-    """The networks of a checkpoint that are tested, in eval mode on ``device``, and the checkpoint itself (on the CPU).
+    """The networks of a checkpoint that are tested, in eval mode on ``device``, and the checkpoint
+    itself (on the CPU).
 
     ``path`` is a checkpoint's file, or a folder that ``code/export.py`` wrote.
 
     ``only`` names one of its networks to take in their place.
 
-    The checkpoint names the class and the constructor's arguments of each network (``networks``), and which of them
-    are tested (``test_networks``). It is read with ``weights_only=True`` and classes come from the package
-    ``networks`` alone, so a checkpoint of unknown origin cannot run code.
+    The checkpoint names the class and the constructor's arguments of each network (``networks``),
+    and which of them are tested (``test_networks``). It is read with ``weights_only=True`` and
+    classes come from the package ``networks`` alone, so a checkpoint of unknown origin cannot run
+    code.
 
     Raises:
-        UserError: no such file, not a checkpoint, no network of that name, a class that does not exist, or weights that
-            do not fit it.
+        UserError: no such file, not a checkpoint, no network of that name, a class that does not
+            exist, or weights that do not fit it.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; train first (python code/train_<method>.py) or name another run")
+        raise UserError(
+            f"{path}: no such checkpoint; train first (python code/train_<method>.py) or name "
+            "another run"
+        )
     checkpoint = read_export(path) if path.is_dir() else load_checkpoint(path)
     keys = ("step", "last", "args", "networks", "test_networks")
     if not isinstance(checkpoint, dict) or not checkpoint.keys() >= set(keys):
@@ -474,7 +550,9 @@ def load_networks(
     if not checkpoint["test_networks"]:
         raise UserError(f"{path}: lists no network to test")
     if only is not None and only not in checkpoint["networks"]:
-        raise UserError(f"{path}: holds no network {only!r}; choose from {', '.join(checkpoint['networks'])}")
+        raise UserError(
+            f"{path}: holds no network {only!r}; choose from {', '.join(checkpoint['networks'])}"
+        )
     names = checkpoint["test_networks"] if only is None else [only]
     return [_build(checkpoint, name, path).to(device).eval() for name in names], checkpoint
 
@@ -485,7 +563,9 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
         module, _, cls = spec["class"].rpartition(".")
         kwargs = dict(spec["kwargs"])
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: incomplete, it lists the network {name!r} but does not hold it") from None
+        raise UserError(
+            f"{path}: incomplete, it lists the network {name!r} but does not hold it"
+        ) from None
     if kwargs.get("upsampling") == "trilinear":  # as it was called before there were 2-D networks
         kwargs["upsampling"] = "linear"
     try:
@@ -496,7 +576,9 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
             raise TypeError("it is no network")
         network = cls(**kwargs)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: its network {spec['class']} cannot be built here: {error}") from None
+        raise UserError(
+            f"{path}: its network {spec['class']} cannot be built here: {error}"
+        ) from None
     load_state(path, name, network, state)
     return network.to(memory_format=channels_last(network.dims))
 
@@ -532,7 +614,8 @@ class Trained:
 
 
 def described(checkpoint: dict, path: str | Path) -> dict:
-    """What a checkpoint says of its data; of an old one that says nothing, what the data set in its folder says.
+    """What a checkpoint says of its data; of an old one that says nothing, what the data set in its
+    folder says.
 
     Raises:
         UserError: there is no data set of its name.
@@ -556,10 +639,18 @@ def load_trained(path: str | Path, device: torch.device | str, only: str | None 
         args, data = checkpoint["args"], described(checkpoint, path)
         said = {"dataset": args["dataset"], "data": data, "patch": list(args["patch"])}
         trained = Trained(
-            networks, **said, downsample=args["downsample"], step=checkpoint["step"], last=checkpoint["last"]
+            networks,
+            **said,
+            downsample=args["downsample"],
+            step=checkpoint["step"],
+            last=checkpoint["last"],
         )
-        if len(trained.patch) != networks[0].dims or len(trained.stride or ()) != (3 if networks[0].dims == 3 else 0):
+        if len(trained.patch) != networks[0].dims or len(trained.stride or ()) != (
+            3 if networks[0].dims == 3 else 0
+        ):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: does not say what it was trained on: its args and dataset are incomplete") from None
+        raise UserError(
+            f"{path}: does not say what it was trained on: its args and dataset are incomplete"
+        ) from None
     return trained

@@ -16,7 +16,8 @@ def _wide(values):
 
 
 def dice_loss(prob, target, eps=1e-5):
-    """Dice loss with squares in the denominator (Milletari et al., 3DV 2016): 1 - (2 Σpy + ε) / (Σp² + Σy² + ε).
+    """Dice loss with squares in the denominator (Milletari et al., 3DV 2016): 1 - (2 Σpy + ε) /
+    (Σp² + Σy² + ε).
 
     Args:
         prob: probabilities of one class, any shape.
@@ -26,9 +27,13 @@ def dice_loss(prob, target, eps=1e-5):
         ValueError: the shapes differ (they would broadcast to a wrong number).
     """
     if prob.shape != target.shape:
-        raise ValueError(f"prob {tuple(prob.shape)} and target {tuple(target.shape)} must have one shape")
+        raise ValueError(
+            f"prob {tuple(prob.shape)} and target {tuple(target.shape)} must have one shape"
+        )
     prob, target = _wide(prob), _wide(target)
-    overlap, p, t = total(torch.stack(((prob * target).sum(), prob.square().sum(), target.square().sum())))
+    overlap, p, t = total(
+        torch.stack(((prob * target).sum(), prob.square().sum(), target.square().sum()))
+    )
     return 1 - (2 * overlap + eps) / (p + t + eps)
 
 
@@ -45,14 +50,19 @@ def foreground_dice_loss(prob, label, mask=None):
 
 def mean_dice_loss(prob, target):
     """Mean of `dice_loss` over the channels: both `(B, K, *S)`."""
-    return sum(dice_loss(p, t) for p, t in zip(prob.unbind(1), target.unbind(1), strict=True)) / prob.shape[1]
+    return (
+        sum(dice_loss(p, t) for p, t in zip(prob.unbind(1), target.unbind(1), strict=True))
+        / prob.shape[1]
+    )
 
 
 def cross_entropy(logits, label, weight=None, reduction="mean"):
-    """`torch.nn.functional.cross_entropy` of logits `(B, C, *S)`, label `(B, *S)` int64, in two cases in another way.
+    """`torch.nn.functional.cross_entropy` of logits `(B, C, *S)`, label `(B, *S)` int64, in two
+    cases in another way.
 
-    A mean with class weights `(C,)` is one over all processes' voxels. Where the run is deterministic
-    (`--deterministic 1`) a GPU's sum over voxels is taken in a fixed order, as torch's own is not.
+    A mean with class weights `(C,)` is one over all processes' voxels. Where the run is
+    deterministic (`--deterministic 1`) a GPU's sum over voxels is taken in a fixed order, as
+    torch's own is not.
     """
     logits = _wide(logits)
     fixed = logits.is_cuda and torch.are_deterministic_algorithms_enabled()
@@ -62,7 +72,9 @@ def cross_entropy(logits, label, weight=None, reduction="mean"):
 
 
 def _summed_cross_entropy(logits, label, weight, reduction):
-    one_hot = label.unsqueeze(1) == torch.arange(logits.shape[1], device=label.device).view(-1, *[1] * (label.ndim - 1))
+    one_hot = label.unsqueeze(1) == torch.arange(logits.shape[1], device=label.device).view(
+        -1, *[1] * (label.ndim - 1)
+    )
     share = one_hot if weight is None else one_hot * weight.view(-1, *[1] * (label.ndim - 1))
     losses = -(logits.log_softmax(1) * share).sum(1)
     if reduction == "none":
@@ -80,21 +92,29 @@ def supervised_loss(logits, label):
 
 
 def distance_to_mask(sdm, steepness=1500.0):
-    """σ(-k d), a mask from a signed distance map that is negative inside (Luo et al., AAAI 2021)."""
+    """σ(-k d), a mask from a signed distance map that is negative inside (Luo et al., AAAI
+    2021).
+    """
     return torch.sigmoid(-steepness * sdm)
 
 
 def sdm_targets(masks):
-    """`normalized_sdm` of masks, bool `(B, K, *S)`, and 1 everywhere of a class that a crop lacks, to be learned.
+    """`normalized_sdm` of masks, bool `(B, K, *S)`, and 1 everywhere of a class that a crop lacks,
+    to be learned.
 
-    The published map is 0 there, the boundary's value, and σ(-k d) then says 1/2 of a class that is nowhere.
+    The published map is 0 there, the boundary's value, and σ(-k d) then says 1/2 of a class that is
+    nowhere.
     """
     absent = ~masks.flatten(2).any(2)
-    return normalized_sdm(masks.flatten(0, 1)).view_as(masks) + absent.view(*absent.shape, *[1] * (masks.ndim - 2))
+    return normalized_sdm(masks.flatten(0, 1)).view_as(masks) + absent.view(
+        *absent.shape, *[1] * (masks.ndim - 2)
+    )
 
 
 def masked_mean(values, mask):
-    """Mean of `values` where `mask` (same shape, bool or weights) is set; 0 where it is set nowhere."""
+    """Mean of `values` where `mask` (same shape, bool or weights) is set; 0 where it is set
+    nowhere.
+    """
     mask = mask.to(values.dtype)
     over, of = total(torch.stack(((values * mask).sum(), mask.sum())))
     return over / of.clamp(min=torch.finfo(values.dtype).tiny)

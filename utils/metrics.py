@@ -1,7 +1,8 @@
 """Overlap and surface metrics of a segmentation, with the definitions of ``medpy.metric.binary``.
 
-Every method of the field is compared with medpy's numbers, so these equal them (a test holds them to 1e-9), but take
-the voxel counts and both directed sets of surface distances once for all metrics, from one compiled operator.
+Every method of the field is compared with medpy's numbers, so these equal them (a test holds them
+to 1e-9), but take the voxel counts and both directed sets of surface distances once for all
+metrics, from one compiled operator.
 """
 
 import math
@@ -26,27 +27,29 @@ def binary_metrics(
 ) -> dict[str, float]:
     """Dice, Jaccard, precision, recall (all in [0, 1]), HD, 95HD, ASD and ASSD of a prediction.
 
-    ``asd`` is the mean from prediction to target alone, as medpy has it and the papers report it; ``assd`` is the mean
-    over both directions together. Distances are in the unit of ``spacing``, in voxels without it.
+    ``asd`` is the mean from prediction to target alone, as medpy has it and the papers report it;
+    ``assd`` is the mean over both directions together. Distances are in the unit of ``spacing``, in
+    voxels without it.
 
     Args:
-        pred, target: one pair, no batch: ``(X, Y, Z)`` or ``(X, Y)``, arrays or tensors on one device, of bools,
-            integers or floats; what is not zero is foreground.
+        pred, target: one pair, no batch: ``(X, Y, Z)`` or ``(X, Y)``, arrays or tensors on one
+            device, of bools, integers or floats; what is not zero is foreground.
         spacing: size of a voxel along each axis.
-        hd95: ``pooled``, the 95th percentile of both directions together (medpy), or ``max``, the larger of the two
-            directed percentiles (MONAI, DeepMind surface-distance).
+        hd95: ``pooled``, the 95th percentile of both directions together (medpy), or ``max``, the
+            larger of the two directed percentiles (MONAI, DeepMind surface-distance).
         empty: how a pair is scored when a mask has no voxel, and no surface to measure from.
 
-            ========== ============================================ ==================================
-            empty      one mask is empty                            both are
-            ========== ============================================ ==================================
-            zero       all 0, as the released codes of the field    all 0, as those codes
+            ========== ============================================
+            ================================== empty      one mask is empty                            both are
+            ========== ============================================
+            ================================== zero       all 0, as the released codes of the field    all 0, as those codes
                        score an empty prediction. A distance of 0
                        is the best there is: this flatters the
                        method, so count the empty predictions
             nan        overlaps 0, distances NaN (left out)         all NaN: nothing to score
             diagonal   overlaps 0, distances the volume's diagonal  overlaps 1, distances 0 (BraTS)
-            ========== ============================================ ==================================
+            ========== ============================================
+            ==================================
 
     Raises:
         TypeError: complex numbers, objects or text, or a spacing that is a single number.
@@ -59,7 +62,9 @@ def binary_metrics(
 
     pred, target = _mask(pred), _mask(target)
     if spacing is not None:
-        spacing = _checks.numbers(spacing, f"a positive finite spacing for each of {pred.ndim} axes")
+        spacing = _checks.numbers(
+            spacing, f"a positive finite spacing for each of {pred.ndim} axes"
+        )
     there, back, voxels = surface_distances_and_overlap(pred, target, spacing)
     n_pred, n_target, both = voxels.tolist()
     if not n_pred or not n_target:
@@ -89,8 +94,8 @@ def multiclass_metrics(
 
     Raises:
         TypeError: as :func:`binary_metrics`, or a number of classes that is no integer.
-        ValueError: as :func:`binary_metrics`; a label outside of ``[0, num_classes)`` or between two integers; or fewer
-            than 2 classes.
+        ValueError: as :func:`binary_metrics`; a label outside of ``[0, num_classes)`` or between
+            two integers; or fewer than 2 classes.
     """
     if _checks.integer(num_classes, "the number of classes") < 2:
         raise ValueError(f"expected at least 2 classes with the background, got {num_classes}")
@@ -100,7 +105,9 @@ def multiclass_metrics(
             continue
         low, high = labels.min().item(), labels.max().item()
         if not 0 <= low <= high < num_classes:  # NaN is in no range
-            raise ValueError(f"{name} holds labels {low} to {high}, expected 0 to {num_classes - 1}")
+            raise ValueError(
+                f"{name} holds labels {low} to {high}, expected 0 to {num_classes - 1}"
+            )
         if labels.is_floating_point() and labels.frac().any():
             raise ValueError(f"{name} holds labels that are no integers")
     return {c: binary_metrics(pred == c, target == c, **options) for c in range(1, num_classes)}
@@ -112,17 +119,27 @@ def _mask(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def _percentile(values: np.ndarray, q: float) -> float:
-    """``np.percentile(values, q)``, to the bit and in a third of its time, of values that are not empty nor NaN."""
+    """``np.percentile(values, q)``, to the bit and in a third of its time, of values that are not
+    empty nor NaN.
+    """
     rank = (len(values) - 1) * (q / 100)
     low, high = math.floor(rank), math.ceil(rank)
     values = np.partition(values, [low, high])
     step = values[high] - values[low]
     # From the nearer end, as NumPy does.
-    return values[low] + step * (rank - low) if rank - low < 0.5 else values[high] - step * (1 - (rank - low))
+    return (
+        values[low] + step * (rank - low)
+        if rank - low < 0.5
+        else values[high] - step * (1 - (rank - low))
+    )
 
 
-def _score_empty(mode: str, both: bool, shape: Sequence[int], spacing: Sequence[float] | None) -> tuple[float, float]:
-    """(overlap, distance) of a pair with an empty mask, after the table of :func:`binary_metrics`."""
+def _score_empty(
+    mode: str, both: bool, shape: Sequence[int], spacing: Sequence[float] | None
+) -> tuple[float, float]:
+    """(overlap, distance) of a pair with an empty mask, after the table of
+    :func:`binary_metrics`.
+    """
     if mode == "zero":
         return 0.0, 0.0
     if mode == "nan":

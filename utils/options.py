@@ -1,4 +1,5 @@
-"""The command line of every script: options with advice, defaults that know where they come from, errors of one line.
+"""The command line of every script: options with advice, defaults that know where they come from,
+errors of one line.
 
     DEFAULTS = [
         rule("section 3", max_iterations=6000, temperature=1.93),
@@ -27,14 +28,24 @@ PROTOCOL = ("labelnum", "labeled_bs", "unlabeled_bs", "augment", "net")
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with errors of one line, a suggestion for a misspelt flag, and defaults in the help."""
+    """argparse with errors of one line, a suggestion for a misspelt flag, and defaults in the
+    help.
+    """
 
     def __init__(self, doc, **options):
         super().__init__(description=doc, formatter_class=_Help, allow_abbrev=False, **options)
 
     def error(self, message):
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0] if "unrecognized" in message else ""
-        near = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1) if unknown else []
+        unknown = (
+            message.removeprefix("unrecognized arguments: ").split()[0]
+            if "unrecognized" in message
+            else ""
+        )
+        near = (
+            difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1)
+            if unknown
+            else []
+        )
         hint = f"did you mean {near[0]}?" if near else "--help lists the options"
         self.exit(2, f"{self.prog}: {message}; {hint}\n")
 
@@ -45,7 +56,9 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def _number(convert, holds, description):
-    """An argparse type: `convert` the text, insist on `holds`, and say `description` of what was expected."""
+    """An argparse type: `convert` the text, insist on `holds`, and say `description` of what was
+    expected.
+    """
 
     def parse(text):
         try:
@@ -76,7 +89,9 @@ class Rule:
 
 
 def rule(source, when=lambda args: True, /, **values):
-    """Where `when(args)` holds, options not on the command line take these `values`, for the reason `source`."""
+    """Where `when(args)` holds, options not on the command line take these `values`, for the reason
+    `source`.
+    """
     return Rule(source, when, values)
 
 
@@ -91,17 +106,32 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
     """
     parser = ArgumentParser(doc)
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset", choices=sorted(DATASETS), default="LA", help="data set and its protocol")
+    data.add_argument(
+        "--dataset", choices=sorted(DATASETS), default="LA", help="data set and its protocol"
+    )
     data.add_argument("--root", help="its folder (default: data/<dataset>)")
     data.add_argument(
-        "--labelnum", type=positive_int, help="the first so many training cases, or patients, are labelled"
+        "--labelnum",
+        type=positive_int,
+        help="the first so many training cases, or patients, are labelled",
     )
     data.add_argument("--labeled_bs", type=positive_int, help="labelled crops or slices a step")
     if unlabeled:
-        data.add_argument("--unlabeled_bs", type=positive_int, help="unlabelled crops or slices a step")
-    data.add_argument("--patch", type=positive_int, nargs="+", metavar="X", help="crop X Y Z, or size of a slice X Y")
+        data.add_argument(
+            "--unlabeled_bs", type=positive_int, help="unlabelled crops or slices a step"
+        )
     data.add_argument(
-        "--downsample", type=positive_int, default=1, help="2: half resolution, for machines without a GPU"
+        "--patch",
+        type=positive_int,
+        nargs="+",
+        metavar="X",
+        help="crop X Y Z, or size of a slice X Y",
+    )
+    data.add_argument(
+        "--downsample",
+        type=positive_int,
+        default=1,
+        help="2: half resolution, for machines without a GPU",
     )
     data.add_argument(
         "--augment",
@@ -115,10 +145,15 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
         help="where decoded data stays: on the GPU (auto: where a quarter of its free memory is enough), in RAM, or "
         "off: read for each step, which a --cache_dir makes fast",
     )
-    data.add_argument("--cache_dir", help="folder for the decoded data, so that the next start need not decode")
+    data.add_argument(
+        "--cache_dir", help="folder for the decoded data, so that the next start need not decode"
+    )
     held = parser.add_argument_group("validation")
     held.add_argument(
-        "--val_fraction", type=fraction, default=0, help="of the training cases, kept aside to choose best.pth; 0: none"
+        "--val_fraction",
+        type=fraction,
+        default=0,
+        help="of the training cases, kept aside to choose best.pth; 0: none",
     )
     held.add_argument(
         "--val_from",
@@ -126,20 +161,33 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
         help="which: unlabelled cases, whose labels are then read (default, but of own data), labelled ones, or the "
         "published list",
     )
-    held.add_argument("--val_every", type=positive_int, default=200, help="steps between validations")
+    held.add_argument(
+        "--val_every", type=positive_int, default=200, help="steps between validations"
+    )
     network = parser.add_argument_group("network")
     network.add_argument("--net", choices=NETWORKS, help="3-D: vnet, unet3d, resnet18; 2-D: unet")
     network.add_argument("--n_filters", type=positive_int, help="channels of the first stage")
     network.add_argument(
-        "--normalization", choices=("batchnorm", "instancenorm", "groupnorm", "none"), default="batchnorm"
+        "--normalization",
+        choices=("batchnorm", "instancenorm", "groupnorm", "none"),
+        default="batchnorm",
     )
     job = parser.add_argument_group("run")
     if presets:
-        job.add_argument("--preset", choices=presets, default=presets[0], help="as the paper, or as its released code")
+        job.add_argument(
+            "--preset",
+            choices=presets,
+            default=presets[0],
+            help="as the paper, or as its released code",
+        )
     job.add_argument("--base_lr", type=positive, default=0.01, help="learning rate at the start")
-    job.add_argument("--seed", type=non_negative_int, default=1337, help="of weights, orders, crops and dropout")
     job.add_argument(
-        "--gpu", default="0", help="0, or 0,1 to share each batch between GPUs (faster: torchrun), or -1 for the CPU"
+        "--seed", type=non_negative_int, default=1337, help="of weights, orders, crops and dropout"
+    )
+    job.add_argument(
+        "--gpu",
+        default="0",
+        help="0, or 0,1 to share each batch between GPUs (faster: torchrun), or -1 for the CPU",
     )
     job.add_argument(
         "--precision",
@@ -154,7 +202,11 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
         help="1: networks through torch.compile, minutes at the start for a faster step; graphs: as CUDA graphs too",
     )
     job.add_argument(
-        "--deterministic", type=int, choices=(0, 1), default=0, help="1: a GPU gives the same bits every time; slower"
+        "--deterministic",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: a GPU gives the same bits every time; slower",
     )
     job.add_argument(
         "--accumulate",
@@ -170,17 +222,32 @@ def parser(doc, presets=(), unlabeled=True, **defaults):
         help="1: compute each stage again for its gradient instead of keeping it: less memory, a third more time",
     )
     job.add_argument(
-        "--sync_batchnorm", type=int, choices=(0, 1), default=0, help="1: batch norm over all GPUs of torchrun"
+        "--sync_batchnorm",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: batch norm over all GPUs of torchrun",
     )
     job.add_argument("--runs", default="runs", help="folder of all runs")
-    job.add_argument("--name", help="of the run's folder (default: <method>_<labelnum>); name variants with it")
-    job.add_argument("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
-    job.add_argument("--log_every", type=positive_int, default=20, help="steps between records")
-    job.add_argument("--save_minutes", type=positive, default=5, help="longest time between checkpoints")
     job.add_argument(
-        "--keep_every", type=non_negative_int, default=0, help="keep step_<n>.pth every n steps, for curves; 0: never"
+        "--name", help="of the run's folder (default: <method>_<labelnum>); name variants with it"
     )
-    job.add_argument("--picture_every", type=positive_int, default=200, help="steps between TensorBoard pictures")
+    job.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint, if there is one"
+    )
+    job.add_argument("--log_every", type=positive_int, default=20, help="steps between records")
+    job.add_argument(
+        "--save_minutes", type=positive, default=5, help="longest time between checkpoints"
+    )
+    job.add_argument(
+        "--keep_every",
+        type=non_negative_int,
+        default=0,
+        help="keep step_<n>.pth every n steps, for curves; 0: never",
+    )
+    job.add_argument(
+        "--picture_every", type=positive_int, default=200, help="steps between TensorBoard pictures"
+    )
     parser.set_defaults(**defaults)
     return parser
 
@@ -197,8 +264,8 @@ def parse(parser, rules=(), argv=None):
         The options, and in `sources` where the value of each came from.
 
     Raises:
-        UserError: a patch that the network cannot take, or none known for this `--downsample`; a validation that cannot
-            be.
+        UserError: a patch that the network cannot take, or none known for this `--downsample`; a
+            validation that cannot be.
     """
     given = _given(parser, argv)
     args = parser.parse_args(argv)
@@ -211,14 +278,24 @@ def parse(parser, rules=(), argv=None):
                 sources[key] = source
 
     data = dataset_class(args.dataset, args.root or default_root(args.dataset))
-    fill(data.source, **{key: getattr(data, key) for key in PROTOCOL if getattr(args, key, None) is None})
+    fill(
+        data.source,
+        **{key: getattr(data, key) for key in PROTOCOL if getattr(args, key, None) is None},
+    )
     if not hasattr(args, "unlabeled_bs") and sources["labeled_bs"] == data.source:
-        fill(f"{data.source}: both streams' together", labeled_bs=data.labeled_bs + data.unlabeled_bs)
+        fill(
+            f"{data.source}: both streams' together", labeled_bs=data.labeled_bs + data.unlabeled_bs
+        )
     if args.downsample in data.patches:
-        fill(data.source if args.downsample == 1 else "half resolution", patch=list(data.patches[args.downsample]))
+        fill(
+            data.source if args.downsample == 1 else "half resolution",
+            patch=list(data.patches[args.downsample]),
+        )
     elif args.patch is None:
         what = (
-            "is of slices: take a smaller --patch" if len(data.patches[1]) == 2 else "has no crop for it: give --patch"
+            "is of slices: take a smaller --patch"
+            if len(data.patches[1]) == 2
+            else "has no crop for it: give --patch"
         )
         raise UserError(f"--downsample {args.downsample}: {args.dataset} {what}")
     for row in rules:
@@ -253,21 +330,34 @@ def _check(args, data, network):
     dims = len(data.patches[1])
     shown = " ".join(map(str, args.patch))
     if args.val_from == "list" and "val" not in data.splits:
-        raise UserError(f"--val_from list: {args.dataset} has no validation list; give --val_fraction")
+        raise UserError(
+            f"--val_from list: {args.dataset} has no validation list; give --val_fraction"
+        )
     if (args.val_from == "list") == bool(args.val_fraction) and args.val_from:
-        how = "is taken whole: leave --val_fraction out" if args.val_fraction else "needs --val_fraction"
+        how = (
+            "is taken whole: leave --val_fraction out"
+            if args.val_fraction
+            else "needs --val_fraction"
+        )
         raise UserError(f"--val_from {args.val_from} {how}")
     if network.dims != dims:
         fitting = ", ".join(name for name in NETWORKS if network_class(name).dims == dims)
-        raise UserError(f"--net {args.net} is {network.dims}-D, {args.dataset} is {dims}-D: choose from {fitting}")
+        raise UserError(
+            f"--net {args.net} is {network.dims}-D, {args.dataset} is {dims}-D: choose from "
+            f"{fitting}"
+        )
     if len(args.patch) != dims:
         raise UserError(f"--patch {shown}: {args.dataset} is {dims}-D, so give {dims} numbers")
     multiples = network.multiples
     if any(extent % multiple for extent, multiple in zip(args.patch, multiples, strict=True)):
         allowed = " ".join(map(str, multiples))
-        raise UserError(f"--patch {shown}: every extent must be a multiple of {args.net}'s {allowed}")
+        raise UserError(
+            f"--patch {shown}: every extent must be a multiple of {args.net}'s {allowed}"
+        )
     if all(extent <= bottom for extent, bottom in zip(args.patch, network.bottom, strict=True)):
-        raise UserError(f"--patch {shown}: one voxel is left at the network's bottom; one extent must be larger")
+        raise UserError(
+            f"--patch {shown}: one voxel is left at the network's bottom; one extent must be larger"
+        )
 
 
 def describe(args):

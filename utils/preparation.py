@@ -1,5 +1,5 @@
-"""What the ``prepare_<dataset>.py`` scripts share: a folder made once and whole, cases as h5 files, lists by patient
-from a seed, and a report that tells what is wrong with which case.
+"""What the ``prepare_<dataset>.py`` scripts share: a folder made once and whole, cases as h5 files,
+lists by patient from a seed, and a report that tells what is wrong with which case.
 
     if begin(root, recipe, files, overwrite): ...        the same recipe has filled this folder: nothing to do
     report = Report(class_names)
@@ -7,16 +7,17 @@ from a seed, and a report that tells what is wrong with which case.
         with report.case(name, split) as row:            a UserError in here leaves out this case, not the others
             row.look(image, label, source=path)          SimpleITK images: hash, geometry, volumes; what cannot be right
             prepared = how.apply(image, label)           dataloaders.preprocessing
-            write_case(file, prepared.image, prepared.label, grid=prepared.place.grid, source=path, sha256=row.sha256)
-            row.show(prepared.image, prepared.label, prepared.place.grid.spacing)
+            write_case(file, prepared.image, prepared.label, grid=prepared.place.grid, source=path,
+            sha256=row.sha256) row.show(prepared.image, prepared.label, prepared.place.grid.spacing)
     write_list(root / "train.list", [case for case in train if case in report.good])
     problems = report.finish(root)                       report.csv, overlays.png, a table, and the problems as lines
     complete(root, problems)
     sys.exit(1 if problems else 0)
 
-``prepare_all`` is all of that for a data set whose cases are known before any is read, several at a time.
-``relabel`` maps the values of a label file to classes, ``misfit`` says how two geometries differ, ``split_units`` draws
-patients. A file that cannot be written ends the script; all else that is wrong with a case is told at the end.
+``prepare_all`` is all of that for a data set whose cases are known before any is read, several at a
+time. ``relabel`` maps the values of a label file to classes, ``misfit`` says how two geometries
+differ, ``split_units`` draws patients. A file that cannot be written ends the script; all else that
+is wrong with a case is told at the end.
 """
 
 import argparse
@@ -61,7 +62,9 @@ class CannotWriteError(UserError):
 # --------------------------------------------------------------------------------------------------------- the folder
 
 
-def begin(root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bool = False) -> dict | None:
+def begin(
+    root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bool = False
+) -> dict | None:
     """Make a folder ready to be filled, unless it is whole already.
 
     Args:
@@ -71,31 +74,41 @@ def begin(root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bo
         overwrite: remove what another recipe has written, and that alone.
 
     Returns:
-        What :func:`complete` has noted, where this recipe has filled the folder and its files are still there.
+        What :func:`complete` has noted, where this recipe has filled the folder and its files are
+        still there.
 
     Raises:
-        UserError: the folder holds what another recipe, or none, has written, or not all that this one has; or it may
-            not be written.
+        UserError: the folder holds what another recipe, or none, has written, or not all that this
+            one has; or it may not be written.
     """
     root, recipe = Path(root), json.loads(json.dumps(recipe))
     marker = root / MARKER
     found = read_json(marker) if marker.is_file() else None
     if found is not None and not {"recipe", "files", "complete"} <= found.keys():
-        raise UserError(f"{marker}: none of these scripts wrote it; choose another folder with --root")
+        raise UserError(
+            f"{marker}: none of these scripts wrote it; choose another folder with --root"
+        )
     if found is None:
         strangers = sorted(root.iterdir()) if root.is_dir() else []
         if strangers:
             raise UserError(f"{strangers[0]} was there before; choose an empty folder with --root")
     elif found["complete"] and found["recipe"] != recipe and not overwrite:
-        differ = [key for key in {**found["recipe"], **recipe} if found["recipe"].get(key) != recipe.get(key)]
+        differ = [
+            key
+            for key in {**found["recipe"], **recipe}
+            if found["recipe"].get(key) != recipe.get(key)
+        ]
         raise UserError(
-            f"{root} holds another preparation (it differs in {', '.join(differ)}); choose another --root, or replace "
+            f"{root} holds another preparation (it differs in {', '.join(differ)}); choose another "
+            "--root, or replace "
             "it: --overwrite"
         )
     elif not overwrite and found["complete"]:
         gone = [file for file in found["kept"] if not (root / file).is_file()]
         if gone:
-            raise UserError(f"{root / gone[0]}: gone since it was prepared; --overwrite prepares {root} anew")
+            raise UserError(
+                f"{root / gone[0]}: gone since it was prepared; --overwrite prepares {root} anew"
+            )
         return found
     else:
         for file in (*found["files"], *RESULTS):
@@ -117,7 +130,12 @@ def complete(root: str | Path, problems: Sequence[str]) -> None:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, root: str, lists: str, workers: str, seed: int | None = 1337, at_once: int = 4
+    parser: argparse.ArgumentParser,
+    root: str,
+    lists: str,
+    workers: str,
+    seed: int | None = 1337,
+    at_once: int = 4,
 ) -> None:
     """The options that all scripts for an official download share.
 
@@ -134,14 +152,24 @@ def add_options(
     parser.add_argument("--seed", type=options.non_negative_int, default=seed, help=drawn)
     count = min(at_once, os.cpu_count() or 1)
     parser.add_argument("--workers", type=options.positive_int, default=count, help=workers)
-    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared in --root before")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what was prepared in --root before"
+    )
 
 
 def stamp(files: Iterable[Path]) -> list[int]:
-    """What tells a changed source: the number of its files, in folders too, their size, and the latest time."""
-    paths = [path for file in files if file for path in ([file] if file.is_file() else file.rglob("*"))]
+    """What tells a changed source: the number of its files, in folders too, their size, and the
+    latest time.
+    """
+    paths = [
+        path for file in files if file for path in ([file] if file.is_file() else file.rglob("*"))
+    ]
     stats = [path.stat() for path in paths if path.is_file()]
-    return [len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+    return [
+        len(stats),
+        sum(s.st_size for s in stats),
+        max((s.st_mtime_ns for s in stats), default=0),
+    ]
 
 
 def prepare_all(
@@ -159,9 +187,11 @@ def prepare_all(
 
     Args:
         prepare: a job to the row of its case, which it has written; a function of a module.
-        jobs: of all cases. Of a scan in two lists the one whose job comes first stays: begin with the test list.
+        jobs: of all cases. Of a scan in two lists the one whose job comes first stays: begin with
+            the test list.
         paths: case to the files that it is written to, relative to ``root``.
-        lists: file of a list to its lines, each with the case that it belongs to; those of cases left out are dropped.
+        lists: file of a list to its lines, each with the case that it belongs to; those of cases
+            left out are dropped.
         root, recipe, overwrite: as :func:`begin`.
         class_names: of the foreground classes.
         workers: cases at a time.
@@ -177,7 +207,9 @@ def prepare_all(
         return whole["problems"]
     report = Report(class_names)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one alone
+        before = signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # the processes inherit it: Ctrl-C is for this one alone
         rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
         signal.signal(signal.SIGINT, before)
         for row in tqdm(rows, total=len(jobs), unit="case", disable=None):
@@ -238,12 +270,13 @@ def write_case(
     source: str | Path = "",
     sha256: str = "",
 ) -> None:
-    """One h5 file: ``image`` float32 and, where there is one, ``label`` uint8 of the same shape, compressed.
+    """One h5 file: ``image`` float32 and, where there is one, ``label`` uint8 of the same shape,
+    compressed.
 
     Args:
         path: of the file; its folder is made.
-        grid: where the arrays' voxels lie, if their axes are x, y and z: attributes ``spacing``, ``origin``,
-            ``direction``.
+        grid: where the arrays' voxels lie, if their axes are x, y and z: attributes ``spacing``,
+            ``origin``, ``direction``.
         source: the image file, an attribute too, as is ``sha256`` (:func:`voxel_hash`).
     """
 
@@ -274,8 +307,11 @@ def _writing() -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------- the cases
 
 
-def split_units(units: Sequence[str], fractions: Mapping[str, float], seed: int, keep: int = 1) -> dict[str, list[str]]:
-    """Draw units (patients, cases) for some splits, the same ones from the same seed in whatever order they come.
+def split_units(
+    units: Sequence[str], fractions: Mapping[str, float], seed: int, keep: int = 1
+) -> dict[str, list[str]]:
+    """Draw units (patients, cases) for some splits, the same ones from the same seed in whatever
+    order they come.
 
     Args:
         units: names; repeated ones count once.
@@ -290,11 +326,15 @@ def split_units(units: Sequence[str], fractions: Mapping[str, float], seed: int,
         UserError: fewer would be left.
     """
     names = sorted(set(units))
-    counts = {split: max(1, round(part * len(names))) if part > 0 else 0 for split, part in fractions.items()}
+    counts = {
+        split: max(1, round(part * len(names))) if part > 0 else 0
+        for split, part in fractions.items()
+    }
     if sum(counts.values()) > max(len(names) - keep, 0):
         wanted = " and ".join(f"{count} for {split}" for split, count in counts.items() if count)
         raise UserError(
-            f"{wanted} of {len(names)} patients with labels leave too few to train on; take smaller fractions, or 0"
+            f"{wanted} of {len(names)} patients with labels leave too few to train on; take "
+            "smaller fractions, or 0"
         )
     order, drawn = np.random.default_rng(seed).permutation(len(names)).tolist(), {}
     for split, count in counts.items():
@@ -304,8 +344,12 @@ def split_units(units: Sequence[str], fractions: Mapping[str, float], seed: int,
     return drawn
 
 
-def draw_lists(names: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, list[str]]:
-    """:func:`split_units`, and as ``train``, in an order of the seed's too, the names that no split has."""
+def draw_lists(
+    names: Sequence[str], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[str]]:
+    """:func:`split_units`, and as ``train``, in an order of the seed's too, the names that no split
+    has.
+    """
     drawn = split_units(names, fractions, seed)
     taken = {name for split in drawn.values() for name in split}
     left = [name for name in names if name not in taken]
@@ -326,16 +370,23 @@ def relabel(label: SimpleITK.Image, values: Sequence[int]) -> SimpleITK.Image:
         result[found] = c
     if not known.all():
         others = np.unique(array[~known])
-        listed = ", ".join(f"{value:g}" for value in others[:5]) + (", …" if len(others) > 5 else "")
+        listed = ", ".join(f"{value:g}" for value in others[:5]) + (
+            ", …" if len(others) > 5 else ""
+        )
         expected = ", ".join(map(str, values))
-        raise UserError(f"label has values {listed} in {np.count_nonzero(~known)} voxels; {expected} are expected")
+        raise UserError(
+            f"label has values {listed} in {np.count_nonzero(~known)} voxels; {expected} are "
+            "expected"
+        )
     image = SimpleITK.GetImageFromArray(result)
     image.CopyInformation(label)
     return image
 
 
 def misfit(image: SimpleITK.Image, label: SimpleITK.Image) -> str | None:
-    """How a label's geometry differs from its image's, beyond what file formats round; None where it does not."""
+    """How a label's geometry differs from its image's, beyond what file formats round; None where
+    it does not.
+    """
     a, b = Grid.of(image), Grid.of(label)
     if a.size != b.size:
         return f"label has shape {b.size}, but the image has {a.size}"
@@ -350,8 +401,8 @@ def misfit(image: SimpleITK.Image, label: SimpleITK.Image) -> str | None:
 
 
 def voxel_hash(image: SimpleITK.Image) -> str:
-    """SHA-256 of an image's size and values, with axes to the left, the back and the head: equal for one scan in two
-    formats, types or orders of axes."""
+    """SHA-256 of an image's size and values, with axes to the left, the back and the head: equal
+    for one scan in two formats, types or orders of axes."""
     oriented = to_array(SimpleITK.DICOMOrient(image, "LPS")).astype(np.float32)
     return hashlib.sha256(repr(oriented.shape).encode() + oriented.tobytes()).hexdigest()
 
@@ -386,11 +437,12 @@ class Row:
         Args:
             image, label: as read, the label's values being classes.
             source: the image's file.
-            trust_voxels: the label's voxels belong to the image's one by one, whatever the label's header says.
+            trust_voxels: the label's voxels belong to the image's one by one, whatever the label's
+                header says.
 
         Raises:
-            UserError: shape or geometry differ, a value is no class, or the image is in another split too (where no
-                split is known yet, :meth:`Report.check_new` sees to it later).
+            UserError: shape or geometry differ, a value is no class, or the image is in another
+                split too (where no split is known yet, :meth:`Report.check_new` sees to it later).
         """
         grid = Grid.of(image)
         self.sha256 = voxel_hash(image)
@@ -417,7 +469,10 @@ class Row:
 
     def _measure(self, image: np.ndarray, label: np.ndarray, grid: Grid) -> None:
         names = self.report.class_names
-        counts = {int(value): int(count) for value, count in zip(*np.unique(label, return_counts=True), strict=True)}
+        counts = {
+            int(value): int(count)
+            for value, count in zip(*np.unique(label, return_counts=True), strict=True)
+        }
         outside = [value for value in counts if not 0 <= value <= len(names)]
         if outside:
             raise UserError(f"label has values {outside[:5]} outside the classes 0 … {len(names)}")
@@ -430,26 +485,42 @@ class Row:
             self.flags.append("label lies on empty voxels")
 
     def prepare(
-        self, how: Preprocessing, image: SimpleITK.Image, label: SimpleITK.Image, path: Path, source: str | Path
+        self,
+        how: Preprocessing,
+        image: SimpleITK.Image,
+        label: SimpleITK.Image,
+        path: Path,
+        source: str | Path,
     ) -> None:
         """Write the case as ``how`` prepares it, and show it."""
         prepared = how.apply(image, label)
         grid = prepared.place.grid
-        write_case(path, prepared.image, prepared.label, grid=grid, source=source, sha256=self.sha256)
+        write_case(
+            path, prepared.image, prepared.label, grid=grid, source=source, sha256=self.sha256
+        )
         self.show(prepared.image, prepared.label, grid.spacing)
 
     def show(self, image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float]) -> None:
-        """Draw the prepared case into the contact sheet: the slice across the longest voxels with most label."""
+        """Draw the prepared case into the contact sheet: the slice across the longest voxels with
+        most label.
+        """
         self.values["prepared"] = "×".join(map(str, image.shape))
         axis = max(range(3), key=lambda a: (image.shape[a] == 1, round(spacing[a], 3), a))
         others = [a for a in range(3) if a != axis]
         known = label is not None and label.any()
         at = int((label > 0).sum(axis=tuple(others)).argmax()) if known else image.shape[axis] // 2
-        plane = image.take(at, axis).T  # as on a light box: the first axis to the right, the second downwards
+        plane = image.take(
+            at, axis
+        ).T  # as on a light box: the first axis to the right, the second downwards
         classes = label.take(at, axis).T if known else np.zeros(plane.shape, np.uint8)
         extents = [plane.shape[0] * spacing[others[1]], plane.shape[1] * spacing[others[0]]]
         rows, columns = (max(1, round(TILE * extent / max(extents))) for extent in extents)
-        pick = np.ix_(*((np.arange(n) * extent) // n for n, extent in zip((rows, columns), plane.shape, strict=True)))
+        pick = np.ix_(
+            *(
+                (np.arange(n) * extent) // n
+                for n, extent in zip((rows, columns), plane.shape, strict=True)
+            )
+        )
         low, high = np.percentile(plane, (0.5, 99.8))
         grey = np.clip((plane[pick] - low) / ((high - low) or 1), 0, 1)
         picture, classes = np.repeat(grey[..., None], 3, 2), classes[pick]
@@ -476,7 +547,8 @@ class Report:
 
     @contextlib.contextmanager
     def case(self, name: str, split: str | None = None) -> Iterator[Row]:
-        """Work on a case, for the first time or again: a `UserError` within is noted, and the case left out.
+        """Work on a case, for the first time or again: a `UserError` within is noted, and the case
+        left out.
 
         A file that cannot be written is no case's problem and ends the script.
         """
@@ -503,7 +575,9 @@ class Report:
         for other in self._hashes.setdefault(row.sha256, []):
             if other is not row and other.problem is None:
                 if other.split != row.split:
-                    raise UserError(f"the same voxels as {other.case}, which is in the {other.split} list")
+                    raise UserError(
+                        f"the same voxels as {other.case}, which is in the {other.split} list"
+                    )
                 row.flags.append(f"the same voxels as {other.case}")
         self._hashes[row.sha256].append(row)
 
@@ -514,22 +588,38 @@ class Report:
             The problems, a line each: of the cases that were left out.
         """
         root, rows = Path(root), list(self.rows.values())
-        keys = ["shape", "spacing", "axes", "oblique", *(f"{name} ml" for name in self.class_names), "prepared"]
+        keys = [
+            "shape",
+            "spacing",
+            "axes",
+            "oblique",
+            *(f"{name} ml" for name in self.class_names),
+            "prepared",
+        ]
         self._write_csv(root / "report.csv", [*keys, "sha256", "source"])
         shown = [row for row in rows if row.tile is not None]
         if shown:
             _contact_sheet(root / "overlays.png", shown)
         table = [["case", "list", *keys]]
-        table += [[row.case, row.split or "-", *(row.values.get(key, "") for key in keys)] for row in rows]
+        table += [
+            [row.case, row.split or "-", *(row.values.get(key, "") for key in keys)] for row in rows
+        ]
         widths = [max(len(cells[place]) for cells in table) for place in range(len(table[0]))]
         for cells in table:
-            print("  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
+            print(
+                "  ".join(
+                    f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)
+                ).rstrip()
+            )
         for row in rows:
             for flag in row.flags:
                 print(f"{row.case}: {flag}")
         problems = [f"{row.case}: {row.problem}" for row in rows if row.problem is not None]
         flagged = sum(bool(row.flags) for row in rows)
-        print(f"{len(rows) - len(problems)} of {len(rows)} cases prepared, {flagged} of them to look at")
+        print(
+            f"{len(rows) - len(problems)} of {len(rows)} cases prepared, {flagged} of them to look "
+            "at"
+        )
         for name in ["report.csv", *(["overlays.png"] if shown else [])]:
             print(root / name)
         tell(problems)
@@ -541,7 +631,9 @@ class Report:
         writer.writerow(["case", "list", *keys, "flags", "left out because"])
         for row in self.rows.values():
             cells = [row.values.get(key, "") for key in keys]
-            writer.writerow([row.case, row.split or "", *cells, "; ".join(row.flags), row.problem or ""])
+            writer.writerow(
+                [row.case, row.split or "", *cells, "; ".join(row.flags), row.problem or ""]
+            )
         write_text(path, text.getvalue())
 
 
@@ -557,7 +649,9 @@ def _contact_sheet(path: Path, rows: Sequence[Row]) -> None:
     columns = min(len(rows), max(4, math.ceil(math.sqrt(1.5 * len(rows)))))
     lines, name = -(-len(rows) // columns), 20  # pixels for the name
     sheet = np.zeros((lines * (TILE + name), columns * TILE, 3), np.uint8)
-    figure = Figure(figsize=(sheet.shape[1] / 100, sheet.shape[0] / 100), dpi=100, facecolor="black")
+    figure = Figure(
+        figsize=(sheet.shape[1] / 100, sheet.shape[0] / 100), dpi=100, facecolor="black"
+    )
     FigureCanvasAgg(figure)
     for place, row in enumerate(rows):
         top, left = place // columns * (TILE + name), place % columns * TILE
@@ -565,7 +659,9 @@ def _contact_sheet(path: Path, rows: Sequence[Row]) -> None:
         text = f"{row.case} {row.split or ''}".strip()
         colour = CLASSES[1] if row.flags else "white"
         where = (left + 3) / sheet.shape[1], 1 - (top + name / 2) / sheet.shape[0]
-        figure.text(*where, text if len(text) < 30 else f"…{text[-28:]}", size=6, color=colour, va="center")
+        figure.text(
+            *where, text if len(text) < 30 else f"…{text[-28:]}", size=6, color=colour, va="center"
+        )
     ax = figure.add_axes((0, 0, 1, 1), zorder=-1)
     ax.set_axis_off()
     ax.imshow(sheet, interpolation="nearest", aspect="auto")

@@ -1,7 +1,9 @@
-"""Pseudo-labels of whole images, a byte a voxel: small in a checkpoint, and cut into crops like any label map.
+"""Pseudo-labels of whole images, a byte a voxel: small in a checkpoint, and cut into crops like any
+label map.
 
-A byte holds the class and whether it is uncertain, of one problem with all classes, or of up to four binary problems.
-So 0, which a crop has beyond the image's edge, is certain background: what padding is of a labelled crop too.
+A byte holds the class and whether it is uncertain, of one problem with all classes, or of up to
+four binary problems. So 0, which a crop has beyond the image's edge, is certain background: what
+padding is of a labelled crop too.
 """
 
 import zlib
@@ -10,27 +12,37 @@ import torch
 
 
 def pack(labels, certain):
-    """Bytes `(*S)` uint8 of one to four problems' classes (integers `(*S)`) and certain voxels (bool `(*S)`).
+    """Bytes `(*S)` uint8 of one to four problems' classes (integers `(*S)`) and certain voxels
+    (bool `(*S)`).
 
     Raises:
         ValueError: more problems or classes than a byte holds.
     """
     bits = 8 // len(labels)
     if bits < 2 or max(label.max() for label in labels) >= 1 << (bits - 1):
-        raise ValueError(f"a byte cannot hold {len(labels)} problems with these classes and what is certain")
-    shares = [label + ((~sure).long() << (bits - 1)) for label, sure in zip(labels, certain, strict=True)]
+        raise ValueError(
+            f"a byte cannot hold {len(labels)} problems with these classes and what is certain"
+        )
+    shares = [
+        label + ((~sure).long() << (bits - 1)) for label, sure in zip(labels, certain, strict=True)
+    ]
     return sum(share << (k * bits) for k, share in enumerate(shares)).to(torch.uint8)
 
 
 def unpack(code, count):
-    """What `pack` put in for `count` problems: lists of classes int64 and of certain voxels bool."""
+    """What `pack` put in for `count` problems: lists of classes int64 and of certain voxels
+    bool.
+    """
     bits = 8 // count
     shares = [(code.long() >> (k * bits)) % (1 << bits) for k in range(count)]
-    return [share % (1 << (bits - 1)) for share in shares], [share < 1 << (bits - 1) for share in shares]
+    return [share % (1 << (bits - 1)) for share in shares], [
+        share < 1 << (bits - 1) for share in shares
+    ]
 
 
 def found(volumes, count, names, certain):
-    """A line for the log: in how many of the relabelled images each foreground class is, and which is in none.
+    """A line for the log: in how many of the relabelled images each foreground class is, and which
+    is in none.
 
     Args:
         volumes: what `pack` gave, by case.
@@ -52,7 +64,9 @@ def found(volumes, count, names, certain):
 
 
 class CompressedVolumes(dict):
-    """Case to uint8 tensor of any shape, small in a checkpoint: label maps compress a hundredfold."""
+    """Case to uint8 tensor of any shape, small in a checkpoint: label maps compress a
+    hundredfold.
+    """
 
     def replace(self, volumes):
         """Hold `volumes` and nothing else."""
@@ -60,9 +74,21 @@ class CompressedVolumes(dict):
         self.update(volumes)
 
     def state_dict(self):
-        packed = {case: bytearray(zlib.compress(volume.numpy(), 1)) for case, volume in self.items()}
-        return {case: (torch.frombuffer(p, dtype=torch.uint8), list(self[case].shape)) for case, p in packed.items()}
+        packed = {
+            case: bytearray(zlib.compress(volume.numpy(), 1)) for case, volume in self.items()
+        }
+        return {
+            case: (torch.frombuffer(p, dtype=torch.uint8), list(self[case].shape))
+            for case, p in packed.items()
+        }
 
     def load_state_dict(self, state):
-        raw = {case: bytearray(zlib.decompress(packed.numpy())) for case, (packed, _) in state.items()}
-        self.replace({case: torch.frombuffer(r, dtype=torch.uint8).view(state[case][1]) for case, r in raw.items()})
+        raw = {
+            case: bytearray(zlib.decompress(packed.numpy())) for case, (packed, _) in state.items()
+        }
+        self.replace(
+            {
+                case: torch.frombuffer(r, dtype=torch.uint8).view(state[case][1])
+                for case, r in raw.items()
+            }
+        )

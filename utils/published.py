@@ -1,4 +1,6 @@
-"""What the papers print of the methods as they stand, for a table to set beside what was measured here."""
+"""What the papers print of the methods as they stand, for a table to set beside what was measured
+here.
+"""
 
 from utils.figures import SHOWN
 
@@ -6,7 +8,8 @@ from utils.figures import SHOWN
 METRICS = dict.fromkeys(("Pancreas2d", "endocardium"), ("dice", "precision", "recall", "hd"))
 METRICS["Pancreas"] = (*SHOWN, "hd")
 
-# by method, then by data set and number of labels: values of the data set's METRICS, None where the paper gives none
+# by method, then by data set and number of labels: values of the data set's METRICS, None where the
+# paper gives none
 PUBLISHED = {
     "supervised": {
         ("LA", 4): (52.55, None, 47.05, 9.87),
@@ -53,4 +56,8 @@ NMS = {("dmd", "LA"): 0, ("dtml", "LA"): 1, ("cml", "LA"): 1}
 def published(method: str, dataset: str, labelnum: int) -> dict[str, float]:
     """The paper's numbers by metric, overlaps in percent; empty where it has none."""
     values = PUBLISHED.get(method, {}).get((dataset, labelnum), ())
-    return {m: value for m, value in zip(METRICS.get(dataset, SHOWN), values, strict=False) if value is not None}
+    return {
+        m: value
+        for m, value in zip(METRICS.get(dataset, SHOWN), values, strict=False)
+        if value is not None
+    }

@@ -62,7 +62,9 @@ class Result:
         return {row["class"]: row["class_name"] for row in self.rows}
 
     def cases(self, metric: str, of_class: int | None = None) -> dict[str, float]:
-        """A metric by case: of one class, or the mean over classes; what is NaN is left out of it."""
+        """A metric by case: of one class, or the mean over classes; what is NaN is left out of
+        it.
+        """
         values = {}
         for row in self.rows:
             if of_class in (None, row["class"]):
@@ -70,7 +72,9 @@ class Result:
         return {case: _mean(row) for case, row in values.items()}
 
     def environments(self) -> list[dict]:
-        """Versions, commit and hardware, one a part of a run that was resumed; empty if not recorded."""
+        """Versions, commit and hardware, one a part of a run that was resumed; empty if not
+        recorded.
+        """
         try:
             parts = json.loads((self.folder / "environment.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -78,7 +82,9 @@ class Result:
         return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
 
     def sources(self) -> dict[str, list[str]]:
-        """Names of the training's options by where their values came from, as the log begins with them."""
+        """Names of the training's options by where their values came from, as the log begins with
+        them.
+        """
         try:
             lines = (self.folder / "log.txt").read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):
@@ -88,7 +94,9 @@ class Result:
             found = re.fullmatch(r"\S+ (.+?): (\w+=.*)", line)
             if not found:
                 break
-            groups[found[1]] = [name for name in re.findall(r"(?:^| )(\w+)=", found[2]) if name in self.trained]
+            groups[found[1]] = [
+                name for name in re.findall(r"(?:^| )(\w+)=", found[2]) if name in self.trained
+            ]
         return groups
 
     def training_minutes(self) -> float:
@@ -117,7 +125,9 @@ class Result:
         return records
 
     def steps(self) -> dict[int, "Result"]:
-        """Tests of the steps that the run kept, made with this test's options; this one among them at its step."""
+        """Tests of the steps that the run kept, made with this test's options; this one among them
+        at its step.
+        """
         stem = self.summary["checkpoint"].removesuffix(".pth")
         found = {}
         for path in self.folder.glob("test/step_*/summary.json"):
@@ -156,7 +166,10 @@ class Entry:
     def cases(self, metric: str, of_class: int | None = None) -> dict[str, float]:
         """A metric by case, the mean over the seeds."""
         seeds = [result.cases(metric, of_class) for result in self.results]
-        return {case: _mean([values[case] for values in seeds if case in values]) for case in self.case_names}
+        return {
+            case: _mean([values[case] for values in seeds if case in values])
+            for case in self.case_names
+        }
 
     def seed_means(self, metric: str, of_class: int | None = None) -> list[float]:
         """The mean over cases of each seed."""
@@ -166,11 +179,12 @@ class Entry:
 def open_entries(runs: Sequence[str], tag: str, names: Sequence[str] = ()) -> list[Entry]:
     """The entries that a command line names.
 
-    Seeds of one folder are one entry, whether it is named or they are. Labels are the names of the runs' folders, with
-    what tells them apart where two are the same.
+    Seeds of one folder are one entry, whether it is named or they are. Labels are the names of the
+    runs' folders, with what tells them apart where two are the same.
 
     Args:
-        runs: each the folder of a run, of its seeds, or of a test; `<folder>:<tag>` takes another test than `tag`.
+        runs: each the folder of a run, of its seeds, or of a test; `<folder>:<tag>` takes another
+            test than `tag`.
         tag: name of the folder below `test/`.
         names: labels in the order of the entries, in place of their own.
 
@@ -203,18 +217,32 @@ def read_result(folder: Path, tag: str) -> Result:
     path = folder / "test" / tag
     if not (path / "summary.json").is_file():
         others = sorted(other.parent.name for other in folder.glob("test/*/summary.json"))
-        hint = f"; it has {', '.join(others)}: take one with --test or {folder}:{others[0]}" if others else ""
+        hint = (
+            f"; it has {', '.join(others)}: take one with --test or {folder}:{others[0]}"
+            if others
+            else ""
+        )
         raise UserError(f"{folder}: no results {tag}; {_how(folder, tag)}{hint}")
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        needed = summary["cases"], summary["step"], summary["checkpoint"], summary["selection"], summary["empty"]
-        needed += tuple(summary["trained"][key] for key in ("dataset", "labelnum", "method", "seed"))
+        needed = (
+            summary["cases"],
+            summary["step"],
+            summary["checkpoint"],
+            summary["selection"],
+            summary["empty"],
+        )
+        needed += tuple(
+            summary["trained"][key] for key in ("dataset", "labelnum", "method", "seed")
+        )
         summary["units"]["hd"], summary["test"]["nms"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise UserError(f"{path / 'summary.json'}: damaged; {_how(folder, tag)}") from None
     rows = _read_rows(path / "per_case.csv", _how(folder, tag))
     if len({row["case"] for row in rows}) != summary["cases"]:
-        raise UserError(f"{path}: per_case.csv and summary.json are not of one test; {_how(folder, tag)}")
+        raise UserError(
+            f"{path}: per_case.csv and summary.json are not of one test; {_how(folder, tag)}"
+        )
     return Result(folder, tag, summary, rows)
 
 
@@ -222,7 +250,10 @@ def _read_rows(path: Path, how: str) -> list[dict]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [
-                {key: text if key in TEXT else int(text) if key in COUNTS else float(text) for key, text in row.items()}
+                {
+                    key: text if key in TEXT else int(text) if key in COUNTS else float(text)
+                    for key, text in row.items()
+                }
                 for row in csv.DictReader(file)
             ]
     except FileNotFoundError:
@@ -248,16 +279,25 @@ def _how(folder: Path, tag: str) -> str:
 
 
 def command_of_test(folder: Path, tag: str, dataset: str, test: Mapping | None = None) -> str:
-    """The command that makes the results of a name, as far as it and the options of an earlier test tell it."""
-    flags = [f"--checkpoint {step or best}" for step, best in re.findall(r"^(?:step_(\d+)|(best))", tag)]
+    """The command that makes the results of a name, as far as it and the options of an earlier test
+    tell it.
+    """
+    flags = [
+        f"--checkpoint {step or best}" for step, best in re.findall(r"^(?:step_(\d+)|(best))", tag)
+    ]
     flags += [f"--split {split}" for split in re.findall(r"_(val|train)(?=_|$)", tag)]
     flags += [f"--nms {value}" for value in re.findall(r"_nms([01])(?=_|$)", tag)]
     flags += [f"--empty {value}" for value in re.findall(r"_(nan|diagonal)(?=_|$)", tag)]
-    flags += [f"--stride {value.replace('-', ' ')}" for value in re.findall(r"_stride([\d-]+)(?=_|$)", tag)]
+    flags += [
+        f"--stride {value.replace('-', ' ')}"
+        for value in re.findall(r"_stride([\d-]+)(?=_|$)", tag)
+    ]
     flags += [f"--precision {value}" for value in re.findall(r"_(fp32|bf16)(?=_|$)", tag)]
     flags += [f"--cases {value}" for value in re.findall(r"_cases(\d+)(?=_|$)", tag)]
     given = {key: (test or {}).get(key) for key in ("network", "root")}
-    flags += [f"--{key} {shlex.quote(str(value))}" for key, value in given.items() if value is not None]
+    flags += [
+        f"--{key} {shlex.quote(str(value))}" for key, value in given.items() if value is not None
+    ]
     script = f"code/test_{GUESTS.get(dataset, dataset)}.py"
     return " ".join(["python", script, "--run", shlex.quote(str(folder)), *flags])
 
@@ -270,15 +310,25 @@ def _find(text: str, tag: str) -> Iterator[tuple[Path, str]]:
         folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the folder of a run, or of its seeds")
-    if folder.parent.name == "test" and not SEED.fullmatch(folder.name) and (folder / "summary.json").is_file():
+    if (
+        folder.parent.name == "test"
+        and not SEED.fullmatch(folder.name)
+        and (folder / "summary.json").is_file()
+    ):
         folder, tag = folder.parent.parent, folder.name
     if _is_run(folder):
         yield folder, tag
         return
     seeds = [path for path in folder.iterdir() if SEED.fullmatch(path.name) and _is_run(path)]
     if not seeds:
-        inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(map(_is_run, path.glob("*"))))
-        hint = f"; there are runs in {', '.join(inside)}: name them, as {folder}/*" if inside else ""
+        inside = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.is_dir() and any(map(_is_run, path.glob("*")))
+        )
+        hint = (
+            f"; there are runs in {', '.join(inside)}: name them, as {folder}/*" if inside else ""
+        )
         raise UserError(f"{folder}: neither a run nor a folder of seeds{hint}")
     for path in sorted(seeds, key=lambda path: int(SEED.fullmatch(path.name)[1])):
         yield path, tag
@@ -292,7 +342,9 @@ def _labels(groups: Sequence[tuple[Path, str]]) -> list[str]:
     """The folders' names, or with as much besides as tells them apart."""
     folders, tags = zip(*groups, strict=True)
     for depth in (1, 2, None):
-        names = [str(folder if depth is None else Path(*folder.parts[-depth:])) for folder in folders]
+        names = [
+            str(folder if depth is None else Path(*folder.parts[-depth:])) for folder in folders
+        ]
         for labels in (names, [f"{name}:{tag}" for name, tag in zip(names, tags, strict=True)]):
             if len(set(labels)) == len(labels):
                 return labels
@@ -300,7 +352,9 @@ def _labels(groups: Sequence[tuple[Path, str]]) -> list[str]:
 
 
 def differing(results: Iterable[Result]) -> list[str]:
-    """Options of the training that are not the same in all, but for the seed and what moves no number."""
+    """Options of the training that are not the same in all, but for the seed and what moves no
+    number.
+    """
     trained = [result.trained for result in results]
     keys = sorted(set.intersection(*map(set, trained)) - NOT_COMPARED - {"seed"})
     return [key for key in keys if any(options[key] != trained[0][key] for options in trained)]

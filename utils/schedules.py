@@ -6,14 +6,18 @@ import torch
 
 
 def gaussian_rampup(t, length):
-    """exp(-5 (1 - min(t, T)/T)²), from 0.0067 at t = 0 to 1 at t = T (Laine & Aila, ICLR 2017); always 1 if T is 0."""
+    """exp(-5 (1 - min(t, T)/T)²), from 0.0067 at t = 0 to 1 at t = T (Laine & Aila, ICLR 2017);
+    always 1 if T is 0.
+    """
     if length == 0:
         return 1.0
     return math.exp(-5 * (1 - min(max(t, 0), length) / length) ** 2)
 
 
 def step_decay(base_lr, step, every, factor=0.1):
-    """The learning rate of iteration `step` (from 1): ×`factor` after every `every` iterations; 0 for never."""
+    """The learning rate of iteration `step` (from 1): ×`factor` after every `every` iterations; 0
+    for never.
+    """
     return base_lr * factor ** ((step - 1) // every) if every else base_lr
 
 
@@ -24,12 +28,14 @@ def set_lr(optimizer, lr):
 
 
 def ema_decay(t, limit=0.99):
-    """The teacher's decay min(1 - 1/(t+1), limit): at t = 0 the teacher becomes a copy, then a true mean, then the EMA
-    (Tarvainen & Valpola, NeurIPS 2017)."""
+    """The teacher's decay min(1 - 1/(t+1), limit): at t = 0 the teacher becomes a copy, then a true
+    mean, then the EMA (Tarvainen & Valpola, NeurIPS 2017)."""
     return min(1 - 1 / (t + 1), limit)
 
 
 @torch.no_grad()
 def update_teacher(teacher, student, decay):
-    """θ' = a θ' + (1-a) θ over the parameters; buffers stay the teacher's own, as in the released codes."""
+    """θ' = a θ' + (1-a) θ over the parameters; buffers stay the teacher's own, as in the released
+    codes.
+    """
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)

@@ -1,7 +1,8 @@
-"""What two methods are compared with: paired tests over cases, Holm's correction, bootstrap intervals.
+"""What two methods are compared with: paired tests over cases, Holm's correction, bootstrap
+intervals.
 
-A case is the unit: the two methods segment the same ones, and the differences between them are what is tested. Seeds of
-a method are no further cases; average over them first.
+A case is the unit: the two methods segment the same ones, and the differences between them are what
+is tested. Seeds of a method are no further cases; average over them first.
 """
 
 import math
@@ -30,7 +31,8 @@ class Paired:
         n: pairs.
         mean: of the differences.
         low, high: bootstrap interval of that mean.
-        t_test, wilcoxon: two-sided p of the paired t-test and of Wilcoxon's signed-rank test; NaN below two pairs.
+        t_test, wilcoxon: two-sided p of the paired t-test and of Wilcoxon's signed-rank test; NaN
+            below two pairs.
     """
 
     n: int
@@ -74,16 +76,20 @@ def paired(first: Sequence[float], second: Sequence[float], **bootstrap) -> Pair
 
 
 def signed_rank(differences: Sequence[float], exact: int = 200) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; differences of 0 are left out, equal ones share their mean rank.
+    """Two-sided p of Wilcoxon's signed-rank test; differences of 0 are left out, equal ones share
+    their mean rank.
 
-    Up to ``exact`` differences from the distribution over all signs, built rank by rank: SciPy's own goes through the
-    signs one by one where ranks are shared, or approximates, which of the two depends on its version.
+    Up to ``exact`` differences from the distribution over all signs, built rank by rank: SciPy's
+    own goes through the signs one by one where ranks are shared, or approximates, which of the two
+    depends on its version.
     """
     differences = np.asarray(differences, dtype=float)
     differences = differences[differences != 0]
     if len(differences) > exact:
         return float(stats.wilcoxon(differences).pvalue)
-    ranks = (2 * stats.rankdata(np.abs(differences))).astype(int)  # whole numbers: mean ranks end in .5
+    ranks = (2 * stats.rankdata(np.abs(differences))).astype(
+        int
+    )  # whole numbers: mean ranks end in .5
     chance = np.zeros(ranks.sum() + 1)  # of each sum of the positive ones' ranks
     chance[0] = 1
     for rank in ranks:
@@ -94,15 +100,21 @@ def signed_rank(differences: Sequence[float], exact: int = 200) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for being several, after Holm (1979): the family-wise error stays below the level.
+    """p-values corrected for being several, after Holm (1979): the family-wise error stays below
+    the level.
 
-    The smallest of m is multiplied by m, the next by m - 1, …; none becomes smaller than one before it, nor larger than
+    The smallest of m is multiplied by m, the next by m - 1, …; none becomes smaller than one before
+    it, nor larger than
     1. NaN stays, and counts for nothing.
     """
     p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values, kind="stable")[: np.count_nonzero(~np.isnan(p_values))]  # NaN sorts last
+    order = np.argsort(p_values, kind="stable")[
+        : np.count_nonzero(~np.isnan(p_values))
+    ]  # NaN sorts last
     corrected = np.full(p_values.shape, math.nan)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)))
+    corrected[order] = np.minimum(
+        1, np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1))
+    )
     return corrected.tolist()
 
 
@@ -111,7 +123,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Bias-corrected and accelerated (BCa) bootstrap interval of the mean; NaN is left out.
 
-    The same seed draws the same cases again, so intervals of several methods on the same cases belong together.
+    The same seed draws the same cases again, so intervals of several methods on the same cases
+    belong together.
 
     Returns:
         Low and high end; NaN below two values.
@@ -121,7 +134,12 @@ def bootstrap_interval(
         return math.nan, math.nan
     if np.ptp(kept) <= 1e-12 * np.abs(kept).max():  # all the same, but for rounding
         return float(kept[0]), float(kept[0])
-    settings = {"confidence_level": confidence, "n_resamples": resamples, "batch": 1000, "method": "BCa"}
+    settings = {
+        "confidence_level": confidence,
+        "n_resamples": resamples,
+        "batch": 1000,
+        "method": "BCa",
+    }
     # `random_state`, not `rng`: SciPy takes it before 1.15 too
     found = stats.bootstrap((kept,), np.mean, random_state=np.random.default_rng(seed), **settings)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -1,8 +1,10 @@
-"""Tables of runs: the commands that make each row, and what the runs' test results say beside published numbers.
+"""Tables of runs: the commands that make each row, and what the runs' test results say beside
+published numbers.
 
-What a row would train with is asked of its script (`options_of`), never guessed. So a row that comes to the defaults
-shares the default's run, a flag that does not exist stops everything before it begins, and a result counts for a row
-only where the run was trained with exactly these options and to its end.
+What a row would train with is asked of its script (`options_of`), never guessed. So a row that
+comes to the defaults shares the default's run, a flag that does not exist stops everything before
+it begins, and a result counts for a row only where the run was trained with exactly these options
+and to its end.
 """
 
 import difflib
@@ -25,7 +27,11 @@ from utils.errors import UserError
 from utils.figures import NAMES
 from utils.metrics import OVERLAPS
 
-NOT_COMPARED = run.MAY_DIFFER | {"name", "precision", "precision_asked"}  # what the device made of what was asked
+NOT_COMPARED = run.MAY_DIFFER | {
+    "name",
+    "precision",
+    "precision_asked",
+}  # what the device made of what was asked
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,8 @@ class Job:
     Attributes:
         train, test: its commands.
         folder: of the run.
-        results: where its result may lie: which component filter a test script's folders name depends on its default.
+        results: where its result may lie: which component filter a test script's folders name
+            depends on its default.
         nms: the filter that the result must be with, as text; None for the test script's default.
         options: what it is trained with.
         default: whether that is what the method is trained with by default.
@@ -91,7 +98,9 @@ class Job:
     default: bool
 
     def result(self):
-        """The summary of the finished run, or None, and why there is none (None where it was never tested)."""
+        """The summary of the finished run, or None, and why there is none (None where it was never
+        tested).
+        """
         for path in filter(Path.is_file, self.results):
             try:
                 summary = json.loads(path.read_text(encoding="utf-8"))
@@ -105,13 +114,18 @@ class Job:
                 return None, f"{self.folder}: tested at step {step} of {last}"
             key = other_option(trained, self.options)
             if key:
-                return None, f"{self.folder}: trained with {key} {trained[key]}, not {self.options[key]}"
+                return (
+                    None,
+                    f"{self.folder}: trained with {key} {trained[key]}, not {self.options[key]}",
+                )
             return summary, None
         return None, None
 
 
 def other_option(trained, options):
-    """The first option, by name, that a run was trained with otherwise than a script would with `options`, or None."""
+    """The first option, by name, that a run was trained with otherwise than a script would with
+    `options`, or None.
+    """
     key = run.first_difference(trained, options, NOT_COMPARED)
     if key:
         return key
@@ -120,7 +134,9 @@ def other_option(trained, options):
 
 
 class _Reached(BaseException):
-    """A script is about to make its `Run`: carries the options. No Exception, so that no script handles it."""
+    """A script is about to make its `Run`: carries the options. No Exception, so that no script
+    handles it.
+    """
 
 
 @functools.cache
@@ -128,7 +144,8 @@ def options_of(script, *arguments):
     """What a training script would train with: its own `main`, as far as its `Run`.
 
     Raises:
-        SystemExit: the script's parser or its checks refuse the arguments; it has said why, in one line.
+        SystemExit: the script's parser or its checks refuse the arguments; it has said why, in one
+            line.
     """
 
     def reached(args, _):
@@ -168,10 +185,17 @@ def make_job(row, train, test, dataset, labelnum, seed, runs, places, extra):
     tag = "last" + (f"_{given['--network']}" if "--network" in given else "")
     tags = [tag] + ([f"{tag}_nms{given['--nms']}"] if "--nms" in given else [])
     return Job(
-        train=[str(train), *flags, *(part for place in places.items() for part in place), "--resume"],
+        train=[
+            str(train),
+            *flags,
+            *(part for place in places.items() for part in place),
+            "--resume",
+        ],
         test=[
             *(str(test), "--run", str(folder), *test_flags),
-            *(part for flag, value in places.items() for part in (flag, value.split(",")[0])),  # tests use one GPU
+            *(
+                part for flag, value in places.items() for part in (flag, value.split(",")[0])
+            ),  # tests use one GPU
         ],
         folder=folder,
         results=[folder / "test" / tag / "summary.json" for tag in tags],
@@ -182,7 +206,9 @@ def make_job(row, train, test, dataset, labelnum, seed, runs, places, extra):
 
 
 def commands(rows):
-    """`(row, job, command)` for the commands of all jobs, each once: two rows may be two tests of one run."""
+    """`(row, job, command)` for the commands of all jobs, each once: two rows may be two tests of
+    one run.
+    """
     seen = set()
     for row, jobs in rows:
         for job in jobs:
@@ -198,10 +224,11 @@ def shell(command):
 
 
 def call(command):
-    """Run a Python script to its end and return its exit status, negative for a signal as in `subprocess`.
+    """Run a Python script to its end and return its exit status, negative for a signal as in
+    `subprocess`.
 
-    It has a session of its own, and gets each signal once, from here: a training script saves at the first and leaves
-    at once at the second.
+    It has a session of its own, and gets each signal once, from here: a training script saves at
+    the first and leaves at once at the second.
     """
     process, early = None, []  # signals that come while the script is being started
 
@@ -232,7 +259,16 @@ def fill(rows, metrics):
     Returns:
         The header and the rows, lists of text; notes, lines of text.
     """
-    cells = [["", "labels", *(NAMES[m] + " %" * (m in OVERLAPS) for m in metrics), "published", "seeds", "run"]]
+    cells = [
+        [
+            "",
+            "labels",
+            *(NAMES[m] + " %" * (m in OVERLAPS) for m in metrics),
+            "published",
+            "seeds",
+            "run",
+        ]
+    ]
     notes = []
     for row, jobs in rows:
         found = []
@@ -242,14 +278,21 @@ def fill(rows, metrics):
             if summary:
                 found.append(summary["mean"])
                 empty = summary["empty_predictions"]
-                notes += [f"{job.folder}: {empty} empty predictions: {summary['empty']}"] if empty else []
+                notes += (
+                    [f"{job.folder}: {empty} empty predictions: {summary['empty']}"]
+                    if empty
+                    else []
+                )
         published = ["-" if value is None else f"{value:.2f}" for value in row.published or ()]
         last = [f"{len(found)} of {len(jobs)}", jobs[0].folder.parent.name] if jobs else ["-", "-"]
         cells.append(
             [
                 row.label,
                 str(jobs[0].options["labelnum"]) if jobs else "-",
-                *(_cell([mean[m]["mean"] for mean in found], 100 if m in OVERLAPS else 1) for m in metrics),
+                *(
+                    _cell([mean[m]["mean"] for mean in found], 100 if m in OVERLAPS else 1)
+                    for m in metrics
+                ),
                 " / ".join(published) or "-",
                 *last,
             ]
@@ -258,11 +301,15 @@ def fill(rows, metrics):
 
 
 def _cell(values, factor):
-    """Mean over seeds, with its sample sd from two on; `-` for none (a JSON null is a distance that nothing had)."""
+    """Mean over seeds, with its sample sd from two on; `-` for none (a JSON null is a distance that
+    nothing had).
+    """
     values = [factor * value for value in values if value is not None]
     if not values:
         return "-"
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+    return f"{np.mean(values):.2f}" + (
+        f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    )
 
 
 def render(cells, kind):
@@ -274,7 +321,10 @@ def render(cells, kind):
         return "\n".join([lines[0], rule, *lines[1:]])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
-        [cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        [
+            cell.rjust(w) if i in numbers else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         for row in cells
     ]
     return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -1,6 +1,8 @@
-"""The plumbing of every test script: options, the run and its networks, the list, the folder that is filled.
+"""The plumbing of every test script: options, the run and its networks, the list, the folder that
+is filled.
 
-What moves a number stands in the script: its data sets, the filter of components, and what predicts.
+What moves a number stands in the script: its data sets, the filter of components, and what
+predicts.
 
     test = Test(__doc__, ("LA", "phantom"), nms=1)       options, with the script's defaults; run, checkpoint, list
     test.evaluate(mean_probability(test.networks))       windows or slices, filter, scores, files
@@ -26,9 +28,23 @@ from utils.inference import check_stride, load_networks, usual_stride, whole_ima
 from utils.metrics import METRICS
 from utils.ops import largest_component
 
-LISTS = {"test": "the test list", "val": "the validation list", "train": "the run's unlabelled training cases"}
-NAMING = ("method", "labelnum", "seed", "dataset", "runs")  # the options that name a run where --run does not
-GUESTS = {"phantom": "LA", "phantom2d": "ACDC", "own2d": "own"}  # data sets without a script of their own
+LISTS = {
+    "test": "the test list",
+    "val": "the validation list",
+    "train": "the run's unlabelled training cases",
+}
+NAMING = (
+    "method",
+    "labelnum",
+    "seed",
+    "dataset",
+    "runs",
+)  # the options that name a run where --run does not
+GUESTS = {
+    "phantom": "LA",
+    "phantom2d": "ACDC",
+    "own2d": "own",
+}  # data sets without a script of their own
 
 
 class Test:
@@ -37,7 +53,8 @@ class Test:
     Args:
         doc: the script's docstring.
         datasets: names of those that it tests, the default first.
-        splits: lists that may be taken, the default first; of them only those that one of the data sets has.
+        splits: lists that may be taken, the default first; of them only those that one of the data
+            sets has.
         scores: False leaves out the options of `evaluate`.
         defaults: the script's own, such as `nms` and `metrics`.
 
@@ -67,8 +84,12 @@ class Test:
         if "," in args.gpu and not distributed.launched():
             raise UserError(f"--gpu {args.gpu}: testing uses one device; give one number")
         if not args.run and args.labelnum is None:
-            args.labelnum = getattr(dataset_class(args.dataset), "labelnum", None) or _only_labelnum(args)
-        self.folder = find_run(args.run, args.runs, args.dataset, f"{args.method}_{args.labelnum}", args.seed)
+            args.labelnum = getattr(
+                dataset_class(args.dataset), "labelnum", None
+            ) or _only_labelnum(args)
+        self.folder = find_run(
+            args.run, args.runs, args.dataset, f"{args.method}_{args.labelnum}", args.seed
+        )
         self.path = find_checkpoint(self.folder, args.checkpoint)
         self.device = select_device(args.gpu)
         distributed.start(self.device)
@@ -77,21 +98,36 @@ class Test:
         self.trained = trained = self.checkpoint["args"]
         name = trained["dataset"]
         if name not in datasets:
-            raise UserError(f"{self.folder}: trained on {name}; test it with code/test_{GUESTS.get(name, name)}.py")
+            raise UserError(
+                f"{self.folder}: trained on {name}; test it with "
+                f"code/test_{GUESTS.get(name, name)}.py"
+            )
 
-        self.data = open_dataset(name, args.root or trained["root"], args.split, trained["downsample"])
+        self.data = open_dataset(
+            name, args.root or trained["root"], args.split, trained["downsample"]
+        )
         self.num_classes = self.data.num_classes
         self.patch, self.stride = trained["patch"], self._stride()
-        self.options = {"batch": args.batch, "device": self.device, "precision": self.precision, "progress": _bar()}
+        self.options = {
+            "batch": args.batch,
+            "device": self.device,
+            "precision": self.precision,
+            "progress": _bar(),
+        }
         self.listed = range(len(self.data.names))
         if args.split == "train":
             self.listed = unseen(self.data, self.checkpoint)
             if not self.listed:
-                raise UserError(f"{self.folder}: the label of every training case was seen; take --split test")
+                raise UserError(
+                    f"{self.folder}: the label of every training case was seen; take --split test"
+                )
         self.indices = self.listed[: args.cases]
         self.selection = selection(self.checkpoint, args.checkpoint, self.folder)
         if distributed.is_first():
-            print(f"{self.path}, step {self.checkpoint['step']} of {self.checkpoint['last']}: {self.selection}")
+            print(
+                f"{self.path}, step {self.checkpoint['step']} of {self.checkpoint['last']}: "
+                f"{self.selection}"
+            )
             if args.split != "test":
                 print(f"scored on {LISTS[args.split]}")
 
@@ -99,7 +135,9 @@ class Test:
         wanted, patch = getattr(self.args, "stride", None), self.trained["patch"]
         if len(patch) == 2:
             if wanted:
-                raise UserError(f"--stride: {self.data.name} is predicted slice by slice, without windows")
+                raise UserError(
+                    f"--stride: {self.data.name} is predicted slice by slice, without windows"
+                )
             return None
         stride = wanted or usual_stride(self.data.stride, patch, self.trained["downsample"])
         check_stride(stride, patch)
@@ -123,20 +161,31 @@ class Test:
         return self.folder / "test" / tag
 
     def _recorded_root(self):
-        """Where the data of the training lay: a relative path began in the folder that the run's own place tells."""
+        """Where the data of the training lay: a relative path began in the folder that the run's
+        own place tells.
+        """
         root = Path(self.trained["root"] or default_root(self.trained["dataset"]))
-        runs, place = Path(self.trained.get("runs", "runs")).parts, Path(os.path.abspath(self.folder)).parts[:-3]
+        runs, place = (
+            Path(self.trained.get("runs", "runs")).parts,
+            Path(os.path.abspath(self.folder)).parts[:-3],
+        )
         return Path(*(place[: -len(runs)] if place[-len(runs) :] == runs else ()), root).resolve()
 
     def cases(self, indices=None):
-        """`(name, image, label)` of each case, `(X, Y, Z)`, read when it is its turn; a slice has an extent of 1."""
+        """`(name, image, label)` of each case, `(X, Y, Z)`, read when it is its turn; a slice has
+        an extent of 1.
+        """
         for index in self.indices if indices is None else indices:
             image, label = self.data.load(index)
             yield self.data.names[index], *(np.atleast_3d(array) for array in (image, label))
 
     def record(self):
         """How the numbers came about."""
-        settings = {"stride": self.stride and list(self.stride), "precision": self.precision, "patch": list(self.patch)}
+        settings = {
+            "stride": self.stride and list(self.stride),
+            "precision": self.precision,
+            "patch": list(self.patch),
+        }
         given = vars(self.args) | settings
         if self.args.run:  # the options that name a run without it say nothing of this one
             given = {key: value for key, value in given.items() if key not in NAMING}
@@ -156,23 +205,30 @@ class Test:
         }
 
     def evaluate(self, predictor, per_slice=False):
-        """Score a predictor of probabilities, `(B, 1, *patch)` to `(B, C, *patch)`, on every case, and write it down.
+        """Score a predictor of probabilities, `(B, 1, *patch)` to `(B, C, *patch)`, on every case,
+        and write it down.
 
-        `per_slice` scores each slice by itself, and filters its components by itself: for stacks whose slices are no
-        neighbours in space.
+        `per_slice` scores each slice by itself, and filters its components by itself: for stacks
+        whose slices are no neighbours in space.
         """
         args, spacing = self.args, self.data.spacing
 
         def segment(image):
-            prob = whole_image(predictor, image, self.patch, self.stride, self.num_classes, **self.options)
+            prob = whole_image(
+                predictor, image, self.patch, self.stride, self.num_classes, **self.options
+            )
             labels = prob.argmax(0).to(torch.uint8)
             if args.nms and per_slice:
-                labels = largest_component(labels.permute(2, 0, 1), self.num_classes).permute(1, 2, 0)
+                labels = largest_component(labels.permute(2, 0, 1), self.num_classes).permute(
+                    1, 2, 0
+                )
             elif args.nms:
                 labels = largest_component(labels[None], self.num_classes)[0]
             return labels.cpu().numpy()
 
-        cases = f"{len(self.indices)} cases" + (f" of {LISTS[args.split]}" if args.split != "test" else "")
+        cases = f"{len(self.indices)} cases" + (
+            f" of {LISTS[args.split]}" if args.split != "test" else ""
+        )
         name = f"{self.trained['dataset']}, {self.folder.parent.name}, {self.folder.name}"
         return evaluate(
             self.cases(distributed.share_out(self.indices)),
@@ -194,17 +250,25 @@ class Test:
 
 
 def unseen(data, checkpoint):
-    """Indices of a train split's samples whose label neither training nor the choice of a checkpoint has seen: from
-    the others nothing is learnt of a network."""
+    """Indices of a train split's samples whose label neither training nor the choice of a
+    checkpoint has seen: from the others nothing is learnt of a network."""
     seen = set(data.labeled(checkpoint["args"]["labelnum"]))
     held = checkpoint.get("validation", {}).get("cases", ())
-    return [index for index in range(len(data.names)) if index not in seen and data.units[index] not in held]
+    return [
+        index
+        for index in range(len(data.names))
+        if index not in seen and data.units[index] not in held
+    ]
 
 
 def _only_labelnum(args):
     """The number of labels that the method was trained with, of data that have no usual one."""
     found = sorted(Path(args.runs, args.dataset).glob(f"{args.method}_*/seed{args.seed}"))
-    numbers = {int(label) for folder in found if (label := folder.parent.name.rpartition("_")[2]).isdecimal()}
+    numbers = {
+        int(label)
+        for folder in found
+        if (label := folder.parent.name.rpartition("_")[2]).isdecimal()
+    }
     if len(numbers) != 1:
         there = ", ".join(map(str, found)) or "there is none"
         raise UserError(f"no --labelnum given: name the run with --run, of {there}")
@@ -219,50 +283,88 @@ def _parser(doc, datasets, splits, scores):
     which.add_argument("--run", help="its folder; without it the next five name it")
     which.add_argument("--method", default="coranet", help="train_<method>.py")
     which.add_argument(
-        "--labelnum", type=options.positive_int, help="what it was trained with (default: the data set's)"
+        "--labelnum",
+        type=options.positive_int,
+        help="what it was trained with (default: the data set's)",
     )
     which.add_argument("--seed", type=options.non_negative_int, default=1337, help="its seed")
-    which.add_argument("--dataset", choices=datasets, default=datasets[0], help="data set that it was trained on")
+    which.add_argument(
+        "--dataset", choices=datasets, default=datasets[0], help="data set that it was trained on"
+    )
     which.add_argument("--runs", default="runs", help="folder of all runs")
-    which.add_argument("--checkpoint", type=checkpoint_name, default="last", help="last, best, or a kept step's number")
+    which.add_argument(
+        "--checkpoint",
+        type=checkpoint_name,
+        default="last",
+        help="last, best, or a kept step's number",
+    )
     test = parser.add_argument_group("test")
-    test.add_argument("--root", help="folder of the data (default: the one that the run was trained on)")
+    test.add_argument(
+        "--root", help="folder of the data (default: the one that the run was trained on)"
+    )
     if len(splits) > 1:
         lists = "; ".join(f"{split}: {LISTS[split]}" for split in splits)
         test.add_argument("--split", choices=splits, default=splits[0], help=lists)
     else:
         parser.set_defaults(split=splits[0])
-    test.add_argument("--cases", type=options.positive_int, help="the first so many of the list alone")
+    test.add_argument(
+        "--cases", type=options.positive_int, help="the first so many of the list alone"
+    )
     if any(data.stride for data in classes):
         stride = {"nargs": 3, "metavar": ("X", "Y", "Z")}
-        test.add_argument("--stride", type=options.positive_int, **stride, help="of the windows (default: data set's)")
-    test.add_argument("--network", help="one of the checkpoint's networks (default: those that the paper tests)")
+        test.add_argument(
+            "--stride",
+            type=options.positive_int,
+            **stride,
+            help="of the windows (default: data set's)",
+        )
+    test.add_argument(
+        "--network", help="one of the checkpoint's networks (default: those that the paper tests)"
+    )
     if scores:
         filtered = "1: keep each class's largest component alone, of each slice where slices are scored by themselves"
         test.add_argument("--nms", type=int, choices=(0, 1), default=0, help=filtered)
         test.add_argument(
-            "--empty", choices=tuple(EMPTY), default="zero", help="how empty masks score; zero: as papers"
+            "--empty",
+            choices=tuple(EMPTY),
+            default="zero",
+            help="how empty masks score; zero: as papers",
         )
         listed = {"nargs": "+", "choices": METRICS, "metavar": "METRIC", "default": SHOWN}
-        test.add_argument("--metrics", **listed, help=f"of {', '.join(METRICS)}: what is shown; the CSV has all")
+        test.add_argument(
+            "--metrics", **listed, help=f"of {', '.join(METRICS)}: what is shown; the CSV has all"
+        )
         test.add_argument("--figures", type=int, choices=(0, 1), default=1, help="1: draw figures")
-        test.add_argument("--format", nargs="+", choices=FORMATS, default=["png"], help="of the figures")
-        test.add_argument("--nifti", type=int, choices=(0, 1), default=1, help="1: write labels and predictions")
+        test.add_argument(
+            "--format", nargs="+", choices=FORMATS, default=["png"], help="of the figures"
+        )
+        test.add_argument(
+            "--nifti", type=int, choices=(0, 1), default=1, help="1: write labels and predictions"
+        )
     at_once = "windows or slices at once (default: GPU 4 or 16, CPU 1 or 4): memory, not numbers"
     test.add_argument("--batch", type=options.positive_int, help=at_once)
     test.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
-    test.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where fast")
+    test.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where fast",
+    )
     return parser
 
 
 def selection(checkpoint, name, folder):
-    """The rule that chose a checkpoint of a run's folder, which `--checkpoint` called by this name, in words."""
+    """The rule that chose a checkpoint of a run's folder, which `--checkpoint` called by this name,
+    in words.
+    """
     if name == "last" and checkpoint["step"] < checkpoint["last"]:
         return UNFINISHED
     if name != "best":
         return SELECTION.get(name, "a step on the way")
     held, best = checkpoint["validation"], checkpoint["best"]
-    words = f"{SELECTION['best']}: {len(held['cases'])} {held['from']}, Dice {100 * best['dice']:.2f}"
+    words = (
+        f"{SELECTION['best']}: {len(held['cases'])} {held['from']}, Dice {100 * best['dice']:.2f}"
+    )
     last = folder / "last.pth"
     unfinished = last.is_file() and load_checkpoint(last)["step"] < checkpoint["last"]
     return f"{words}; {UNFINISHED}" if unfinished else words
@@ -276,12 +378,16 @@ def checkpoint_name(text):
 
 
 def _bar():
-    """A progress bar over a volume's windows or slices, on a terminal alone, that leaves when the volume is done."""
+    """A progress bar over a volume's windows or slices, on a terminal alone, that leaves when the
+    volume is done.
+    """
     bar = None
 
     def progress(done, total):
         nonlocal bar
-        bar = bar or tqdm(total=total, leave=False, disable=None if distributed.is_first() else True)
+        bar = bar or tqdm(
+            total=total, leave=False, disable=None if distributed.is_first() else True
+        )
         bar.update(done - bar.n)
         if done == total:
             bar.close()

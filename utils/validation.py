@@ -1,4 +1,6 @@
-"""The Dice of networks on cases kept aside, as selection of a checkpoint needs it: quick, and the same every time."""
+"""The Dice of networks on cases kept aside, as selection of a checkpoint needs it: quick, and the
+same every time.
+"""
 
 from collections.abc import Sequence
 
@@ -14,9 +16,9 @@ def validation_dice(
 ) -> list[float]:
     """Dice of each foreground class, the mean over cases, of the networks' mean softmax.
 
-    Windows overlap by half, and no component is filtered: a choice among checkpoints needs no more. A case's slices
-    are scored together. A class that a case has in neither prediction nor label is left out of the mean. The processes
-    of torchrun share the cases out.
+    Windows overlap by half, and no component is filtered: a choice among checkpoints needs no more.
+    A case's slices are scored together. A class that a case has in neither prediction nor label is
+    left out of the mean. The processes of torchrun share the cases out.
 
     Args:
         networks: in any mode, which they are in again afterwards.
@@ -35,7 +37,9 @@ def validation_dice(
     try:
         predictor = mean_probability(networks)
         own = distributed.share_out(cases.values())
-        scores = [_case_dice(predictor, pairs, patch, stride, num_classes, options) for pairs in own]
+        scores = [
+            _case_dice(predictor, pairs, patch, stride, num_classes, options) for pairs in own
+        ]
     finally:
         for network, mode in zip(networks, modes, strict=True):
             network.train(mode)

@@ -1,4 +1,6 @@
-"""crop_rot_flip against NumPy and torch, crop first and in the research order, from memory and from the file."""
+"""crop_rot_flip against NumPy and torch, crop first and in the research order, from memory and from
+the file.
+"""
 
 import functools
 import os
@@ -16,7 +18,9 @@ ROT, FLIP = (0, 1, 2, 3), (0, 1, 1, 0)
 def part(volume, start, rot):
     """What is cut out before it is turned."""
     extents = (CROP[1], CROP[0], CROP[2]) if rot % 2 else CROP
-    return volume[tuple(slice(corner, corner + n) for corner, n in zip(start, extents, strict=True))]
+    return volume[
+        tuple(slice(corner, corner + n) for corner, n in zip(start, extents, strict=True))
+    ]
 
 
 def crop_first(volume, start, rot, flip):
@@ -28,7 +32,9 @@ def crop_first_torch(volume, start, rot, flip):
 
 
 def turn_first(volume, start, rot, flip):
-    """The research code's order: the whole volume turned, flipped and copied, then the same crop."""
+    """The research code's order: the whole volume turned, flipped and copied, then the same
+    crop.
+    """
     turned = np.flip(np.rot90(volume, rot, (0, 1)), flip).copy()
     inside = []
     for axis, n in enumerate(CROP):
@@ -44,9 +50,12 @@ def run(args):
     tensors = [(torch.from_numpy(image), torch.from_numpy(label)) for image, label in cases]
     random = np.random.default_rng(0)
     starts = [
-        [int(random.integers(n - size + 1)) for n, size in zip(image.shape, CROP, strict=True)] for image, _ in cases
+        [int(random.integers(n - size + 1)) for n, size in zip(image.shape, CROP, strict=True)]
+        for image, _ in cases
     ]
-    files = sorted((Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA").glob("**/mri_norm2.h5"))[: len(cases)]
+    files = sorted(
+        (Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA").glob("**/mri_norm2.h5")
+    )[: len(cases)]
 
     def pairs(function, given=cases):
         """Image and label of one sample after the other."""
@@ -71,14 +80,22 @@ def run(args):
 
     images, labels = zip(*tensors, strict=True)
     data = f"{source}, 4 crops {times(CROP)}, float32 and uint8"
-    timed = functools.partial(compare, rounds=3 * args.rounds, inputs=[volume for case in cases for volume in case])
+    timed = functools.partial(
+        compare, rounds=3 * args.rounds, inputs=[volume for case in cases for volume in case]
+    )
     yield from timed(
         "crop_rot_flip, one at a time",
         data,
         lambda: [volumes[0] for sample in singly() for volumes in sample],
         {
-            "NumPy, crop first": ([], lambda: [volume for pair in pairs(crop_first) for volume in pair]),
-            "NumPy, volume turned first": ([], lambda: [volume for pair in pairs(turn_first) for volume in pair]),
+            "NumPy, crop first": (
+                [],
+                lambda: [volume for pair in pairs(crop_first) for volume in pair],
+            ),
+            "NumPy, volume turned first": (
+                [],
+                lambda: [volume for pair in pairs(turn_first) for volume in pair],
+            ),
         },
     )
     yield from timed(

@@ -1,4 +1,6 @@
-"""cutmix and splice against slice assignment, torch.where and the research code's mask arithmetic."""
+"""cutmix and splice against slice assignment, torch.where and the research code's mask
+arithmetic.
+"""
 
 import functools
 
@@ -22,7 +24,9 @@ def by_where(pairs, mask):
 
 
 def by_arithmetic(pairs, inside):
-    """A mask of ones with zeros in the box, as the research repositories make it anew every step."""
+    """A mask of ones with zeros in the box, as the research repositories make it anew every
+    step.
+    """
     keep = torch.ones(CROP, dtype=torch.int64)
     keep[inside] = 0
     return [a * keep + b * (1 - keep) for a, b in pairs]
@@ -30,7 +34,9 @@ def by_arithmetic(pairs, inside):
 
 def run(args):
     crops, source = label_crops()
-    images = crops[:, None].float() + 0.1 * torch.rand((4, 1, *CROP), generator=torch.Generator().manual_seed(0))
+    images = crops[:, None].float() + 0.1 * torch.rand(
+        (4, 1, *CROP), generator=torch.Generator().manual_seed(0)
+    )
     box = random_box(CROP, 2 / 3, torch.Generator().manual_seed(0))
     inside = (..., *(slice(*corners) for corners in box.t().tolist()))
     mask = torch.zeros(CROP, dtype=torch.bool)
@@ -44,7 +50,10 @@ def run(args):
             "torch.where": ([], lambda pairs=pairs: by_where(pairs, mask)),
         }
         if dtype == torch.int64:
-            peers["research mask arithmetic"] = ([], lambda pairs=pairs: by_arithmetic(pairs, inside))
+            peers["research mask arithmetic"] = (
+                [],
+                lambda pairs=pairs: by_arithmetic(pairs, inside),
+            )
         yield from timed(
             "cutmix",
             f"{source}, 2 pairs {times(CROP)}, float32 and {str(dtype)[6:]}",

@@ -1,4 +1,6 @@
-"""largest_component against cc3d, skimage as the research code uses it, and SciPy, on clean and on noisy labels."""
+"""largest_component against cc3d, skimage as the research code uses it, and SciPy, on clean and on
+noisy labels.
+"""
 
 import numpy as np
 import torch
@@ -9,7 +11,9 @@ from utils.ops import largest_component
 
 
 def noisy(label):
-    """One voxel in a hundred flipped, and blobs of a few voxels across where smooth noise is high."""
+    """One voxel in a hundred flipped, and blobs of a few voxels across where smooth noise is
+    high.
+    """
     random = np.random.default_rng(0)
     salt = random.random(label.shape) < 0.01
     smooth = ndimage.gaussian_filter(random.standard_normal(label.shape), 1.5)

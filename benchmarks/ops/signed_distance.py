@@ -19,7 +19,9 @@ def scipy_signed(mask, spacing=None):
 
 
 def edt_unsigned(mask, threads, spacing=None):
-    """Both sides in one pass: the distance to the nearest voxel of another label, with labels 1 and 2."""
+    """Both sides in one pass: the distance to the nearest voxel of another label, with labels 1 and
+    2.
+    """
     import edt
 
     return edt.edt(mask + 1, parallel=threads, anisotropy=spacing)
@@ -33,7 +35,9 @@ def edt_signed(mask, threads, spacing=None):
 def edt_normalized(mask, threads):
     distance = edt_unsigned(mask, threads)
     inside = mask != 0
-    sdm = np.where(inside, distance * (-1 / distance[inside].max()), distance * (1 / distance[~inside].max()))
+    sdm = np.where(
+        inside, distance * (-1 / distance[inside].max()), distance * (1 / distance[~inside].max())
+    )
     sdm[inside & (distance == 1)] = 0
     return sdm
 
@@ -42,7 +46,10 @@ def research_normalized(mask):
     """``compute_sdf`` of the research repositories, by its definition."""
     from skimage.segmentation import find_boundaries
 
-    inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(mask == 0)
+    inside, outside = (
+        ndimage.distance_transform_edt(mask),
+        ndimage.distance_transform_edt(mask == 0),
+    )
     sdm = (outside - outside.min()) / (outside.max() - outside.min())
     sdm -= (inside - inside.min()) / (inside.max() - inside.min())
     sdm[find_boundaries(mask, mode="inner")] = 0
@@ -62,7 +69,10 @@ def run(args):
         "signed_distance",
         data,
         lambda: signed_distance(crops),
-        {edt_name: (["edt"], each(edt_signed, args.threads)), "SciPy, both sides": ([], each(scipy_signed))},
+        {
+            edt_name: (["edt"], each(edt_signed, args.threads)),
+            "SciPy, both sides": ([], each(scipy_signed)),
+        },
         atol=1e-5,
     )
     yield from timed(

@@ -1,4 +1,6 @@
-"""stitch_windows, and sliding_window with networks that cost nothing, against the research loop and MONAI."""
+"""stitch_windows, and sliding_window with networks that cost nothing, against the research loop and
+MONAI.
+"""
 
 import functools
 import itertools
@@ -24,7 +26,9 @@ def places(starts):
 
 
 def research_loop(network, image):
-    """The test code of the field's repositories: one window, softmax, score and count maps in NumPy."""
+    """The test code of the field's repositories: one window, softmax, score and count maps in
+    NumPy.
+    """
     score, count = np.zeros((2, *image.shape), np.float32), np.zeros(image.shape, np.float32)
     with torch.no_grad():
         for place in places(window_starts(image.shape, CROP, STRIDE)):
@@ -37,10 +41,17 @@ def research_loop(network, image):
 def monai(network, image, mode="constant"):
     from monai.inferers import sliding_window_inference
 
-    overlap = [1 - (step + 0.5) / extent for step, extent in zip(STRIDE, CROP, strict=True)]  # it rounds down
+    overlap = [
+        1 - (step + 0.5) / extent for step, extent in zip(STRIDE, CROP, strict=True)
+    ]  # it rounds down
     with torch.no_grad():
         prob = sliding_window_inference(
-            torch.from_numpy(image)[None, None], CROP, 1, lambda x: network(x).softmax(1), overlap, mode
+            torch.from_numpy(image)[None, None],
+            CROP,
+            1,
+            lambda x: network(x).softmax(1),
+            overlap,
+            mode,
         )
     return prob[0].numpy()
 
@@ -71,7 +82,12 @@ def run(args):
             "stitch_windows",
             f"{name} logits of {data}",
             lambda values=values: stitch_windows(values, starts, image.shape),
-            {"torch, window by window": ([], lambda values=values: window_by_window(values, starts, image.shape))},
+            {
+                "torch, window by window": (
+                    [],
+                    lambda values=values: window_by_window(values, starts, image.shape),
+                )
+            },
             args.rounds,
             inputs=[values.view(torch.int16) if values.dtype == torch.bfloat16 else values],
         )

@@ -1,4 +1,6 @@
-"""binary_metrics, on surface_distances, against medpy, MONAI and fast composites of SciPy and edt."""
+"""binary_metrics, on surface_distances, against medpy, MONAI and fast composites of SciPy and
+edt.
+"""
 
 import functools
 
@@ -52,14 +54,18 @@ def monai_metrics(pred, target):
     return [
         metrics.compute_dice(pred, target).item(),
         metrics.compute_iou(pred, target).item(),
-        metrics.compute_hausdorff_distance(pred, target, include_background=True, percentile=95).item(),
+        metrics.compute_hausdorff_distance(
+            pred, target, include_background=True, percentile=95
+        ).item(),
         metrics.compute_average_surface_distance(pred, target, include_background=True).item(),
     ]
 
 
 def box(mask):
     """The smallest box that holds the mask."""
-    hits = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    hits = [
+        np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)
+    ]
     return tuple(slice(hit[0], hit[-1] + 1) for hit in hits)
 
 
@@ -78,7 +84,9 @@ def tree_distances(pred, target, spacing, threads):
     points = [np.argwhere(surface(mask)) * scale for mask in (pred, target)]
     # Unbalanced trees are built far faster, and points of a surface need no balance.
     trees = [cKDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
-    return trees[1].query(points[0], workers=threads)[0], trees[0].query(points[1], workers=threads)[0]
+    return trees[1].query(points[0], workers=threads)[0], trees[0].query(
+        points[1], workers=threads
+    )[0]
 
 
 def edt_distances(pred, target, spacing, threads):

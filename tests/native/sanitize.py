@@ -6,8 +6,8 @@
 
     python tests/native/sanitize.py [cpu] [cuda] [race] [-- arguments for pytest]
 
-Files among the arguments, such as tests/ops/test_cutmix.py, take the place of tests/ops. Needs Linux and g++. Objects
-are kept in build/sanitize/ and made again where a source or header is newer.
+Files among the arguments, such as tests/ops/test_cutmix.py, take the place of tests/ops. Needs
+Linux and g++. Objects are kept in build/sanitize/ and made again where a source or header is newer.
 """
 
 import os
@@ -29,8 +29,8 @@ FLAGS = ["-O2", "-g1", "-std=c++17", "-fPIC", "-fopenmp", "-Wall", "-Wextra", "-
 FLAGS += [flag for folder in cpp_extension.include_paths() for flag in ("-isystem", folder)]
 FLAGS += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
 
-# Parts of the names of tests in which the emulator, with its one instruction set and one thread, shows nothing new, or
-# that would take it too long.
+# Parts of the names of tests in which the emulator, with its one instruction set and one thread,
+# shows nothing new, or that would take it too long.
 NOT_EMULATED = [
     "instruction_sets",
     "threads",
@@ -64,20 +64,39 @@ def library(name, sources, flags=()):
         objects = list(pool.map(compiled, sources))
     built = folder / "_C.so"
     libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()]
-    run(["g++", "-shared", "-fopenmp", *SANITIZE, *objects, *libraries, "-lc10", "-ltorch", "-ltorch_cpu", "-o", built])
+    run(
+        [
+            "g++",
+            "-shared",
+            "-fopenmp",
+            *SANITIZE,
+            *objects,
+            *libraries,
+            "-lc10",
+            "-ltorch",
+            "-ltorch_cpu",
+            "-o",
+            built,
+        ]
+    )
     return built
 
 
 def run(command, **options):
     done = subprocess.run([str(part) for part in command], check=False, **options)
     if done.returncode:
-        sys.exit(f"sanitize: {' '.join(str(part) for part in command[:3])} … failed with status {done.returncode}")
+        sys.exit(
+            f"sanitize: {' '.join(str(part) for part in command[:3])} … failed with status "
+            f"{done.returncode}"
+        )
 
 
 def test(built, arguments, **variables):
     """The operators' tests on a build, in a Python that starts with the sanitizer's runtime."""
     runtimes = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
         for name in ("libasan.so", "libubsan.so", "libstdc++.so")
     ]
     environment = os.environ | variables
@@ -89,7 +108,9 @@ def test(built, arguments, **variables):
     }
     if not any("/" in part and (ROOT / part.partition("::")[0]).exists() for part in arguments):
         arguments = [*arguments, "tests/ops"]
-    run([sys.executable, "-m", "pytest", "-q", "--maxfail=5", *arguments], cwd=ROOT, env=environment)
+    run(
+        [sys.executable, "-m", "pytest", "-q", "--maxfail=5", *arguments], cwd=ROOT, env=environment
+    )
 
 
 def sanitize_cpu(arguments):
@@ -111,7 +132,16 @@ def sanitize_cuda(arguments):
 def sanitize_race(_):
     BUILD.mkdir(parents=True, exist_ok=True)
     program = BUILD / "union_find_race"
-    flags = ["-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", "-Wall", "-Wextra", "-Werror"]
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-g",
+        "-fsanitize=thread",
+        "-pthread",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
     run(["g++", *flags, HERE / "union_find_race.cpp", "-o", program])
     run([program])
 

@@ -6,7 +6,15 @@ import torch
 
 from utils.ops import _library, crop_rot_flip, crop_rot_flip_reference
 
-DTYPES = [torch.bool, torch.uint8, torch.int16, torch.bfloat16, torch.float32, torch.int64, torch.complex128]
+DTYPES = [
+    torch.bool,
+    torch.uint8,
+    torch.int16,
+    torch.bfloat16,
+    torch.float32,
+    torch.int64,
+    torch.complex128,
+]
 TURNS = list(itertools.product(range(4), [None, 0, 1, 2]))
 
 
@@ -30,31 +38,51 @@ def assert_crops(volumes, labels, starts, size, rot, flip):
     """Bit-equal to the reference and, where NumPy has the dtype, to NumPy."""
     crops, targets = crop_rot_flip(volumes, labels, starts, size, rot, flip)
     want, want_targets = crop_rot_flip_reference(volumes, labels, starts, size, rot, flip)
-    assert (crops.dtype, crops.device, crops.is_contiguous()) == (volumes[0].dtype, volumes[0].device, True)
+    assert (crops.dtype, crops.device, crops.is_contiguous()) == (
+        volumes[0].dtype,
+        volumes[0].device,
+        True,
+    )
     assert torch.equal(crops, want)
     if volumes[0].dtype != torch.bfloat16:
-        by_hand = [by_numpy(*sample) for sample in zip(volumes, starts, [size] * len(rot), rot, flip, strict=True)]
+        by_hand = [
+            by_numpy(*sample)
+            for sample in zip(volumes, starts, [size] * len(rot), rot, flip, strict=True)
+        ]
         assert torch.equal(crops.cpu(), torch.stack(by_hand))
     if not labels:
         assert targets is None
         assert want_targets is None
     else:
-        assert (targets.dtype, targets.device, targets.is_contiguous()) == (labels[0].dtype, labels[0].device, True)
+        assert (targets.dtype, targets.device, targets.is_contiguous()) == (
+            labels[0].dtype,
+            labels[0].device,
+            True,
+        )
         assert torch.equal(targets, want_targets)
     return crops, targets
 
 
 def test_the_library_under_test_is_the_compiled_one():
-    assert _library.BUILT, "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    assert _library.BUILT, (
+        "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    )
 
 
-@pytest.mark.parametrize("size", [(4, 6, 3), (12, 4, 8), (9, 10, 5), (1, 1, 1), (1, 20, 2), (20, 1, 13), (19, 18, 17)])
+@pytest.mark.parametrize(
+    "size", [(4, 6, 3), (12, 4, 8), (9, 10, 5), (1, 1, 1), (1, 20, 2), (20, 1, 13), (19, 18, 17)]
+)
 def test_every_turn_and_flip_of_a_volume(device, size):
     """The middle of a volume that is smaller than some crops, as a loader that centres takes it."""
     volume, label = numbers((9, 10, 5), device=device), numbers((9, 10, 5), torch.uint8, device, 1)
     rot, flip = zip(*TURNS, strict=True)
     starts = [
-        tuple((n - p) // 2 for n, p in zip(volume.shape, (size[1], size[0], size[2]) if r % 2 else size, strict=True))
+        tuple(
+            (n - p) // 2
+            for n, p in zip(
+                volume.shape, (size[1], size[0], size[2]) if r % 2 else size, strict=True
+            )
+        )
         for r in rot
     ]
     assert_crops([volume] * len(rot), [label] * len(rot), starts, size, rot, flip)
@@ -75,7 +103,9 @@ def test_crops_that_leave_the_volume(device, x):
     volume = numbers((5, 6, 7), device=device)
     rot, flip = zip(*TURNS, strict=True)
     for y, z in itertools.product((-9, -5, -2, 0, 3, 9), repeat=2):
-        assert_crops([volume] * len(rot), [volume.byte()] * 3, [(x, y, z)] * len(rot), (4, 5, 3), rot, flip)
+        assert_crops(
+            [volume] * len(rot), [volume.byte()] * 3, [(x, y, z)] * len(rot), (4, 5, 3), rot, flip
+        )
 
 
 def test_crops_far_out_are_zero(device):
@@ -86,7 +116,9 @@ def test_crops_far_out_are_zero(device):
                 assert not crop_rot_flip([volume], None, [start], (4, 5, 3), [rot], [flip])[0].any()
 
 
-@pytest.mark.parametrize(("dtype", "label_dtype"), list(zip(DTYPES, DTYPES[3:] + DTYPES[:3], strict=True)))
+@pytest.mark.parametrize(
+    ("dtype", "label_dtype"), list(zip(DTYPES, DTYPES[3:] + DTYPES[:3], strict=True))
+)
 def test_every_dtype(device, dtype, label_dtype):
     shapes = [(20, 17, 9), (8, 30, 12), (15, 15, 15)]
     volumes = [numbers(shape, dtype, device, k) for k, shape in enumerate(shapes)]
@@ -111,15 +143,26 @@ def test_only_the_first_samples_need_a_label(device, labelled):
 def test_a_batch_larger_than_a_launch_takes(device):
     random = np.random.default_rng(0)
     count = 75
-    volumes = [numbers(random.integers(1, 9, 3).tolist(), device=device, seed=k) for k in range(count)]
+    volumes = [
+        numbers(random.integers(1, 9, 3).tolist(), device=device, seed=k) for k in range(count)
+    ]
     starts = [random.integers(-5, 8, 3).tolist() for _ in volumes]
-    rot, flip = random.integers(0, 4, count).tolist(), random.choice([None, 0, 1, 2], count).tolist()
+    rot, flip = (
+        random.integers(0, 4, count).tolist(),
+        random.choice([None, 0, 1, 2], count).tolist(),
+    )
     assert_crops(volumes, [volume.byte() for volume in volumes[:40]], starts, (4, 5, 6), rot, flip)
 
 
 def test_strides_do_not_matter(device):
     volume = numbers((9, 10, 11), device=device)
-    views = [volume.transpose(0, 2), volume[::2, 1:, ::3], volume.flip(1), volume[:, :1].expand(9, 4, 11), volume[1:]]
+    views = [
+        volume.transpose(0, 2),
+        volume[::2, 1:, ::3],
+        volume.flip(1),
+        volume[:, :1].expand(9, 4, 11),
+        volume[1:],
+    ]
     for view in views:
         for rot, flip in TURNS:
             assert_crops([view], [view.int()], [(1, -1, 2)], (5, 4, 6), [rot], [flip])
@@ -128,13 +171,17 @@ def test_strides_do_not_matter(device):
 def test_nothing_in_nothing_out(device):
     volume = numbers((3, 4, 5), device=device)
     for size in [(0, 3, 4), (3, 0, 4), (3, 4, 0)]:
-        crops, labels = crop_rot_flip([volume] * 2, [volume.byte()], [(0, 0, 0)] * 2, size, [0, 1], [None, 1])
+        crops, labels = crop_rot_flip(
+            [volume] * 2, [volume.byte()], [(0, 0, 0)] * 2, size, [0, 1], [None, 1]
+        )
         assert crops.shape == (2, *size)
         assert labels.shape == (1, *size)
     for shape in [(0, 4, 5), (3, 0, 5), (3, 4, 0)]:  # an empty volume is all outside
         empty = torch.ones(shape, device=device)
         for rot in range(4):
-            crops, labels = crop_rot_flip([empty], [empty.byte()], [(-1, 0, 1)], (2, 3, 4), [rot], [0])
+            crops, labels = crop_rot_flip(
+                [empty], [empty.byte()], [(-1, 0, 1)], (2, 3, 4), [rot], [0]
+            )
             assert torch.equal(crops, torch.zeros_like(crops))
             assert torch.equal(labels, torch.zeros_like(labels))
 
@@ -147,15 +194,24 @@ def test_inputs_stay_and_outputs_are_new(device):
     assert torch.equal(volume, before[0])
     assert torch.equal(label, before[1])
     for op in (crop_rot_flip, crop_rot_flip_reference):
-        assert not op([volume.requires_grad_()], None, [(0, 0, 0)], (3, 4, 5), [0], [None])[0].requires_grad
+        assert not op([volume.requires_grad_()], None, [(0, 0, 0)], (3, 4, 5), [0], [None])[
+            0
+        ].requires_grad
 
 
 def test_any_sequence_will_do(device):
     volumes = numbers((2, 5, 6, 7), device=device)
     got = crop_rot_flip(
-        volumes, volumes, np.array([[0, 1, 2], [1, 2, 3]]), np.array([4, 4, 4]), np.array([1, 3]), (0, 1)
+        volumes,
+        volumes,
+        np.array([[0, 1, 2], [1, 2, 3]]),
+        np.array([4, 4, 4]),
+        np.array([1, 3]),
+        (0, 1),
     )
-    want = crop_rot_flip(list(volumes), list(volumes), [[0, 1, 2], [1, 2, 3]], [4, 4, 4], [1, 3], [0, 1])
+    want = crop_rot_flip(
+        list(volumes), list(volumes), [[0, 1, 2], [1, 2, 3]], [4, 4, 4], [1, 3], [0, 1]
+    )
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
@@ -176,10 +232,18 @@ GOOD = {
         ({"images": []}, ValueError, "at least one image"),
         ({"images": [VOLUME, None]}, TypeError, "NoneType"),
         ({"images": [VOLUME, VOLUME.double()]}, TypeError, "torch.float32, torch.float64"),
-        ({"images": [VOLUME[0], VOLUME]}, ValueError, r"volumes of 3 axes, got \[\(4, 5\), \(3, 4, 5\)\]"),
+        (
+            {"images": [VOLUME[0], VOLUME]},
+            ValueError,
+            r"volumes of 3 axes, got \[\(4, 5\), \(3, 4, 5\)\]",
+        ),
         ({"images": [VOLUME, VOLUME.to("meta")]}, ValueError, "one device, got cpu, meta, cpu"),
         ({"labels": [VOLUME.byte(), VOLUME.long()]}, TypeError, "torch.uint8, torch.int64"),
-        ({"labels": [VOLUME[1:]]}, ValueError, r"label 0 has shape \(2, 4, 5\), but its image has \(3, 4, 5\)"),
+        (
+            {"labels": [VOLUME[1:]]},
+            ValueError,
+            r"label 0 has shape \(2, 4, 5\), but its image has \(3, 4, 5\)",
+        ),
         ({"labels": [VOLUME] * 3}, ValueError, "at most 2 labels, one an image, got 3"),
         ({"images": None}, TypeError, "sequence of images, got None"),
         ({"labels": 3}, TypeError, "sequence of labels, got 3"),
@@ -187,7 +251,11 @@ GOOD = {
         ({"corners": [(0, 0, 0), (0, 0)]}, ValueError, "corners of 3 numbers"),
         ({"corners": [(0, 0, 0), (0, 0, 2**70)]}, ValueError, "corners within 64 bits"),
         ({"corners": [(0, 0, 0), (-(2**63) - 1, 0, 0)]}, ValueError, "corners within 64 bits"),
-        ({"corners": [(0, 0, 0), (0, 0.5, 0)]}, TypeError, r"integer as each of a corner, got 0\.5"),
+        (
+            {"corners": [(0, 0, 0), (0, 0.5, 0)]},
+            TypeError,
+            r"integer as each of a corner, got 0\.5",
+        ),
         ({"corners": (0, 0, 0)}, TypeError, "sequence of a corner, got 0"),
         ({"corners": 0}, TypeError, "sequence of corners, got 0"),
         ({"size": (2, 2.0, 2)}, TypeError, r"integer as each of size, got 2\.0"),
@@ -218,7 +286,14 @@ def test_wrong_input(changes, error, message):
 def test_the_bare_operator_checks_what_memory_safety_needs(device):
     volume = VOLUME.to(device)
 
-    def op(images=(volume, volume), labels=(), starts=(0,) * 6, size=(2, 2, 2), rot=(0, 0), flip=(-1, -1)):
+    def op(
+        images=(volume, volume),
+        labels=(),
+        starts=(0,) * 6,
+        size=(2, 2, 2),
+        rot=(0, 0),
+        flip=(-1, -1),
+    ):
         return torch.ops.semiseg.crop_rot_flip(images, labels, starts, size, rot, flip)
 
     op()
@@ -269,12 +344,16 @@ def test_opcheck(device, labelled):
 def test_compiles_without_a_graph_break(device):
     @torch.compile(fullgraph=True, backend="aot_eager")
     def batch(volumes, labels):
-        crops, targets = crop_rot_flip(volumes, labels, [(1, 2, 3), (0, -1, 2)], (4, 4, 4), (1, 2), (None, 0))
+        crops, targets = crop_rot_flip(
+            volumes, labels, [(1, 2, 3), (0, -1, 2)], (4, 4, 4), (1, 2), (None, 0)
+        )
         return crops * 2, targets.long()
 
     volumes = [numbers((5, 6, 7), device=device), numbers((8, 3, 7), device=device)]
     crops, targets = batch(volumes, [volumes[0].byte()])
-    want = crop_rot_flip_reference(volumes, [volumes[0].byte()], [(1, 2, 3), (0, -1, 2)], (4, 4, 4), (1, 2), (None, 0))
+    want = crop_rot_flip_reference(
+        volumes, [volumes[0].byte()], [(1, 2, 3), (0, -1, 2)], (4, 4, 4), (1, 2), (None, 0)
+    )
     assert torch.equal(crops, want[0] * 2)
     assert torch.equal(targets, want[1].long())
 
@@ -283,4 +362,11 @@ def test_real_left_atria(left_atria, device):
     volumes = list(left_atria.to(device))
     starts = [(10, 20, -7), (0, 0, 0), (-30, 5, 9), (40, 41, 42)]
     for rot in range(4):
-        assert_crops([v.float() for v in volumes], volumes[:2], starts, (96, 80, 64), [rot] * 4, [0, 1, 2, None])
+        assert_crops(
+            [v.float() for v in volumes],
+            volumes[:2],
+            starts,
+            (96, 80, 64),
+            [rot] * 4,
+            [0, 1, 2, None],
+        )

@@ -1,4 +1,6 @@
-"""What only a GPU can show: steps captured in graphs, streams of one's own, tensors past 2^31 elements."""
+"""What only a GPU can show: steps captured in graphs, streams of one's own, tensors past 2^31
+elements.
+"""
 
 import itertools
 import math
@@ -21,7 +23,8 @@ from utils.ops import (
 )
 
 pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() and _library.BUILT and _library.CUDA), reason="no GPU, or no CUDA kernels built"
+    not (torch.cuda.is_available() and _library.BUILT and _library.CUDA),
+    reason="no GPU, or no CUDA kernels built",
 )
 
 SHAPE, PATCH = (40, 33, 47), (24, 20, 16)
@@ -35,7 +38,9 @@ def give_operators():
     label = (image > 0.4).byte()
     box = random_box(SHAPE, 0.5, generator, count=3, device="cuda")
     starts = window_starts(SHAPE, PATCH, (8, 10, 12))
-    logits = torch.randn((math.prod(map(len, starts)), 2, *PATCH), device="cuda", generator=generator)
+    logits = torch.randn(
+        (math.prod(map(len, starts)), 2, *PATCH), device="cuda", generator=generator
+    )
     corners = [(3, -4, 5), (0, 8, 9), (30, 1, 1)]
     return {
         "signed_distance": (signed_distance, label),
@@ -46,7 +51,9 @@ def give_operators():
         "largest_component": (lambda x: largest_component(x, 2, 6), label),
         "stitch_windows": (lambda x: stitch_windows(x, starts, SHAPE), logits),
         "crop_rot_flip": (
-            lambda x, y: crop_rot_flip(list(x), list(y), corners, (20, 24, 16), (0, 1, 3), (None, 0, 2)),
+            lambda x, y: crop_rot_flip(
+                list(x), list(y), corners, (20, 24, 16), (0, 1, 3), (None, 0, 2)
+            ),
             image,
             label,
         ),
@@ -66,7 +73,9 @@ NAMES = [
 
 
 def equal(ours, theirs):
-    return all(torch.equal(a, b) for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +105,9 @@ def test_the_current_stream_is_used(name):
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(50_000_000)  # tens of milliseconds: an operator on another stream would read the zeros
+        torch.cuda._sleep(
+            50_000_000
+        )  # tens of milliseconds: an operator on another stream would read the zeros
         for value, source in zip(given, inputs, strict=True):
             value.copy_(source)
         result = op(*given)
@@ -121,12 +132,16 @@ def test_a_box_drawn_on_the_gpu_is_there_when_the_host_reads_it():
     first = random_box(SHAPE, 0.5, torch.Generator("cuda").manual_seed(3))
     read = first.clone()
     torch.cuda.synchronize()
-    assert torch.equal(read, random_box(SHAPE, 0.5, torch.Generator("cuda").manual_seed(3), device="cuda").cpu())
+    assert torch.equal(
+        read, random_box(SHAPE, 0.5, torch.Generator("cuda").manual_seed(3), device="cuda").cpu()
+    )
 
 
 @pytest.fixture
 def large():
-    """A mask past 2^31 elements, its second item not like its first, where the device has room for the results."""
+    """A mask past 2^31 elements, its second item not like its first, where the device has room for
+    the results.
+    """
     if torch.cuda.mem_get_info()[0] < 60 * 2**30:
         pytest.skip("needs 60 GiB of free memory on the device")
     mask = torch.zeros(LARGE, dtype=torch.uint8, device="cuda")
@@ -154,7 +169,9 @@ def test_splice_past_2_31_elements(large):
 
 
 def test_crops_past_2_31_elements(large):
-    taken, _ = crop_rot_flip(list(large), None, [(1, 0, -2), (0, 3, 0)], LARGE[1:], (0, 0), (None, 2))
+    taken, _ = crop_rot_flip(
+        list(large), None, [(1, 0, -2), (0, 3, 0)], LARGE[1:], (0, 0), (None, 2)
+    )
     for item, (corner, flip) in enumerate([((1, 0, -2), None), ((0, 3, 0), 2)]):
         alone, _ = crop_rot_flip([large[item]], None, [corner], LARGE[1:], (0,), (flip,))
         assert torch.equal(taken[item], alone[0])

@@ -4,7 +4,15 @@ import torch
 
 from utils.ops import _library, cutmix, cutmix_reference, random_box, splice, splice_reference
 
-DTYPES = [torch.bool, torch.uint8, torch.int16, torch.bfloat16, torch.float32, torch.int64, torch.complex128]
+DTYPES = [
+    torch.bool,
+    torch.uint8,
+    torch.int16,
+    torch.bfloat16,
+    torch.float32,
+    torch.int64,
+    torch.complex128,
+]
 SPACES = {
     "volume": (11, 10, 9),
     "whole words": (6, 5, 16),
@@ -14,7 +22,9 @@ SPACES = {
     "Nx1x1": (21, 1, 1),
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # from within torch.func
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning"
+)  # from within torch.func
 
 
 def numbers(shape, dtype, device, seed=0):
@@ -60,7 +70,9 @@ def space(request):
 
 
 def test_the_library_under_test_is_the_compiled_one():
-    assert _library.BUILT, "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    assert _library.BUILT, (
+        "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -85,7 +97,9 @@ def test_a_box_for_each_sample(device, space, middle):
         assert torch.equal(got[k : k + 1], splice(a[k : k + 1], b[k : k + 1], box))
 
 
-@pytest.mark.parametrize(("image_type", "label_type"), list(zip(DTYPES, DTYPES[3:] + DTYPES[:3], strict=True)))
+@pytest.mark.parametrize(
+    ("image_type", "label_type"), list(zip(DTYPES, DTYPES[3:] + DTYPES[:3], strict=True))
+)
 def test_cutmix_splices_both_pairs(device, image_type, label_type):
     for space in SPACES.values():
         images = [numbers((2, 3, *space), image_type, device, seed) for seed in (1, 2)]
@@ -133,8 +147,13 @@ def test_many_tasks_and_threads_do_not_change_a_bit():
 
 
 def test_not_a_number_is_copied_to_the_bit(device):
-    bits = torch.tensor([0x7FC01234, -0x3FEDCC, 0x7F800001, -0x80000000], dtype=torch.int64).to(torch.int32)
-    a, b = bits.view(torch.float32).view(1, 4).to(device), bits.flip(0).view(torch.float32).view(1, 4).to(device)
+    bits = torch.tensor([0x7FC01234, -0x3FEDCC, 0x7F800001, -0x80000000], dtype=torch.int64).to(
+        torch.int32
+    )
+    a, b = (
+        bits.view(torch.float32).view(1, 4).to(device),
+        bits.flip(0).view(torch.float32).view(1, 4).to(device),
+    )
     got = splice(a, b, torch.tensor([[1], [3]], device=device)).cpu().view(torch.int32)[0]
     assert got.tolist() == [bits[k].item() for k in (0, 2, 1, 3)]
 
@@ -147,7 +166,9 @@ def test_strides_and_offsets_do_not_matter(device):
         whole[1:3, :3, ::2],
         whole[1:2, 1:3].expand(2, -1, -1, -1, -1),
         whole[:2, :4].contiguous(memory_format=torch.channels_last_3d),
-        whole.flatten()[1 : 1 + 2 * 3 * 6 * 6 * 8].view(2, 3, 6, 6, 8),  # begins at no multiple of 16 bytes
+        whole.flatten()[1 : 1 + 2 * 3 * 6 * 6 * 8].view(
+            2, 3, 6, 6, 8
+        ),  # begins at no multiple of 16 bytes
     ]
     for a in views:
         b = numbers(a.shape, torch.float32, device, 7)
@@ -161,10 +182,14 @@ def test_lazy_conjugates_and_negatives_are_resolved(device):
     a = torch.complex(torch.rand(2, 5), torch.rand(2, 5)).to(device)
     box = torch.tensor([[1], [4]], device=device)
     got = splice(a.conj(), a.conj().imag.to(a.dtype), box)
-    assert torch.equal(got, splice_reference(a.conj().resolve_conj(), a.conj().imag.to(a.dtype).resolve_neg(), box))
+    assert torch.equal(
+        got, splice_reference(a.conj().resolve_conj(), a.conj().imag.to(a.dtype).resolve_neg(), box)
+    )
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 5, 6), (2, 0, 5, 6), (2, 4, 0, 6), (2, 3, 4, 5, 0), (0, 2, 4, 5, 6)])
+@pytest.mark.parametrize(
+    "shape", [(0, 4, 5, 6), (2, 0, 5, 6), (2, 4, 0, 6), (2, 3, 4, 5, 0), (0, 2, 4, 5, 6)]
+)
 def test_nothing_in_nothing_out(device, shape):
     a, box = torch.zeros(shape, device=device), torch.tensor([[1, 1, 1], [3, 3, 3]], device=device)
     assert splice(a, a, box).shape == shape
@@ -186,8 +211,14 @@ def test_inputs_stay_and_outputs_are_new(device):
 
 def test_gradients_follow_the_voxels(device):
     box = torch.tensor([[[1, 0], [3, 1]], [[0, 1], [9, 2]]], device=device)
-    a, b = (torch.rand((2, 2, 3, 2), dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
-    c, d = (torch.rand((2, 3, 2), dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+    a, b = (
+        torch.rand((2, 2, 3, 2), dtype=torch.float64, device=device, requires_grad=True)
+        for _ in range(2)
+    )
+    c, d = (
+        torch.rand((2, 3, 2), dtype=torch.float64, device=device, requires_grad=True)
+        for _ in range(2)
+    )
     assert torch.autograd.gradcheck(splice, (a, b, box))
     assert torch.autograd.gradgradcheck(lambda c, d: splice(c, d, box) ** 3, (c, d))
     assert torch.autograd.gradcheck(lambda *pairs: cutmix(*pairs, box), (a, b, c, d))
@@ -203,7 +234,9 @@ def test_functional_gradients(device):
     weight = torch.rand_like(a)
     found = torch.func.grad(lambda a, b: (splice(a, b, box) * weight).sum(), argnums=(0, 1))(a, b)
     zeros = torch.zeros_like(weight)
-    for got, want in zip(found, (splice(weight, zeros, box), splice(zeros, weight, box)), strict=True):
+    for got, want in zip(
+        found, (splice(weight, zeros, box), splice(zeros, weight, box)), strict=True
+    ):
         assert torch.equal(got, want)
     label = torch.zeros((2, 3, 2), dtype=torch.int64, device=device)
     found = torch.func.grad(lambda a: (cutmix(a, b, label, label, box)[0] * weight).sum())(a)
@@ -226,9 +259,14 @@ def test_tangents_follow_the_voxels(device):
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_gradients_of_each_sample(device):
     box = torch.tensor([[1, 0], [3, 2]], device=device)
-    a, b = numbers((5, 2, 4, 3), torch.float32, device), numbers((5, 2, 4, 3), torch.float32, device, 5)
+    a, b = (
+        numbers((5, 2, 4, 3), torch.float32, device),
+        numbers((5, 2, 4, 3), torch.float32, device, 5),
+    )
     got = torch.func.vmap(torch.func.grad(lambda a, b: splice(a, b, box).square().sum()))(a, b)
-    assert torch.equal(got, splice(2 * a.flatten(0, 1), torch.zeros_like(b).flatten(0, 1), box).view_as(a))
+    assert torch.equal(
+        got, splice(2 * a.flatten(0, 1), torch.zeros_like(b).flatten(0, 1), box).view_as(a)
+    )
 
 
 def test_integer_labels_have_no_gradient_and_one_side_may_need_none(device):
@@ -241,7 +279,9 @@ def test_integer_labels_have_no_gradient_and_one_side_may_need_none(device):
     image.sum().backward()
     assert a.grad is None
     assert b.grad.sum() == 2 * 4
-    soft = torch.rand((2, 4, 3), device=device, requires_grad=True)  # only the labels' result is used
+    soft = torch.rand(
+        (2, 4, 3), device=device, requires_grad=True
+    )  # only the labels' result is used
     cutmix(a, b, soft, soft.detach(), box)[1].sum().backward()
     assert soft.grad.sum() == 2 * 12 - 2 * 4
     assert not cutmix(a, a, label, label, box)[0].requires_grad
@@ -259,16 +299,47 @@ BOX = torch.tensor([[0, 0], [1, 1]])
     [
         (*pair(2, 4, 5), BOX.int(), TypeError, "int64 box, got (torch.int32|Int)"),
         (torch.zeros(2, 4, 5), torch.zeros(2, 4, 5).double(), BOX, TypeError, "pair of one dtype"),
-        (torch.zeros(2, 4, 5), torch.zeros(2, 5, 4), BOX, ValueError, r"pair of one shape.*2, 4, 5. and .2, 5, 4"),
+        (
+            torch.zeros(2, 4, 5),
+            torch.zeros(2, 5, 4),
+            BOX,
+            ValueError,
+            r"pair of one shape.*2, 4, 5. and .2, 5, 4",
+        ),
         (*pair(2, 4), BOX, ValueError, r"2 axes S.* got .2, 4"),
         (*pair(2, 4, 5), BOX[0], ValueError, r"\(2, D\) or \(B, 2, D\) of 1, 2 or 3 axes, got .2"),
         (*pair(2, 4, 5), BOX[0, 0], ValueError, r"expected a box"),
-        (*pair(2, 4, 5), torch.zeros(3, 2, dtype=torch.int64), ValueError, r"expected a box.* got .3, 2"),
-        (*pair(2, 2, 2, 2, 2), torch.zeros(2, 4, dtype=torch.int64), ValueError, r"expected a box.* got .2, 4"),
-        (*pair(2, 4, 5), torch.zeros(2, 0, dtype=torch.int64), ValueError, r"expected a box.* got .2, 0"),
-        (*pair(2, 4, 5), torch.zeros(1, 2, 2, 2, dtype=torch.int64), ValueError, r"expected a box.* got .1, 2, 2, 2"),
+        (
+            *pair(2, 4, 5),
+            torch.zeros(3, 2, dtype=torch.int64),
+            ValueError,
+            r"expected a box.* got .3, 2",
+        ),
+        (
+            *pair(2, 2, 2, 2, 2),
+            torch.zeros(2, 4, dtype=torch.int64),
+            ValueError,
+            r"expected a box.* got .2, 4",
+        ),
+        (
+            *pair(2, 4, 5),
+            torch.zeros(2, 0, dtype=torch.int64),
+            ValueError,
+            r"expected a box.* got .2, 0",
+        ),
+        (
+            *pair(2, 4, 5),
+            torch.zeros(1, 2, 2, 2, dtype=torch.int64),
+            ValueError,
+            r"expected a box.* got .1, 2, 2, 2",
+        ),
         (*pair(2, 4, 5), BOX.expand(3, 2, 2), ValueError, "one box or 2, got 3"),
-        (*pair(0, 1 << 16, 1 << 15), BOX, ValueError, r"fewer than 2\^31 voxels, got .*65536, 32768"),
+        (
+            *pair(0, 1 << 16, 1 << 15),
+            BOX,
+            ValueError,
+            r"fewer than 2\^31 voxels, got .*65536, 32768",
+        ),
     ],
 )
 def test_wrong_input(device, a, b, box, error, message):
@@ -285,7 +356,9 @@ def test_pairs_that_do_not_fit_each_other(device):
     for op in (cutmix, cutmix_reference):
         for shape in [(3, 4, 5), (2, 5, 4), (2, 4, 6), (2, 5)]:
             labels = [torch.zeros(shape, device=device)] * 2
-            with pytest.raises(ValueError, match=rf"same B and S for all, got .2, 1, 4, 5. and .{str(shape)[1:-1]}"):
+            with pytest.raises(
+                ValueError, match=rf"same B and S for all, got .2, 1, 4, 5. and .{str(shape)[1:-1]}"
+            ):
                 op(*images, *labels, BOX.to(device))
         with pytest.raises(TypeError, match="pair of one dtype"):
             op(*images, images[0].long(), images[0].byte(), BOX.to(device))
@@ -310,7 +383,10 @@ def test_opcheck(device, dtype):
     images = [numbers((2, 2, *space), dtype, device, seed) for seed in (1, 2)]
     labels = [numbers((2, *space), torch.int64, device, seed) for seed in (3, 4)]
     torch.library.opcheck(torch.ops.semiseg.splice.default, (*images, box))
-    torch.library.opcheck(torch.ops.semiseg.splice.default, (images[0].transpose(1, 2), images[1].transpose(1, 2), box))
+    torch.library.opcheck(
+        torch.ops.semiseg.splice.default,
+        (images[0].transpose(1, 2), images[1].transpose(1, 2), box),
+    )
     torch.library.opcheck(torch.ops.semiseg.cutmix.default, (*images, *labels, box))
     torch.library.opcheck(torch.ops.semiseg.cutmix.default, (*images, *labels, box.expand(2, 2, 3)))
 
@@ -324,7 +400,9 @@ def test_compiles_without_a_graph_break(device):
     labels = numbers((2, 6, 7), torch.int64, device)
     box = torch.tensor([[2, 1], [5, 4]], device=device)
     want = torch.autograd.grad(loss(a, b, labels, box), (a, b))
-    got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(a, b, labels, box), (a, b))
+    got = torch.autograd.grad(
+        torch.compile(loss, fullgraph=True, backend="aot_eager")(a, b, labels, box), (a, b)
+    )
     torch.testing.assert_close(got, want)
 
 
@@ -409,7 +487,9 @@ def test_random_box_takes_any_numbers():
 
 def test_random_box_compiles_without_a_graph_break():
     for count in (None, 4):
-        box = torch.compile(lambda count=count: random_box((9, 8, 7), 0.5, count=count), fullgraph=True)()
+        box = torch.compile(
+            lambda count=count: random_box((9, 8, 7), 0.5, count=count), fullgraph=True
+        )()
         assert box.shape == ((2, 3) if count is None else (4, 2, 3))
 
 

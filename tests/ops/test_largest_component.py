@@ -7,7 +7,16 @@ from scipy import ndimage
 
 from utils.ops import largest_component, largest_component_reference
 
-INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64]
+INTEGERS = [
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+]
 CONNECTIVITY = {2: (4, 8), 3: (6, 18, 26)}
 RANK = {4: 1, 8: 2, 6: 1, 18: 2, 26: 3}
 
@@ -36,7 +45,9 @@ def spiral(size):
 
 
 def combs(shape, axis, teeth_at):
-    """Plates across the last other axis, joined at one end of `axis` alone (-1: the last, 0: the first, or both)."""
+    """Plates across the last other axis, joined at one end of `axis` alone (-1: the last, 0: the
+    first, or both).
+    """
     grid = torch.zeros(shape, dtype=torch.uint8).movedim(axis, 0)
     grid[:, ::2] = 1
     for end in teeth_at:
@@ -95,7 +106,9 @@ def adversarial():
         * (1 + torch.arange(30).byte()[:, None, None] // 4 % 3),
         "nested classes": nested,
         "stripes of classes": stripes,
-        "stripes of classes, one plane off": torch.stack([s.roll(i, -1) for i, s in enumerate(stripes)]),
+        "stripes of classes, one plane off": torch.stack(
+            [s.roll(i, -1) for i, s in enumerate(stripes)]
+        ),
         "1x1xN": noise((1, 1, 300), 0.6),
         "1xNx1": noise((1, 300, 1), 0.6),
         "Nx1x1": noise((300, 1, 1), 0.6),
@@ -124,7 +137,9 @@ def labels(request, device):
 
 
 def by_definition(labels, num_classes, connectivity):
-    """The argmax over bincount of SciPy's labels, as research code takes it; independent of the reference."""
+    """The argmax over bincount of SciPy's labels, as research code takes it; independent of the
+    reference.
+    """
     out = np.zeros_like(labels)
     structure = ndimage.generate_binary_structure(labels.ndim, RANK[connectivity])
     for value in range(1, num_classes):
@@ -145,7 +160,12 @@ def assert_is_reference(got, labels, num_classes, connectivity=None):
 def test_is_the_reference(labels):
     for connectivity in CONNECTIVITY[labels.ndim - 1]:
         for num_classes in (2, 4):
-            assert_is_reference(largest_component(labels, num_classes, connectivity), labels, num_classes, connectivity)
+            assert_is_reference(
+                largest_component(labels, num_classes, connectivity),
+                labels,
+                num_classes,
+                connectivity,
+            )
 
 
 def test_the_reference_is_the_definition():
@@ -161,7 +181,10 @@ def noises(connectivity, device):
     shape = (61, 53) if connectivity in CONNECTIVITY[2] else (61, 53, 47)
     for density in (0.1, 0.3, 0.6):
         item = noise(shape, density)
-        yield item.numpy(), largest_component(item[None].to(device), 2, connectivity)[0].cpu().numpy()
+        yield (
+            item.numpy(),
+            largest_component(item[None].to(device), 2, connectivity)[0].cpu().numpy(),
+        )
 
 
 @pytest.mark.parametrize("connectivity", [4, 8, 6, 18, 26])
@@ -170,7 +193,9 @@ def test_is_skimage(device, connectivity):
 
     for item, got in noises(connectivity, device):
         components = measure.label(item, connectivity=RANK[connectivity])
-        np.testing.assert_array_equal(got, components == 1 + np.bincount(components.flat)[1:].argmax())
+        np.testing.assert_array_equal(
+            got, components == 1 + np.bincount(components.flat)[1:].argmax()
+        )
 
 
 @pytest.mark.parametrize("connectivity", [4, 8, 6, 18, 26])
@@ -183,7 +208,9 @@ def test_is_cc3d(device, connectivity):
         assert got.sum() == sizes.max()
         if (sizes == sizes.max()).sum() == 1:  # among equals cc3d may take another
             np.testing.assert_array_equal(got, components == 1 + sizes.argmax())
-            np.testing.assert_array_equal(got, cc3d.largest_k(item, k=1, connectivity=connectivity) > 0)
+            np.testing.assert_array_equal(
+                got, cc3d.largest_k(item, k=1, connectivity=connectivity) > 0
+            )
 
 
 def test_default_is_full_connectivity(device):
@@ -198,7 +225,8 @@ def test_default_is_full_connectivity(device):
 
 
 @pytest.mark.parametrize(
-    ("step", "connectivity"), [((0, 0, 1), 6), ((0, 1, 1), 18), ((0, 1, -1), 18), ((1, 1, 1), 26), ((1, -1, 1), 26)]
+    ("step", "connectivity"),
+    [((0, 0, 1), 6), ((0, 1, 1), 18), ((0, 1, -1), 18), ((1, 1, 1), 26), ((1, -1, 1), 26)],
 )
 def test_two_voxels_meet_from_a_connectivity_on(device, step, connectivity):
     for order in itertools.permutations(range(3)):
@@ -206,11 +234,15 @@ def test_two_voxels_meet_from_a_connectivity_on(device, step, connectivity):
         volume[1, 1, 1] = 1
         volume[tuple(1 + step[axis] for axis in order)] = 1
         for given in CONNECTIVITY[3]:
-            assert largest_component(volume[None], 2, given).sum() == (2 if given >= connectivity else 1)
+            assert largest_component(volume[None], 2, given).sum() == (
+                2 if given >= connectivity else 1
+            )
 
 
 def test_rows_do_not_meet_around_the_edge(device):
-    """The last voxel of a row is followed in memory by the first of the next, and the last row of a plane likewise."""
+    """The last voxel of a row is followed in memory by the first of the next, and the last row of a
+    plane likewise.
+    """
     for shape in [(4, 5, 6), (4, 5, 2), (4, 2, 6), (4, 1, 6)]:
         flat = torch.zeros(shape, dtype=torch.uint8, device=device).flatten()
         for gap in range(1, shape[1] * shape[2] + 2):
@@ -260,7 +292,9 @@ def test_bool(device):
 def test_labels_out_of_range_are_background(device, dtype):
     limits = torch.iinfo(dtype)
     strange = (-1, -128, limits.min, 4, 127, 255, 256, 257, limits.max)
-    strange = [value for value in strange if limits.min <= value <= limits.max and not 0 <= value < 4]
+    strange = [
+        value for value in strange if limits.min <= value <= limits.max and not 0 <= value < 4
+    ]
     item = ADVERSARIAL["noise 0.3, 4 classes"].numpy().astype(str(dtype).removeprefix("torch."))
     spoilt = item.copy()
     holes = np.random.default_rng(0).random(item.shape) < 0.2
@@ -272,7 +306,12 @@ def test_labels_out_of_range_are_background(device, dtype):
 
 def test_many_classes(device):
     random = generator(3)
-    for dtype, classes in ((torch.uint8, 256), (torch.int8, 128), (torch.int16, 1 << 15), (torch.int64, 1 << 15)):
+    for dtype, classes in (
+        (torch.uint8, 256),
+        (torch.int8, 128),
+        (torch.int16, 1 << 15),
+        (torch.int64, 1 << 15),
+    ):
         item = torch.randint(0, classes, (2, 3, 30, 20), generator=random).to(device, dtype)
         item[:, :, 10:20, 5:15] = classes - 1
         assert_is_reference(largest_component(item, 1 << 15), item, 1 << 15)
@@ -290,7 +329,12 @@ def test_a_batch_is_its_items_one_by_one(device):
 
 def test_strides_do_not_matter(device):
     batch = noise((2, 9, 10, 11), 0.3, 3).to(device)
-    for view in (batch.transpose(1, 3), batch[:, ::2, 1:, ::3], batch.flip(2), batch[:1].expand(3, -1, -1, -1)):
+    for view in (
+        batch.transpose(1, 3),
+        batch[:, ::2, 1:, ::3],
+        batch.flip(2),
+        batch[:1].expand(3, -1, -1, -1),
+    ):
         assert_is_reference(largest_component(view, 3), view, 3)
 
 
@@ -319,18 +363,72 @@ def test_inputs_stay(device):
         (torch.zeros(2, 3, 4), 2, None, TypeError, "torch.float32"),
         (torch.zeros(2, 3, 4, dtype=torch.complex64), 2, None, TypeError, "torch.complex64"),
         (np.zeros((2, 3, 4), dtype=bool), 2, None, TypeError, "ndarray"),
-        (torch.zeros(3, 4, dtype=torch.bool), 2, None, ValueError, r"\(B, X, Y\) or \(B, X, Y, Z\), got \(3, 4\)"),
-        (torch.zeros(1, 2, 3, 4, 5, dtype=torch.bool), 2, None, ValueError, r"got \(1, 2, 3, 4, 5\)"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), 2, 26, ValueError, r"4 or 8 for labels \(1, 2, 3\), got 26"),
+        (
+            torch.zeros(3, 4, dtype=torch.bool),
+            2,
+            None,
+            ValueError,
+            r"\(B, X, Y\) or \(B, X, Y, Z\), got \(3, 4\)",
+        ),
+        (
+            torch.zeros(1, 2, 3, 4, 5, dtype=torch.bool),
+            2,
+            None,
+            ValueError,
+            r"got \(1, 2, 3, 4, 5\)",
+        ),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            2,
+            26,
+            ValueError,
+            r"4 or 8 for labels \(1, 2, 3\), got 26",
+        ),
         (torch.zeros(1, 2, 3, 4, dtype=torch.bool), 2, 8, ValueError, r"6 or 18 or 26 .*got 8"),
         (torch.zeros(1, 2, 3, dtype=torch.bool), 2, 0, ValueError, "got 0"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), 1, None, ValueError, "2 to 32768 classes with the background, got 1"),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            1,
+            None,
+            ValueError,
+            "2 to 32768 classes with the background, got 1",
+        ),
         (torch.zeros(1, 2, 3, dtype=torch.int64), 32769, None, ValueError, "got 32769"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), 2.5, None, TypeError, r"integer as the number of classes, got 2\.5"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), "3", None, TypeError, "integer as the number of classes, got '3'"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), True, None, TypeError, "number of classes, got True"),
-        (torch.zeros(1, 2, 3, 4, dtype=torch.bool), 2, 6.0, TypeError, r"integer as the connectivity, got 6\.0"),
-        (torch.zeros((), dtype=torch.bool).expand(1, 1 << 16, 1 << 15), 2, None, ValueError, r"2\^31 voxels"),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            2.5,
+            None,
+            TypeError,
+            r"integer as the number of classes, got 2\.5",
+        ),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            "3",
+            None,
+            TypeError,
+            "integer as the number of classes, got '3'",
+        ),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            True,
+            None,
+            TypeError,
+            "number of classes, got True",
+        ),
+        (
+            torch.zeros(1, 2, 3, 4, dtype=torch.bool),
+            2,
+            6.0,
+            TypeError,
+            r"integer as the connectivity, got 6\.0",
+        ),
+        (
+            torch.zeros((), dtype=torch.bool).expand(1, 1 << 16, 1 << 15),
+            2,
+            None,
+            ValueError,
+            r"2\^31 voxels",
+        ),
     ],
 )
 def test_wrong_input(labels, num_classes, connectivity, error, message):
@@ -347,7 +445,9 @@ def test_numbers_of_any_integer_type():
 
 def test_the_bare_operator_checks_what_memory_safety_needs(device):
     operator = torch.ops.semiseg.largest_component
-    image, volume = (torch.zeros(shape, dtype=torch.uint8, device=device) for shape in [(2, 3, 4), (2, 3, 4, 5)])
+    image, volume = (
+        torch.zeros(shape, dtype=torch.uint8, device=device) for shape in [(2, 3, 4), (2, 3, 4, 5)]
+    )
     with pytest.raises(TypeError, match="Float"):
         operator(image.float(), 2, 8)
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
@@ -363,9 +463,23 @@ def test_the_bare_operator_checks_what_memory_safety_needs(device):
 
 
 def test_threads_do_not_change_a_bit():
-    shared_out = ("many slabs", "flat", "planes", "U", "W", "equal sizes", "checkerboard of classes")
-    cases = [item[None] for name, item in ADVERSARIAL.items() if any(part in name for part in shared_out)]
-    cases.append(torch.stack([ADVERSARIAL[f"noise {density}, many slabs"] for density in (0.02, 0.1, 0.25, 0.5)]))
+    shared_out = (
+        "many slabs",
+        "flat",
+        "planes",
+        "U",
+        "W",
+        "equal sizes",
+        "checkerboard of classes",
+    )
+    cases = [
+        item[None] for name, item in ADVERSARIAL.items() if any(part in name for part in shared_out)
+    ]
+    cases.append(
+        torch.stack(
+            [ADVERSARIAL[f"noise {density}, many slabs"] for density in (0.02, 0.1, 0.25, 0.5)]
+        )
+    )
     results = []
     threads = torch.get_num_threads()
     try:
@@ -382,7 +496,10 @@ def test_the_same_every_time(device):
     """Threads come in any order; what they leave may not depend on it."""
     item = noise((37, 60, 71), 0.12, 3, 9)[None].to(device)
     first = largest_component(item, 3, 18)
-    assert all(torch.equal(largest_component(item, 3, 18), first) for _ in range(20 if device.type == "cuda" else 5))
+    assert all(
+        torch.equal(largest_component(item, 3, 18), first)
+        for _ in range(20 if device.type == "cuda" else 5)
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 7), (2, 5, 6, 7)])
@@ -390,7 +507,9 @@ def test_the_same_every_time(device):
 def test_opcheck(device, shape, dtype):
     labels = noise(shape, 0.4).to(device, dtype)
     for connectivity in CONNECTIVITY[len(shape) - 1]:
-        torch.library.opcheck(torch.ops.semiseg.largest_component.default, (labels, 2, connectivity))
+        torch.library.opcheck(
+            torch.ops.semiseg.largest_component.default, (labels, 2, connectivity)
+        )
 
 
 def test_compiles_without_a_graph_break(device):

@@ -55,7 +55,9 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are read from Linux's /proc")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="peaks are read from Linux's /proc"
+)
 @pytest.mark.skipif(not _library.BUILT, reason="the references may take what they like")
 def test_peak_memory_is_at_most_three_times_inputs_and_outputs():
     command = [sys.executable, "-c", CODE, str(ROOT)]
@@ -65,4 +67,6 @@ def test_peak_memory_is_at_most_three_times_inputs_and_outputs():
     assert len(found) == 11
     for name, (peak, touched) in found.items():
         assert touched > 20e6, name
-        assert 0 < peak <= 3 * touched, f"{name} takes {peak / touched:.2f} times its inputs and outputs"
+        assert 0 < peak <= 3 * touched, (
+            f"{name} takes {peak / touched:.2f} times its inputs and outputs"
+        )

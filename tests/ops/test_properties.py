@@ -1,4 +1,6 @@
-"""What holds for every input: hypothesis looks for one that breaks it, the same ones in every run."""
+"""What holds for every input: hypothesis looks for one that breaks it, the same ones in every
+run.
+"""
 
 import hypothesis
 import numpy as np
@@ -34,7 +36,9 @@ hypothesis.settings.load_profile("operators")
 
 @st.composite
 def masks(draw, axes=3, longest=12, items=3):
-    """`(B, *S)` bool: noise of any density, smoothed or not (blobs and dust both come), along some axes all alike."""
+    """`(B, *S)` bool: noise of any density, smoothed or not (blobs and dust both come), along some
+    axes all alike.
+    """
     shape = draw(st.lists(st.integers(1, longest), min_size=axes, max_size=axes))
     count = draw(st.integers(1, items))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -61,14 +65,20 @@ def turned_mask(mask, order):
 
 @hypothesis.settings(max_examples=300)
 @hypothesis.given(
-    st.one_of(masks(), masks(axes=2, longest=40), masks(longest=3), masks(longest=30, items=1)), st.data()
+    st.one_of(masks(), masks(axes=2, longest=40), masks(longest=3), masks(longest=30, items=1)),
+    st.data(),
 )
 def test_distances_are_those_of_the_reference(device, mask, data):
     spacing = data.draw(spacings)
     spacing = spacing and spacing[: mask.ndim - 1]
-    for op, reference in ((signed_distance, signed_distance_reference), (normalized_sdm, normalized_sdm_reference)):
+    for op, reference in (
+        (signed_distance, signed_distance_reference),
+        (normalized_sdm, normalized_sdm_reference),
+    ):
         expected = reference(mask, spacing).float()
-        torch.testing.assert_close(op(mask.to(device), spacing).cpu(), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            op(mask.to(device), spacing).cpu(), expected, rtol=1e-6, atol=1e-6
+        )
 
 
 @hypothesis.given(masks(), st.sampled_from([(1,), (2,), (3,), (1, 3), (1, 2, 3)]), spacings)
@@ -110,7 +120,9 @@ def test_a_batch_is_its_items_one_by_one(device, mask):
 
 @st.composite
 def boxes(draw, shape):
-    corners = [sorted(draw(st.lists(st.integers(-2, n + 2), min_size=2, max_size=2))) for n in shape]
+    corners = [
+        sorted(draw(st.lists(st.integers(-2, n + 2), min_size=2, max_size=2))) for n in shape
+    ]
     return torch.tensor(corners).T.contiguous()
 
 
@@ -151,13 +163,21 @@ def windows(draw):
     shape = draw(st.lists(st.integers(3, 14), min_size=3, max_size=3))
     patch = [draw(st.integers(1, n)) for n in shape]
     stride = [draw(st.integers(1, p)) for p in patch]
-    return shape, patch, window_starts(shape, patch, stride), draw(st.integers(1, 4)), draw(st.integers(0, 999))
+    return (
+        shape,
+        patch,
+        window_starts(shape, patch, stride),
+        draw(st.integers(1, 4)),
+        draw(st.integers(0, 999)),
+    )
 
 
 @hypothesis.given(windows())
 def test_windows_that_agree_are_stitched_to_what_they_show(device, drawn):
     shape, patch, starts, classes, seed = drawn
-    volume = torch.randn((classes, *shape), generator=torch.Generator().manual_seed(seed)).to(device)
+    volume = torch.randn((classes, *shape), generator=torch.Generator().manual_seed(seed)).to(
+        device
+    )
     logits = torch.stack(
         [
             volume[:, x : x + patch[0], y : y + patch[1], z : z + patch[2]]
@@ -166,7 +186,11 @@ def test_windows_that_agree_are_stitched_to_what_they_show(device, drawn):
             for z in starts[2]
         ]
     )
-    for activation, of in (("softmax", lambda v: v.softmax(0)), ("sigmoid", torch.sigmoid), (None, lambda v: v)):
+    for activation, of in (
+        ("softmax", lambda v: v.softmax(0)),
+        ("sigmoid", torch.sigmoid),
+        (None, lambda v: v),
+    ):
         got = stitch_windows(logits, starts, shape, activation)
         torch.testing.assert_close(got, of(volume), rtol=1e-5, atol=1e-6)
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed)).to(device)
@@ -175,7 +199,9 @@ def test_windows_that_agree_are_stitched_to_what_they_show(device, drawn):
 
 
 @hypothesis.given(masks(items=1), masks(items=1), orders, spacings)
-def test_surface_distances_do_not_depend_on_the_side_one_looks_from(device, pred, target, order, spacing):
+def test_surface_distances_do_not_depend_on_the_side_one_looks_from(
+    device, pred, target, order, spacing
+):
     shape = [min(a, b) for a, b in zip(pred.shape[1:], target.shape[1:], strict=True)]
     pred, target = (mask[0][tuple(map(slice, shape))].to(device) for mask in (pred, target))
     there, back = surface_distances(pred, target, spacing)

@@ -89,21 +89,25 @@ def mask(request, device):
 
 
 def research_sdm(mask, spacing=None):
-    """``compute_sdf`` as the research repositories define it, written afresh for one non-trivial item."""
+    """``compute_sdf`` as the research repositories define it, written afresh for one non-trivial
+    item.
+    """
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
     sdm = (outside - outside.min()) / (outside.max() - outside.min())
     sdm -= (inside - inside.min()) / (inside.max() - inside.min())
     cross = ndimage.generate_binary_structure(mask.ndim, 1)
-    changes = ndimage.grey_dilation(mask.astype(np.uint8), footprint=cross, mode="nearest") != ndimage.grey_erosion(
+    changes = ndimage.grey_dilation(
         mask.astype(np.uint8), footprint=cross, mode="nearest"
-    )
+    ) != ndimage.grey_erosion(mask.astype(np.uint8), footprint=cross, mode="nearest")
     sdm[changes & mask] = 0
     return sdm
 
 
 def assert_exact(got, mask, spacing=None):
-    """Bit-equal to the rounded float64 reference at unit spacing; a rounding of the unit further away otherwise."""
+    """Bit-equal to the rounded float64 reference at unit spacing; a rounding of the unit further
+    away otherwise.
+    """
     want = signed_distance_reference(mask, spacing)
     assert got.dtype == torch.float32
     assert got.shape == mask.shape
@@ -113,7 +117,9 @@ def assert_exact(got, mask, spacing=None):
 
 
 def test_the_library_under_test_is_the_compiled_one():
-    assert _library.BUILT, "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    assert _library.BUILT, (
+        "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    )
 
 
 def test_is_exact(mask):
@@ -141,9 +147,13 @@ def test_references_are_scipy_and_the_research_formula(spacing):
     mask = ADVERSARIAL["odd ball"] | ADVERSARIAL["odd ball"].flip(2)
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
-    np.testing.assert_array_equal(signed_distance_reference(mask[None], spacing)[0], outside - inside)
+    np.testing.assert_array_equal(
+        signed_distance_reference(mask[None], spacing)[0], outside - inside
+    )
     np.testing.assert_allclose(
-        normalized_sdm_reference(mask[None], spacing)[0], research_sdm(mask.numpy(), spacing), rtol=1e-15
+        normalized_sdm_reference(mask[None], spacing)[0],
+        research_sdm(mask.numpy(), spacing),
+        rtol=1e-15,
     )
 
 
@@ -151,7 +161,9 @@ def test_inner_boundary_is_that_of_skimage_and_where_the_inside_distance_is_one(
     from skimage import segmentation
 
     for name, mask in ADVERSARIAL.items():
-        boundary = segmentation.find_boundaries(mask.numpy().astype(np.uint8), mode="inner").astype(bool)
+        boundary = segmentation.find_boundaries(mask.numpy().astype(np.uint8), mode="inner").astype(
+            bool
+        )
         for spacing in (None, UNEQUAL[: mask.ndim]):
             zero = normalized_sdm(mask[None].to(device), spacing)[0].cpu().numpy() == 0
             np.testing.assert_array_equal(zero, boundary, err_msg=name)
@@ -159,7 +171,9 @@ def test_inner_boundary_is_that_of_skimage_and_where_the_inside_distance_is_one(
         np.testing.assert_array_equal(one, boundary, err_msg=name)
 
 
-@pytest.mark.parametrize("shape", [(1, 384, 2, 2), (1, 1, 384, 3), (1, 512, 32), (1, 1, 1024, 2), (1, 2, 1, 2048)])
+@pytest.mark.parametrize(
+    "shape", [(1, 384, 2, 2), (1, 1, 384, 3), (1, 512, 32), (1, 1, 1024, 2), (1, 2, 1, 2048)]
+)
 def test_axes_that_fill_shared_memory(device, shape):
     places = torch.arange(max(shape), device=device) % 300 < 117
     mask = places.view([n if n == max(shape) else 1 for n in shape]).expand(shape)
@@ -186,13 +200,17 @@ def test_a_row(device):
     want = torch.tensor([-1, -2 / 3, 0, 0.25, 0.5, 0.75, 1], device=device)
     for shape in [(1, 1, 7), (1, 7, 1), (1, 1, 1, 7), (1, 1, 7, 1), (1, 7, 1, 1)]:
         torch.testing.assert_close(normalized_sdm(row.view(shape)), want.view(shape))
-        torch.testing.assert_close(normalized_sdm(row.view(shape), [2.0] * (len(shape) - 1)), want.view(shape))
+        torch.testing.assert_close(
+            normalized_sdm(row.view(shape), [2.0] * (len(shape) - 1)), want.view(shape)
+        )
 
 
 @pytest.mark.parametrize("spacing", [None, EQUAL, UNEQUAL], ids=["unit", "equal", "unequal"])
 @pytest.mark.parametrize("shape", [(5, 6, 7), (1, 1, 1), (200, 3, 190)])
 def test_one_label_only(device, shape, spacing):
-    mask = torch.stack([torch.zeros(shape), ball(shape, (0, 0, 0), 0.5), torch.ones(shape)]).to(device, torch.uint8)
+    mask = torch.stack([torch.zeros(shape), ball(shape, (0, 0, 0), 0.5), torch.ones(shape)]).to(
+        device, torch.uint8
+    )
     distance, sdm = signed_distance(mask, spacing), normalized_sdm(mask, spacing)
     assert (distance[0] == torch.inf).all()
     assert (distance[2] == -torch.inf).all()
@@ -205,7 +223,9 @@ def test_one_label_only(device, shape, spacing):
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_every_integer_type_counts_nonzero_as_foreground(device, dtype):
     mask = torch.stack([ADVERSARIAL["noise 0.05"], ADVERSARIAL["noise 0.95"]]).to(device)
-    values = mask * torch.arange(1, 128, device=device).repeat(mask.numel())[: mask.numel()].view(mask.shape)
+    values = mask * torch.arange(1, 128, device=device).repeat(mask.numel())[: mask.numel()].view(
+        mask.shape
+    )
     assert torch.equal(signed_distance(values.to(dtype)), signed_distance(mask))
     assert torch.equal(normalized_sdm(values.to(dtype)), normalized_sdm(mask))
     if dtype != torch.uint8:
@@ -220,7 +240,12 @@ def test_values_beyond_a_byte_are_foreground(device):
 
 def test_strides_do_not_matter(device):
     mask = ADVERSARIAL["noise 0.05"].to(device)[None].repeat(2, 1, 1, 1)
-    for view in (mask.transpose(1, 3), mask[:, ::2, 1:, ::3], mask.flip(2), mask[:1].expand(3, -1, -1, -1)):
+    for view in (
+        mask.transpose(1, 3),
+        mask[:, ::2, 1:, ::3],
+        mask.flip(2),
+        mask[:1].expand(3, -1, -1, -1),
+    ):
         assert_exact(signed_distance(view), view)
     channels_last = mask[:, None].contiguous(memory_format=torch.channels_last_3d)[:, 0]
     assert torch.equal(signed_distance(channels_last), signed_distance(mask))
@@ -248,12 +273,37 @@ def test_inputs_stay_and_outputs_need_no_gradient(device):
         (torch.zeros(2, 3, 4), None, TypeError, "torch.float32"),
         (torch.zeros(2, 3, 4, dtype=torch.complex64), None, TypeError, "torch.complex64"),
         (np.zeros((2, 3, 4), dtype=bool), None, TypeError, "ndarray"),
-        (torch.zeros(3, 4, dtype=torch.bool), None, ValueError, r"\(B, X, Y\) or \(B, X, Y, Z\), got \(3, 4\)"),
+        (
+            torch.zeros(3, 4, dtype=torch.bool),
+            None,
+            ValueError,
+            r"\(B, X, Y\) or \(B, X, Y, Z\), got \(3, 4\)",
+        ),
         (torch.zeros(1, 2, 3, 4, 5, dtype=torch.bool), None, ValueError, r"got \(1, 2, 3, 4, 5\)"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), (1.0, 1.0, 1.0), ValueError, r"2 axes, got \(1.0, 1.0, 1.0\)"),
-        (torch.zeros(1, 2, 3, 4, dtype=torch.bool), (1.0, 0.0, 1.0), ValueError, r"3 axes, got \(1.0, 0.0, 1.0\)"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), (1.0, float("nan")), ValueError, "positive finite"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), (float("inf"), 1.0), ValueError, "positive finite"),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            (1.0, 1.0, 1.0),
+            ValueError,
+            r"2 axes, got \(1.0, 1.0, 1.0\)",
+        ),
+        (
+            torch.zeros(1, 2, 3, 4, dtype=torch.bool),
+            (1.0, 0.0, 1.0),
+            ValueError,
+            r"3 axes, got \(1.0, 0.0, 1.0\)",
+        ),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            (1.0, float("nan")),
+            ValueError,
+            "positive finite",
+        ),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            (float("inf"), 1.0),
+            ValueError,
+            "positive finite",
+        ),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             (1, 1e20),
@@ -261,12 +311,27 @@ def test_inputs_stay_and_outputs_need_no_gradient(device):
             r"spacings from 1e-12 to 1e\+12, .*another unit",
         ),
         (torch.zeros(1, 2, 3, dtype=torch.bool), (1, 1e-25), ValueError, "spacings from 1e-12"),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), 2.0, TypeError, r"positive finite spacing .* 2 axes, got 2\.0"),
-        (torch.zeros(0, 1 << 15, 1, dtype=torch.bool), None, ValueError, r"under 2\^15 voxels, got \(0, 32768, 1\)"),
+        (
+            torch.zeros(1, 2, 3, dtype=torch.bool),
+            2.0,
+            TypeError,
+            r"positive finite spacing .* 2 axes, got 2\.0",
+        ),
+        (
+            torch.zeros(0, 1 << 15, 1, dtype=torch.bool),
+            None,
+            ValueError,
+            r"under 2\^15 voxels, got \(0, 32768, 1\)",
+        ),
     ],
 )
 def test_wrong_input(mask, spacing, error, message):
-    for op in (signed_distance, normalized_sdm, signed_distance_reference, normalized_sdm_reference):
+    for op in (
+        signed_distance,
+        normalized_sdm,
+        signed_distance_reference,
+        normalized_sdm_reference,
+    ):
         with pytest.raises(error, match=message):
             op(mask, spacing)
 
@@ -291,7 +356,11 @@ def test_threads_do_not_change_a_bit():
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             results.append(
-                [op(mask, spacing) for op in (signed_distance, normalized_sdm) for spacing in (None, UNEQUAL)]
+                [
+                    op(mask, spacing)
+                    for op in (signed_distance, normalized_sdm)
+                    for spacing in (None, UNEQUAL)
+                ]
             )
     finally:
         torch.set_num_threads(threads)
@@ -313,7 +382,9 @@ results = [[signed_distance(mask), normalized_sdm(mask)] for mask in masks]
 torch.save([torch.backends.cpu.get_cpu_capability(), results], sys.argv[1] + "/results.pt")
 """
     environment = os.environ | {"ATEN_CPU_CAPABILITY": capability.lower()}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env=environment, check=True
+    )
     used, results = torch.load(tmp_path / "results.pt")
     assert used == capability
     for mask, (distance, sdm) in zip(masks, results, strict=True):
@@ -328,14 +399,17 @@ def test_opcheck(device, shape, dtype):
     for spacing in (EQUAL, UNEQUAL):
         for normalized in (False, True):
             torch.library.opcheck(
-                torch.ops.semiseg.signed_distance.default, (mask, list(spacing[: len(shape) - 1]), normalized)
+                torch.ops.semiseg.signed_distance.default,
+                (mask, list(spacing[: len(shape) - 1]), normalized),
             )
 
 
 def test_compiles_without_a_graph_break(device):
     @torch.compile(fullgraph=True, backend="aot_eager")
     def loss(mask, prediction):
-        return ((prediction - normalized_sdm(mask)) ** 2).mean() + (prediction * signed_distance(mask, UNEQUAL)).mean()
+        return ((prediction - normalized_sdm(mask)) ** 2).mean() + (
+            prediction * signed_distance(mask, UNEQUAL)
+        ).mean()
 
     mask = torch.stack([ADVERSARIAL["noise 0.05"], ADVERSARIAL["noise 0.5"]]).to(device)
     prediction = torch.zeros(mask.shape, device=device, requires_grad=True)
@@ -347,7 +421,9 @@ def test_compiles_without_a_graph_break(device):
 def test_real_left_atria(left_atria, device):
     mask = left_atria.to(device)
     assert_exact(signed_distance(mask), mask)
-    torch.testing.assert_close(normalized_sdm(mask).cpu(), normalized_sdm_reference(mask).float(), rtol=5e-7, atol=0)
+    torch.testing.assert_close(
+        normalized_sdm(mask).cpu(), normalized_sdm_reference(mask).float(), rtol=5e-7, atol=0
+    )
     assert_exact(signed_distance(mask[:1], UNEQUAL), mask[:1], UNEQUAL)
 
 
@@ -355,7 +431,11 @@ def run_copy(folder, code):
     """Runs code on a copy of utils/ops that holds no compiled library of its own."""
     (folder / "utils").mkdir()
     (folder / "utils" / "__init__.py").touch()
-    shutil.copytree(ROOT / "utils" / "ops", folder / "utils" / "ops", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    shutil.copytree(
+        ROOT / "utils" / "ops",
+        folder / "utils" / "ops",
+        ignore=shutil.ignore_patterns("*.so", "*.pyd"),
+    )
     environment = {name: value for name, value in os.environ.items() if name != "SEMISEG_LIBRARY"}
     command = [sys.executable, "-W", "always", "-c", code]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -387,7 +467,10 @@ def test_built_but_broken_raises(tmp_path):
 
 
 def test_built_from_other_sources_raises():
-    for schema in ("signed_distance(Tensor mask) -> Tensor", "no_such_operator(Tensor mask) -> Tensor"):
+    for schema in (
+        "signed_distance(Tensor mask) -> Tensor",
+        "no_such_operator(Tensor mask) -> Tensor",
+    ):
         with pytest.raises(ImportError, match=r"has no operator .* rebuild it"):
             _library.register(schema, torch.neg, torch.neg)
 
@@ -403,7 +486,9 @@ mask = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.3
 for _ in range(2):
     assert torch.equal(operator(mask, [1.0, 2.0], False), signed_distance(mask, (1, 2)))
 """
-    done = subprocess.run([sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("CUDA kernels are not built") == 1, done.stderr
     assert "FORCE_CUDA=1" in done.stderr

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from utils.ops import WindowStitcher, _library, stitch_windows, stitch_windows_reference, window_starts
+from utils.ops import (
+    WindowStitcher,
+    _library,
+    stitch_windows,
+    stitch_windows_reference,
+    window_starts,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTIVATIONS = ["softmax", "sigmoid", None]
@@ -69,7 +75,9 @@ def assert_reference(logits, grid, activation="softmax", weights=None, atol=1e-6
 
 
 def test_the_library_under_test_is_the_compiled_one():
-    assert _library.BUILT, "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    assert _library.BUILT, (
+        "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    )
 
 
 @pytest.mark.parametrize("name", list(GRIDS))
@@ -109,7 +117,10 @@ def test_is_monai_with_gaussian_weights(device, axes):
         image, patch, 4, lambda x: network(x).softmax(1), overlap=0.5, mode="gaussian"
     )[0]
     corners = itertools.product(*starts)
-    windows = [image[(0, slice(None), *(slice(a, a + p) for a, p in zip(c, patch, strict=True)))] for c in corners]
+    windows = [
+        image[(0, slice(None), *(slice(a, a + p) for a, p in zip(c, patch, strict=True)))]
+        for c in corners
+    ]
     got = stitch_windows(network(torch.stack(windows)), starts, shape, weights=weights)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
@@ -147,7 +158,9 @@ def test_types_and_strides(device, dtype, classes):
         grid = GRIDS[name]
         logits = make_logits(grid, classes, device).to(dtype)
         channels_last = torch.channels_last if logits.ndim == 4 else torch.channels_last_3d
-        sparse = torch.full([2 * extent for extent in logits.shape], torch.nan, dtype=dtype, device=device)
+        sparse = torch.full(
+            [2 * extent for extent in logits.shape], torch.nan, dtype=dtype, device=device
+        )
         sparse[tuple(slice(None, None, 2) for _ in logits.shape)] = logits
         views = [
             logits.contiguous(memory_format=channels_last),
@@ -175,7 +188,9 @@ def test_every_16_bit_float_is_read_exactly(device):
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_probabilities_are_torchs_over_the_whole_range(device, activation):
     logits = torch.linspace(-110, 110, 40_001, dtype=torch.float64)
-    logits = torch.stack((logits, torch.zeros_like(logits))).view(1, 2, 1, -1).to(device, torch.float32)
+    logits = (
+        torch.stack((logits, torch.zeros_like(logits))).view(1, 2, 1, -1).to(device, torch.float32)
+    )
     got = stitch_windows(logits, [[0], [0]], (1, 40_001), activation)[:, 0].cpu().double()
     double = logits[0, :, 0].cpu().double()
     want = double.softmax(0) if activation == "softmax" else double.sigmoid()
@@ -189,10 +204,14 @@ def test_extremes_are_torchs(device):
     for classes in (1, 2, 3, 5):
         rows = list(itertools.product(values, repeat=min(classes, 3)))
         logits = torch.tensor(rows).T[None, :, None].to(device)  # (1, C, 1, n)
-        logits = torch.cat((logits, torch.zeros(1, classes - logits.shape[1], 1, len(rows), device=device)), 1)
+        logits = torch.cat(
+            (logits, torch.zeros(1, classes - logits.shape[1], 1, len(rows), device=device)), 1
+        )
         for activation in ACTIVATIONS:
             got = stitch_windows(logits, [[0], [0]], (1, len(rows)), activation)
-            want = {"softmax": logits.softmax(1), "sigmoid": logits.sigmoid(), None: logits}[activation][0]
+            want = {"softmax": logits.softmax(1), "sigmoid": logits.sigmoid(), None: logits}[
+                activation
+            ][0]
             torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-37, equal_nan=True)
 
 
@@ -223,7 +242,9 @@ def test_the_most_starts_there_may_be(device):
         stride = (1,) * len(shape)
         starts = window_starts(shape, patch, stride)
         assert sum(map(len, starts)) == 768
-        assert_reference(make_logits((shape, patch, starts), 1, device), (shape, patch, starts), None)
+        assert_reference(
+            make_logits((shape, patch, starts), 1, device), (shape, patch, starts), None
+        )
 
 
 def test_any_integers_will_do(device):
@@ -265,7 +286,11 @@ def test_weights_of_any_float_type_and_strides(device):
     [
         ({"logits": torch.zeros(4, 2, 4, 4, dtype=torch.int64)}, TypeError, "torch.int64"),
         ({"logits": np.zeros((4, 2, 4, 4))}, TypeError, "ndarray"),
-        ({"logits": torch.zeros(2, 4, 4)}, ValueError, r"\(N, C, X, Y\) or \(N, C, X, Y, Z\), got \(2, 4, 4\)"),
+        (
+            {"logits": torch.zeros(2, 4, 4)},
+            ValueError,
+            r"\(N, C, X, Y\) or \(N, C, X, Y, Z\), got \(2, 4, 4\)",
+        ),
         ({"logits": torch.zeros(3, 2, 4, 4)}, ValueError, "got 3 windows for a grid of 4"),
         ({"logits": torch.zeros(5, 2, 4, 4)}, ValueError, "got 5 windows for a grid of 4"),
         ({"logits": torch.zeros(4, 2, 4, 4, 4)}, ValueError, "2, 3 and 2 axes"),
@@ -275,25 +300,65 @@ def test_weights_of_any_float_type_and_strides(device):
         ({"starts": [[0, 2.5], [0, 2]]}, TypeError, r"integer as each of starts, got 2\.5"),
         ({"starts": [0, 2]}, TypeError, "sequence of starts, got 0"),
         ({"shape": (6, 6, 6)}, ValueError, "3, 2 and 2 axes"),
-        ({"shape": (6, 7)}, ValueError, r"axis 1: windows of 4 at \[0, 2\] do not reach from end to end of 7"),
-        ({"starts": [[0, 2], [1, 2]]}, ValueError, r"axis 1: windows of 4 at \[1, 2\] do not reach"),
-        ({"starts": [[0, 3], [0, 2]]}, ValueError, r"axis 0: windows of 4 at \[0, 3\] do not reach"),
+        (
+            {"shape": (6, 7)},
+            ValueError,
+            r"axis 1: windows of 4 at \[0, 2\] do not reach from end to end of 7",
+        ),
+        (
+            {"starts": [[0, 2], [1, 2]]},
+            ValueError,
+            r"axis 1: windows of 4 at \[1, 2\] do not reach",
+        ),
+        (
+            {"starts": [[0, 3], [0, 2]]},
+            ValueError,
+            r"axis 0: windows of 4 at \[0, 3\] do not reach",
+        ),
         ({"starts": [[], [0, 2]]}, ValueError, "axis 0"),
-        ({"starts": [[0, 0, 2], [0, 2]]}, ValueError, r"axis 0: .*\[0, 0, 2\] leave holes or do not ascend"),
-        ({"starts": [[0, 5], [0, 2]], "shape": (9, 6)}, ValueError, r"axis 0: .*\[0, 5\] leave holes"),
+        (
+            {"starts": [[0, 0, 2], [0, 2]]},
+            ValueError,
+            r"axis 0: .*\[0, 0, 2\] leave holes or do not ascend",
+        ),
+        (
+            {"starts": [[0, 5], [0, 2]], "shape": (9, 6)},
+            ValueError,
+            r"axis 0: .*\[0, 5\] leave holes",
+        ),
         (
             {"starts": [list(range(767)), [0, 2]], "shape": (770, 6)},
             ValueError,
             "768 starts .* got 769: .*larger stride",
         ),
         ({"shape": (1 << 16, 1 << 15)}, ValueError, r"fewer than 2\^31 voxels"),
-        ({"activation": "none"}, ValueError, "activation 'none': expected 'softmax', 'sigmoid' or None"),
-        ({"weights": torch.ones(4, 5)}, ValueError, r"weights of the window's shape \(4, 4\), got \(4, 5\)"),
-        ({"weights": torch.ones(4, 4, dtype=torch.int64)}, TypeError, "floating-point weights, got torch.int64"),
+        (
+            {"activation": "none"},
+            ValueError,
+            "activation 'none': expected 'softmax', 'sigmoid' or None",
+        ),
+        (
+            {"weights": torch.ones(4, 5)},
+            ValueError,
+            r"weights of the window's shape \(4, 4\), got \(4, 5\)",
+        ),
+        (
+            {"weights": torch.ones(4, 4, dtype=torch.int64)},
+            TypeError,
+            "floating-point weights, got torch.int64",
+        ),
         ({"weights": np.ones((4, 4))}, TypeError, "floating-point weights, got ndarray"),
         ({"weights": torch.eye(4)}, ValueError, "weights from 1e-30 to 1e\\+30, got 0.0 to 1.0"),
-        ({"weights": torch.full((4, 4), 1e-60).double()}, ValueError, "weights from 1e-30 to 1e\\+30, got 0.0 to 0.0"),
-        ({"weights": torch.ones(4, 4).index_fill(0, torch.tensor(1), math.nan)}, ValueError, "got nan to nan"),
+        (
+            {"weights": torch.full((4, 4), 1e-60).double()},
+            ValueError,
+            "weights from 1e-30 to 1e\\+30, got 0.0 to 0.0",
+        ),
+        (
+            {"weights": torch.ones(4, 4).index_fill(0, torch.tensor(1), math.nan)},
+            ValueError,
+            "got nan to nan",
+        ),
         ({"weights": torch.full((4, 4), math.inf)}, ValueError, "got inf to inf"),
         ({"weights": torch.full((4, 4), 3e38)}, ValueError, "weights from 1e-30"),
     ],
@@ -308,9 +373,13 @@ def test_wrong_input(change, error, message):
 def test_stitcher_refuses_what_does_not_fit(device):
     stitcher = WindowStitcher((6, 6), (4, 4), [[0, 2], [0, 2]], 2, device=device)
     logits = torch.zeros(3, 2, 4, 4, device=device)
-    with pytest.raises(ValueError, match=r"expected logits \(n, 2, 4, 4\) on .*, got \(3, 2, 4, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"expected logits \(n, 2, 4, 4\) on .*, got \(3, 2, 4, 5\)"
+    ):
         stitcher.add(torch.zeros(3, 2, 4, 5, device=device))
-    with pytest.raises(ValueError, match=r"expected logits \(n, 2, 4, 4\) on .*, got \(3, 3, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"expected logits \(n, 2, 4, 4\) on .*, got \(3, 3, 4, 4\)"
+    ):
         stitcher.add(torch.zeros(3, 3, 4, 4, device=device))
     with pytest.raises(ValueError, match="on meta"):
         stitcher.add(logits.to("meta"))
@@ -333,8 +402,18 @@ def test_stitcher_refuses_what_does_not_fit(device):
 def test_the_bare_operators_check_what_memory_safety_needs(device):
     total, logits = torch.zeros(2, 6, 6, device=device), torch.zeros(1, 2, 4, 4, device=device)
 
-    def add(total=total, logits=logits, weights=None, starts=(0, 2, 0, 2), counts=(2, 2), first=0, activation="none"):
-        torch.ops.semiseg.stitch_add(total, logits, weights, list(starts), list(counts), first, activation)
+    def add(
+        total=total,
+        logits=logits,
+        weights=None,
+        starts=(0, 2, 0, 2),
+        counts=(2, 2),
+        first=0,
+        activation="none",
+    ):
+        torch.ops.semiseg.stitch_add(
+            total, logits, weights, list(starts), list(counts), first, activation
+        )
 
     def divide(patch, starts=(0, 2, 0, 2), weights=None):
         torch.ops.semiseg.stitch_divide(total, weights, list(patch), list(starts), [2, 2])
@@ -402,13 +481,19 @@ def test_threads_do_not_change_a_bit():
 def test_opcheck(device, name, dtype):
     shape, patch, starts = GRIDS[name]
     flat, counts = [start for along in starts for start in along], [len(along) for along in starts]
-    logits, total = make_logits(GRIDS[name], 2, device).to(dtype)[3:5], torch.rand(2, *shape, device=device)
+    logits, total = (
+        make_logits(GRIDS[name], 2, device).to(dtype)[3:5],
+        torch.rand(2, *shape, device=device),
+    )
     for weights in (None, make_weights(patch, device)):
         for activation in ("softmax", "none"):
             torch.library.opcheck(
-                torch.ops.semiseg.stitch_add.default, (total, logits, weights, flat, counts, 3, activation)
+                torch.ops.semiseg.stitch_add.default,
+                (total, logits, weights, flat, counts, 3, activation),
             )
-        torch.library.opcheck(torch.ops.semiseg.stitch_divide.default, (total, weights, list(patch), flat, counts))
+        torch.library.opcheck(
+            torch.ops.semiseg.stitch_divide.default, (total, weights, list(patch), flat, counts)
+        )
 
 
 def test_compiles_without_a_graph_break(device):
@@ -441,7 +526,11 @@ def test_a_real_volume(la_root, device):
 def test_not_built_means_one_warning_and_the_reference(tmp_path):
     (tmp_path / "utils").mkdir()
     (tmp_path / "utils" / "__init__.py").touch()
-    shutil.copytree(ROOT / "utils" / "ops", tmp_path / "utils" / "ops", ignore=shutil.ignore_patterns("*.so", "*.pyd"))
+    shutil.copytree(
+        ROOT / "utils" / "ops",
+        tmp_path / "utils" / "ops",
+        ignore=shutil.ignore_patterns("*.so", "*.pyd"),
+    )
     code = """
 import torch
 from utils.ops import stitch_windows, stitch_windows_reference, window_starts
@@ -455,7 +544,9 @@ torch.testing.assert_close(compiled(logits, starts, (9, 8), None, weights), want
 """
     environment = {name: value for name, value in os.environ.items() if name != "SEMISEG_LIBRARY"}
     command = [sys.executable, "-W", "always", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("compiled operators are not built") == 1, done.stderr
 

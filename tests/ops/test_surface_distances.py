@@ -8,7 +8,15 @@ from scipy.spatial import cKDTree
 from utils.ops import _library, surface_distances, surface_distances_reference
 from utils.ops.surface_distances import surface_distances_and_overlap
 
-INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32]
+INTEGERS = [
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+]
 EQUAL, UNEQUAL, FLAT = (1.3, 1.3, 1.3), (0.7, 1.9, 3.1), (0.01, 30.0, 1.0)
 
 
@@ -49,23 +57,44 @@ def adversarial():
     slab[:, 4:9] = True
     shells = torch.from_numpy((np.abs(np.indices((23, 21, 25)) - 11).max(0) // 2) % 2 == 0)
     wide = (20, 19, 200)
-    blobs = sum(ball((90, 80, 70), centre, 4) for centre in [(5, 5, 5), (84, 70, 6), (40, 75, 64), (80, 6, 60)]) > 0
+    blobs = (
+        sum(
+            ball((90, 80, 70), centre, 4)
+            for centre in [(5, 5, 5), (84, 70, 6), (40, 75, 64), (80, 6, 60)]
+        )
+        > 0
+    )
     pairs = {
         "checkerboard and full": (checkerboard, torch.ones_like(checkerboard)),
         "checkerboard and its complement": (checkerboard, ~checkerboard),
-        "full and one voxel": (torch.ones(17, 16, 15, dtype=torch.bool), points((17, 16, 15), (16, 0, 14))),
-        "full and far corners": (torch.ones(40, 33, 20) > 0, points((40, 33, 20), (0, 0, 0), (39, 32, 19))),
+        "full and one voxel": (
+            torch.ones(17, 16, 15, dtype=torch.bool),
+            points((17, 16, 15), (16, 0, 14)),
+        ),
+        "full and far corners": (
+            torch.ones(40, 33, 20) > 0,
+            points((40, 33, 20), (0, 0, 0), (39, 32, 19)),
+        ),
         "far corners": (points((70, 60, 130), (0, 0, 0)), points((70, 60, 130), (69, 59, 129))),
         "other corners": (points((70, 60, 130), (0, 59, 0)), points((70, 60, 130), (69, 0, 129))),
         "slab and shifted slab": (slab, slab.roll(9, 1)),
         "slabs along x": (slab.transpose(0, 1), slab.transpose(0, 1).roll(9, 0)),
         "slabs along z": (slab.transpose(1, 2), slab.transpose(1, 2).roll(9, 2)),
         "shells and a ball": (shells, ball(shells.shape, (11, 11, 11), 8)),
-        "surface and centre of a ball": (ball((41, 41, 41), (20, 20, 20), 20), points((41, 41, 41), (20, 20, 20))),
+        "surface and centre of a ball": (
+            ball((41, 41, 41), (20, 20, 20), 20),
+            points((41, 41, 41), (20, 20, 20)),
+        ),
         "blobs far from a ball": (blobs, ball((90, 80, 70), (45, 40, 35), 12)),
         "equal": (ball((30, 30, 30), (14, 15, 13), 9), ball((30, 30, 30), (14, 15, 13), 9)),
-        "words of a row": (points(wide, *[(9, 9, z) for z in (0, 63, 64, 127, 199)]), points(wide, (9, 9, 191))),
-        "words far apart": (points(wide, (0, 0, 63), (0, 0, 64)), points(wide, (19, 18, 0), (19, 18, 192))),
+        "words of a row": (
+            points(wide, *[(9, 9, z) for z in (0, 63, 64, 127, 199)]),
+            points(wide, (9, 9, 191)),
+        ),
+        "words far apart": (
+            points(wide, (0, 0, 63), (0, 0, 64)),
+            points(wide, (19, 18, 0), (19, 18, 192)),
+        ),
         "last words": tuple(noise(wide, d, 3) & (torch.arange(200) > 130) for d in (0.3, 0.001)),
         "one row": (noise((1, 1, 300), 0.1), noise((1, 1, 300), 0.02, 2)),
         "one row of y": (noise((1, 300, 1), 0.1), noise((1, 300, 1), 0.02, 2)),
@@ -80,7 +109,10 @@ def adversarial():
         "spiral, extruded": (spiral(20)[:, None].expand(20, 5, 20), noise((20, 5, 20), 0.05)),
     }
     for first, second in [(0.001, 0.3), (0.05, 0.05), (0.5, 0.95), (0.0005, 0.0005)]:
-        pairs[f"noise {first} and {second}"] = noise((31, 18, 75), first), noise((31, 18, 75), second, 2)
+        pairs[f"noise {first} and {second}"] = (
+            noise((31, 18, 75), first),
+            noise((31, 18, 75), second, 2),
+        )
     return pairs
 
 
@@ -93,7 +125,10 @@ def pair(request, device):
 
 
 def assert_exact(pred, target, spacing=None):
-    got, want = surface_distances(pred, target, spacing), surface_distances_reference(pred, target, spacing)
+    got, want = (
+        surface_distances(pred, target, spacing),
+        surface_distances_reference(pred, target, spacing),
+    )
     for mine, right in zip(got, want, strict=True):
         assert mine.dtype == torch.float64
         assert mine.device == pred.device
@@ -105,7 +140,9 @@ def surface(mask):
 
 
 def test_the_library_under_test_is_the_compiled_one():
-    assert _library.BUILT, "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    assert _library.BUILT, (
+        "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
+    )
 
 
 def test_is_exact(pair):
@@ -118,15 +155,21 @@ def test_is_exact_with_spacing(pair, spacing):
 
 
 @pytest.mark.parametrize("spacing", [None, EQUAL, UNEQUAL], ids=["unit", "equal", "unequal"])
-@pytest.mark.parametrize("name", ["blobs far from a ball", "thin volume", "image", "noise 0.05 and 0.05"])
+@pytest.mark.parametrize(
+    "name", ["blobs far from a ball", "thin volume", "image", "noise 0.05 and 0.05"]
+)
 def test_reference_is_medpy(name, spacing):
     pred, target = ADVERSARIAL[name]
     spacing = spacing and spacing[: pred.ndim]
     there, back = surface_distances_reference(pred, target, spacing)
     options = {"voxelspacing": spacing}
     for first, second, distances in ((pred, target, there), (target, pred, back)):
-        assert distances.mean().item() == pytest.approx(binary.asd(first.numpy(), second.numpy(), **options), abs=1e-12)
-    assert torch.cat((there, back)).max().item() == binary.hd(pred.numpy(), target.numpy(), **options)
+        assert distances.mean().item() == pytest.approx(
+            binary.asd(first.numpy(), second.numpy(), **options), abs=1e-12
+        )
+    assert torch.cat((there, back)).max().item() == binary.hd(
+        pred.numpy(), target.numpy(), **options
+    )
 
 
 def test_is_what_nearest_neighbours_of_the_surface_points_are(pair):
@@ -163,10 +206,14 @@ def test_the_inside_is_no_surface_and_the_edge_of_the_volume_is(device):
     there, back = surface_distances(full.to(device), centre.to(device))
     assert len(there) == 26
     assert back.tolist() == [1]
-    there, back = surface_distances(full[0].to(device), centre[1].to(device))  # an image has four edges a pixel
+    there, back = surface_distances(
+        full[0].to(device), centre[1].to(device)
+    )  # an image has four edges a pixel
     assert len(there) == 8
     assert back.tolist() == [1]
-    there, _ = surface_distances(full[:1].to(device), centre[1:2].to(device))  # and a volume of one slice six faces
+    there, _ = surface_distances(
+        full[:1].to(device), centre[1:2].to(device)
+    )  # and a volume of one slice six faces
     assert len(there) == 9
 
 
@@ -174,7 +221,10 @@ def test_the_inside_is_no_surface_and_the_edge_of_the_volume_is(device):
 @pytest.mark.parametrize("shape", [(20, 19, 70), (90, 70)])
 def test_empty_masks(device, shape, spacing):
     spacing = spacing and spacing[: len(shape)]
-    empty, mask = torch.zeros(shape, dtype=torch.bool, device=device), ball(shape, (9, 9, 30)[: len(shape)], 5)
+    empty, mask = (
+        torch.zeros(shape, dtype=torch.bool, device=device),
+        ball(shape, (9, 9, 30)[: len(shape)], 5),
+    )
     mask = mask.to(device)
     size = np.count_nonzero(surface(mask.cpu().numpy()))
     there, back, voxels = surface_distances_and_overlap(mask, empty, spacing)
@@ -206,7 +256,9 @@ def test_room_around_the_masks_changes_nothing(device, margin):
     pair = [mask.to(device) for mask in ADVERSARIAL["noise 0.05 and 0.05"]]
     for spacing in (None, UNEQUAL):
         roomy = [torch.nn.functional.pad(mask, margin * 3) for mask in pair]
-        for mine, right in zip(surface_distances(*roomy, spacing), surface_distances(*pair, spacing), strict=True):
+        for mine, right in zip(
+            surface_distances(*roomy, spacing), surface_distances(*pair, spacing), strict=True
+        ):
             assert torch.equal(mine, right)
 
 
@@ -218,14 +270,20 @@ def test_random_pairs(device, seed):
     masks = []
     for _ in range(2):
         field = ndimage.gaussian_filter(random.standard_normal(shape), random.uniform(0, 4))
-        masks.append(torch.from_numpy(field > np.quantile(field, random.uniform(0.05, 0.999))).to(device))
+        masks.append(
+            torch.from_numpy(field > np.quantile(field, random.uniform(0.05, 0.999))).to(device)
+        )
     assert_exact(*masks, spacing)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_every_integer_type_counts_nonzero_as_foreground(device, dtype):
     pair = [mask.to(device) for mask in ADVERSARIAL["noise 0.05 and 0.05"]]
-    values = torch.arange(1, 128, device=device).repeat(pair[0].numel())[: pair[0].numel()].view(pair[0].shape)
+    values = (
+        torch.arange(1, 128, device=device)
+        .repeat(pair[0].numel())[: pair[0].numel()]
+        .view(pair[0].shape)
+    )
     want = surface_distances_and_overlap(*pair)
     signs = (1,) if dtype in (torch.uint8, torch.uint16, torch.uint32) else (1, -1)
     for sign in signs:
@@ -266,7 +324,13 @@ HUGE = FALSE[:1, :1, :1].expand(2048, 2048, 512)
         (FALSE, FALSE.numpy(), None, TypeError, "ndarray"),
         (FALSE, FALSE[..., :4], None, ValueError, r"one shape, got \(3, 4, 5\) and \(3, 4, 4\)"),
         (FALSE, FALSE.to("meta"), None, ValueError, "one device, got cpu and meta"),
-        (FALSE[None], FALSE[None], None, ValueError, r"\(X, Y\) or \(X, Y, Z\), got \(1, 3, 4, 5\)"),
+        (
+            FALSE[None],
+            FALSE[None],
+            None,
+            ValueError,
+            r"\(X, Y\) or \(X, Y, Z\), got \(1, 3, 4, 5\)",
+        ),
         (FALSE[0, 0], FALSE[0, 0], None, ValueError, r"got \(5,\)"),
         (
             FALSE[:1, :1, :1].expand(2048, 2048, 512),
@@ -280,7 +344,13 @@ HUGE = FALSE[:1, :1, :1].expand(2048, 2048, 512)
         (FALSE, FALSE, (1.0, 1.0, float("nan")), ValueError, "positive finite"),
         (FALSE, FALSE, (1.0, float("inf"), 1.0), ValueError, "positive finite"),
         (FALSE, FALSE, 2.0, TypeError, r"positive finite spacing for each of 3 axes, got 2\.0"),
-        (FALSE, FALSE, (1.0, None, 1.0), TypeError, r"positive finite spacing .*got \[1\.0, None, 1\.0\]"),
+        (
+            FALSE,
+            FALSE,
+            (1.0, None, 1.0),
+            TypeError,
+            r"positive finite spacing .*got \[1\.0, None, 1\.0\]",
+        ),
     ],
 )
 def test_wrong_input(pred, target, spacing, error, message):
@@ -296,7 +366,9 @@ def test_the_bare_operator_checks_what_memory_safety_needs(device):
         operator(mask.float(), mask, [1.0] * 3)
     with pytest.raises(TypeError, match="Float"):
         operator(mask, mask.float(), [1.0] * 3)
-    with pytest.raises(ValueError, match=r"one shape on one device, got \[3, 4, 5\] .* and \[3, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"one shape on one device, got \[3, 4, 5\] .* and \[3, 4\]"
+    ):
         operator(mask, mask[..., 0], [1.0] * 3)
     with pytest.raises(ValueError, match=r"\[1, 3, 4, 5\]"):
         operator(mask[None], mask[None], [1.0] * 4)
@@ -323,7 +395,9 @@ def test_threads_do_not_change_a_bit():
 def test_opcheck(device, name, dtype):
     pred, target = (mask.to(device, dtype) for mask in ADVERSARIAL[name])
     for spacing in (EQUAL, UNEQUAL):
-        torch.library.opcheck(torch.ops.semiseg.surface_distances.default, (pred, target, list(spacing[: pred.ndim])))
+        torch.library.opcheck(
+            torch.ops.semiseg.surface_distances.default, (pred, target, list(spacing[: pred.ndim]))
+        )
 
 
 def test_compiles_without_a_graph_break(device):
@@ -332,7 +406,10 @@ def test_compiles_without_a_graph_break(device):
         there, back = surface_distances(pred, target, UNEQUAL)
         return there.sum() + 2 * back.sum()
 
-    for name in ("noise 0.05 and 0.05", "noise 0.5 and 0.95"):  # the same graph for other sizes of the result
+    for name in (
+        "noise 0.05 and 0.05",
+        "noise 0.5 and 0.95",
+    ):  # the same graph for other sizes of the result
         pred, target = (mask.to(device) for mask in ADVERSARIAL[name])
         there, back = surface_distances(pred, target, UNEQUAL)
         torch.testing.assert_close(total(pred, target), there.sum() + 2 * back.sum())

@@ -1,4 +1,6 @@
-"""Every training script in a process of its own, a few steps on the CPU: each flag once, signals, resume, errors."""
+"""Every training script in a process of its own, a few steps on the CPU: each flag once, signals,
+resume, errors.
+"""
 
 import functools
 import json
@@ -18,11 +20,29 @@ SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--log_every", 
 # what makes each script finish in a few steps, and one line for each of its own flags
 SHORT = {
     "train_supervised.py": ["--max_iterations", 3, "--labeled_bs", 2],
-    "train_coranet.py": ["--labeled_bs", 2, "--unlabeled_bs", 2, "--pretrain_epochs", 1, "--selftrain_epochs", 2],
+    "train_coranet.py": [
+        "--labeled_bs",
+        2,
+        "--unlabeled_bs",
+        2,
+        "--pretrain_epochs",
+        1,
+        "--selftrain_epochs",
+        2,
+    ],
     "train_dmd.py": ["--max_iterations", 3],
     "train_dtml.py": ["--max_iterations", 3],
     "train_ugmcl.py": ["--max_iterations", 3, "--passes", 2],
-    "train_cml.py": ["--labeled_bs", 2, "--unlabeled_bs", 2, "--pretrain_iterations", 1, "--max_iterations", 2],
+    "train_cml.py": [
+        "--labeled_bs",
+        2,
+        "--unlabeled_bs",
+        2,
+        "--pretrain_iterations",
+        1,
+        "--max_iterations",
+        2,
+    ],
 }
 MCDROPOUT = ["--uncertainty", "mcdropout"]
 # every flag alone, or with those that it needs, against the same command without it
@@ -129,7 +149,9 @@ def folder(runs, name, labelnum=3):
 
 def records(path):
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if not key.startswith("time/")} for line in lines
+    ]
 
 
 def same(a, b):
@@ -143,7 +165,9 @@ def same(a, b):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The networks that a script's short run with some flags ends in; all commands of a script share one process."""
+    """The networks that a script's short run with some flags ends in; all commands of a script
+    share one process.
+    """
     root, runs = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("runs")
     make_tiny_la(root)
 
@@ -153,7 +177,9 @@ def weights(tmp_path_factory):
     @functools.cache
     def run_all(name):
         variants = {(), *map(tuple, FLAGS[name]), *(without(flag) for flag in FLAGS[name])}
-        commands = [arguments(name, root, runs, *flags, "--name", label(name, flags)) for flags in variants]
+        commands = [
+            arguments(name, root, runs, *flags, "--name", label(name, flags)) for flags in variants
+        ]
         done = subprocess.run(
             [sys.executable, "-c", ONE_BY_ONE, str(ROOT / "code" / name)],
             input=json.dumps([list(map(str, command)) for command in commands]),
@@ -179,18 +205,27 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", SHORT)
 def test_trains_and_falls(name, tiny_la, tmp_path, script):
     """The loss on a few easy volumes goes down within the run, so gradients reach the weights."""
-    longer = {"train_coranet.py": ["--pretrain_epochs", 12], "train_cml.py": ["--pretrain_iterations", 30]}
+    longer = {
+        "train_coranet.py": ["--pretrain_epochs", 12],
+        "train_cml.py": ["--pretrain_iterations", 30],
+    }
     longer = longer.get(name, ["--max_iterations", 30])
     done = script(name, *arguments(name, tiny_la, tmp_path / "runs", *longer, "--base_lr", 0.02))
     assert done.returncode == 0, done.stderr
-    term = {"train_coranet.py": "loss/loss_crm", "train_cml.py": "loss/loss_l"}.get(name, "loss/loss")
+    term = {"train_coranet.py": "loss/loss_crm", "train_cml.py": "loss/loss_l"}.get(
+        name, "loss/loss"
+    )
     losses = [line[term] for line in records(folder(tmp_path / "runs", name))]
     assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:3])
 
 
-@pytest.mark.parametrize(("name", "flag"), [(name, flag) for name, flags in FLAGS.items() for flag in flags], ids=str)
+@pytest.mark.parametrize(
+    ("name", "flag"), [(name, flag) for name, flags in FLAGS.items() for flag in flags], ids=str
+)
 def test_every_flag_has_an_effect(name, flag, weights):
-    assert not same(weights(name, *flag), weights(name, *without(flag))), f"{flag[0]} changed nothing"
+    assert not same(weights(name, *flag), weights(name, *without(flag))), (
+        f"{flag[0]} changed nothing"
+    )
 
 
 @pytest.mark.parametrize(
@@ -199,9 +234,13 @@ def test_every_flag_has_an_effect(name, flag, weights):
     ids=str,
 )
 def test_trains_on_slices_of_several_classes(name, extra, tiny_acdc, tmp_path, script):
-    """A U-Net, or one a class, trains on ACDC's layout, and `test_ACDC.py` scores what it ends in."""
+    """A U-Net, or one a class, trains on ACDC's layout, and `test_ACDC.py` scores what it ends
+    in.
+    """
     runs = tmp_path / "runs"
-    done = script(name, *arguments(name, tiny_acdc, runs, "--dataset", "ACDC", "--patch", 32, 32, *extra))
+    done = script(
+        name, *arguments(name, tiny_acdc, runs, "--dataset", "ACDC", "--patch", 32, 32, *extra)
+    )
     assert done.returncode == 0, done.stderr
     (path,) = runs.glob("ACDC/*/*/last.pth")
     state = torch.load(path, weights_only=True)
@@ -217,7 +256,9 @@ def test_trains_on_slices_of_several_classes(name, extra, tiny_acdc, tmp_path, s
 
 @pytest.mark.parametrize("name", SHORT)
 def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
-    """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted run's."""
+    """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted
+    run's.
+    """
     longer = {"train_coranet.py": ["--selftrain_epochs", 12]}.get(name, ["--max_iterations", 20])
     longer = [*longer, "--precision", "bf16", "--patch", 64, 16, 16]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -244,7 +285,9 @@ def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     assert records(folder(whole, name)) == records(folder(parts, name))
 
 
-@pytest.mark.parametrize("name", ["train_supervised.py", "train_coranet.py"])  # the others' plumbing is the same
+@pytest.mark.parametrize(
+    "name", ["train_supervised.py", "train_coranet.py"]
+)  # the others' plumbing is the same
 def test_errors_are_one_line(name, tiny_la, tmp_path, script):
     def fails(*extra, root=tiny_la):
         done = script(name, *arguments(name, root, tmp_path / "runs", *extra))
@@ -265,7 +308,9 @@ def test_cml_mixes_pairs(tiny_la, tmp_path, script):
         (["--labeled_bs", 3], "--labeled_bs and --unlabeled_bs must be even"),
         (["--beta", 0], "--beta 0 leaves no box"),
     ):
-        done = script("train_cml.py", *arguments("train_cml.py", tiny_la, tmp_path / "runs", *options))
+        done = script(
+            "train_cml.py", *arguments("train_cml.py", tiny_la, tmp_path / "runs", *options)
+        )
         assert done.returncode == 2
         assert message in done.stderr.splitlines()[-1]
     odd = ["--labeled_bs", 3, "--framework", "cps"]
@@ -275,7 +320,10 @@ def test_cml_mixes_pairs(tiny_la, tmp_path, script):
 
 def test_a_diverging_run_names_step_and_cases(tiny_la, tmp_path, script):
     name = "train_supervised.py"
-    done = script(name, *arguments(name, tiny_la, tmp_path / "runs", "--base_lr", 1e30, "--normalization", "none"))
+    done = script(
+        name,
+        *arguments(name, tiny_la, tmp_path / "runs", "--base_lr", 1e30, "--normalization", "none"),
+    )
     assert done.returncode == 2
     assert "not finite: loss nan" in done.stderr.splitlines()[-1]
     assert "cases CASE" in done.stderr.splitlines()[-1]
@@ -285,5 +333,7 @@ def test_supervised_ignores_what_a_semi_supervised_run_would_read(tiny_la, tmp_p
     """Files of unlabelled cases may be garbage: the supervised script never opens them."""
     for case in ("CASE03", "CASE04", "CASE05"):
         (tiny_la / FOLDER / case / "mri_norm2.h5").write_bytes(b"garbage")
-    done = script("train_supervised.py", *arguments("train_supervised.py", tiny_la, tmp_path / "runs"))
+    done = script(
+        "train_supervised.py", *arguments("train_supervised.py", tiny_la, tmp_path / "runs")
+    )
     assert done.returncode == 0, done.stderr

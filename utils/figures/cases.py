@@ -29,8 +29,9 @@ from utils.figures.style import (
 )
 from utils.metrics import OVERLAPS
 
-# Name, the axis that is cut, and the two that stay: the horizontal first. Arrays are (x, y, z) with x to the patient's
-# left, y to the back and z to the head, so axial planes run downwards and the other two upwards.
+# Name, the axis that is cut, and the two that stay: the horizontal first. Arrays are (x, y, z) with
+# x to the patient's left, y to the back and z to the head, so axial planes run downwards and the
+# other two upwards.
 PLANES = {
     "axial": (2, (0, 1), "upper"),
     "coronal": (1, (0, 2), "lower"),
@@ -53,7 +54,9 @@ class Plane(NamedTuple):
     box: tuple[slice, slice, slice]
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
-        """``(rows, columns)`` of the picture, whose first row is the lowest unless the plane is axial."""
+        """``(rows, columns)`` of the picture, whose first row is the lowest unless the plane is
+        axial.
+        """
         axis, (across, up), _ = PLANES[self.name]
         plane = volume[tuple(self.index if a == axis else part for a, part in enumerate(self.box))]
         return plane.T if across < up else plane
@@ -72,12 +75,21 @@ class Plane(NamedTuple):
         _, (across, up), origin = PLANES[self.name]
         ax.imshow(picture, origin=origin, aspect=size[up] / size[across], **options)
 
-    def draw_image(self, ax: Axes, image: np.ndarray, window: Sequence[float], size: Sequence[float]) -> None:
+    def draw_image(
+        self, ax: Axes, image: np.ndarray, window: Sequence[float], size: Sequence[float]
+    ) -> None:
         """An image's grey values within ``window``."""
-        options = {"cmap": "gray", "vmin": window[0], "vmax": window[1], "interpolation": "bilinear"}
+        options = {
+            "cmap": "gray",
+            "vmin": window[0],
+            "vmax": window[1],
+            "interpolation": "bilinear",
+        }
         self.draw(ax, self.cut(image), size, **options)
 
-    def draw_mask(self, ax: Axes, mask: np.ndarray, color: str, alpha: float, size: Sequence[float]) -> None:
+    def draw_mask(
+        self, ax: Axes, mask: np.ndarray, color: str, alpha: float, size: Sequence[float]
+    ) -> None:
         """The voxels of a mask, each as the square that it is."""
         mask = self.cut(mask)
         tint = np.zeros((*mask.shape, 4), np.float32)
@@ -91,13 +103,23 @@ class Plane(NamedTuple):
         x, y = right - 0.03 * (right - left), bottom + 0.05 * (top - bottom)
         start = x - length / size[across]
         ax.plot([start, x], [y, y], color="white", lw=1.5, solid_capstyle="butt", path_effects=EDGE)
-        white_text(ax, (start + x) / 2, y + 0.03 * (top - bottom), f"{length:g} mm", ha="center", va="bottom")
+        white_text(
+            ax,
+            (start + x) / 2,
+            y + 0.03 * (top - bottom),
+            f"{length:g} mm",
+            ha="center",
+            va="bottom",
+        )
 
 
-def planes_of(pred: np.ndarray, target: np.ndarray, slices: bool = False, near: bool = False) -> list[Plane]:
-    """The planes that show a case: axial, coronal and sagittal, each through the reference where its cut is largest;
-    without a reference through the prediction, without either through the middle. Of a stack of ``slices``, too thick
-    to be cut across, up to three slices: near both ends of the reference and half-way.
+def planes_of(
+    pred: np.ndarray, target: np.ndarray, slices: bool = False, near: bool = False
+) -> list[Plane]:
+    """The planes that show a case: axial, coronal and sagittal, each through the reference where
+    its cut is largest; without a reference through the prediction, without either through the
+    middle. Of a stack of ``slices``, too thick to be cut across, up to three slices: near both ends
+    of the reference and half-way.
 
     Args:
         near: show what is around reference and prediction alone, not the whole volume.
@@ -106,11 +128,18 @@ def planes_of(pred: np.ndarray, target: np.ndarray, slices: bool = False, near: 
     box = around((pred > 0) | (target > 0)) if near else tuple(slice(0, s) for s in target.shape)
     if slices:
         shown = np.arange(pred.shape[2]) if mask is None else np.flatnonzero(mask.any((0, 1)))
-        return [Plane("slice", k, box) for k in sorted({int(shown[len(shown) * n // 6]) for n in (1, 3, 5)})]
-    return [largest_plane(name, mask, target.shape, box) for name in ("axial", "coronal", "sagittal")]
+        return [
+            Plane("slice", k, box)
+            for k in sorted({int(shown[len(shown) * n // 6]) for n in (1, 3, 5)})
+        ]
+    return [
+        largest_plane(name, mask, target.shape, box) for name in ("axial", "coronal", "sagittal")
+    ]
 
 
-def largest_plane(name: str, mask: np.ndarray | None, shape: Sequence[int], box: tuple[slice, slice, slice]) -> Plane:
+def largest_plane(
+    name: str, mask: np.ndarray | None, shape: Sequence[int], box: tuple[slice, slice, slice]
+) -> Plane:
     """The plane of this name where ``mask`` is largest; the middle without one."""
     axis = PLANES[name][0]
     if mask is None:
@@ -119,12 +148,16 @@ def largest_plane(name: str, mask: np.ndarray | None, shape: Sequence[int], box:
 
 
 def mask_of(pred: np.ndarray, target: np.ndarray) -> np.ndarray | None:
-    """What a figure is to show: the reference if there is one, else the prediction, None without either."""
+    """What a figure is to show: the reference if there is one, else the prediction, None without
+    either.
+    """
     return next((labels > 0 for labels in (target, pred) if labels.any()), None)
 
 
 def around(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """The box of a mask with a margin of a fifth of its extents, of at least 4 voxels; all without one."""
+    """The box of a mask with a margin of a fifth of its extents, of at least 4 voxels; all without
+    one.
+    """
     box = []
     for axis, extent in enumerate(mask.shape):
         shown = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -169,18 +202,20 @@ def case_figure(
     class_names: Sequence[str] = ("",),
     slices: bool = False,
 ) -> None:
-    """Three planes of a case with its reference and prediction: of one class both as contours in two colours, of
-    several the reference filled and the prediction as contours, in a colour a class.
+    """Three planes of a case with its reference and prediction: of one class both as contours in
+    two colours, of several the reference filled and the prediction as contours, in a colour a
+    class.
 
-    The planes are those of :func:`planes_of`. Grey values are clipped to the 0.5th and 99.8th percentile.
+    The planes are those of :func:`planes_of`. Grey values are clipped to the 0.5th and 99.8th
+    percentile.
 
     Args:
         path: file to write, whole or not at all.
         image: ``(X, Y, Z)``, or ``(rows, columns, slices)``.
         pred, target: labels of the image's shape, 0 the background.
         title: set in bold above the planes, commonly the name of the case.
-        metrics: names of :data:`utils.metrics.METRICS` and values, overlaps in [0, 1] and distances in ``unit``, set
-            after the title.
+        metrics: names of :data:`utils.metrics.METRICS` and values, overlaps in [0, 1] and distances
+            in ``unit``, set after the title.
         spacing: size of a voxel along each axis in mm: gives the aspect, and a scale bar.
         unit: of the distances in ``metrics``.
         class_names: of the foreground classes; their number chooses the style.
@@ -208,7 +243,10 @@ def case_figure(
         handles = [Patch(color=colour(c)) for c in range(1, len(class_names) + 1)]
         handles += [Patch(color=FAINT, alpha=0.5, lw=0), Line2D([], [], color=FAINT, lw=1.2)]
     else:
-        handles = [Line2D([], [], color=REFERENCE, lw=2.4), Line2D([], [], color=PREDICTION, lw=1.2)]
+        handles = [
+            Line2D([], [], color=REFERENCE, lw=2.4),
+            Line2D([], [], color=PREDICTION, lw=1.2),
+        ]
     legend(figure, handles, [*class_names, "reference", prediction][-len(handles) :])
     save(figure, path)
 
@@ -223,10 +261,11 @@ def error_figure(
     class_names: Sequence[str] = ("",),
     slices: bool = False,
 ) -> None:
-    """What is wrong with a prediction, in a row a class: voxels that it alone has, and that the reference alone has.
+    """What is wrong with a prediction, in a row a class: voxels that it alone has, and that the
+    reference alone has.
 
-    The planes are those of :func:`case_figure`, of volumes with several classes each class's own, shown around
-    reference and prediction; the counts are the volume's.
+    The planes are those of :func:`case_figure`, of volumes with several classes each class's own,
+    shown around reference and prediction; the counts are the volume's.
 
     Args:
         path, image, pred, target, title, spacing, slices: as :func:`case_figure`.
@@ -238,8 +277,13 @@ def error_figure(
     check_shapes(image, pred, target)
     size, window, several = voxel_size(spacing), window_of(image), len(class_names) > 1
     planes = planes_of(pred, target, slices, near=True)
-    aspects, bar = [plane.aspect(size) for plane in planes], bar_length([plane.extents(size)[0] for plane in planes])
-    figure, rows = page([aspects] * len(class_names), left=0.3 * several, tallest=2.0 if several else 3.0)
+    aspects, bar = (
+        [plane.aspect(size) for plane in planes],
+        bar_length([plane.extents(size)[0] for plane in planes]),
+    )
+    figure, rows = page(
+        [aspects] * len(class_names), left=0.3 * several, tallest=2.0 if several else 3.0
+    )
     for c, (name, row) in enumerate(zip(class_names, rows, strict=True), 1):
         wrong = {PREDICTION: (pred == c) & (target != c), REFERENCE: (pred != c) & (target == c)}
         if several and not slices:
@@ -258,19 +302,23 @@ def error_figure(
             beside(row[0], f"{name}\n{counts}")
     headline(figure, title, "FP, FN: voxels of the whole volume" if several else f"{counts} voxels")
     outline = [withStroke(linewidth=2.6, foreground=FAINT)]
-    handles = [Patch(color=color) for color in wrong] + [Line2D([], [], color="white", lw=1.4, path_effects=outline)]
+    handles = [Patch(color=color) for color in wrong] + [
+        Line2D([], [], color="white", lw=1.4, path_effects=outline)
+    ]
     legend(figure, handles, ["false positive (FP)", "false negative (FN)", "reference"])
     save(figure, path)
 
 
 def check_shapes(image: np.ndarray, pred: np.ndarray, target: np.ndarray) -> None:
     if image.ndim != 3 or not image.shape == pred.shape == target.shape:
-        raise ValueError(f"need three volumes of one shape, got {image.shape}, {pred.shape} and {target.shape}")
+        raise ValueError(
+            f"need three volumes of one shape, got {image.shape}, {pred.shape} and {target.shape}"
+        )
 
 
 def _draw_labels(ax: Axes, pred: np.ndarray, target: np.ndarray, classes: int) -> None:
-    # The reference is the wider line beneath: where the two agree, both can be seen. Lines of several classes would
-    # hide one another where the classes touch, so their reference is filled.
+    # The reference is the wider line beneath: where the two agree, both can be seen. Lines of
+    # several classes would hide one another where the classes touch, so their reference is filled.
     for labels, color, width in ((target, REFERENCE, 1.2), (pred, PREDICTION, 0.6)):
         for c in np.unique(labels[labels > 0]):
             if classes == 1:

@@ -43,8 +43,8 @@ def sdm_figure(
     class_names: Sequence[str] = ("",),
     plane: str = "axial",
 ) -> None:
-    """A signed distance map and the mask that it stands for: image, reference, map with its zero level, mask, in a row
-    a class (Zhang & Zhang, PRCV 2021, Fig. 2).
+    """A signed distance map and the mask that it stands for: image, reference, map with its zero
+    level, mask, in a row a class (Zhang & Zhang, PRCV 2021, Fig. 2).
 
     Args:
         path: file to write, whole or not at all.
@@ -54,8 +54,8 @@ def sdm_figure(
         title: set in bold above.
         spacing: size of a voxel along each axis in mm: gives the aspect, and a scale bar.
         class_names: of the foreground classes.
-        plane: ``axial``, ``coronal``, ``sagittal``, or ``slice`` of a stack; cut where the reference is largest,
-            without one where the masks are.
+        plane: ``axial``, ``coronal``, ``sagittal``, or ``slice`` of a stack; cut where the
+            reference is largest, without one where the masks are.
 
     Raises:
         ValueError: the arrays do not fit one another.
@@ -63,11 +63,16 @@ def sdm_figure(
     mask = sdm < 0
     check_shapes(image, target, mask[0])
     if len(sdm) != len(class_names):
-        raise ValueError(f"need a distance map for each of {len(class_names)} classes, got {len(sdm)}")
+        raise ValueError(
+            f"need a distance map for each of {len(class_names)} classes, got {len(sdm)}"
+        )
     size, several = voxel_size(spacing), len(class_names) > 1
     shown = largest_plane(plane, mask_of(mask.any(0), target), image.shape, _whole(image))
     figure, rows = page(
-        [[shown.aspect(size)] * 4] * len(class_names), HEAD + OVER, BAR_FOOT, left=0.2 if several else 0
+        [[shown.aspect(size)] * 4] * len(class_names),
+        HEAD + OVER,
+        BAR_FOOT,
+        left=0.2 if several else 0,
     )
     values = np.abs(np.stack([shown.cut(one) for one in sdm]))
     limit = float(values.max()) or 1.0
@@ -85,7 +90,9 @@ def sdm_figure(
         contour(row[3], shown.cut(target) == c, REFERENCE, 1.0)
         if several:
             beside(row[0], name)
-    for ax, name in zip(rows[0], ("image", "reference", "distance map", "mask of the map"), strict=True):
+    for ax, name in zip(
+        rows[0], ("image", "reference", "distance map", "mask of the map"), strict=True
+    ):
         over(ax, name)
     corner_text(rows[0][0], f"{shown.name} {shown.index + 1}")
     if spacing is not None:
@@ -105,12 +112,14 @@ def uncertainty_figure(
     spacing: Sequence[float] | None = None,
     plane: str = "axial",
 ) -> None:
-    """Where a network was uncertain in the course of training, in a row a case: the image, then the uncertain voxels of
-    each checkpoint with their share of the volume (Shi et al., TMI 2022, Fig. 5).
+    """Where a network was uncertain in the course of training, in a row a case: the image, then the
+    uncertain voxels of each checkpoint with their share of the volume (Shi et al., TMI 2022, Fig.
+    5).
 
     Args:
         path: file to write, whole or not at all.
-        cases: name, image and target as :func:`sdm_figure`, and of each checkpoint the uncertain voxels, bool ``(*S)``.
+        cases: name, image and target as :func:`sdm_figure`, and of each checkpoint the uncertain
+            voxels, bool ``(*S)``.
         names: of the checkpoints.
         title: set in bold above.
         spacing, plane: as :func:`sdm_figure`.
@@ -125,7 +134,8 @@ def uncertainty_figure(
             raise ValueError(f"need a mask for each of {len(names)} checkpoints, got {len(masks)}")
     size = voxel_size(spacing)
     planes = [
-        largest_plane(plane, mask_of(target, target), image.shape, _whole(image)) for _, image, target, _ in cases
+        largest_plane(plane, mask_of(target, target), image.shape, _whole(image))
+        for _, image, target, _ in cases
     ]
     aspects = [[shown.aspect(size)] * (len(names) + 1) for shown in planes]
     figure, rows = page(aspects, HEAD + OVER, left=0.15 if len(cases) > 1 else 0)
@@ -134,7 +144,15 @@ def uncertainty_figure(
             shown.draw_image(ax, image, window_of(image), size)
         for ax, mask in zip(row[1:], masks, strict=True):
             shown.draw_mask(ax, mask, UNCERTAIN, 0.9, size)
-            white_text(ax, 0.97, 0.04, f"{100 * mask.mean():.2f} %", ha="right", va="bottom", transform=ax.transAxes)
+            white_text(
+                ax,
+                0.97,
+                0.04,
+                f"{100 * mask.mean():.2f} %",
+                ha="right",
+                va="bottom",
+                transform=ax.transAxes,
+            )
         for ax in row:
             for c in np.unique(target[target > 0]):
                 contour(ax, shown.cut(target) == c, REFERENCE, 0.8)

@@ -17,7 +17,15 @@ from utils.checkpoint import write_atomically
 matplotlib.rcParams["text.parse_math"] = False  # a case may be called a$^$b
 
 REFERENCE, PREDICTION, INK, FAINT = "#56B4E9", "#E69F00", "#222222", "#8A8A8A"
-CLASSES = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")  # where there are several
+CLASSES = (
+    "#56B4E9",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#F0E442",
+    "#D55E00",
+    "#0072B2",
+)  # where there are several
 DPI = 300
 WIDTH = 7.0  # inches: two columns of a journal page
 FORMATS = ("png", "pdf", "svg")
@@ -25,13 +33,21 @@ FORMATS = ("png", "pdf", "svg")
 # How the metrics are written; overlaps in percent.
 NAMES = {"dice": "Dice", "jaccard": "Jaccard", "precision": "Precision", "recall": "Recall"}
 NAMES |= {"hd": "HD", "hd95": "95HD", "asd": "ASD", "assd": "ASSD"}
-SHOWN = ("dice", "jaccard", "hd95", "asd")  # where nothing else is asked for: the columns of the field's tables
+SHOWN = (
+    "dice",
+    "jaccard",
+    "hd95",
+    "asd",
+)  # where nothing else is asked for: the columns of the field's tables
 
-# inches: a line of text above, the names of panels below it, a legend and a colour bar below the panels
+# inches: a line of text above, the names of panels below it, a legend and a colour bar below the
+# panels
 HEAD, OVER, FOOT, BAR_FOOT = 0.28, 0.14, 0.22, 0.42
 SIDE, GAP = 0.08, 0.05  # inches, at both sides of the page and between panels
 
-EDGE = [withStroke(linewidth=1.2, foreground="#000000B0")]  # white on grey stays legible on bright tissue
+EDGE = [
+    withStroke(linewidth=1.2, foreground="#000000B0")
+]  # white on grey stays legible on bright tissue
 
 
 def colour(c: int) -> str:
@@ -72,11 +88,15 @@ def page(
 
 
 def headline(figure: Figure, title: str, text: str = "") -> None:
-    """The title in bold at the left of the first line, ``text`` at its right, both as large as fits."""
+    """The title in bold at the left of the first line, ``text`` at its right, both as large as
+    fits.
+    """
     line, side = 1 - 0.5 * HEAD / figure.get_figheight(), SIDE / WIDTH
     words = [figure.text(side, line, title, size=8, weight="bold", color=INK, va="center")]
     if text:
-        words.append(figure.text(1 - side, line, text, size=7.5, color=INK, va="center", ha="right"))
+        words.append(
+            figure.text(1 - side, line, text, size=7.5, color=INK, va="center", ha="right")
+        )
     while sum(word.get_window_extent().width for word in words) / DPI + 0.2 > WIDTH - 2 * SIDE:
         for word in words:
             word.set_fontsize(0.95 * word.get_fontsize())
@@ -99,7 +119,17 @@ def legend(figure: Figure, handles: Sequence, labels: Sequence[str], x: float = 
 
 def over(ax: Axes, text: str) -> None:
     """Above a panel."""
-    ax.annotate(text, (0.5, 1), (0, 2), "axes fraction", "offset points", color=INK, size=6.5, ha="center", va="bottom")
+    ax.annotate(
+        text,
+        (0.5, 1),
+        (0, 2),
+        "axes fraction",
+        "offset points",
+        color=INK,
+        size=6.5,
+        ha="center",
+        va="bottom",
+    )
 
 
 def beside(ax: Axes, text: str) -> None:
@@ -116,19 +146,34 @@ def white_text(ax: Axes, x: float, y: float, text: str, **options) -> None:
 def corner_text(ax: Axes, text: str) -> None:
     """In the upper left corner of an image."""
     ax.annotate(
-        text, (0, 1), (3, -3), "axes fraction", "offset points", color="white", size=6, va="top", path_effects=EDGE
+        text,
+        (0, 1),
+        (3, -3),
+        "axes fraction",
+        "offset points",
+        color="white",
+        size=6,
+        va="top",
+        path_effects=EDGE,
     )
 
 
 def bar_length(extents: Sequence[float]) -> float:
-    """Of a scale bar in panels as wide as ``extents``: 1, 2 or 5 times a power of ten, a third of the narrowest."""
+    """Of a scale bar in panels as wide as ``extents``: 1, 2 or 5 times a power of ten, a third of
+    the narrowest.
+    """
     third = max(min(extents) / 3, 1e-9)
     power = 10.0 ** np.floor(np.log10(third))
     return float(max(step * power for step in (1, 2, 5) if step * power <= third))
 
 
 def colour_bar(
-    figure: Figure, x: float, norm: Normalize, colours: Colormap, sides: tuple[str, str], clipped: bool = False
+    figure: Figure,
+    x: float,
+    norm: Normalize,
+    colours: Colormap,
+    sides: tuple[str, str],
+    clipped: bool = False,
 ) -> None:
     """About ``x`` of the width, below panels above :data:`BAR_FOOT`.
 
@@ -151,5 +196,7 @@ def save(figure: Figure, path: str | Path) -> None:
     kind = Path(path).suffix[1:]
     # zlib's level 3 takes half of the time of the usual 6, for a tenth more bytes
     options = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
-    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse Matplotlib's usual Type 3
+    with matplotlib.rc_context(
+        {"pdf.fonttype": 42}
+    ):  # TrueType: publishers refuse Matplotlib's usual Type 3
         write_atomically(path, lambda part: figure.savefig(part, format=kind, **options))

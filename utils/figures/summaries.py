@@ -10,7 +10,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.figures.style import CLASSES, DPI, FAINT, INK, NAMES, PREDICTION, REFERENCE, SHOWN, WIDTH, save
+from utils.figures.style import (
+    CLASSES,
+    DPI,
+    FAINT,
+    INK,
+    NAMES,
+    PREDICTION,
+    REFERENCE,
+    SHOWN,
+    WIDTH,
+    save,
+)
 from utils.metrics import OVERLAPS
 
 
@@ -22,11 +33,13 @@ def summary_figure(
     class_names: Sequence[str] = (),
     metrics: Sequence[str] = SHOWN,
 ) -> None:
-    """Every case's metrics: points, box (median, quartiles), mean ± sample sd, best and worst, in a panel a metric.
+    """Every case's metrics: points, box (median, quartiles), mean ± sample sd, best and worst, in a
+    panel a metric.
 
     Args:
         path: file to write, whole or not at all.
-        rows: one per case and class, with ``case``, ``class`` (from 1) and the metrics; NaN is left out.
+        rows: one per case and class, with ``case``, ``class`` (from 1) and the metrics; NaN is left
+            out.
         title: set in bold above the panels.
         unit: of the distances.
         class_names: names of the foreground classes, for more than one.
@@ -38,7 +51,9 @@ def summary_figure(
     if not rows:
         raise ValueError("a summary needs at least one case")
     classes = sorted({row["class"] for row in rows})
-    columns = min(len(metrics), 4 if len(classes) == 1 else 2)  # several boxes in a panel need twice the width
+    columns = min(
+        len(metrics), 4 if len(classes) == 1 else 2
+    )  # several boxes in a panel need twice the width
     lines = -(-len(metrics) // columns)
     figure = Figure(figsize=(WIDTH, 2.3 * lines), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
@@ -47,19 +62,36 @@ def summary_figure(
         factor = 100 if metric in OVERLAPS else 1
         for position, c in enumerate(classes):
             cases = [(factor * row[metric], str(row["case"])) for row in rows if row["class"] == c]
-            _strip(ax, position, [case for case in cases if np.isfinite(case[0])], higher_is_better=factor == 100)
-        ax.set_title(f"{NAMES[metric]} ({'%' if metric in OVERLAPS else unit})", size=8, color=INK, pad=14)
+            _strip(
+                ax,
+                position,
+                [case for case in cases if np.isfinite(case[0])],
+                higher_is_better=factor == 100,
+            )
+        ax.set_title(
+            f"{NAMES[metric]} ({'%' if metric in OVERLAPS else unit})", size=8, color=INK, pad=14
+        )
         ax.set_xlim(-0.6, len(classes) - 0.4)
         ax.set_xticks(range(len(classes)) if len(classes) > 1 else [])
         if len(classes) > 1:
-            ax.set_xticklabels([class_names[c - 1] if class_names else f"class {c}" for c in classes])
+            ax.set_xticklabels(
+                [class_names[c - 1] if class_names else f"class {c}" for c in classes]
+            )
         ax.tick_params(labelsize=7, colors=INK, length=2)
         ax.spines[["top", "right", "bottom"]].set_visible(False)
         ax.spines["left"].set_color(FAINT)
         ax.margins(y=0.12)  # room for the names of the extremes
     line = 1 - 0.1 / figure.get_figheight()
     figure.text(0.01, line, title, ha="left", va="center", size=8, weight="bold", color=INK)
-    figure.text(0.99, line, "box: median, quartiles   ◆: mean ± sd", ha="right", va="center", size=6, color=FAINT)
+    figure.text(
+        0.99,
+        line,
+        "box: median, quartiles   ◆: mean ± sd",
+        ha="right",
+        va="center",
+        size=6,
+        color=FAINT,
+    )
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.2 / figure.get_figheight()), w_pad=0.8)
     save(figure, path)
 
@@ -96,9 +128,13 @@ def curves_figure(
         for (name, curve), (color, marker) in zip(curves.items(), cycle(_LINES), strict=False):
             steps = sorted(curve)
             values = [factor * curve[step][metric] for step in steps]
-            ax.plot(steps, values, color=color, marker=marker, ms=3, lw=1.2, label=name, clip_on=False)
+            ax.plot(
+                steps, values, color=color, marker=marker, ms=3, lw=1.2, label=name, clip_on=False
+            )
         ax.set_xlabel("iteration", size=7.5, color=INK)
-        ax.set_ylabel(f"{NAMES[metric]} ({'%' if metric in OVERLAPS else unit})", size=7.5, color=INK)
+        ax.set_ylabel(
+            f"{NAMES[metric]} ({'%' if metric in OVERLAPS else unit})", size=7.5, color=INK
+        )
         ax.tick_params(labelsize=7, colors=INK, length=2)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         ax.grid(axis="y", color=FAINT, alpha=0.25, lw=0.5)
@@ -108,8 +144,14 @@ def curves_figure(
     foot = 0.0
     if len(curves) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.02 / height), "ncol": min(len(labels), 4)}
-        legend = figure.legend(handles, labels, **place, frameon=False, fontsize=7, labelcolor=INK, borderaxespad=0)
+        place = {
+            "loc": "lower center",
+            "bbox_to_anchor": (0.5, 0.02 / height),
+            "ncol": min(len(labels), 4),
+        }
+        legend = figure.legend(
+            handles, labels, **place, frameon=False, fontsize=7, labelcolor=INK, borderaxespad=0
+        )
         foot = legend.get_window_extent().height / DPI + 0.05
     figure.tight_layout(rect=(0, foot / height, 1, 1 - 0.2 / height), pad=0.3, w_pad=1.5)
     save(figure, path)
@@ -136,10 +178,22 @@ def _strip(ax: Axes, x: float, cases: list[tuple[float, str]], higher_is_better:
     )
     # Neighbours in value are set side by side by a fixed pattern: no chance in a figure.
     offsets = 0.16 * np.array([0, 1, -1, 0.5, -0.5])[np.arange(len(values)) % 5]
-    ax.scatter(x + offsets, values, s=7, color=REFERENCE, edgecolor="white", linewidth=0.3, zorder=3)
+    ax.scatter(
+        x + offsets, values, s=7, color=REFERENCE, edgecolor="white", linewidth=0.3, zorder=3
+    )
     mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else None
     reach = None if sd is None else [[min(sd, mean)], [sd]]  # no metric is below 0
-    ax.errorbar(x + 0.36, mean, yerr=reach, fmt="D", ms=3, color=PREDICTION, elinewidth=1, capsize=2, zorder=4)
+    ax.errorbar(
+        x + 0.36,
+        mean,
+        yerr=reach,
+        fmt="D",
+        ms=3,
+        color=PREDICTION,
+        elinewidth=1,
+        capsize=2,
+        zorder=4,
+    )
     ax.text(
         x,
         1.02,
@@ -166,5 +220,7 @@ def _strip(ax: Axes, x: float, cases: list[tuple[float, str]], higher_is_better:
 
 
 def _short(name: str, limit: int = 12) -> str:
-    """A case's name where there is little room: its end tells numbered names and hashes apart alike."""
+    """A case's name where there is little room: its end tells numbered names and hashes apart
+    alike.
+    """
     return name if len(name) <= limit else f"…{name[1 - limit :]}"

@@ -1,4 +1,6 @@
-"""Figures of one case in three dimensions: its surfaces, shaded, in a parallel projection with a scale bar."""
+"""Figures of one case in three dimensions: its surfaces, shaded, in a parallel projection with a
+scale bar.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +33,11 @@ from utils.figures.style import (
 )
 
 VERTICES = 60_000  # of a surface at most, or nearly: more are finer than a printed panel
-DISTANCE = LinearSegmentedColormap.from_list("distance", ["#0072B2", "#56B4E9", "#EFEFEF", "#E69F00", "#D55E00"])
-# Degrees about the z axis from straight in front, for arrays with y to the patient's back, and degrees above.
+DISTANCE = LinearSegmentedColormap.from_list(
+    "distance", ["#0072B2", "#56B4E9", "#EFEFEF", "#E69F00", "#D55E00"]
+)
+# Degrees about the z axis from straight in front, for arrays with y to the patient's back, and
+# degrees above.
 VIEWS = {"from the front": (25, 20), "from the back": (205, 20)}
 
 
@@ -40,7 +45,8 @@ class Mesh(NamedTuple):
     """The surface of a mask.
 
     Attributes:
-        vertices: ``(N, 3)`` half-way between two voxels' centres of which the mask holds one, in the unit of ``size``.
+        vertices: ``(N, 3)`` half-way between two voxels' centres of which the mask holds one, in
+            the unit of ``size``.
         faces: ``(M, 3)`` their indices, counter-clockwise from outside.
     """
 
@@ -56,18 +62,22 @@ def surface_figure(
     spacing: Sequence[float] | None = None,
     class_names: Sequence[str] = ("",),
 ) -> None:
-    """The surfaces of reference and prediction, side by side from the front and from the back, in a row a class.
+    """The surfaces of reference and prediction, side by side from the front and from the back, in a
+    row a class.
 
-    Colours are distances to the other surface: blue where the prediction lies within the reference, orange where it
-    lies beyond, up to the 95th percentile of all. Surfaces pass between voxel centres and are smoothed without loss of
-    volume (Taubin, SIGGRAPH 1995) for the picture, not for the distances. Where a mask has more than :data:`VERTICES`
-    both are drawn at half their resolution, or a third, …, without what is smaller than half of such a voxel.
+    Colours are distances to the other surface: blue where the prediction lies within the reference,
+    orange where it lies beyond, up to the 95th percentile of all. Surfaces pass between voxel
+    centres and are smoothed without loss of volume (Taubin, SIGGRAPH 1995) for the picture, not for
+    the distances. Where a mask has more than :data:`VERTICES` both are drawn at half their
+    resolution, or a third, …, without what is smaller than half of such a voxel.
 
     Args:
         path: file to write, whole or not at all.
-        pred, target: labels ``(X, Y, Z)``, 0 the background, x to the patient's left, y to the back, z to the head.
+        pred, target: labels ``(X, Y, Z)``, 0 the background, x to the patient's left, y to the
+            back, z to the head.
         title: set in bold above the surfaces.
-        spacing: size of a voxel along each axis in mm, the unit of distances and of a scale bar then.
+        spacing: size of a voxel along each axis in mm, the unit of distances and of a scale bar
+            then.
         class_names: of the foreground classes.
 
     Raises:
@@ -80,12 +90,16 @@ def surface_figure(
     size, several = voxel_size(spacing), len(class_names) > 1
     pairs = [_pair([target == c, pred == c], size) for c in range(1, len(class_names) + 1)]
     distances = [_distances(meshes, masks, step) for meshes, masks, step in pairs]
-    measured = np.concatenate([np.abs(d) for pair in distances for d in pair if d is not None] or [np.zeros(0)])
+    measured = np.concatenate(
+        [np.abs(d) for pair in distances for d in pair if d is not None] or [np.zeros(0)]
+    )
     limit = max(np.ceil(np.percentile(measured, 95)), 1.0) if len(measured) else 1.0
 
     boxes = [_boxes(meshes, size * pred.shape, spacing is not None) for meshes, *_ in pairs]
     aspects = [[box[0] / box[1] for box in row for _ in range(2)] for row in boxes]
-    figure, rows = page(aspects, HEAD + OVER, BAR_FOOT if len(measured) else SIDE, 0.2 * several, tallest=1.8)
+    figure, rows = page(
+        aspects, HEAD + OVER, BAR_FOOT if len(measured) else SIDE, 0.2 * several, tallest=1.8
+    )
     norm = Normalize(-limit, limit)
     for c, (name, row, (meshes, *_), pair, views) in enumerate(
         zip(class_names, rows, pairs, distances, boxes, strict=True), 1
@@ -98,7 +112,16 @@ def surface_figure(
             ax.set_ylim(centre[1] - height / 2, centre[1] + height / 2)
             angles = list(VIEWS.values())[view]
             if smooth[which] is None:
-                ax.text(0.5, 0.5, "empty", transform=ax.transAxes, ha="center", va="center", size=7, color=FAINT)
+                ax.text(
+                    0.5,
+                    0.5,
+                    "empty",
+                    transform=ax.transAxes,
+                    ha="center",
+                    va="center",
+                    size=7,
+                    color=FAINT,
+                )
             else:
                 ax.add_collection(_shaded(smooth[which], pair[which], norm, angles), autolim=False)
             if c == 1:
@@ -111,13 +134,20 @@ def surface_figure(
     if not len(measured):  # one mask or the other is empty: all that is drawn is grey
         save(figure, path)
         return
-    sides = ("prediction within the reference", f"beyond it ({'mm' if spacing is not None else 'voxels'})")
+    sides = (
+        "prediction within the reference",
+        f"beyond it ({'mm' if spacing is not None else 'voxels'})",
+    )
     colour_bar(figure, 0.5, norm, DISTANCE, sides, clipped=measured.max() > limit)
     save(figure, path)
 
 
-def _pair(masks: list[np.ndarray], size: np.ndarray) -> tuple[list[Mesh | None], list[np.ndarray], np.ndarray]:
-    """The meshes of two masks, None for one without a voxel; and the masks as they were meshed, and their voxels."""
+def _pair(
+    masks: list[np.ndarray], size: np.ndarray
+) -> tuple[list[Mesh | None], list[np.ndarray], np.ndarray]:
+    """The meshes of two masks, None for one without a voxel; and the masks as they were meshed, and
+    their voxels.
+    """
     factor = int(np.ceil(np.sqrt(max(map(_count_vertices, masks)) / VERTICES)))
     if factor > 1:
         masks, size = [_coarser(mask, factor) for mask in masks], size * factor
@@ -125,7 +155,9 @@ def _pair(masks: list[np.ndarray], size: np.ndarray) -> tuple[list[Mesh | None],
 
 
 def _count_vertices(mask: np.ndarray) -> int:
-    """Of the mask's surface, one between each two neighbours that differ; without those at the volume's edge."""
+    """Of the mask's surface, one between each two neighbours that differ; without those at the
+    volume's edge.
+    """
     pairs = ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1]), (mask[..., 1:], mask[..., :-1]))
     return sum(np.count_nonzero(one != other) for one, other in pairs)
 
@@ -150,14 +182,18 @@ def _mesh(mask: np.ndarray, size: np.ndarray) -> Mesh | None:
 def _distances(
     meshes: list[Mesh | None], masks: list[np.ndarray], size: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Of each vertex to the nearest of the other mesh, negative where the prediction lies within the reference.
+    """Of each vertex to the nearest of the other mesh, negative where the prediction lies within
+    the reference.
 
     None without another mesh.
     """
     if None in meshes:
         return None, None
     result = []
-    for which, sign in ((0, 1), (1, -1)):  # inside of the other: the reference is there exceeded, the prediction short
+    for which, sign in (
+        (0, 1),
+        (1, -1),
+    ):  # inside of the other: the reference is there exceeded, the prediction short
         own, other = meshes[which], meshes[1 - which]
         distance, _ = KDTree(other.vertices).query(own.vertices)
         place = (own.vertices / size - 0.5).T
@@ -187,10 +223,14 @@ def _axes(angles: tuple[float, float]) -> np.ndarray:
     return np.array([right, np.cross(near, right), near])
 
 
-def _boxes(meshes: list[Mesh | None], extents: np.ndarray, bar: bool) -> list[tuple[float, float, tuple[float, float]]]:
-    """Width, height and centre of what each view shows of both surfaces, with a margin, and below it room for a bar;
-    of one size, so that all views have one scale."""
-    corners = np.concatenate([mesh.vertices for mesh in meshes if mesh] or [np.array([np.zeros(3), extents])])
+def _boxes(
+    meshes: list[Mesh | None], extents: np.ndarray, bar: bool
+) -> list[tuple[float, float, tuple[float, float]]]:
+    """Width, height and centre of what each view shows of both surfaces, with a margin, and below
+    it room for a bar; of one size, so that all views have one scale."""
+    corners = np.concatenate(
+        [mesh.vertices for mesh in meshes if mesh] or [np.array([np.zeros(3), extents])]
+    )
     flat = [corners @ _axes(angles)[:2].T for angles in VIEWS.values()]
     middles = [(points.min(0) + points.max(0)) / 2 for points in flat]
     shown = np.max([np.ptp(points, 0) for points in flat], 0)
@@ -199,8 +239,12 @@ def _boxes(meshes: list[Mesh | None], extents: np.ndarray, bar: bool) -> list[tu
     return [(width, height + room, (x, y - room / 2)) for x, y in middles]
 
 
-def _shaded(mesh: Mesh, distance: np.ndarray | None, norm: Normalize, angles: tuple[float, float]) -> TriMesh:
-    """The faces that look at the viewer, painted from the farthest to the nearest, with light from the upper left."""
+def _shaded(
+    mesh: Mesh, distance: np.ndarray | None, norm: Normalize, angles: tuple[float, float]
+) -> TriMesh:
+    """The faces that look at the viewer, painted from the farthest to the nearest, with light from
+    the upper left.
+    """
     axes = _axes(angles)
     corners = mesh.vertices[mesh.faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
@@ -216,7 +260,11 @@ def _shaded(mesh: Mesh, distance: np.ndarray | None, norm: Normalize, angles: tu
     smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-12)
     light = np.array([-0.45, 0.55, 0.7])
     bright = 0.42 + 0.58 * np.clip(smooth @ (light / np.linalg.norm(light)), 0, 1)
-    colours = np.tile(to_rgba("#CFCFCF"), (len(flat), 1)) if distance is None else DISTANCE(norm(distance))
+    colours = (
+        np.tile(to_rgba("#CFCFCF"), (len(flat), 1))
+        if distance is None
+        else DISTANCE(norm(distance))
+    )
     colours[:, :3] *= bright[:, None]
 
     collection = TriMesh(Triangulation(flat[:, 0], flat[:, 1], mesh.faces[order]), rasterized=True)
@@ -228,4 +276,12 @@ def _scale_bar(ax: Axes, length: float) -> None:
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     x, y = left + 0.03 * (right - left), bottom + 0.03 * (top - bottom)
     ax.plot([x, x + length], [y, y], color=INK, lw=1.5, solid_capstyle="butt")
-    ax.text(x + length / 2, y + 0.02 * (top - bottom), f"{length:g} mm", ha="center", va="bottom", size=6, color=INK)
+    ax.text(
+        x + length / 2,
+        y + 0.02 * (top - bottom),
+        f"{length:g} mm",
+        ha="center",
+        va="bottom",
+        size=6,
+        color=INK,
+    )

@@ -1,7 +1,7 @@
 """Compiled operators on masks and volumes, each beside the reference that defines it.
 
-The kernels stand in csrc/ and are built by ``pip install --no-build-isolation -e .``; where they are not built the
-references run in their place, with one warning.
+The kernels stand in csrc/ and are built by ``pip install --no-build-isolation -e .``; where they
+are not built the references run in their place, with one warning.
 """
 
 from utils.ops.crop_rot_flip import crop_rot_flip, crop_rot_flip_reference
@@ -13,7 +13,12 @@ from utils.ops.signed_distance import (
     signed_distance,
     signed_distance_reference,
 )
-from utils.ops.stitch_windows import WindowStitcher, stitch_windows, stitch_windows_reference, window_starts
+from utils.ops.stitch_windows import (
+    WindowStitcher,
+    stitch_windows,
+    stitch_windows_reference,
+    window_starts,
+)
 from utils.ops.surface_distances import surface_distances, surface_distances_reference
 
 __all__ = [

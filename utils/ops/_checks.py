@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-_FINEST, _COARSEST = 1e-12, 1e12  # their squares times the longest diagonal squared are numbers in float32
+_FINEST, _COARSEST = (
+    1e-12,
+    1e12,
+)  # their squares times the longest diagonal squared are numbers in float32
 
 
 def integer(value, what: str) -> int:
@@ -67,7 +70,8 @@ def voxel_size(spacing: Sequence[float] | None, axes: int) -> list[float]:
 
     Raises:
         TypeError: not a sequence of numbers.
-        ValueError: not one positive finite number an axis, or one so far from 1 that its square is none in float32.
+        ValueError: not one positive finite number an axis, or one so far from 1 that its square is
+            none in float32.
     """
     if spacing is None:
         return [1.0] * axes
@@ -76,12 +80,16 @@ def voxel_size(spacing: Sequence[float] | None, axes: int) -> list[float]:
     if len(steps) != axes or not all(0 < step < math.inf for step in steps):
         raise ValueError(f"expected {wanted}, got {tuple(steps)}")
     if not all(_FINEST <= step <= _COARSEST for step in steps):
-        raise ValueError(f"expected spacings from {_FINEST:g} to {_COARSEST:g}, got {tuple(steps)}: take another unit")
+        raise ValueError(
+            f"expected spacings from {_FINEST:g} to {_COARSEST:g}, got {tuple(steps)}: take "
+            "another unit"
+        )
     return steps
 
 
 def real(values, what: str) -> torch.Tensor:
-    """A tensor of an array or a tensor; copied only where torch could not hold the values as they are.
+    """A tensor of an array or a tensor; copied only where torch could not hold the values as they
+    are.
 
     Raises:
         TypeError: neither bools, integers nor floats.
@@ -92,7 +100,9 @@ def real(values, what: str) -> torch.Tensor:
             raise TypeError(f"expected {what} of bools, integers or floats, got {values.dtype}")
         native = values.dtype.newbyteorder("=") if values.itemsize <= 8 else np.float64
         values = np.require(values, native, ["C", "W"])
-        if any(stride < 0 for stride in values.strides):  # of one step, and so contiguous all the same
+        if any(
+            stride < 0 for stride in values.strides
+        ):  # of one step, and so contiguous all the same
             values = values.copy()
         values = torch.from_numpy(values)
     if values.is_complex():

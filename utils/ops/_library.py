@@ -1,4 +1,6 @@
-"""Finds the compiled library and puts every operator under ``torch.ops.semiseg``, compiled or not."""
+"""Finds the compiled library and puts every operator under ``torch.ops.semiseg``, compiled or
+not.
+"""
 
 import functools
 import os
@@ -13,10 +15,12 @@ REBUILD = "rebuild it with `pip install --no-build-isolation -e .`"
 
 
 def load(folder: Path) -> bool:
-    """Loads the compiled library of a folder, or the one that $SEMISEG_LIBRARY names, into torch; False without one.
+    """Loads the compiled library of a folder, or the one that $SEMISEG_LIBRARY names, into torch;
+    False without one.
 
     Raises:
-        ImportError: there is one and it does not load, for example because it was built for another torch.
+        ImportError: there is one and it does not load, for example because it was built for another
+            torch.
     """
     named = os.environ.get("SEMISEG_LIBRARY")  # how `make sanitize` runs the tests on other builds
     found = [Path(named)] if named else sorted(folder.glob("_C*.so"))
@@ -26,14 +30,19 @@ def load(folder: Path) -> bool:
         for path in found:
             torch.ops.load_library(path)
     except OSError as error:
-        raise ImportError(f"{path} does not load with torch {torch.__version__} ({error}): {REBUILD}") from error
+        raise ImportError(
+            f"{path} does not load with torch {torch.__version__} ({error}): {REBUILD}"
+        ) from error
     return True
 
 
 BUILT = load(Path(__file__).resolve().parent)
 """Whether the operators are compiled; else their references run in their place."""
 
-CUDA = any(name.startswith("semiseg::") for name in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA"))
+CUDA = any(
+    name.startswith("semiseg::")
+    for name in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
+)
 """Whether the library has their CUDA kernels; else what is on a GPU goes through the CPU."""
 
 
@@ -53,12 +62,17 @@ def _warn_once(message: str) -> None:
 
 
 def through_cpu(operator: Callable) -> Callable:
-    """The operator by its CPU kernel, for tensors that live elsewhere; the result goes back to where the first is.
+    """The operator by its CPU kernel, for tensors that live elsewhere; the result goes back to
+    where the first is.
 
     What the schema says the operator writes is written where it lives.
     """
     arguments = operator._schema.arguments
-    written = [i for i, argument in enumerate(arguments) if argument.alias_info and argument.alias_info.is_write]
+    written = [
+        i
+        for i, argument in enumerate(arguments)
+        if argument.alias_info and argument.alias_info.is_write
+    ]
 
     def run(*args):
         _warn_once(_NO_CUDA)
@@ -77,11 +91,13 @@ def register(schema: str, reference: Callable, fake: Callable) -> Callable:
 
     Args:
         schema: as it stands in csrc/ops.cpp, ``name(arguments) -> result``.
-        reference: the same arguments, any device; runs, with one warning a process, where nothing is compiled.
+        reference: the same arguments, any device; runs, with one warning a process, where nothing
+            is compiled.
         fake: the same arguments; the result's shape, dtype and device, and no values.
 
     Raises:
-        ImportError: the compiled library has no operator of this schema: it was built from other sources.
+        ImportError: the compiled library has no operator of this schema: it was built from other
+            sources.
     """
     name = schema.partition("(")[0]
     if not BUILT:
@@ -90,12 +106,16 @@ def register(schema: str, reference: Callable, fake: Callable) -> Callable:
             _warn_once(_NOT_BUILT)
             return reference(*args)
 
-        torch.library.define(f"semiseg::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag)
+        torch.library.define(
+            f"semiseg::{name}", schema.removeprefix(name), tags=torch.Tag.pt2_compliant_tag
+        )
         torch.library.impl(f"semiseg::{name}", ("cpu", "cuda"), fallback)
     operator = getattr(getattr(torch.ops.semiseg, name, None), "default", None)
     if operator is None or str(operator._schema) != f"semiseg::{schema}":
         raise ImportError(f"the compiled library has no operator {schema}: {REBUILD}")
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"semiseg::{name}", "CUDA"):  # built for the CPU alone
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"semiseg::{name}", "CUDA"
+    ):  # built for the CPU alone
         torch.library.impl(f"semiseg::{name}", "cuda", through_cpu(operator))
     torch.library.register_fake(f"semiseg::{name}", fake)
     return operator

@@ -17,16 +17,18 @@ def crop_rot_flip(
     rot: Sequence[int],
     flip: Sequence[int | None],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A batch of crops, each taken from its volume, turned by quarters in the plane of the first two axes and flipped.
+    """A batch of crops, each taken from its volume, turned by quarters in the plane of the first
+    two axes and flipped.
 
-    What a crop takes before it is turned has the extents `size`, the first two exchanged for an odd number of quarter
-    turns. Turning and flipping are those of ``torch.rot90(crop, rot, (0, 1))`` and ``.flip(flip)``.
+    What a crop takes before it is turned has the extents `size`, the first two exchanged for an odd
+    number of quarter turns. Turning and flipping are those of ``torch.rot90(crop, rot, (0, 1))``
+    and ``.flip(flip)``.
 
     Args:
-        images: a sequence of B volumes ``(X, Y, Z)`` or images ``(X, Y)``, each of its own shape, one dtype, any, and
-            one device.
-        labels: a sequence, the labels of the first samples, each of its image's shape, one dtype. The rest, or all for
-            None or an empty sequence, have none.
+        images: a sequence of B volumes ``(X, Y, Z)`` or images ``(X, Y)``, each of its own shape,
+            one dtype, any, and one device.
+        labels: a sequence, the labels of the first samples, each of its image's shape, one dtype.
+            The rest, or all for None or an empty sequence, have none.
         corners: B corners of crops, in voxels; where a crop leaves its volume the result is 0.
         size: extents of the result.
         rot: B numbers of quarter turns from axis 0 to axis 1: 0, 1, 2 or 3.
@@ -37,8 +39,10 @@ def crop_rot_flip(
         labels: ``(len(labels), *size)``, or None where no label was given.
 
     Raises:
-        TypeError: no tensors, or of several dtypes; no sequence, or not of integers (a bool is none).
-        ValueError: no image; shapes, numbers or devices do not fit; or a crop has 2^31 voxels or more.
+        TypeError: no tensors, or of several dtypes; no sequence, or not of integers (a bool is
+            none).
+        ValueError: no image; shapes, numbers or devices do not fit; or a crop has 2^31 voxels or
+            more.
     """
     arguments = _checked(images, labels, corners, size, rot, flip)
     crops, targets = _operator(*arguments)
@@ -53,13 +57,17 @@ def crop_rot_flip_reference(
     rot: Sequence[int],
     flip: Sequence[int | None],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`crop_rot_flip` by its definition: pad, crop, ``rot90`` and ``flip``, volume by volume."""
+    """:func:`crop_rot_flip` by its definition: pad, crop, ``rot90`` and ``flip``, volume by
+    volume.
+    """
     arguments = _checked(images, labels, corners, size, rot, flip)
     crops, targets = _reference(*arguments)
     return crops, targets if arguments[1] else None
 
 
-def _one(volume: torch.Tensor, start: Sequence[int], size: Sequence[int], rot: int, flip: int) -> torch.Tensor:
+def _one(
+    volume: torch.Tensor, start: Sequence[int], size: Sequence[int], rot: int, flip: int
+) -> torch.Tensor:
     extents = [size[1], size[0], *size[2:]] if rot % 2 else size
     padding = []  # negative to crop; `pad` wants the last axis first
     for corner, n, extent in reversed(list(zip(start, extents, volume.shape, strict=True))):
@@ -78,10 +86,14 @@ def _reference(images, labels, starts, size, rot, flip) -> tuple[torch.Tensor, t
             ]
         )
 
-    return crops(images), crops(labels) if labels else _fake(images, labels, starts, size, rot, flip)[1]
+    return crops(images), crops(labels) if labels else _fake(
+        images, labels, starts, size, rot, flip
+    )[1]
 
 
-def _checked(images, labels, corners, size, rot, flip) -> tuple[list, list, list[int], list[int], list[int], list[int]]:
+def _checked(
+    images, labels, corners, size, rot, flip
+) -> tuple[list, list, list[int], list[int], list[int], list[int]]:
     """The operator's arguments, of samples that are fit for use."""
     images = _checks.sequence(images, "images")
     labels = [] if labels is None else _checks.sequence(labels, "labels")
@@ -93,24 +105,40 @@ def _checked(images, labels, corners, size, rot, flip) -> tuple[list, list, list
         raise ValueError("expected at least one image")
     for volumes in (images, labels):
         if len({volume.dtype for volume in volumes}) > 1:
-            raise TypeError(f"expected one dtype, got {', '.join(str(volume.dtype) for volume in volumes)}")
+            raise TypeError(
+                f"expected one dtype, got {', '.join(str(volume.dtype) for volume in volumes)}"
+            )
     if len({volume.device for volume in [*images, *labels]}) > 1:
-        raise ValueError(f"expected one device, got {', '.join(str(v.device) for v in [*images, *labels])}")
+        raise ValueError(
+            f"expected one device, got {', '.join(str(v.device) for v in [*images, *labels])}"
+        )
     size = _checks.integers(size, "size")
     if len(size) not in (2, 3) or min(size) < 0 or max(max(size), math.prod(size)) >= 2**31:
-        raise ValueError(f"expected a size of 2 or 3 axes and fewer than 2^31 voxels, got {tuple(size)}")
+        raise ValueError(
+            f"expected a size of 2 or 3 axes and fewer than 2^31 voxels, got {tuple(size)}"
+        )
     if any(volume.ndim != len(size) for volume in images):
-        raise ValueError(f"expected volumes of {len(size)} axes, got {[tuple(volume.shape) for volume in images]}")
+        raise ValueError(
+            f"expected volumes of {len(size)} axes, got "
+            f"{[tuple(volume.shape) for volume in images]}"
+        )
     if len(labels) > len(images):
         raise ValueError(f"expected at most {len(images)} labels, one an image, got {len(labels)}")
     for k, (volume, target) in enumerate(zip(images, labels, strict=False)):
         if volume.shape != target.shape:
-            raise ValueError(f"label {k} has shape {tuple(target.shape)}, but its image has {tuple(volume.shape)}")
-    corners = [_checks.integers(corner, "a corner") for corner in _checks.sequence(corners, "corners")]
+            raise ValueError(
+                f"label {k} has shape {tuple(target.shape)}, but its image has "
+                f"{tuple(volume.shape)}"
+            )
+    corners = [
+        _checks.integers(corner, "a corner") for corner in _checks.sequence(corners, "corners")
+    ]
     rot, flip = _checks.integers(rot, "rot"), _checks.sequence(flip, "flip, each an axis or None")
     if any(len(given) != len(images) for given in (corners, rot, flip)):
         counts = f"{len(corners)} corners, {len(rot)} rot and {len(flip)} flip"
-        raise ValueError(f"expected one corner, rot and flip for each of {len(images)} images, got {counts}")
+        raise ValueError(
+            f"expected one corner, rot and flip for each of {len(images)} images, got {counts}"
+        )
     if any(len(corner) != len(size) for corner in corners):
         raise ValueError(f"expected corners of {len(size)} numbers, got {corners}")
     if not all(-(2**63) <= number < 2**63 for corner in corners for number in corner):
@@ -118,7 +146,9 @@ def _checked(images, labels, corners, size, rot, flip) -> tuple[list, list, list
     if not all(0 <= turns < 4 for turns in rot):
         raise ValueError(f"expected 0, 1, 2 or 3 quarter turns, got {rot}")
     axes = [-1 if axis is None else _checks.integer(axis, "the axis to flip") for axis in flip]
-    if not all(0 <= axis < len(size) or given is None for axis, given in zip(axes, flip, strict=True)):
+    if not all(
+        0 <= axis < len(size) or given is None for axis, given in zip(axes, flip, strict=True)
+    ):
         raise ValueError(f"expected axes from 0 to {len(size) - 1} to flip, or None, got {flip}")
     return images, labels, [number for corner in corners for number in corner], size, rot, axes
 
@@ -129,7 +159,8 @@ def _fake(images, labels, starts, size, rot, flip) -> tuple[torch.Tensor, torch.
 
 
 _operator = _library.register(
-    "crop_rot_flip(Tensor[] images, Tensor[] labels, int[] starts, int[] size, int[] rot, int[] flip)"
+    "crop_rot_flip(Tensor[] images, Tensor[] labels, int[] starts, int[] size, int[] rot, int[] "
+    "flip)"
     " -> (Tensor, Tensor)",
     _reference,
     _fake,

@@ -12,15 +12,18 @@ def splice(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
     """`b` inside the box and `a` elsewhere.
 
     Args:
-        a, b: batches ``(B, ..., *S)``, of one shape, dtype and device, any dtype; `S` are the last D axes, D = 1, 2 or
+        a, b: batches ``(B, ..., *S)``, of one shape, dtype and device, any dtype; `S` are the last
+            D axes, D = 1, 2 or
             3. All axes between, such as channels, share the sample's box.
-        box: int64 ``(2, D)``, first and last corner, the last one excluded, the same box for all samples; or
-            ``(B, 2, D)``, one a sample. In voxels. What lies outside the volume is cut off; a box that holds nothing
-            leaves `a`. On the device of `a` and `b`, or on the CPU: then it is copied to them without blocking. To be
-            captured in a CUDA graph it must be on their device.
+        box: int64 ``(2, D)``, first and last corner, the last one excluded, the same box for all
+            samples; or ``(B, 2, D)``, one a sample. In voxels. What lies outside the volume is cut
+            off; a box that holds nothing leaves `a`. On the device of `a` and `b`, or on the CPU:
+            then it is copied to them without blocking. To be captured in a CUDA graph it must be on
+            their device.
 
     Returns:
-        A new tensor like `a`, contiguous. Its gradient reaches `b` inside the box and `a` elsewhere.
+        A new tensor like `a`, contiguous. Its gradient reaches `b` inside the box and `a`
+        elsewhere.
 
     Raises:
         TypeError: the pair has two dtypes, or the box is not an int64 tensor.
@@ -30,11 +33,17 @@ def splice(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
 
 
 def cutmix(
-    image_a: torch.Tensor, image_b: torch.Tensor, label_a: torch.Tensor, label_b: torch.Tensor, box: torch.Tensor
+    image_a: torch.Tensor,
+    image_b: torch.Tensor,
+    label_a: torch.Tensor,
+    label_b: torch.Tensor,
+    box: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels of `b` inside the box and of `a` elsewhere: :func:`splice` of both pairs in one pass.
+    """Images and labels of `b` inside the box and of `a` elsewhere: :func:`splice` of both pairs in
+    one pass.
 
-    CutMix (Yun et al., ICCV 2019) with one label a voxel. Further labels go through :func:`splice` with the same box.
+    CutMix (Yun et al., ICCV 2019) with one label a voxel. Further labels go through :func:`splice`
+    with the same box.
 
     Args:
         image_a, image_b: batches ``(B, C, *S)``, of one shape and dtype.
@@ -57,7 +66,8 @@ def random_box(
     count: int | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """A box of `ratio` of each axis, rounded down, at a place drawn uniformly from all where it fits.
+    """A box of `ratio` of each axis, rounded down, at a place drawn uniformly from all where it
+    fits.
 
     A ratio under one voxel rounds down to none: the box is empty, and mixing by it leaves `a`.
 
@@ -73,8 +83,8 @@ def random_box(
 
     Raises:
         TypeError: extents or count are no integers, or the ratio is no number.
-        ValueError: other than 1, 2 or 3 extents of at least 0, a ratio outside (0, 1] or not one number an axis, or a
-            count below 1.
+        ValueError: other than 1, 2 or 3 extents of at least 0, a ratio outside (0, 1] or not one
+            number an axis, or a count below 1.
     """
     shape = _checks.integers(shape, "shape")
     if not 1 <= len(shape) <= 3 or min(shape) < 0:
@@ -86,13 +96,19 @@ def random_box(
     if count is not None and _checks.integer(count, "count") < 1:
         raise ValueError(f"expected a count of at least 1, got {count}")
     drawn_on = torch.device("cpu") if generator is None else generator.device
-    boxes = torch.empty((1 if count is None else count, 2, len(shape)), dtype=torch.int64, device=drawn_on)
+    boxes = torch.empty(
+        (1 if count is None else count, 2, len(shape)), dtype=torch.int64, device=drawn_on
+    )
     for axis, (extent, r) in enumerate(zip(shape, ratios, strict=True)):
         inside = int(round(r * extent, 6))  # 0.29 · 100 is a hair under 29
-        boxes[:, 0, axis] = torch.randint(extent - inside + 1, (len(boxes),), generator=generator, device=drawn_on)
+        boxes[:, 0, axis] = torch.randint(
+            extent - inside + 1, (len(boxes),), generator=generator, device=drawn_on
+        )
         boxes[:, 1, axis] = boxes[:, 0, axis] + inside
     boxes = boxes[0] if count is None else boxes
-    return boxes.to(device, non_blocking=drawn_on.type == "cpu")  # the host may read at once what comes back to it
+    return boxes.to(
+        device, non_blocking=drawn_on.type == "cpu"
+    )  # the host may read at once what comes back to it
 
 
 def splice_reference(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
@@ -101,13 +117,20 @@ def splice_reference(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> tor
     out = a.clone(memory_format=torch.contiguous_format)
     boxes = box if box.ndim == 3 else box.expand(len(a), -1, -1)
     for target, source, (start, stop) in zip(out, b, boxes.tolist(), strict=True):
-        inside = (..., *(slice(max(begin, 0), max(end, 0)) for begin, end in zip(start, stop, strict=True)))
+        inside = (
+            ...,
+            *(slice(max(begin, 0), max(end, 0)) for begin, end in zip(start, stop, strict=True)),
+        )
         target[inside] = source[inside]
     return out
 
 
 def cutmix_reference(
-    image_a: torch.Tensor, image_b: torch.Tensor, label_a: torch.Tensor, label_b: torch.Tensor, box: torch.Tensor
+    image_a: torch.Tensor,
+    image_b: torch.Tensor,
+    label_a: torch.Tensor,
+    label_b: torch.Tensor,
+    box: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`cutmix` by its definition."""
     _check([image_a, image_b, label_a, label_b], box)
@@ -115,27 +138,38 @@ def cutmix_reference(
 
 
 def _check(tensors: Sequence[torch.Tensor], box: torch.Tensor) -> None:
-    """Raises where a pair, or both pairs, and the box do not fit together; the kernels check the same."""
+    """Raises where a pair, or both pairs, and the box do not fit together; the kernels check the
+    same.
+    """
     if box.dtype != torch.int64:
         raise TypeError(f"expected an int64 box, got {box.dtype}")
     if box.ndim not in (2, 3) or box.shape[-2] != 2 or not 1 <= box.shape[-1] <= 3:
-        raise ValueError(f"expected a box (2, D) or (B, 2, D) of 1, 2 or 3 axes, got {tuple(box.shape)}")
+        raise ValueError(
+            f"expected a box (2, D) or (B, 2, D) of 1, 2 or 3 axes, got {tuple(box.shape)}"
+        )
     first, axes = tensors[0], box.shape[-1]
     for a, b in zip(tensors[::2], tensors[1::2], strict=True):
         if a.shape != b.shape:
-            raise ValueError(f"expected a pair of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+            raise ValueError(
+                f"expected a pair of one shape, got {tuple(a.shape)} and {tuple(b.shape)}"
+            )
         if a.dtype != b.dtype:
             raise TypeError(f"expected a pair of one dtype, got {a.dtype} and {b.dtype}")
         if a.ndim <= axes or a.shape[0] != first.shape[0] or a.shape[-axes:] != first.shape[-axes:]:
             shapes = " and ".join(str(tuple(tensor.shape)) for tensor in tensors[::2])
-            raise ValueError(f"expected (B, ..., *S) with {axes} axes S, the same B and S for all, got {shapes}")
+            raise ValueError(
+                f"expected (B, ..., *S) with {axes} axes S, the same B and S for all, got {shapes}"
+            )
     if box.ndim == 3 and box.shape[0] != first.shape[0]:
         raise ValueError(f"expected one box or {first.shape[0]}, got {box.shape[0]}")
     if first.shape[-axes:].numel() >= 2**31:
         raise ValueError(f"expected volumes of fewer than 2^31 voxels, got {tuple(first.shape)}")
     for tensor in tensors:
         if tensor.device != first.device or box.device not in (first.device, torch.device("cpu")):
-            raise ValueError(f"expected one device, got {first.device}, {tensor.device} and a box on {box.device}")
+            raise ValueError(
+                f"expected one device, got {first.device}, {tensor.device} and a box on "
+                f"{box.device}"
+            )
 
 
 def _fake_splice(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
@@ -149,7 +183,9 @@ def _fake_cutmix(image_a, image_b, label_a, label_b, box) -> tuple[torch.Tensor,
 
 
 class _Differentiable(torch.autograd.Function):
-    """An operator with its gradient: that goes to `b` inside the box and to `a` elsewhere, again by splicing."""
+    """An operator with its gradient: that goes to `b` inside the box and to `a` elsewhere, again by
+    splicing.
+    """
 
     generate_vmap_rule = True
 
@@ -175,7 +211,9 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _ForwardToo(_Differentiable):
-    """The same with tangents, which are spliced as values are; on its own because torch.compile takes no `jvp`."""
+    """The same with tangents, which are spliced as values are; on its own because torch.compile
+    takes no `jvp`.
+    """
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -190,13 +228,19 @@ class _ForwardToo(_Differentiable):
             if a is None and b is None:
                 found.append(None)
                 continue
-            found.append(splice(torch.zeros_like(b) if a is None else a, torch.zeros_like(a) if b is None else b, box))
+            found.append(
+                splice(
+                    torch.zeros_like(b) if a is None else a,
+                    torch.zeros_like(a) if b is None else b,
+                    box,
+                )
+            )
         return found[0] if len(found) == 1 else tuple(found)
 
 
 def _run(operator: Callable, tensors: Sequence[torch.Tensor], box: torch.Tensor):
-    # The operator checks what it gets, and has no torch.library.register_autograd: Python that runs at every call, its
-    # instructions gone from the caches, was a fifth of the time of a batch.
+    # The operator checks what it gets, and has no torch.library.register_autograd: Python that runs
+    # at every call, its instructions gone from the caches, was a fifth of the time of a batch.
     for tensor in (*tensors, box):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"expected tensors, got {type(tensor).__name__}")
@@ -207,9 +251,12 @@ def _run(operator: Callable, tensors: Sequence[torch.Tensor], box: torch.Tensor)
     return operator(*tensors, box)
 
 
-_splice = _library.register("splice(Tensor a, Tensor b, Tensor box) -> Tensor", splice_reference, _fake_splice)
+_splice = _library.register(
+    "splice(Tensor a, Tensor b, Tensor box) -> Tensor", splice_reference, _fake_splice
+)
 _cutmix = _library.register(
-    "cutmix(Tensor image_a, Tensor image_b, Tensor label_a, Tensor label_b, Tensor box) -> (Tensor, Tensor)",
+    "cutmix(Tensor image_a, Tensor image_b, Tensor label_a, Tensor label_b, Tensor box) -> "
+    "(Tensor, Tensor)",
     cutmix_reference,
     _fake_cutmix,
 )

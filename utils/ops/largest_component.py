@@ -6,38 +6,50 @@ from scipy import ndimage
 
 from utils.ops import _checks, _library
 
-_RANK = {(2, 4): 1, (2, 8): 2, (3, 6): 1, (3, 18): 2, (3, 26): 3}  # (axes, connectivity): SciPy's structure rank
+_RANK = {
+    (2, 4): 1,
+    (2, 8): 2,
+    (3, 6): 1,
+    (3, 18): 2,
+    (3, 26): 3,
+}  # (axes, connectivity): SciPy's structure rank
 _FULL = {2: 8, 3: 26}
 _MOST_CLASSES = 1 << 15
 
 
-def largest_component(labels: torch.Tensor, num_classes: int, connectivity: int | None = None) -> torch.Tensor:
-    """Keeps the largest connected component of each foreground class of each item and sets the rest to 0.
+def largest_component(
+    labels: torch.Tensor, num_classes: int, connectivity: int | None = None
+) -> torch.Tensor:
+    """Keeps the largest connected component of each foreground class of each item and sets the rest
+    to 0.
 
-    A component is connected within its class: other classes do not join it. Of components of equal size the one stays
-    that is met first in scan order (last axis fastest). A class without voxels stays without. Items of a batch do not
-    see each other.
+    A component is connected within its class: other classes do not join it. Of components of equal
+    size the one stays that is met first in scan order (last axis fastest). A class without voxels
+    stays without. Items of a batch do not see each other.
 
-    For two classes this is what the research code calls ``getLargestCC`` or ``LargestCC_pancreas``: the argmax over
-    ``np.bincount`` of skimage's labels, which fails on an empty mask where this leaves it empty.
+    For two classes this is what the research code calls ``getLargestCC`` or ``LargestCC_pancreas``:
+    the argmax over ``np.bincount`` of skimage's labels, which fails on an empty mask where this
+    leaves it empty.
 
     Args:
-        labels: a batch, ``(B, X, Y)`` or ``(B, X, Y, Z)``, bool or any integer type. One volume is ``labels[None]``:
-            ``(X, Y, Z)`` is read as X images. A label outside ``[0, num_classes)`` counts as background and becomes 0.
-            Made contiguous if it is not.
+        labels: a batch, ``(B, X, Y)`` or ``(B, X, Y, Z)``, bool or any integer type. One volume is
+            ``labels[None]``: ``(X, Y, Z)`` is read as X images. A label outside ``[0,
+            num_classes)`` counts as background and becomes 0. Made contiguous if it is not.
         num_classes: with the background; 2 to 32768.
-        connectivity: how many neighbours a voxel has: 4 or 8 in images, 6, 18 or 26 in volumes; 8 and 26 if not given.
+        connectivity: how many neighbours a voxel has: 4 or 8 in images, 6, 18 or 26 in volumes; 8
+            and 26 if not given.
 
     Returns:
         Labels of the same shape and type, no gradient.
 
     Raises:
         TypeError: the labels are not a bool or integer tensor, or the numbers are no integers.
-        ValueError: other than 3 or 4 axes, an item of 2^31 voxels or more, a connectivity that the dimension does not
-            have, or a number of classes out of range.
+        ValueError: other than 3 or 4 axes, an item of 2^31 voxels or more, a connectivity that the
+            dimension does not have, or a number of classes out of range.
 
-    The method is union-find, over runs of voxels on the CPU and over voxels on CUDA, with links from the later to the
-    earlier component, so that the result does not depend on the order in which threads come.
+    The method is union-find, over runs of voxels on the CPU and over voxels on CUDA, with links
+    from the later to the earlier component, so that the result does not depend on the order in
+    which threads come.
     """
     return _operator(labels, *_checked(labels, num_classes, connectivity))
 
@@ -47,7 +59,9 @@ def largest_component_reference(
 ) -> torch.Tensor:
     """:func:`largest_component` by its definition, with SciPy."""
     num_classes, connectivity = _checked(labels, num_classes, connectivity)
-    structure = ndimage.generate_binary_structure(labels.ndim - 1, _RANK[labels.ndim - 1, connectivity])
+    structure = ndimage.generate_binary_structure(
+        labels.ndim - 1, _RANK[labels.ndim - 1, connectivity]
+    )
     items = labels.cpu().numpy()
     kept = np.zeros_like(items)
     for item, out in zip(items, kept, strict=True):
@@ -55,7 +69,9 @@ def largest_component_reference(
             components, _ = ndimage.label(item == value, structure)
             sizes = np.bincount(components.ravel())
             sizes[0] = 0
-            first = (sizes[components] == sizes.max()).argmax()  # in scan order, of those of the largest size
+            first = (
+                sizes[components] == sizes.max()
+            ).argmax()  # in scan order, of those of the largest size
             out[components == components.flat[first]] = value
     return torch.from_numpy(kept).to(labels.device)
 
@@ -69,12 +85,18 @@ def _checked(labels: torch.Tensor, num_classes: int, connectivity: int | None) -
         raise ValueError(f"expected items of fewer than 2^31 voxels, got {tuple(labels.shape)}")
     num_classes = _checks.integer(num_classes, "the number of classes")
     if not 2 <= num_classes <= _MOST_CLASSES:
-        raise ValueError(f"expected 2 to {_MOST_CLASSES} classes with the background, got {num_classes}")
+        raise ValueError(
+            f"expected 2 to {_MOST_CLASSES} classes with the background, got {num_classes}"
+        )
     axes = labels.ndim - 1
-    connectivity = _FULL[axes] if connectivity is None else _checks.integer(connectivity, "the connectivity")
+    connectivity = (
+        _FULL[axes] if connectivity is None else _checks.integer(connectivity, "the connectivity")
+    )
     if (axes, connectivity) not in _RANK:
         known = " or ".join(str(number) for dimension, number in _RANK if dimension == axes)
-        raise ValueError(f"expected connectivity {known} for labels {tuple(labels.shape)}, got {connectivity}")
+        raise ValueError(
+            f"expected connectivity {known} for labels {tuple(labels.shape)}, got {connectivity}"
+        )
     return num_classes, connectivity
 
 
@@ -83,5 +105,7 @@ def _fake(labels: torch.Tensor, num_classes: int, connectivity: int) -> torch.Te
 
 
 _operator = _library.register(
-    "largest_component(Tensor labels, int num_classes, int connectivity) -> Tensor", largest_component_reference, _fake
+    "largest_component(Tensor labels, int num_classes, int connectivity) -> Tensor",
+    largest_component_reference,
+    _fake,
 )

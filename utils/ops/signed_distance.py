@@ -10,50 +10,57 @@ from utils.ops import _checks, _library
 
 
 def signed_distance(mask: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """The exact Euclidean distance of every voxel to the other label: positive outside, negative inside.
+    """The exact Euclidean distance of every voxel to the other label: positive outside, negative
+    inside.
 
-    An outside voxel gets the distance to the nearest foreground voxel, an inside voxel minus the distance to the
-    nearest background voxel, both between voxel centres; so no value lies strictly between minus and plus the
-    smallest spacing. The edge of the volume is no boundary. Items of a batch do not see each other.
+    An outside voxel gets the distance to the nearest foreground voxel, an inside voxel minus the
+    distance to the nearest background voxel, both between voxel centres; so no value lies strictly
+    between minus and plus the smallest spacing. The edge of the volume is no boundary. Items of a
+    batch do not see each other.
 
     Args:
-        mask: a batch, ``(B, X, Y)`` or ``(B, X, Y, Z)``, bool or any integer type; nonzero is foreground. One volume
-            is ``mask[None]``: ``(X, Y, Z)`` is read as X images. Made contiguous if it is not.
+        mask: a batch, ``(B, X, Y)`` or ``(B, X, Y, Z)``, bool or any integer type; nonzero is
+            foreground. One volume is ``mask[None]``: ``(X, Y, Z)`` is read as X images. Made
+            contiguous if it is not.
         spacing: the size of a voxel along each axis, any unit; 1 if not given.
 
     Returns:
-        float32 of the mask's shape, in the unit of ``spacing``, no gradient. Where an item has one label only there is
-        nothing to measure to: ``+inf`` everywhere for an empty mask, ``-inf`` everywhere for a full one.
+        float32 of the mask's shape, in the unit of ``spacing``, no gradient. Where an item has one
+        label only there is nothing to measure to: ``+inf`` everywhere for an empty mask, ``-inf``
+        everywhere for a full one.
 
     Raises:
         TypeError: the mask is not a bool or integer tensor, or the spacing is a single number.
-        ValueError: the mask has other than 3 or 4 axes or a diagonal of 2^15 voxels or more, or the spacing is not one
-            positive finite number an axis.
+        ValueError: the mask has other than 3 or 4 axes or a diagonal of 2^15 voxels or more, or the
+            spacing is not one positive finite number an axis.
 
-    Squared distances are int32, hence exact, when the spacing is equal along all axes, and float32 otherwise. The
-    method is the lower envelope of parabolas (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012) over signed
-    squared distances.
+    Squared distances are int32, hence exact, when the spacing is equal along all axes, and float32
+    otherwise. The method is the lower envelope of parabolas (Felzenszwalb and Huttenlocher, Theory
+    of Computing 8, 2012) over signed squared distances.
     """
     return _operator(mask, _checked(mask, spacing), False)
 
 
 def normalized_sdm(mask: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
-    """The signed distance map that networks regress: each side over its largest distance, 0 on the inner boundary.
+    """The signed distance map that networks regress: each side over its largest distance, 0 on the
+    inner boundary.
 
-    The inner boundary is every foreground voxel with a background voxel across one of its faces, whatever the spacing.
-    At equal spacing these are exactly the voxels whose inside distance is one step. A row ``1110000`` becomes
-    ``-1 -.667 0 .25 .5 .75 1``: the largest distances are taken before the boundary is set to 0.
+    The inner boundary is every foreground voxel with a background voxel across one of its faces,
+    whatever the spacing. At equal spacing these are exactly the voxels whose inside distance is one
+    step. A row ``1110000`` becomes ``-1 -.667 0 .25 .5 .75 1``: the largest distances are taken
+    before the boundary is set to 0.
 
-    This is ``compute_sdf`` of Luo et al., DTC (AAAI 2021), itself after Xue et al. (AAAI 2020): SciPy's distance
-    transforms, each over its maximum, and 0 on the boundary that skimage's ``find_boundaries(mode="inner")`` marks. It
-    leaves 0 for an empty mask and NaN for a full one.
+    This is ``compute_sdf`` of Luo et al., DTC (AAAI 2021), itself after Xue et al. (AAAI 2020):
+    SciPy's distance transforms, each over its maximum, and 0 on the boundary that skimage's
+    ``find_boundaries(mode="inner")`` marks. It leaves 0 for an empty mask and NaN for a full one.
 
     Args:
         mask: as for :func:`signed_distance`.
         spacing: as for :func:`signed_distance`.
 
     Returns:
-        float32 of the mask's shape in [-1, 1], no gradient. An empty mask is 0 everywhere, a full one -1 everywhere.
+        float32 of the mask's shape in [-1, 1], no gradient. An empty mask is 0 everywhere, a full
+        one -1 everywhere.
 
     Raises:
         TypeError, ValueError: as :func:`signed_distance`.
@@ -61,24 +68,32 @@ def normalized_sdm(mask: torch.Tensor, spacing: Sequence[float] | None = None) -
     return _operator(mask, _checked(mask, spacing), True)
 
 
-def signed_distance_reference(mask: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
+def signed_distance_reference(
+    mask: torch.Tensor, spacing: Sequence[float] | None = None
+) -> torch.Tensor:
     """:func:`signed_distance` by its definition, with SciPy, in float64 on the CPU."""
     spacing = _checked(mask, spacing)
     maps = [_distances(item, spacing) for item in mask.cpu().numpy() != 0]
     return _stack([outside - inside for inside, outside in maps], mask)
 
 
-def normalized_sdm_reference(mask: torch.Tensor, spacing: Sequence[float] | None = None) -> torch.Tensor:
+def normalized_sdm_reference(
+    mask: torch.Tensor, spacing: Sequence[float] | None = None
+) -> torch.Tensor:
     """:func:`normalized_sdm` by its definition, with SciPy, in float64 on the CPU."""
     spacing = _checked(mask, spacing)
     return _stack([_normalized(item, spacing) for item in mask.cpu().numpy() != 0], mask)
 
 
 def _distances(foreground: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Distances inside (0 outside) and outside (0 inside), infinite where there is nothing to measure to."""
+    """Distances inside (0 outside) and outside (0 inside), infinite where there is nothing to
+    measure to.
+    """
     if foreground.all() or not foreground.any():
         return np.where(foreground, np.inf, 0.0), np.where(foreground, 0.0, np.inf)
-    return tuple(ndimage.distance_transform_edt(side, sampling=spacing) for side in (foreground, ~foreground))
+    return tuple(
+        ndimage.distance_transform_edt(side, sampling=spacing) for side in (foreground, ~foreground)
+    )
 
 
 def _normalized(foreground: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -91,7 +106,9 @@ def _normalized(foreground: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
 
 
 def _stack(maps: list[np.ndarray], mask: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.stack(maps)) if maps else torch.empty(mask.shape, dtype=torch.float64)
+    return (
+        torch.from_numpy(np.stack(maps)) if maps else torch.empty(mask.shape, dtype=torch.float64)
+    )
 
 
 def _checked(mask: torch.Tensor, spacing: Sequence[float] | None) -> list[float]:
@@ -100,7 +117,9 @@ def _checked(mask: torch.Tensor, spacing: Sequence[float] | None) -> list[float]
     if mask.ndim not in (3, 4):
         raise ValueError(f"expected a mask (B, X, Y) or (B, X, Y, Z), got {tuple(mask.shape)}")
     if sum(extent**2 for extent in mask.shape[1:]) >= 2**30:
-        raise ValueError(f"expected a mask with a diagonal under 2^15 voxels, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"expected a mask with a diagonal under 2^15 voxels, got {tuple(mask.shape)}"
+        )
     return _checks.voxel_size(spacing, mask.ndim - 1)
 
 

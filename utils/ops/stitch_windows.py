@@ -1,4 +1,6 @@
-"""Sliding windows put together: activation, weighted sum over the windows of a grid, and division, without copies."""
+"""Sliding windows put together: activation, weighted sum over the windows of a grid, and division,
+without copies.
+"""
 
 import itertools
 import math
@@ -13,26 +15,38 @@ MAX_STARTS = 768  # WindowGrid::kMaxStarts in csrc/core/stitch_windows.h
 _LEAST, _MOST = 1e-30, 1e30  # weights whose sums and quotients are numbers in float32
 
 
-def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]) -> list[list[int]]:
-    """First voxel of every window along each axis, the last window moved back to end at the volume's edge.
+def window_starts(
+    shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]
+) -> list[list[int]]:
+    """First voxel of every window along each axis, the last window moved back to end at the
+    volume's edge.
 
-    There are ``ceil((S - P) / stride) + 1`` windows along an axis of S voxels, at ``min(i * stride, S - P)``.
+    There are ``ceil((S - P) / stride) + 1`` windows along an axis of S voxels, at ``min(i * stride,
+    S - P)``.
 
     Raises:
         TypeError: not integers.
-        ValueError: lengths differ, a patch or stride below 1, a patch larger than the volume (pad first), or a stride
-            larger than the patch, which leaves holes.
+        ValueError: lengths differ, a patch or stride below 1, a patch larger than the volume (pad
+            first), or a stride larger than the patch, which leaves holes.
     """
     shape, patch = _checks.integers(shape, "shape"), _checks.integers(patch, "patch")
     stride = _checks.integers(stride, "stride")
     if not len(shape) == len(patch) == len(stride):
-        raise ValueError(f"shape {tuple(shape)}, patch {tuple(patch)} and stride {tuple(stride)} differ in length")
+        raise ValueError(
+            f"shape {tuple(shape)}, patch {tuple(patch)} and stride {tuple(stride)} differ in "
+            "length"
+        )
     starts = []
     for axis, (size, extent, step) in enumerate(zip(shape, patch, stride, strict=True)):
         if extent < 1 or step < 1 or extent > size:
-            raise ValueError(f"axis {axis}: need 1 <= patch <= size and stride >= 1, got {extent}, {size}, {step}")
+            raise ValueError(
+                f"axis {axis}: need 1 <= patch <= size and stride >= 1, got {extent}, {size}, "
+                f"{step}"
+            )
         if step > extent:
-            raise ValueError(f"axis {axis}: stride {step} leaves holes between windows of patch {extent}")
+            raise ValueError(
+                f"axis {axis}: stride {step} leaves holes between windows of patch {extent}"
+            )
         last = size - extent
         starts.append([min(step * i, last) for i in range(math.ceil(last / step) + 1)])
     return starts
@@ -41,8 +55,8 @@ def window_starts(shape: Sequence[int], patch: Sequence[int], stride: Sequence[i
 class WindowStitcher:
     """Probabilities of one volume from the windows of a grid that come a few at a time.
 
-    The result is that of :func:`stitch_windows` to the bit, however the windows are split; memory is the result and
-    the windows at hand. ::
+    The result is that of :func:`stitch_windows` to the bit, however the windows are split; memory
+    is the result and the windows at hand. ::
 
         stitcher = WindowStitcher(shape, patch, window_starts(shape, patch, stride), num_classes)
         for x in batches_of_windows:  # in C order of the grid
@@ -52,13 +66,15 @@ class WindowStitcher:
     Args:
         shape: the volume, ``(X, Y, Z)`` or ``(X, Y)``, fewer than 2^31 voxels.
         patch: the window.
-        starts: first voxels of the windows along each axis, ascending and without holes, as :func:`window_starts`
-            gives them; at most 768 over all axes.
+        starts: first voxels of the windows along each axis, ascending and without holes, as
+            :func:`window_starts` gives them; at most 768 over all axes.
         num_classes: C, at least 1.
-        activation: from logits to probabilities: ``"softmax"`` over the classes, ``"sigmoid"``, or None.
-        weights: ``patch``, any floating-point type, read as float32, from 1e-30 to 1e30: how much each place of a
-            window counts; None: all the same. Their values are checked where they are given on the CPU; on a GPU that
-            would wait for it and break the capture of a CUDA graph, and in ``torch.compile`` break the graph.
+        activation: from logits to probabilities: ``"softmax"`` over the classes, ``"sigmoid"``, or
+            None.
+        weights: ``patch``, any floating-point type, read as float32, from 1e-30 to 1e30: how much
+            each place of a window counts; None: all the same. Their values are checked where they
+            are given on the CPU; on a GPU that would wait for it and break the capture of a CUDA
+            graph, and in ``torch.compile`` break the graph.
         device: where the logits will be.
 
     Attributes:
@@ -67,9 +83,10 @@ class WindowStitcher:
         done: how many have been added.
 
     Raises:
-        ValueError: starts that are not as said, no class, an unknown activation, or weights of another shape or out
-            of range.
-        TypeError: extents, starts or classes that are no integers, or weights that are no floating-point tensor.
+        ValueError: starts that are not as said, no class, an unknown activation, or weights of
+            another shape or out of range.
+        TypeError: extents, starts or classes that are no integers, or weights that are no
+            floating-point tensor.
     """
 
     def __init__(
@@ -98,20 +115,27 @@ class WindowStitcher:
         """Adds the next windows in C order of the grid.
 
         Args:
-            logits: ``(n, C, *patch)`` of any floating-point type and any strides; read as float32. No gradient.
+            logits: ``(n, C, *patch)`` of any floating-point type and any strides; read as float32.
+                No gradient.
 
         Raises:
             TypeError: not a floating-point tensor.
-            ValueError: another shape or device, more windows than are left, or the result has been given.
+            ValueError: another shape or device, more windows than are left, or the result has been
+                given.
         """
         _check_logits(logits)
         self._check_open()
         expected, device = (self._num_classes, *self.patch), self._device
         if logits.shape[1:] != expected or logits.device != device:
             got = f"{tuple(logits.shape)} on {logits.device}"
-            raise ValueError(f"expected logits (n, {', '.join(map(str, expected))}) on {device}, got {got}")
+            raise ValueError(
+                f"expected logits (n, {', '.join(map(str, expected))}) on {device}, got {got}"
+            )
         if len(logits) > self.windows - self.done:
-            raise ValueError(f"got {len(logits)} windows where {self.windows - self.done} of {self.windows} are left")
+            raise ValueError(
+                f"got {len(logits)} windows where {self.windows - self.done} of {self.windows} are "
+                "left"
+            )
         _add(self._total, logits.detach(), self._weights, *self._grid, self.done, self._activation)
         self.done += len(logits)
 
@@ -130,7 +154,10 @@ class WindowStitcher:
 
     def _check_open(self) -> None:
         if self._total is None:
-            raise ValueError("the result has been given; it is given once, and another volume takes another stitcher")
+            raise ValueError(
+                "the result has been given; it is given once, and another volume takes another "
+                "stitcher"
+            )
 
 
 def stitch_windows(
@@ -142,22 +169,26 @@ def stitch_windows(
 ) -> Tensor:
     """Probabilities of one volume: the weighted mean over the windows that cover a voxel.
 
-    Sliding-window inference as the field does it, with equal weights (UA-MT, DTC, MC-Net) or with Gaussian ones
-    (nnU-Net, MONAI). A voxel goes through its windows in the grid's order, so the result does not depend on threads.
+    Sliding-window inference as the field does it, with equal weights (UA-MT, DTC, MC-Net) or with
+    Gaussian ones (nnU-Net, MONAI). A voxel goes through its windows in the grid's order, so the
+    result does not depend on threads.
 
     Args:
-        logits: ``(N, C, *P)``, the windows of one volume in C order of the grid, ``P`` of 2 or 3 axes; any
-            floating-point type, read as float32 (float64 too), any strides, channels-last included.
-        starts: first voxels along each axis, see :class:`WindowStitcher`; N is the product of their numbers.
+        logits: ``(N, C, *P)``, the windows of one volume in C order of the grid, ``P`` of 2 or 3
+            axes; any floating-point type, read as float32 (float64 too), any strides, channels-last
+            included.
+        starts: first voxels along each axis, see :class:`WindowStitcher`; N is the product of their
+            numbers.
         shape: the volume.
         activation, weights: see :class:`WindowStitcher`.
 
     Returns:
-        ``(C, *shape)`` float32 on the logits' device, no gradient. Softmax and sigmoid treat infinite logits and NaN as
-        torch does.
+        ``(C, *shape)`` float32 on the logits' device, no gradient. Softmax and sigmoid treat
+        infinite logits and NaN as torch does.
 
     Raises:
-        TypeError, ValueError: as :class:`WindowStitcher`, or another number of windows than the grid's.
+        TypeError, ValueError: as :class:`WindowStitcher`, or another number of windows than the
+            grid's.
     """
     _check_logits(logits)
     options = {"activation": activation, "weights": weights, "device": logits.device}
@@ -187,15 +218,25 @@ def stitch_windows_reference(
 def _check_logits(logits: Tensor) -> None:
     _checks.floating(logits, "logits")
     if logits.ndim not in (4, 5):
-        raise ValueError(f"expected logits (N, C, X, Y) or (N, C, X, Y, Z), got {tuple(logits.shape)}")
+        raise ValueError(
+            f"expected logits (N, C, X, Y) or (N, C, X, Y, Z), got {tuple(logits.shape)}"
+        )
 
 
 def _checked_grid(
     shape: Sequence[int], patch: Sequence[int], starts: Sequence[Sequence[int]]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[list[int], list[int]]]:
-    """Shape, window, and the grid: the starts of all axes in one list, and how many each axis has."""
-    shape, patch = tuple(_checks.integers(shape, "shape")), tuple(_checks.integers(patch, "the window"))
-    starts = [_checks.integers(along, "starts") for along in _checks.sequence(starts, "starts, one list an axis")]
+    """Shape, window, and the grid: the starts of all axes in one list, and how many each axis
+    has.
+    """
+    shape, patch = (
+        tuple(_checks.integers(shape, "shape")),
+        tuple(_checks.integers(patch, "the window")),
+    )
+    starts = [
+        _checks.integers(along, "starts")
+        for along in _checks.sequence(starts, "starts, one list an axis")
+    ]
     if len(shape) not in (2, 3) or not len(shape) == len(patch) == len(starts):
         lengths = f"{len(shape)}, {len(patch)} and {len(starts)}"
         raise ValueError(f"expected shape, window and starts of 2 or 3 axes, got {lengths} axes")
@@ -207,11 +248,18 @@ def _checked_grid(
     for axis, (size, extent, along) in enumerate(zip(shape, patch, starts, strict=True)):
         if extent < 1 or not along or along[0] != 0 or along[-1] != size - extent:
             raise ValueError(
-                f"axis {axis}: windows of {extent} at {along} do not reach from end to end of {size} voxels"
+                f"axis {axis}: windows of {extent} at {along} do not reach from end to end of "
+                f"{size} voxels"
             )
         if not all(0 < after - start <= extent for start, after in itertools.pairwise(along)):
-            raise ValueError(f"axis {axis}: windows of {extent} at {along} leave holes or do not ascend")
-    return shape, patch, ([start for along in starts for start in along], [len(along) for along in starts])
+            raise ValueError(
+                f"axis {axis}: windows of {extent} at {along} leave holes or do not ascend"
+            )
+    return (
+        shape,
+        patch,
+        ([start for along in starts for start in along], [len(along) for along in starts]),
+    )
 
 
 def _checked_activation(activation: str | None) -> str:
@@ -220,12 +268,16 @@ def _checked_activation(activation: str | None) -> str:
     return activation or "none"
 
 
-def _checked_weights(weights: Tensor | None, patch: Sequence[int], device: torch.device | str) -> Tensor | None:
+def _checked_weights(
+    weights: Tensor | None, patch: Sequence[int], device: torch.device | str
+) -> Tensor | None:
     if weights is None:
         return None
     _checks.floating(weights, "weights")
     if tuple(weights.shape) != tuple(patch):
-        raise ValueError(f"expected weights of the window's shape {tuple(patch)}, got {tuple(weights.shape)}")
+        raise ValueError(
+            f"expected weights of the window's shape {tuple(patch)}, got {tuple(weights.shape)}"
+        )
     weights = weights.detach().float()
     if weights.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (value.item() for value in weights.aminmax())
@@ -234,19 +286,30 @@ def _checked_weights(weights: Tensor | None, patch: Sequence[int], device: torch
     return weights.to(device).contiguous()
 
 
-def _windows(patch: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> list[tuple[slice, ...]]:
+def _windows(
+    patch: Sequence[int], starts: Sequence[int], counts: Sequence[int]
+) -> list[tuple[slice, ...]]:
     """Where in the volume the windows lie, in the grid's order."""
     given = iter(starts)
-    axes = [[slice(a, a + extent) for a in itertools.islice(given, n)] for extent, n in zip(patch, counts, strict=True)]
+    axes = [
+        [slice(a, a + extent) for a in itertools.islice(given, n)]
+        for extent, n in zip(patch, counts, strict=True)
+    ]
     return list(itertools.product(*axes))
 
 
 def _reference_add(total, logits, weights, starts, counts, first, activation):
     logits = logits.to(total.dtype)
-    prob = {"softmax": lambda: logits.softmax(1), "sigmoid": logits.sigmoid, "none": lambda: logits}[activation]()
+    prob = {
+        "softmax": lambda: logits.softmax(1),
+        "sigmoid": logits.sigmoid,
+        "none": lambda: logits,
+    }[activation]()
     if weights is not None:
         prob = prob * weights
-    for i, window in enumerate(_windows(logits.shape[2:], starts, counts)[first : first + len(logits)]):
+    for i, window in enumerate(
+        _windows(logits.shape[2:], starts, counts)[first : first + len(logits)]
+    ):
         total[(slice(None), *window)] += prob[i]
 
 
@@ -258,17 +321,21 @@ def _reference_divide(total, weights, patch, starts, counts):
 
 
 def _fake(*_) -> None:
-    """Nothing is returned: the total is written in place, the one exception among these operators."""
+    """Nothing is returned: the total is written in place, the one exception among these
+    operators.
+    """
 
 
 _add = _library.register(
-    "stitch_add(Tensor(a!) total, Tensor logits, Tensor? weights, int[] starts, int[] counts, int first, "
+    "stitch_add(Tensor(a!) total, Tensor logits, Tensor? weights, int[] starts, int[] counts, int "
+    "first, "
     "str activation) -> ()",
     _reference_add,
     _fake,
 )
 _divide = _library.register(
-    "stitch_divide(Tensor(a!) total, Tensor? weights, int[] patch, int[] starts, int[] counts) -> ()",
+    "stitch_divide(Tensor(a!) total, Tensor? weights, int[] patch, int[] starts, int[] counts) -> "
+    "()",
     _reference_divide,
     _fake,
 )

@@ -1,4 +1,6 @@
-"""Distances between the surfaces of two masks, from which Hausdorff and mean surface distances come."""
+"""Distances between the surfaces of two masks, from which Hausdorff and mean surface distances
+come.
+"""
 
 from collections.abc import Sequence
 
@@ -12,30 +14,34 @@ from utils.ops import _checks, _library
 def surface_distances(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The exact Euclidean distance of each surface voxel of one mask to the nearest surface voxel of the other.
+    """The exact Euclidean distance of each surface voxel of one mask to the nearest surface voxel
+    of the other.
 
-    The surface of a mask is every foreground voxel with a background voxel across one of its faces (2-D: edges); what
-    lies outside of the volume is background. Distances are between voxel centres.
+    The surface of a mask is every foreground voxel with a background voxel across one of its faces
+    (2-D: edges); what lies outside of the volume is background. Distances are between voxel
+    centres.
 
     Args:
-        pred, target: one pair, no batch: ``(X, Y, Z)`` or ``(X, Y)``, one shape and one device, bool or any integer
-            type; nonzero is foreground. Made contiguous if they are not.
+        pred, target: one pair, no batch: ``(X, Y, Z)`` or ``(X, Y)``, one shape and one device,
+            bool or any integer type; nonzero is foreground. Made contiguous if they are not.
         spacing: the size of a voxel along each axis, any unit; 1 if not given.
 
     Returns:
-        ``there``: float64 vector, one distance for each surface voxel of ``pred`` in the order of its memory, last axis
-        fastest, in the unit of ``spacing``. ``back``: the same from ``target`` to ``pred``. No gradients. If one mask
-        has no voxel its vector is empty and the other's is ``+inf`` everywhere: there is nothing to measure to.
+        ``there``: float64 vector, one distance for each surface voxel of ``pred`` in the order of
+        its memory, last axis fastest, in the unit of ``spacing``. ``back``: the same from
+        ``target`` to ``pred``. No gradients. If one mask has no voxel its vector is empty and the
+        other's is ``+inf`` everywhere: there is nothing to measure to.
 
     Raises:
         TypeError: a mask is not a bool or integer tensor, or the spacing is a single number.
-        ValueError: the masks differ in shape or device, have other than 2 or 3 axes or 2^31 - 64 voxels or more, or the
-            spacing is not one positive finite number an axis.
+        ValueError: the masks differ in shape or device, have other than 2 or 3 axes or 2^31 - 64
+            voxels or more, or the spacing is not one positive finite number an axis.
 
-    Squared distances are int64, hence exact, when the spacing is equal along all axes, and float64 otherwise. Surface
-    and distances are those of ``medpy.metric.binary`` (``__surface_distances`` with connectivity 1). Since the sizes
-    depend on the values, a GPU is waited for once, as for ``torch.nonzero``. Scratch memory is half a byte a voxel, and
-    more where the last axis is much shorter than a word of 64 voxels.
+    Squared distances are int64, hence exact, when the spacing is equal along all axes, and float64
+    otherwise. Surface and distances are those of ``medpy.metric.binary`` (``__surface_distances``
+    with connectivity 1). Since the sizes depend on the values, a GPU is waited for once, as for
+    ``torch.nonzero``. Scratch memory is half a byte a voxel, and more where the last axis is much
+    shorter than a word of 64 voxels.
     """
     return _operator(pred, target, _checked(pred, target, spacing))[:2]
 
@@ -43,10 +49,12 @@ def surface_distances(
 def surface_distances_and_overlap(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """:func:`surface_distances`, and how many voxels ``pred``, ``target`` and both have, from the same pass.
+    """:func:`surface_distances`, and how many voxels ``pred``, ``target`` and both have, from the
+    same pass.
 
     Returns:
-        ``there``, ``back``, and int64 ``(3,)``: the voxels of ``pred``, of ``target`` and of their intersection.
+        ``there``, ``back``, and int64 ``(3,)``: the voxels of ``pred``, of ``target`` and of their
+        intersection.
     """
     return _operator(pred, target, _checked(pred, target, spacing))
 
@@ -70,12 +78,16 @@ def _directed(surface: np.ndarray, other: np.ndarray, spacing: Sequence[float]) 
     return torch.from_numpy(ndimage.distance_transform_edt(~other, sampling=spacing)[surface])
 
 
-def _checked(pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None) -> list[float]:
+def _checked(
+    pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None
+) -> list[float]:
     """The spacing, one number an axis, of masks that are fit for use."""
     for mask in (pred, target):
         _checks.integral(mask, "masks")
     if pred.shape != target.shape:
-        raise ValueError(f"expected masks of one shape, got {tuple(pred.shape)} and {tuple(target.shape)}")
+        raise ValueError(
+            f"expected masks of one shape, got {tuple(pred.shape)} and {tuple(target.shape)}"
+        )
     if pred.device != target.device:
         raise ValueError(f"expected masks on one device, got {pred.device} and {target.device}")
     if pred.ndim not in (2, 3):
@@ -89,17 +101,24 @@ def _reference(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     there, back = surface_distances_reference(pred, target, spacing)
-    voxels = torch.stack([torch.count_nonzero(mask) for mask in (pred, target, (pred != 0) & (target != 0))])
+    voxels = torch.stack(
+        [torch.count_nonzero(mask) for mask in (pred, target, (pred != 0) & (target != 0))]
+    )
     return there.to(pred.device), back.to(pred.device), voxels
 
 
 def _fake(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    there, back = (pred.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float64) for _ in range(2))
+    there, back = (
+        pred.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float64)
+        for _ in range(2)
+    )
     return there, back, pred.new_empty(3, dtype=torch.int64)
 
 
 _operator = _library.register(
-    "surface_distances(Tensor pred, Tensor target, float[] spacing) -> (Tensor, Tensor, Tensor)", _reference, _fake
+    "surface_distances(Tensor pred, Tensor target, float[] spacing) -> (Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
 )
