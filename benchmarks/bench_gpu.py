@@ -30,16 +30,16 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.checkpoint import write_atomically
+from utils.files import write_atomically
 
 BROKEN = None
 try:
     import harness
 
     from utils import ops
+    from utils.environment import environment
     from utils.inference import sliding_window
     from utils.ops import _library
-    from utils.run import environment
 except (
     ImportError
 ) as error:  # a library that does not load; how a section ended is recorded all the same

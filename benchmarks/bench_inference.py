@@ -41,9 +41,10 @@ import torch
 
 from dataloaders import open_dataset
 from utils.device import resolve_precision, select_device
-from utils.inference import load_networks, mean_probability, whole_image
+from utils.inference import mean_probability, whole_image
 from utils.metrics import multiclass_metrics
 from utils.ops import largest_component
+from utils.trained import load_networks
 
 PARTS = ("read", "network", "stitching", "components", "metrics")
 MAY_DIFFER = 1e-5  # of the voxels, in float32

@@ -29,8 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dataloaders.two_stream import LABELED, UNLABELED, Batch
-from utils import run
+from utils import command
 from utils.device import channels_last, resolve_precision, select_devices
+from utils.training import run
 
 sys.path.insert(0, str(ROOT / "code"))  # where the scripts find `_root`
 
@@ -252,4 +253,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -47,7 +47,7 @@ import utils.ops
 import utils.schedules
 from dataloaders import open_dataset
 from networks.vnet import VNet
-from utils.run import Run
+from utils.training.run import Run
 
 # columns, and what was timed that they show; "passes" are those of networks without gradient
 PARTS = {

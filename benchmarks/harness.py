@@ -31,9 +31,9 @@ sys.path.insert(0, str(ROOT))
 
 from dataloaders.h5 import h5_bytes  # noqa: E402
 from dataloaders.la import FOLDER  # noqa: E402
-from utils.checkpoint import write_atomically  # noqa: E402
+from utils.environment import environment  # noqa: E402
+from utils.files import write_atomically  # noqa: E402
 from utils.ops import _library  # noqa: E402
-from utils.run import environment  # noqa: E402
 
 CROP = (112, 112, 80)
 SHAPE = (190, 142, 88)  # of a volume, about

@@ -23,12 +23,13 @@ from pathlib import Path
 
 import _root  # noqa: F401
 from dataloaders import dataset_class
-from utils import options, run, tables
+from utils import command
 from utils.errors import UserError
-from utils.figures import SHOWN
-from utils.published import METRICS, PUBLISHED
-from utils.tables import Row, Table
-from utils.testing import GUESTS
+from utils.evaluation.test_script import GUESTS
+from utils.metrics import SHOWN
+from utils.reporting import experiments, tables
+from utils.reporting.experiments import Row, Table
+from utils.reporting.published import METRICS, PUBLISHED
 
 CODE = Path(__file__).resolve().parent
 OWN = (
@@ -353,7 +354,7 @@ TABLES = {
 
 
 def arguments():
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument("table", nargs="?", help="its name: --list shows all")
     parser.add_argument("--list", action="store_true", help="every table, one line each")
     what = parser.add_mutually_exclusive_group()
@@ -365,10 +366,10 @@ def arguments():
     )
     parser.add_argument("--dataset", choices=sorted(UNITS), help="default: the table's")
     parser.add_argument(
-        "--labelnum", type=options.positive_int, help="default: the table's, else the data set's"
+        "--labelnum", type=command.positive_int, help="default: the table's, else the data set's"
     )
     parser.add_argument(
-        "--seeds", type=options.non_negative_int, nargs="+", default=[1337], help="one run each"
+        "--seeds", type=command.non_negative_int, nargs="+", default=[1337], help="one run each"
     )
     parser.add_argument("--gpu", help="as of the scripts")
     parser.add_argument("--root", help="folder of the data (default: data/<dataset>)")
@@ -406,7 +407,9 @@ def plan(table, args):
         for seed in args.seeds if row.method else ():
             train = CODE / f"train_{row.method}.py"
             jobs.append(
-                tables.make_job(row, train, test, dataset, n, seed, args.runs, places, args.extra)
+                experiments.make_job(
+                    row, train, test, dataset, n, seed, args.runs, places, args.extra
+                )
             )
         if jobs and jobs[0].default and row.published is None:
             row = replace(row, published=PUBLISHED[row.method].get((dataset, n)))
@@ -438,7 +441,7 @@ def main():
         return
     if args.table is None:
         raise UserError("name a table: --list shows all")
-    table = tables.find_table(TABLES, args.table)
+    table = experiments.find_table(TABLES, args.table)
     taken = [flag for flag in args.extra if flag.split("=")[0] in OWN]
     if taken:
         raise UserError(
@@ -446,17 +449,17 @@ def main():
         )
     rows = plan(table, args)
 
-    for row, job, command in () if args.fill else tables.commands(rows):
+    for row, job, line in () if args.fill else experiments.commands(rows):
         done = job.result()[0] is not None
-        print(f"{tables.shell(command)}  # {row.label}{', done' if done else ''}", flush=True)
-        if args.run and not done and (status := tables.call(command)):
+        print(f"{experiments.shell(line)}  # {row.label}{', done' if done else ''}", flush=True)
+        if args.run and not done and (status := experiments.call(line)):
             sys.exit(
                 f"ablate.py: the rest is not run, exit status {status} from: "
-                f"{tables.shell(command)}"
+                f"{experiments.shell(line)}"
             )
     if args.fill or args.run:
         dataset = args.dataset or table.dataset
-        cells, notes = tables.fill(rows, METRICS.get(dataset, SHOWN))
+        cells, notes = experiments.fill(rows, METRICS.get(dataset, SHOWN))
         notes = [table.note] * bool(table.note) + baselines(rows) + notes
         if args.extra:
             notes.insert(
@@ -470,4 +473,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

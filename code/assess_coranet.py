@@ -25,11 +25,11 @@ import torch
 
 import _root  # noqa: F401
 from dataloaders import DATASETS
-from utils import distributed, run
+from utils import command, distributed
 from utils.errors import UserError
-from utils.evaluation import write_csv
+from utils.evaluation.test_script import Test
+from utils.files import write_csv
 from utils.inference import whole_image
-from utils.testing import Test
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 MEASURES = ("PPV", "TPR", "CSI", "certain")
@@ -135,4 +135,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

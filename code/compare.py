@@ -17,17 +17,18 @@ import argparse
 from pathlib import Path
 
 import _root  # noqa: F401
-from utils import comparison_figures, options, run
-from utils.checkpoint import write_atomically
-from utils.comparison import compare, csv_text, difference_table, latex, legend, table
+from utils import command
 from utils.errors import UserError
+from utils.files import write_atomically
 from utils.metrics import METRICS
-from utils.results import open_entries
-from utils.tables import render
+from utils.reporting import plots
+from utils.reporting.compare import compare
+from utils.reporting.results import open_entries
+from utils.reporting.tables import csv_text, difference_table, latex, legend, render, table
 
 
 def arguments(argv=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder of a run or of its seeds, or folder:results"
     )
@@ -60,9 +61,9 @@ def arguments(argv=None):
     )
     parser.add_argument("--confidence", type=level, default=0.95, help="of the bootstrap intervals")
     parser.add_argument(
-        "--resamples", type=options.positive_int, default=9999, help="of the bootstrap"
+        "--resamples", type=command.positive_int, default=9999, help="of the bootstrap"
     )
-    parser.add_argument("--seed", type=options.non_negative_int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=command.non_negative_int, default=0, help="of the bootstrap")
     written = parser.add_argument_group("files")
     written.add_argument("--markdown", metavar="FILE", help="the tables and notes")
     written.add_argument(
@@ -80,7 +81,7 @@ def arguments(argv=None):
 
 def level(text):
     """The argparse type of `--confidence`."""
-    value = options.fraction(text)
+    value = command.fraction(text)
     if not 0.5 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not from 0.5 to below 1")
     return value
@@ -139,9 +140,9 @@ def main(argv=None):
     if args.csv:
         write(args.csv, csv_text(compared))
     if args.figures:
-        for path in comparison_figures.draw(compared, Path(args.figures), args.format):
+        for path in plots.draw(compared, Path(args.figures), args.format):
             print(path)
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

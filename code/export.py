@@ -17,19 +17,24 @@ from pathlib import Path
 import torch
 
 import _root  # noqa: F401
-from utils import options, run
+from utils import command
 from utils.errors import UserError
-from utils.evaluation import find_checkpoint
-from utils.export import (
+from utils.inference import mean_probability
+from utils.reporting.export import (
     PROGRAM,
     export_program,
     inference_checkpoint,
     model_card,
-    read_export,
     write_export,
 )
-from utils.inference import described, load_networks, mean_probability
-from utils.testing import checkpoint_name, selection
+from utils.trained import (
+    checkpoint_name,
+    described,
+    find_checkpoint,
+    load_networks,
+    read_export,
+    selection,
+)
 
 
 class MeanProbability(torch.nn.Module):
@@ -44,7 +49,7 @@ class MeanProbability(torch.nn.Module):
 
 
 def parse(arguments=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument(
         "--out", type=Path, help="folder to write (default: export/<checkpoint> in the run's)"
@@ -159,4 +164,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

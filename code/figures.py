@@ -30,15 +30,15 @@ import torch
 
 import _root  # noqa: F401
 from dataloaders import open_dataset
-from utils import options, run
+from utils import command
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
-from utils.evaluation import find_checkpoint, write_csv
 from utils.figures import FORMATS, curves_figure, sdm_figure, uncertainty_figure
-from utils.inference import load_networks, usual_stride, whole_image
+from utils.files import write_csv
+from utils.inference import usual_stride, whole_image
 from utils.metrics import METRICS, multiclass_metrics
 from utils.ops import largest_component
-from utils.testing import unseen
+from utils.trained import find_checkpoint, load_networks, unseen
 
 PLANES = ("axial", "coronal", "sagittal")
 HELPS = {
@@ -316,7 +316,7 @@ def draw(args, name, figure, *given, **look):
 
 
 def parse():
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
     unlabelled = "train: those that were unlabelled"
     for name, text in HELPS.items():
@@ -328,7 +328,7 @@ def parse():
                 "--split", choices=("test", "val", "train"), default="test", help=lists
             )
             one.add_argument(
-                "--cases", type=options.positive_int, help="train, val: the first so many alone"
+                "--cases", type=command.positive_int, help="train, val: the first so many alone"
             )
             one.add_argument(
                 "--metrics",
@@ -360,7 +360,7 @@ def parse():
             )
         else:
             usual = "all" if name == "curves" else "four, from the first to the last"
-            steps = {"nargs": "+", "type": options.positive_int, "metavar": "STEP"}
+            steps = {"nargs": "+", "type": command.positive_int, "metavar": "STEP"}
             one.add_argument("--steps", **steps, help=f"of those kept (default: {usual})")
         one.add_argument(
             "--format", nargs="+", choices=FORMATS, default=["png"], help="of the files"
@@ -370,7 +370,7 @@ def parse():
         )
         one.add_argument(
             "--batch",
-            type=options.positive_int,
+            type=command.positive_int,
             help="windows or slices at once: memory, not numbers",
         )
         one.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
@@ -404,4 +404,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

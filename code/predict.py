@@ -45,21 +45,20 @@ import _root  # noqa: F401
 from dataloaders import h5
 from dataloaders.preprocessing import Preprocessing
 from dataloaders.transforms import downsample_image
-from utils import distributed, images, options, run
-from utils.checkpoint import write_atomically
+from utils import command, distributed, environment
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
-from utils.evaluation import find_checkpoint
+from utils.files import write_atomically
 from utils.inference import (
     check_stride,
     interpolate_slabs,
-    load_trained,
     mean_probability,
     slice_slabs,
     window_slabs,
 )
 from utils.ops import largest_component
-from utils.testing import checkpoint_name
+from utils.preparation import images
+from utils.trained import checkpoint_name, find_checkpoint, load_trained
 from utils.uncertainty import entropy
 
 FILTERED = ("LA", "phantom")  # whose tests keep each class's largest component alone
@@ -72,7 +71,7 @@ RECORD = "predict.json"
 
 
 def parse(arguments=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument("model", type=Path, help="folder of a run, checkpoint, or exported folder")
     parser.add_argument("input", type=Path, nargs="+", help="files and folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -100,12 +99,12 @@ def parse(arguments=None):
     )
     how = parser.add_argument_group("prediction")
     how.add_argument(
-        "--frame", type=options.non_negative_int, help="of an image with a time axis, from 0"
+        "--frame", type=command.non_negative_int, help="of an image with a time axis, from 0"
     )
     stride = {"nargs": 3, "metavar": ("X", "Y", "Z")}
     how.add_argument(
         "--stride",
-        type=options.positive_int,
+        type=command.positive_int,
         **stride,
         help="of the windows (default: as in tests); larger is faster",
     )
@@ -117,7 +116,7 @@ def parse(arguments=None):
     )
     how.add_argument(
         "--batch",
-        type=options.positive_int,
+        type=command.positive_int,
         help="windows or slices at once (default: GPU 4 or 16, CPU 1 or 4)",
     )
     how.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
@@ -538,7 +537,7 @@ def record(args, path, model, preprocessing, keep_largest, settings):
         "largest_component": keep_largest,
         "network": args.network,
         "preprocessing": preprocessing and preprocessing.as_dict(),
-        "environment": run.environment([settings["device"]]),
+        "environment": environment.environment([settings["device"]]),
     }
 
 
@@ -565,4 +564,4 @@ def check_record(args, about):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -24,17 +24,19 @@ import SimpleITK
 import _root  # noqa: F401
 from dataloaders.brats import BraTS2019
 from dataloaders.h5 import check_disjoint, read_list
-from utils import options, run
+from utils import command
 from utils.errors import UserError
-from utils.images import read_image
-from utils.preparation import Report, add_options, draw_lists, prepare_all, relabel, stamp
+from utils.preparation.cases import draw_lists, relabel
+from utils.preparation.images import read_image
+from utils.preparation.official import add_options, prepare_all, stamp
+from utils.preparation.report import Report
 
 SPLITS = ("train", "val", "test")
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 def parse(arguments=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked training data"
     )
@@ -130,4 +132,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

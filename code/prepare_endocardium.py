@@ -29,15 +29,17 @@ from matplotlib.path import Path as Polygon
 import _root  # noqa: F401
 from dataloaders.endocardium import Endocardium
 from dataloaders.h5 import check_disjoint, read_list
-from utils import options, run
+from utils import command
 from utils.errors import UserError
-from utils.preparation import Report, add_options, draw_lists, prepare_all, stamp, write_case
+from utils.preparation.cases import draw_lists, write_case
+from utils.preparation.official import add_options, prepare_all, stamp
+from utils.preparation.report import Report
 
 NAME = re.compile(r"sol_yxzt_(pat\d+)\.mat")
 
 
 def parse(arguments=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked .mat files"
     )
@@ -186,4 +188,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

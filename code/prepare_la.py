@@ -21,16 +21,18 @@ from pathlib import Path
 import _root  # noqa: F401
 from dataloaders.h5 import check_disjoint, read_list
 from dataloaders.la import FOLDER, LA
-from utils import options, run
+from utils import command
 from utils.errors import UserError
-from utils.images import read_image
-from utils.preparation import Report, add_options, draw_lists, prepare_all, relabel, stamp
+from utils.preparation.cases import draw_lists, relabel
+from utils.preparation.images import read_image
+from utils.preparation.official import add_options, prepare_all, stamp
+from utils.preparation.report import Report
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 
 
 def parse(arguments=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
     )
@@ -104,4 +106,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -37,24 +37,12 @@ import _root  # noqa: F401
 from dataloaders.h5 import read_list
 from dataloaders.own import protocol
 from dataloaders.preprocessing import CROPS, INTENSITIES, MARKER, Grid, Preprocessing
-from utils import options, run
+from utils import command
 from utils.errors import UserError
-from utils.images import find_images, read_image, stem, suffix, to_array, write_image
-from utils.preparation import (
-    Report,
-    begin,
-    complete,
-    copy_file,
-    misfit,
-    read_json,
-    relabel,
-    split_units,
-    tell,
-    voxel_hash,
-    write_case,
-    write_json,
-    write_list,
-)
+from utils.preparation.cases import misfit, relabel, split_units, voxel_hash, write_case
+from utils.preparation.folder import begin, complete, copy_file, read_json, write_json, write_list
+from utils.preparation.images import find_images, read_image, stem, suffix, to_array, write_image
+from utils.preparation.report import Report, tell
 
 SPLITS = ("train", "val", "test")
 CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's, at the end of an image's name
@@ -79,7 +67,7 @@ class Case:
 
 
 def parse(arguments=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument(
         "images",
         type=Path,
@@ -101,7 +89,7 @@ def parse(arguments=None):
         "--channel", default="0", help="of nnU-Net's several images of a case: number or name"
     )
     parser.add_argument(
-        "--frame", type=options.non_negative_int, help="of 4-D images: the one to take, from 0"
+        "--frame", type=command.non_negative_int, help="of 4-D images: the one to take, from 0"
     )
     parser.add_argument("--root", type=Path, default=Path("data/own"), help="folder to write")
     parser.add_argument("--name", help="of the data set in logs (default: the folder's)")
@@ -146,7 +134,7 @@ def parse(arguments=None):
         help="to the box of voxels that are not 0, or of the label (new images are taken whole then)",
     )
     how.add_argument(
-        "--margin", type=options.non_negative_int, default=0, help="voxels around that box"
+        "--margin", type=command.non_negative_int, default=0, help="voxels around that box"
     )
     how.add_argument(
         "--intensity",
@@ -172,12 +160,12 @@ def parse(arguments=None):
         "--test", type=Path, metavar="FILE", help="names of the test cases, one a line; else drawn:"
     )
     lists.add_argument(
-        "--test_fraction", type=options.fraction, help="of the patients with labels (default: 0.2)"
+        "--test_fraction", type=command.fraction, help="of the patients with labels (default: 0.2)"
     )
     lists.add_argument(
-        "--val_fraction", type=options.fraction, default=0, help="the same for val.list"
+        "--val_fraction", type=command.fraction, default=0, help="the same for val.list"
     )
-    lists.add_argument("--seed", type=options.non_negative_int, default=1337, help="of the lists")
+    lists.add_argument("--seed", type=command.non_negative_int, default=1337, help="of the lists")
 
     parser.add_argument(
         "--to_nnunet",
@@ -745,4 +733,4 @@ def advise(root):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -38,10 +38,12 @@ from scipy import ndimage
 import _root  # noqa: F401
 from dataloaders.h5 import check_disjoint, read_list
 from dataloaders.pancreas import Pancreas
-from utils import options, run
+from utils import command
 from utils.errors import UserError
-from utils.images import find_images, from_array, read_image, to_array
-from utils.preparation import Report, add_options, draw_lists, prepare_all, relabel, stamp
+from utils.preparation.cases import draw_lists, relabel
+from utils.preparation.images import find_images, from_array, read_image, to_array
+from utils.preparation.official import add_options, prepare_all, stamp
+from utils.preparation.report import Report
 
 REPEATED = (25, 70)
 LISTS = ({"train_lab.txt": "train", "train_unlab.txt": "train", "test.txt": "test"},)
@@ -56,7 +58,7 @@ SHELL, CLEAR, APART = (
 
 
 def parse(arguments=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument(
         "download",
         type=Path,
@@ -260,4 +262,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -17,11 +17,11 @@ from tqdm import tqdm
 import _root  # noqa: F401
 from dataloaders import open_dataset
 from dataloaders.phantom import SIZE, write_dataset
-from utils import options, run
+from utils import command
 
 
 def parse(arguments=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument("--root", type=Path, default="data/phantom", help="folder to write")
     parser.add_argument("--seed", type=int, default=2018, help="another seed makes other cases")
     parser.add_argument(
@@ -105,4 +105,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -18,29 +18,22 @@ import tempfile
 from pathlib import Path
 
 import _root  # noqa: F401
-from utils import comparison_figures, html, options, run
-from utils.checkpoint import write_atomically
-from utils.comparison import (
-    COMPONENTS,
-    PUBLISHED,
-    compare,
-    difference_table,
-    empty_predictions,
-    heading,
-    legend,
-    table,
-)
+from utils import command
 from utils.errors import UserError
-from utils.figures import NAMES, SHOWN, summary_figure
-from utils.metrics import METRICS, OVERLAPS
-from utils.results import command_of_test, open_entries
-from utils.statistics import spread
+from utils.figures import summary_figure
+from utils.files import write_atomically
+from utils.metrics import METRICS, NAMES, OVERLAPS, SHOWN
+from utils.reporting import html, plots
+from utils.reporting.compare import COMPONENTS, PUBLISHED, compare
+from utils.reporting.results import command_of_test, open_entries
+from utils.reporting.statistics import spread
+from utils.reporting.tables import difference_table, empty_predictions, heading, legend, table
 
 PLACES = ("best", "median", "worst")
 
 
 def arguments(argv=None):
-    parser = options.ArgumentParser(__doc__)
+    parser = command.ArgumentParser(__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder of a run or of its seeds, or folder:results"
     )
@@ -302,7 +295,7 @@ def report_entry(entry, folder, args, level):
     names = list(result.classes.values())
     summary_figure(folder / "summary.svg", rows, "", unit, class_names=names, metrics=metrics)
     blocks.append(html.figure(folder / "summary.svg", "Every case, a panel a metric."))
-    if comparison_figures.training_figure(folder / "curves.svg", result):
+    if plots.training_figure(folder / "curves.svg", result):
         seed = f" of seed {result.seed}" if over else ""
         blocks += [
             html.text("Training", level),
@@ -334,7 +327,7 @@ def report_comparison(compared, folder):
         cells = difference_table(compared)
         blocks.append(html.table(cells, range(1, len(cells[0]) - 3)))
     blocks.append(html.listed(legend(compared)))
-    drawn = list(comparison_figures.draw(compared, folder, "svg"))
+    drawn = list(plots.draw(compared, folder, "svg"))
     pairs = [path for path in drawn if path.stem.startswith("pairs_")]
     for path in drawn:
         if path not in pairs[1:]:
@@ -424,4 +417,4 @@ def _spread_of(found):
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -28,11 +28,12 @@ from pathlib import Path
 
 import _root  # noqa: F401
 from dataloaders import DATASETS, dataset_class, default_root, open_dataset
-from utils import options, run, tables
-from utils.checkpoint import write_atomically
+from utils import command
 from utils.errors import UserError
-from utils.tables import Row
-from utils.testing import GUESTS
+from utils.evaluation.test_script import GUESTS
+from utils.files import write_atomically
+from utils.reporting import experiments
+from utils.reporting.experiments import Row
 
 CODE = Path(__file__).resolve().parent
 METHODS = sorted(path.stem.removeprefix("train_") for path in CODE.glob("train_*.py"))
@@ -62,7 +63,7 @@ def variation(text):
 def arguments():
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
-    parser = options.ArgumentParser(
+    parser = command.ArgumentParser(
         __doc__, usage="%(prog)s --methods METHOD … [option …] [-- training option …]"
     )
     several = {"nargs": "+", "metavar": "N"}
@@ -74,10 +75,10 @@ def arguments():
         "--dataset", nargs="+", choices=sorted(DATASETS), default=["LA"], help="data sets"
     )
     what.add_argument(
-        "--labelnum", type=options.positive_int, **several, help="labels (default: the data set's)"
+        "--labelnum", type=command.positive_int, **several, help="labels (default: the data set's)"
     )
     what.add_argument(
-        "--seeds", type=options.non_negative_int, **several, default=[1337], help="one run each"
+        "--seeds", type=command.non_negative_int, **several, default=[1337], help="one run each"
     )
     what.add_argument(
         "--vary",
@@ -140,7 +141,7 @@ def make_job(args, method, dataset, labelnum, seed, flags, name, gpu):
     }
     named, extra = (flags + args.extra, []) if args.name else (flags, args.extra)
     row = Row(method, method, shlex.join(named), name, TESTS.get(method, ""))
-    return tables.make_job(row, train, test, dataset, labelnum, seed, args.runs, places, extra)
+    return experiments.make_job(row, train, test, dataset, labelnum, seed, args.runs, places, extra)
 
 
 def check_run(job):
@@ -153,7 +154,7 @@ def check_run(job):
         raise UserError(
             f"{job.folder / 'args.json'}: damaged, so this run cannot go on; --name another"
         ) from None
-    key = tables.other_option(before, job.options)
+    key = experiments.other_option(before, job.options)
     if key:
         raise UserError(
             f"{job.folder} holds a run with {key} {before[key]}, not {job.options[key]}: "
@@ -192,7 +193,7 @@ def plan(args):
         for labelnum, method, (flags, name) in itertools.product(labels, methods, variants(args)):
             gpu = args.gpu and args.gpu[len(jobs) % len(args.gpu)]
             job = make_job(args, method, dataset, labelnum, seed, flags, name, gpu)
-            own = job.options.keys() - tables.NOT_COMPARED | {"precision"}
+            own = job.options.keys() - experiments.NOT_COMPARED | {"precision"}
             moves = {key: job.options[key] for key in own}
             same = trained.setdefault((method, json.dumps(moves, sort_keys=True)), flags)
             if same is not flags:
@@ -221,7 +222,9 @@ def main():
             check_labels(
                 open_dataset(name, root), [job for job in jobs if job.options["dataset"] == name]
             )
-    text = "".join(f"{tables.shell(job.train)} && {tables.shell(job.test)}\n" for job in jobs)
+    text = "".join(
+        f"{experiments.shell(job.train)} && {experiments.shell(job.test)}\n" for job in jobs
+    )
     if args.output:
         write_atomically(args.output, lambda path: path.write_text(text, encoding="utf-8"))
         print(f"{args.output}: {len(jobs)} commands")
@@ -230,4 +233,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

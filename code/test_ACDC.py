@@ -15,9 +15,9 @@ options that move a number are part of the folder's name (last_nms1, last_val, â
 """
 
 import _root  # noqa: F401
-from utils import run
+from utils import command
+from utils.evaluation.test_script import Test
 from utils.inference import mean_probability
-from utils.testing import Test
 
 
 def main():
@@ -26,4 +26,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

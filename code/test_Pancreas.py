@@ -12,9 +12,9 @@ Writes per-case CSV, summary JSON, figures (contours, errors, surfaces) and NIfT
 """
 
 import _root  # noqa: F401
-from utils import run
+from utils import command
+from utils.evaluation.test_script import Test
 from utils.inference import mean_probability
-from utils.testing import Test
 
 
 def main():
@@ -23,4 +23,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -14,9 +14,9 @@ options that move a number are part of the folder's name.
 """
 
 import _root  # noqa: F401
-from utils import run
+from utils import command
+from utils.evaluation.test_script import Test
 from utils.inference import mean_probability
-from utils.testing import Test
 
 
 def main():
@@ -25,4 +25,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -36,12 +36,13 @@ import torch.nn.functional as F
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
-from utils import options, run
+from utils import command
 from utils.errors import UserError
 from utils.losses import supervised_loss
 from utils.ops import largest_component, random_box, splice
-from utils.options import rule
 from utils.schedules import set_lr, step_decay
+from utils.training import options, run
+from utils.training.options import rule
 
 LA = {"pretrain_iterations": 2000, "max_iterations": 15000, "lr_step": 2500}
 LA |= {"lambda_u": 1.0, "lambda_dis": 0.2, "beta": 2 / 3}
@@ -126,21 +127,21 @@ def main():
     parser = options.parser(__doc__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--pretrain_iterations", type=options.non_negative_int, help="steps on L alone"
+        "--pretrain_iterations", type=command.non_negative_int, help="steps on L alone"
     )
     method.add_argument(
-        "--max_iterations", type=options.non_negative_int, help="steps of self-training"
+        "--max_iterations", type=command.non_negative_int, help="steps of self-training"
     )
     method.add_argument(
         "--lr_step",
-        type=options.non_negative_int,
+        type=command.non_negative_int,
         help="lr ×0.1 every so many steps of a phase; 0: never",
     )
-    method.add_argument("--lambda_u", type=options.non_negative, help="λ₁, of the pseudo-labels")
+    method.add_argument("--lambda_u", type=command.non_negative, help="λ₁, of the pseudo-labels")
     method.add_argument(
-        "--lambda_dis", type=options.non_negative, help="λ₂, of the feature discrepancy"
+        "--lambda_dis", type=command.non_negative, help="λ₂, of the feature discrepancy"
     )
-    method.add_argument("--beta", type=options.fraction, help="box of CutMix over each axis")
+    method.add_argument("--beta", type=command.fraction, help="box of CutMix over each axis")
     method.add_argument(
         "--framework",
         choices=("cml", "cfl", "cps"),
@@ -213,4 +214,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

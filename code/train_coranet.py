@@ -38,14 +38,15 @@ import _root  # noqa: F401
 from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
 from networks import network_class
 from networks.one_vs_rest import OneVsRest, problems
-from utils import options, run
+from utils import command
 from utils.distributed import gather, share_out
 from utils.errors import UserError
 from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
-from utils.options import rule
 from utils.pseudo_labels import CompressedVolumes, found, pack, unpack
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
+from utils.training import options, run
+from utils.training.options import rule
 from utils.uncertainty import entropy, noisy_softmax, views
 
 DEFAULTS = [
@@ -192,16 +193,16 @@ def main():
     )
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--pretrain_epochs", type=options.non_negative_int, help="epochs of L_crm alone"
+        "--pretrain_epochs", type=command.non_negative_int, help="epochs of L_crm alone"
     )
     method.add_argument(
-        "--selftrain_epochs", type=options.non_negative_int, help="epochs with unlabelled data"
+        "--selftrain_epochs", type=command.non_negative_int, help="epochs with unlabelled data"
     )
     method.add_argument(
-        "--passes", type=options.positive_int, help="over the labelled cases that make an epoch"
+        "--passes", type=command.positive_int, help="over the labelled cases that make an epoch"
     )
     method.add_argument(
-        "--alpha", type=options.positive, default=5.0, help="cost ratio; higher: more is uncertain"
+        "--alpha", type=command.positive, default=5.0, help="cost ratio; higher: more is uncertain"
     )
     method.add_argument(
         "--train",
@@ -210,26 +211,26 @@ def main():
         help="rows of Table IV: st is L_csn, mt L_cnt",
     )
     method.add_argument(
-        "--relabel_epochs", type=options.positive_int, default=5, help="epochs between relabellings"
+        "--relabel_epochs", type=command.positive_int, default=5, help="epochs between relabellings"
     )
     method.add_argument(
-        "--relabel_stride", type=options.positive_int, nargs=3, help="its windows' (half a patch)"
+        "--relabel_stride", type=command.positive_int, nargs=3, help="its windows' (half a patch)"
     )
     method.add_argument(
-        "--ema_decay", type=options.fraction, default=0.99, help="of the teacher, at most"
+        "--ema_decay", type=command.fraction, default=0.99, help="of the teacher, at most"
     )
     method.add_argument(
         "--uncertainty", choices=list(BRANCHES), default="crm", help="what is certain (Table VI)"
     )
     method.add_argument(
         "--looks",
-        type=options.positive_int,
+        type=command.positive_int,
         default=8,
         help="passes of mcdropout, draws of aleatoric",
     )
     method.add_argument(
         "--certain_below",
-        type=options.fraction,
+        type=command.fraction,
         default=0.5,
         help="entropy over ln C of all but crm",
     )
@@ -326,4 +327,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -28,10 +28,11 @@ import torch
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
-from utils import options, run
+from utils import command
 from utils.losses import dice_loss, foreground_dice_loss
-from utils.options import rule
 from utils.schedules import set_lr, step_decay
+from utils.training import options, run
+from utils.training.options import rule
 
 DEFAULTS = [
     rule("Fig. 3b", temperature=1.93),
@@ -75,11 +76,11 @@ def main():
     parser = options.parser(__doc__)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--max_iterations", type=options.positive_int, default=6000, help="steps in all"
+        "--max_iterations", type=command.positive_int, default=6000, help="steps in all"
     )
     method.add_argument(
         "--lr_step",
-        type=options.non_negative_int,
+        type=command.non_negative_int,
         default=2500,
         help="lr ×0.1 every so many steps; 0: never",
     )
@@ -88,11 +89,11 @@ def main():
     )
     method.add_argument(
         "--temperature",
-        type=options.positive,
+        type=command.positive,
         help="T; higher: softer targets (default: 2 up to 8 labels, then 1.93)",
     )
     method.add_argument(
-        "--lambda_distill", type=options.non_negative, help="λ (default: 4 for dice, 1 for kl)"
+        "--lambda_distill", type=command.non_negative, help="λ (default: 4 for dice, 1 for kl)"
     )
     args = options.parse(parser, DEFAULTS)
     job = run.Run(args, __file__)
@@ -118,4 +119,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -28,10 +28,11 @@ import torch
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
-from utils import options, run
+from utils import command
 from utils.losses import distance_to_mask, mean_dice_loss, sdm_targets, supervised_loss
-from utils.options import rule
 from utils.schedules import gaussian_rampup, set_lr, step_decay
+from utils.training import options, run
+from utils.training.options import rule
 
 DEFAULTS = [
     rule("paper", consistency=0.1),
@@ -81,11 +82,11 @@ def main():
     parser = options.parser(__doc__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--max_iterations", type=options.positive_int, default=6000, help="steps in all"
+        "--max_iterations", type=command.positive_int, default=6000, help="steps in all"
     )
     method.add_argument(
         "--lr_step",
-        type=options.non_negative_int,
+        type=command.non_negative_int,
         default=2500,
         help="lr ×0.1 every so many steps; 0: never",
     )
@@ -96,7 +97,7 @@ def main():
         help="M_d learns the mask, the distances (absolute or squared differences), or mask and distances (Table 1)",
     )
     method.add_argument(
-        "--consistency", type=options.non_negative, help="λ at the end; 0: the networks never meet"
+        "--consistency", type=command.non_negative, help="λ at the end; 0: the networks never meet"
     )
     method.add_argument(
         "--unlabeled", type=int, choices=(0, 1), default=1, help="0: labelled crops alone (Table 2)"
@@ -132,4 +133,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -18,20 +18,21 @@ import torch
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
-from utils import options, run
+from utils import command
 from utils.losses import supervised_loss
 from utils.schedules import set_lr, step_decay
+from utils.training import options, run
 
 
 def main():
     parser = options.parser(__doc__, unlabeled=False)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--max_iterations", type=options.positive_int, default=6000, help="steps in all"
+        "--max_iterations", type=command.positive_int, default=6000, help="steps in all"
     )
     method.add_argument(
         "--lr_step",
-        type=options.non_negative_int,
+        type=command.non_negative_int,
         default=2500,
         help="lr ×0.1 every so many steps; 0: never",
     )
@@ -55,4 +56,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -34,7 +34,7 @@ import torch
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
-from utils import options, run
+from utils import command
 from utils.losses import (
     cross_entropy,
     distance_to_mask,
@@ -43,8 +43,9 @@ from utils.losses import (
     mean_dice_loss,
     sdm_targets,
 )
-from utils.options import rule
 from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
+from utils.training import options, run
+from utils.training.options import rule
 from utils.uncertainty import entropy
 
 DEFAULTS = [
@@ -131,9 +132,9 @@ def objective(logits, sdm, label, weight, args, targets=None, certain=None):
 def main():
     parser = options.parser(__doc__, ("paper", "released"))
     method = parser.add_argument_group("method")
-    method.add_argument("--max_iterations", type=options.positive_int, help="steps in all")
+    method.add_argument("--max_iterations", type=command.positive_int, help="steps in all")
     method.add_argument(
-        "--lr_step", type=options.non_negative_int, help="lr ×0.1 every so many steps; 0: never"
+        "--lr_step", type=command.non_negative_int, help="lr ×0.1 every so many steps; 0: never"
     )
     method.add_argument(
         "--terms",
@@ -143,25 +144,25 @@ def main():
         help="of the loss, beside CE + Dice",
     )
     method.add_argument(
-        "--beta", type=options.fraction, default=0.75, help="share of the probabilities in L_itc"
+        "--beta", type=command.fraction, default=0.75, help="share of the probabilities in L_itc"
     )
     method.add_argument(
-        "--consistency", type=options.non_negative, default=0.1, help="λ at the end"
+        "--consistency", type=command.non_negative, default=0.1, help="λ at the end"
     )
     method.add_argument(
         "--threshold_start",
-        type=options.fraction,
+        type=command.fraction,
         default=0.75,
         help="H at the start over ln C; 1: constant",
     )
     method.add_argument(
         "--passes",
-        type=options.positive_int,
+        type=command.positive_int,
         default=8,
         help="T, passes of the teacher that measure u",
     )
     method.add_argument(
-        "--ema_decay", type=options.fraction, default=0.99, help="of the teacher, at most"
+        "--ema_decay", type=command.fraction, default=0.99, help="of the teacher, at most"
     )
     args = options.parse(parser, DEFAULTS)
     job = run.Run(args, __file__)
@@ -200,4 +201,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run.main(main)
+    command.run(main)

@@ -25,8 +25,8 @@ from scipy import ndimage
 from dataloaders.h5 import h5_bytes
 from dataloaders.la import FOLDER, LA
 from dataloaders.slices import Slices
-from utils.checkpoint import write_atomically
 from utils.errors import UserError
+from utils.files import write_atomically
 
 FILE = "mri_norm2.h5"
 GENERATOR = 1  # raise it when the same seed no longer gives the same bits

@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK
 
 from utils.errors import UserError
-from utils.images import to_array
+from utils.preparation.images import to_array
 
 MARKER = "preparation.json"  # what notes in a data set's folder how it was prepared
 CROPS = ("none", "nonzero", "label")

@@ -13,8 +13,8 @@ import torch
 
 from dataloaders import open_dataset
 from dataloaders.cache import Resident, values
+from dataloaders.hold_out import hold_out
 from dataloaders.transforms import AUGMENTS, draw_crop, draw_warp, warp_slices
-from dataloaders.validation import hold_out
 from utils.distributed import rank, world_size
 from utils.errors import UserError
 from utils.ops import crop_rot_flip

@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import utils.comparison_figures  # noqa: E402
-import utils.export  # noqa: E402
-import utils.preparation  # noqa: E402
-import utils.run  # noqa: E402
-import utils.testing  # noqa: E402, F401
+import utils.evaluation.test_script
+import utils.preparation.official
+import utils.reporting.export
+import utils.reporting.plots
+import utils.training.run
 
 
 def run(job):

@@ -76,8 +76,8 @@ def test_no_device_is_hard_wired(path):
 def test_data_flows_one_way(package):
     for path in (ROOT / package).glob("*.py"):
         imports = re.findall(r"^\s*(?:from|import) ([\w.]+)", path.read_text(), re.MULTILINE)
-        forbidden = {"dataloaders": ("utils.run", "networks")}.get(
-            package, ("dataloaders", "utils.run")
+        forbidden = {"dataloaders": ("utils.training", "networks")}.get(
+            package, ("dataloaders", "utils.training")
         )
         assert not [name for name in imports if name.startswith(forbidden)], path
 

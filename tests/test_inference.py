@@ -15,13 +15,12 @@ from utils.errors import UserError
 from utils.inference import (
     gaussian_weights,
     interpolate_slabs,
-    load_networks,
-    load_trained,
     mean_probability,
     sliding_window,
     window_slabs,
     window_starts,
 )
+from utils.trained import load_networks, load_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

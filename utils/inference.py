@@ -6,23 +6,17 @@ comparable with the published tables; tests hold them equal to those loops writt
 or slice at a time.
 """
 
-import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataloaders import DATASETS, dataset_class, default_root
-from utils.checkpoint import load_checkpoint, load_state
 from utils.device import autocast, channels_last
 from utils.errors import UserError
-from utils.export import read_export
 from utils.ops import WindowStitcher, _checks, window_starts
 
 Predictor = Callable[[Tensor], Tensor]
@@ -516,141 +510,3 @@ def check_stride(stride: Sequence[int], patch: Sequence[int]) -> None:
     if any(step > extent for step, extent in zip(stride, patch, strict=True)):
         wide, extents = (" ".join(map(str, numbers)) for numbers in (stride, patch))
         raise UserError(f"--stride {wide} leaves gaps between windows of {extents}")
-
-
-def load_networks(
-    path: str | Path, device: torch.device | str, only: str | None = None
-) -> tuple[list[nn.Module], dict]:
-    """The networks of a checkpoint that are tested, in eval mode on ``device``, and the checkpoint
-    itself (on the CPU).
-
-    ``path`` is a checkpoint's file, or a folder that ``code/export.py`` wrote.
-
-    ``only`` names one of its networks to take in their place.
-
-    The checkpoint names the class and the constructor's arguments of each network (``networks``),
-    and which of them are tested (``test_networks``). It is read with ``weights_only=True`` and
-    classes come from the package ``networks`` alone, so a checkpoint of unknown origin cannot run
-    code.
-
-    Raises:
-        UserError: no such file, not a checkpoint, no network of that name, a class that does not
-            exist, or weights that do not fit it.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(
-            f"{path}: no such checkpoint; train first (python code/train_<method>.py) or name "
-            "another run"
-        )
-    checkpoint = read_export(path) if path.is_dir() else load_checkpoint(path)
-    keys = ("step", "last", "args", "networks", "test_networks")
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= set(keys):
-        raise UserError(f"{path}: not a checkpoint of these scripts, which hold {', '.join(keys)}")
-    if not checkpoint["test_networks"]:
-        raise UserError(f"{path}: lists no network to test")
-    if only is not None and only not in checkpoint["networks"]:
-        raise UserError(
-            f"{path}: holds no network {only!r}; choose from {', '.join(checkpoint['networks'])}"
-        )
-    names = checkpoint["test_networks"] if only is None else [only]
-    return [_build(checkpoint, name, path).to(device).eval() for name in names], checkpoint
-
-
-def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
-    try:
-        state, spec = checkpoint[name], checkpoint["networks"][name]
-        module, _, cls = spec["class"].rpartition(".")
-        kwargs = dict(spec["kwargs"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{path}: incomplete, it lists the network {name!r} but does not hold it"
-        ) from None
-    if kwargs.get("upsampling") == "trilinear":  # as it was called before there were 2-D networks
-        kwargs["upsampling"] = "linear"
-    try:
-        if module.split(".")[0] != "networks":
-            raise ImportError("classes come from the package networks alone")
-        cls = getattr(importlib.import_module(module), cls)
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise TypeError("it is no network")
-        network = cls(**kwargs)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: its network {spec['class']} cannot be built here: {error}"
-        ) from None
-    load_state(path, name, network, state)
-    return network.to(memory_format=channels_last(network.dims))
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The networks of a checkpoint with what it says of their use.
-
-    Attributes:
-        networks: those that are tested, in eval mode on their device.
-        dataset: name of ``--dataset`` in training.
-        data: the data set's description (:meth:`dataloaders.volumes.Volumes.description`).
-        patch: extents of a window, or of a slice.
-        downsample: as ``--downsample`` in training.
-        step, last: steps done, and of a complete run.
-    """
-
-    networks: list[nn.Module]
-    dataset: str
-    data: dict
-    patch: list[int]
-    downsample: int
-    step: int
-    last: int
-
-    @property
-    def num_classes(self) -> int:
-        return self.data["num_classes"]
-
-    @property
-    def stride(self) -> list[int] | None:
-        return usual_stride(self.data["stride"], self.patch, self.downsample)
-
-
-def described(checkpoint: dict, path: str | Path) -> dict:
-    """What a checkpoint says of its data; of an old one that says nothing, what the data set in its
-    folder says.
-
-    Raises:
-        UserError: there is no data set of its name.
-    """
-    if checkpoint.get("dataset"):
-        return checkpoint["dataset"]
-    name, root = checkpoint["args"]["dataset"], checkpoint["args"].get("root")
-    if name not in DATASETS:
-        raise UserError(f"{path}: trained on {name}, of which nothing is known here")
-    return dataset_class(name, root or default_root(name)).description()
-
-
-def load_trained(path: str | Path, device: torch.device | str, only: str | None = None) -> Trained:
-    """:func:`load_networks`, and what the checkpoint says of its data (:func:`described`).
-
-    Raises:
-        UserError: as :func:`load_networks`, or a checkpoint that says too little.
-    """
-    networks, checkpoint = load_networks(path, device, only)
-    try:
-        args, data = checkpoint["args"], described(checkpoint, path)
-        said = {"dataset": args["dataset"], "data": data, "patch": list(args["patch"])}
-        trained = Trained(
-            networks,
-            **said,
-            downsample=args["downsample"],
-            step=checkpoint["step"],
-            last=checkpoint["last"],
-        )
-        if len(trained.patch) != networks[0].dims or len(trained.stride or ()) != (
-            3 if networks[0].dims == 3 else 0
-        ):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise UserError(
-            f"{path}: does not say what it was trained on: its args and dataset are incomplete"
-        ) from None
-    return trained

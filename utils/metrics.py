@@ -147,3 +147,18 @@ def _score_empty(
     if both:
         return 1.0, 0.0
     return 0.0, float(np.linalg.norm(np.multiply(shape, 1.0 if spacing is None else spacing)))
+
+
+# How the metrics are written; overlaps in percent.
+NAMES = {"dice": "Dice", "jaccard": "Jaccard", "precision": "Precision", "recall": "Recall"}
+
+
+NAMES |= {"hd": "HD", "hd95": "95HD", "asd": "ASD", "assd": "ASSD"}
+
+
+SHOWN = (
+    "dice",
+    "jaccard",
+    "hd95",
+    "asd",
+)  # where nothing else is asked for: the columns of the field's tables

@@ -14,20 +14,10 @@ apart: blue is the reference and what a prediction lacks, orange the prediction 
 
 from utils.figures.cases import case_figure, error_figure
 from utils.figures.networks import sdm_figure, uncertainty_figure
-from utils.figures.style import (
-    CLASSES,
-    DPI,
-    FAINT,
-    FORMATS,
-    INK,
-    NAMES,
-    PREDICTION,
-    REFERENCE,
-    SHOWN,
-    WIDTH,
-)
+from utils.figures.style import CLASSES, DPI, FAINT, FORMATS, INK, PREDICTION, REFERENCE, WIDTH
 from utils.figures.summaries import curves_figure, summary_figure
 from utils.figures.surfaces import surface_figure
+from utils.metrics import NAMES, SHOWN
 
 __all__ = [
     "CLASSES",

@@ -14,7 +14,6 @@ from matplotlib.patheffects import withStroke
 from utils.figures.style import (
     EDGE,
     FAINT,
-    NAMES,
     PREDICTION,
     REFERENCE,
     bar_length,
@@ -27,7 +26,7 @@ from utils.figures.style import (
     save,
     white_text,
 )
-from utils.metrics import OVERLAPS
+from utils.metrics import NAMES, OVERLAPS
 
 # Name, the axis that is cut, and the two that stay: the horizontal first. Arrays are (x, y, z) with
 # x to the patient's left, y to the back and z to the head, so axial planes run downwards and the

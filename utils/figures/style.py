@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from utils.checkpoint import write_atomically
+from utils.files import write_atomically
 
 matplotlib.rcParams["text.parse_math"] = False  # a case may be called a$^$b
 
@@ -30,15 +30,6 @@ DPI = 300
 WIDTH = 7.0  # inches: two columns of a journal page
 FORMATS = ("png", "pdf", "svg")
 
-# How the metrics are written; overlaps in percent.
-NAMES = {"dice": "Dice", "jaccard": "Jaccard", "precision": "Precision", "recall": "Recall"}
-NAMES |= {"hd": "HD", "hd95": "95HD", "asd": "ASD", "assd": "ASSD"}
-SHOWN = (
-    "dice",
-    "jaccard",
-    "hd95",
-    "asd",
-)  # where nothing else is asked for: the columns of the field's tables
 
 # inches: a line of text above, the names of panels below it, a legend and a colour bar below the
 # panels

@@ -10,19 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.figures.style import (
-    CLASSES,
-    DPI,
-    FAINT,
-    INK,
-    NAMES,
-    PREDICTION,
-    REFERENCE,
-    SHOWN,
-    WIDTH,
-    save,
-)
-from utils.metrics import OVERLAPS
+from utils.figures.style import CLASSES, DPI, FAINT, INK, PREDICTION, REFERENCE, WIDTH, save
+from utils.metrics import NAMES, OVERLAPS, SHOWN
 
 
 def summary_figure(

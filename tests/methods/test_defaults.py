@@ -1,0 +1,150 @@
+"""What each script trains with unless told otherwise, against the papers' settings, written down by
+hand.
+
+A row names all that its rules and its data set decide, so that no rule can change, move or vanish
+unseen.
+"""
+
+import pytest
+from conftest import ROOT
+
+from utils.reporting import experiments
+
+# data set: patch, labelled and unlabelled samples a step, labelled units
+SETS = {
+    "LA": ([112, 112, 80], 2, 2, 16),
+    "ACDC": ([256, 256], 12, 12, 7),
+    "BraTS2019": ([96, 96, 96], 2, 2, 25),
+    "Pancreas": ([96, 96, 96], 4, 4, 12),
+    "Pancreas2d": ([192, 240], 2, 2, 31),
+    "endocardium": ([256, 256], 2, 2, 5),
+}
+FIELD = {"max_iterations": 6000, "lr_step": 2500, "base_lr": 0.01, "normalization": "batchnorm"}
+VNET, UNET = {"net": "vnet", "n_filters": 16}, {"net": "unet", "n_filters": 16}
+
+SUPERVISED = FIELD
+DMD = FIELD | {"temperature": 1.93, "distill": "dice", "lambda_distill": 4.0}
+FEW = {"temperature": 2.0}
+KL = {"distill": "kl", "lambda_distill": 1.0}
+DTML = FIELD | {"consistency": 0.1, "dis_loss": "mask", "unlabeled": 1}
+UGMCL = FIELD | {
+    "beta": 0.75,
+    "consistency": 0.1,
+    "threshold_start": 0.75,
+    "passes": 8,
+    "ema_decay": 0.99,
+}
+UGMCL |= {"terms": ["dis", "itc", "ctc"]}
+UGMCL_CODE = UGMCL | {
+    "max_iterations": 30000,
+    "lr_step": 0,
+    "beta": 1.0,
+    "normalization": "instancenorm",
+}
+UNET3D = {"net": "unet3d", "n_filters": 16}
+CML = FIELD | {
+    "pretrain_iterations": 2000,
+    "max_iterations": 15000,
+    "lambda_u": 1.0,
+    "lambda_dis": 0.2,
+    "beta": 2 / 3,
+}
+CML |= {"framework": "cml", "labeled_bs": 4, "unlabeled_bs": 4}
+CML_BRATS = CML | {"pretrain_iterations": 10000, "max_iterations": 30000, "lr_step": 0}
+CML_2D = CML_BRATS | {
+    "lambda_u": 0.5,
+    "lambda_dis": 0.1,
+    "beta": 1 / 2,
+    "labeled_bs": 2,
+    "unlabeled_bs": 2,
+}
+CORANET = {
+    "pretrain_epochs": 30,
+    "selftrain_epochs": 200,
+    "passes": 1,
+    "labeled_bs": 4,
+    "unlabeled_bs": 4,
+}
+CORANET |= {
+    "base_lr": 1e-3,
+    "normalization": "instancenorm",
+    "alpha": 5.0,
+    "train": "full",
+    "relabel_epochs": 5,
+}
+CORANET |= {
+    "ema_decay": 0.99,
+    "uncertainty": "crm",
+    "looks": 8,
+    "certain_below": 0.5,
+    "multiclass": "direct",
+}
+CORANET_ACDC = {"multiclass": "one_vs_rest", "augment": "affine"}
+CORANET_CODE = CORANET | {"pretrain_epochs": 60, "passes": 5, "labeled_bs": 8, "unlabeled_bs": 8}
+CORANET_2D = CORANET | {
+    "selftrain_epochs": 100,
+    "labeled_bs": 2,
+    "unlabeled_bs": 2,
+    "normalization": "batchnorm",
+}
+WIDE = {"net": "unet", "n_filters": 64}
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "options", "expected"),
+    [
+        ("supervised", "LA", "", SUPERVISED | VNET | {"labeled_bs": 4}),
+        ("supervised", "ACDC", "", SUPERVISED | UNET | {"labeled_bs": 24}),
+        ("supervised", "Pancreas2d", "", SUPERVISED | UNET | {"labeled_bs": 4}),
+        ("dmd", "LA", "", DMD | VNET),
+        ("dmd", "LA", "--labelnum 8", DMD | VNET | FEW),
+        ("dmd", "LA", "--labelnum 4", DMD | VNET | FEW),
+        ("dmd", "LA", "--labelnum 9", DMD | VNET),
+        ("dmd", "LA", "--distill kl", DMD | VNET | KL),
+        ("dmd", "ACDC", "--labelnum 3", DMD | UNET | FEW),
+        ("dmd", "ACDC", "--labelnum 14", DMD | UNET),
+        ("dmd", "BraTS2019", "", DMD | VNET),
+        ("dtml", "LA", "", DTML | VNET),
+        ("dtml", "LA", "--unlabeled 0", DTML | VNET | {"unlabeled": 0, "unlabeled_bs": 0}),
+        ("dtml", "LA", "--preset released", DTML | VNET | {"consistency": 1.0}),
+        ("dtml", "endocardium", "", DTML | UNET),
+        ("ugmcl", "LA", "", UGMCL | VNET),
+        ("ugmcl", "LA", "--preset released", UGMCL_CODE | UNET3D),
+        ("ugmcl", "BraTS2019", "", UGMCL | VNET | {"patch": [112, 112, 80]}),
+        ("ugmcl", "BraTS2019", "--preset released", UGMCL_CODE | UNET3D),
+        ("ugmcl", "Pancreas", "", UGMCL | VNET),
+        ("ugmcl", "ACDC", "", UGMCL | UNET),
+        ("ugmcl", "ACDC", "--preset released", UGMCL_CODE | UNET),
+        ("cml", "LA", "--labelnum 8", CML | VNET),
+        ("cml", "LA", "--preset released", CML | VNET),
+        ("cml", "BraTS2019", "", CML_BRATS | VNET),
+        ("cml", "Pancreas", "", CML | VNET),
+        ("cml", "ACDC", "", CML_2D | UNET | {"labeled_bs": 12, "unlabeled_bs": 12}),
+        ("cml", "Pancreas2d", "", CML_2D | UNET),
+        ("cml", "endocardium", "", CML_2D | UNET),
+        ("coranet", "Pancreas", "", CORANET | VNET | {"augment": "crop"}),
+        ("coranet", "LA", "", CORANET | VNET | {"augment": "rot_flip"}),
+        ("coranet", "Pancreas", "--net resnet18", CORANET | WIDE | {"net": "resnet18"}),
+        ("coranet", "Pancreas", "--preset released", CORANET_CODE | VNET),
+        ("coranet", "Pancreas2d", "", CORANET_2D | WIDE),
+        ("coranet", "endocardium", "", CORANET_2D | WIDE | {"augment": "affine"}),
+        ("coranet", "ACDC", "", CORANET_2D | WIDE | CORANET_ACDC),
+        ("coranet", "Pancreas2d", "--preset released", CORANET_2D | WIDE),
+    ],
+)
+def test_defaults_are_the_papers(method, dataset, options, expected):
+    patch, labeled_bs, unlabeled_bs, labelnum = SETS[dataset]
+    expected = {
+        "patch": patch,
+        "labeled_bs": labeled_bs,
+        "unlabeled_bs": unlabeled_bs,
+        "labelnum": labelnum,
+    } | expected
+    if method == "supervised":
+        del expected["unlabeled_bs"]
+    flags = options.split()
+    expected |= {"labelnum": int(flags[1])} if flags[:1] == ["--labelnum"] else {}
+    found = experiments.options_of(
+        ROOT / "code" / f"train_{method}.py", "--dataset", dataset, *flags
+    )
+    assert {key: found.get(key) for key in expected} == expected

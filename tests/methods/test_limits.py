@@ -1,0 +1,195 @@
+"""Every method with the weight of its unlabelled terms at 0 follows its supervised loss, step for
+step.
+
+Dropout and norm are off, so that what else is in the batch cannot matter; what is left is
+the order of the crops, the optimizer, the schedule, and terms that ought to be 0.
+"""
+
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+import train_cml
+import train_coranet
+import train_dmd
+import train_dtml
+import train_supervised
+import train_ugmcl
+
+from dataloaders.two_stream import two_stream_loader
+from networks.vnet import VNet
+from utils.losses import foreground_dice_loss, sdm_targets, supervised_loss
+from utils.schedules import set_lr, step_decay
+from utils.training import options, run
+
+STEPS = 4
+SMALL = [
+    "--gpu",
+    "-1",
+    "--patch",
+    "32",
+    "16",
+    "16",
+    "--n_filters",
+    "2",
+    "--labelnum",
+    "3",
+    "--normalization",
+]
+SMALL += ["none", "--precision", "fp32"]
+SGD = ["--max_iterations", str(STEPS), "--lr_step", "2", "--labeled_bs", "2"]
+
+
+def dice_alone(net, image, label):
+    return foreground_dice_loss(net(image).softmax(1), label)
+
+
+def cross_entropy_and_dice(net, image, label):
+    return supervised_loss(net(image), label)
+
+
+def of_logits_and_features(net, image, label):
+    return supervised_loss(net(image)[0], label)
+
+
+def dual_task(net, image, label):
+    logits, sdm = net(image)
+    loss = F.cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)
+    return loss + (sdm - sdm_targets((label == 1)[:, None])).square().mean()
+
+
+CPS = ["--framework", "cps", "--pretrain_iterations", "0", "--unlabeled_bs", "2"]
+CASES = {  # script, its flags, the supervised loss of its first network
+    "supervised": (train_supervised, [], cross_entropy_and_dice),
+    "dmd": (train_dmd, ["--lambda_distill", "0"], dice_alone),
+    "dtml": (train_dtml, ["--consistency", "0"], cross_entropy_and_dice),
+    "ugmcl": (train_ugmcl, ["--consistency", "0", "--passes", "1"], dual_task),
+    "cml": (train_cml, ["--lambda_u", "0", *CPS], of_logits_and_features),
+}
+
+
+def far_less(ended, other, began):
+    """Whether two trainings' ends are much nearer to each other than to where both began."""
+    apart, moved = (
+        torch.cat([(ended[k] - state[k]).flatten() for k in ended]).norm()
+        for state in (other, began)
+    )
+    return apart < 1e-3 * moved
+
+
+def weights(state):
+    return {key: value.clone() for key, value in state.items()}
+
+
+def run_main(script, flags, root, runs, monkeypatch):
+    """The first network of a script's run, as it began and as it ended, and the arguments that it
+    is built with.
+    """
+    began, resume = {}, run.Run.resume
+
+    def remember(job, *names, **objects):
+        began.update(
+            {
+                name: weights(net.state_dict())
+                for name, net in objects.items()
+                if hasattr(net, "config")
+            }
+        )
+        return resume(job, *names, **objects)
+
+    monkeypatch.setattr(run.Run, "resume", remember)
+    monkeypatch.setattr(
+        sys, "argv", [script.__file__, *SMALL, *flags, "--root", str(root), "--runs", str(runs)]
+    )
+    monkeypatch.setattr(VNet, "defaults", VNet.defaults._replace(dropout=0.0))
+    script.main()
+    (path,) = runs.glob("*/*/*/last.pth")
+    state = torch.load(path, weights_only=True)
+    first = next(iter(began))
+    return began[first], state[first], state["networks"][first]["kwargs"]
+
+
+@pytest.mark.parametrize("method", CASES)
+def test_without_its_unlabelled_terms_a_method_is_supervised(
+    method, tiny_la, tmp_path, monkeypatch
+):
+    script, flags, loss_of = CASES[method]
+    began, ended, shape = run_main(script, [*SGD, *flags], tiny_la, tmp_path / "runs", monkeypatch)
+    own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
+    data = two_stream_loader(options.parse(options.parser("", unlabeled=False), argv=own), "cpu")
+    net = VNet(**shape).to(memory_format=torch.channels_last_3d)
+    net.load_state_dict(began)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    for step in range(1, STEPS + 1):
+        batch = data.batch(step)
+        set_lr(optimizer, step_decay(0.01, step, 2))
+        optimizer.zero_grad()
+        loss_of(net, batch.image, batch.label).backward()
+        optimizer.step()
+    assert far_less(ended, net.state_dict(), began)
+
+
+def test_coranet_without_its_unlabelled_terms_is_its_labelled_loss(tiny_la, tmp_path, monkeypatch):
+    """`--train seg` through both phases, against Adam on CE(D) + CE_con(D_con) + CE_rad(D_rad)."""
+    flags = [
+        "--labeled_bs",
+        "2",
+        "--train",
+        "seg",
+        "--pretrain_epochs",
+        "1",
+        "--selftrain_epochs",
+        "1",
+    ]
+    began, ended, shape = run_main(train_coranet, flags, tiny_la, tmp_path / "runs", monkeypatch)
+    own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
+    data = two_stream_loader(options.parse(options.parser("", unlabeled=False), argv=own), "cpu")
+    net = VNet(**shape).to(memory_format=torch.channels_last_3d)
+    net.load_state_dict(began)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.999))
+    weights_of = [None, torch.tensor([5.0, 1.0]), torch.tensor([1.0, 5.0])]
+    for step in range(1, 2 * data.steps_per_epoch + 1):
+        batch = data.batch(step)
+        optimizer.zero_grad()
+        branches = zip(net(batch.image), weights_of, strict=True)
+        sum(F.cross_entropy(logits, batch.label, w) for logits, w in branches).backward()
+        optimizer.step()
+    assert step == 4
+    assert far_less(ended, net.state_dict(), began)
+
+
+def test_cml_without_cutmix_and_discrepancy_is_cps(tiny_la, tmp_path, monkeypatch):
+    ends = []
+    short = [
+        "--pretrain_iterations",
+        "1",
+        "--max_iterations",
+        "3",
+        "--lr_step",
+        "2",
+        "--labeled_bs",
+        "2",
+    ]
+    for k, framework in enumerate((["cfl", "--lambda_dis", "0"], ["cps"], ["cfl"])):
+        flags = [*short, "--unlabeled_bs", "2", "--framework", *framework]
+        ends.append(run_main(train_cml, flags, tiny_la, tmp_path / str(k), monkeypatch)[1])
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert not all(torch.equal(ends[0][key], ends[2][key]) for key in ends[0])
+
+
+def test_coranet_without_its_unlabelled_terms_goes_on_pretraining(tiny_la, tmp_path, monkeypatch):
+    """`--train seg`: as many epochs of either phase end in the same weights."""
+    flags = ["--labeled_bs", "2", "--unlabeled_bs", "1", "--train", "seg"]
+    phases = (
+        ["--pretrain_epochs", "1", "--selftrain_epochs", "2"],
+        ["--pretrain_epochs", "3", "--selftrain_epochs", "0"],
+    )
+    ends = []
+    for k, epochs in enumerate(phases):
+        began, ended, _ = run_main(
+            train_coranet, [*flags, *epochs], tiny_la, tmp_path / str(k), monkeypatch
+        )
+        ends.append(ended)
+    assert not torch.equal(began["encoder.0.0.weight"], ended["encoder.0.0.weight"])
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ended)

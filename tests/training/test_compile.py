@@ -1,0 +1,118 @@
+"""--compile: the networks are compiled whole, and train as they do without it."""
+
+import functools
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+import train_cml
+import train_coranet
+import train_ugmcl
+
+from networks.base import CONV, stage
+from utils.device import Forward
+from utils.errors import UserError
+from utils.training import options, run
+
+SMALL = [
+    "--gpu",
+    "-1",
+    "--patch",
+    "32",
+    "16",
+    "16",
+    "--n_filters",
+    "2",
+    "--labelnum",
+    "3",
+    "--precision",
+    "fp32",
+]
+SMALL += ["--labeled_bs", "2", "--unlabeled_bs", "2", "--log_every", "1"]
+CML = ["--pretrain_iterations", "1", "--max_iterations", "1"]
+METHODS = {
+    "ugmcl": (train_ugmcl, ["--max_iterations", "2", "--passes", "1"]),
+    "cml": (train_cml, CML),
+    "cml, released": (train_cml, [*CML, "--preset", "released"]),
+    "coranet": (
+        train_coranet,
+        ["--pretrain_epochs", "1", "--selftrain_epochs", "1", "--normalization", "batchnorm"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("script", "flags"), METHODS.values(), ids=METHODS)
+def test_networks_are_one_graph_and_train_the_same(script, flags, tiny_la, tmp_path, monkeypatch):
+    """Traced as for kernels, without making them, which takes a minute a network; a graph that
+    breaks raises.
+    """
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = functools.partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", lambda *args, mode, **options: compiled(*args, **options))
+    losses = {}
+    for compile in ("0", "1"):
+        torch._dynamo.reset()
+        where = ["--root", str(tiny_la), "--runs", str(tmp_path / compile), "--compile", compile]
+        monkeypatch.setattr(sys, "argv", [script.__file__, *SMALL, *flags, *where])
+        script.main()
+        assert bool(graphs) == (compile == "1")
+        (file,) = tmp_path.glob(f"{compile}/*/*/*/metrics.jsonl")
+        losses[compile] = [json.loads(line)["loss/loss"] for line in file.read_text().splitlines()]
+    assert len(losses["0"]) > 1
+    assert losses["1"] == pytest.approx(losses["0"], rel=1e-6)
+
+
+def test_compiled_kernels_compute_the_same():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(stage(2, 1, 1, 4, "batchnorm"), CONV[2](4, 2, 1))
+    x, results = torch.randn(2, 1, 8, 8), []
+    for compiled in ("0", "1"):
+        torch._dynamo.reset()
+        forward = Forward(network, torch.device("cpu"), "fp32", compiled)
+        network.zero_grad()
+        logits = forward(x)
+        logits.square().mean().backward()
+        results.append([logits.detach(), *(p.grad.clone() for p in network.parameters())])
+    for eager, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--compile", "graphs"], "CUDA graphs need a GPU"),
+        (["--sync_batchnorm", "1"], "--sync_batchnorm 1: it is for several GPUs"),
+    ],
+)
+def test_what_only_a_gpu_can_is_refused(given, message, tmp_path):
+    args = options.parse(
+        options.parser("doc"), argv=["--gpu", "-1", "--runs", str(tmp_path), *given]
+    )
+    with pytest.raises(UserError, match=message):
+        run.Run(args, __file__)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--compile", "graphs", "--accumulate", "2"],
+            "no gradient between the parts of --accumulate",
+        ),
+        (["--compile", "1", "--sync_batchnorm", "1"], "torch.compile does not take it"),
+    ],
+)
+def test_what_a_gpu_cannot_either_is_refused(given, message, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    args = options.parse(options.parser("doc"), argv=given)
+    gpu = torch.device("cuda")
+    with pytest.raises(UserError, match=message):
+        run.Run._check(SimpleNamespace(devices=[gpu], device=gpu), args)

@@ -1,0 +1,288 @@
+"""Two processes with one batch between them are one process with all of it, in every method, and
+stop and resume so.
+"""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import assess_coranet
+import predict
+import pytest
+import torch
+from conftest import ROOT, make_tiny_la
+
+from dataloaders.two_stream import two_stream_loader
+from utils import distributed
+from utils.errors import UserError
+from utils.training import options
+
+SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--labelnum", 3, "--log_every", 1]
+SMALL += ["--normalization", "none", "--precision", "fp32", "--labeled_bs", 4]
+BOTH = [*SMALL, "--unlabeled_bs", 4]
+METHODS = {
+    "train_supervised": [*SMALL, "--max_iterations", 3],
+    "train_dmd": [*BOTH, "--max_iterations", 3],
+    "train_dtml": [*BOTH, "--max_iterations", 3, "--dis_loss", "both"],
+    "train_ugmcl": [*BOTH, "--max_iterations", 3, "--passes", 2],
+    "train_cml": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
+    "train_coranet": [
+        *BOTH,
+        "--pretrain_epochs",
+        1,
+        "--selftrain_epochs",
+        2,
+        "--relabel_epochs",
+        1,
+    ],
+}
+
+
+def torchrun(*arguments, processes=2):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
+    command += ["--", *map(str, arguments)]  # or torchrun takes --run for its own
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder with all methods' runs, of `one` process and of `two`."""
+    folder = tmp_path_factory.mktemp("ranks")
+    make_tiny_la(folder / "LA")
+    for name in ("one", "two"):
+        where = ["--root", str(folder / "LA"), "--runs", str(folder / name)]
+        commands = [[method, *options, *where] for method, options in METHODS.items()]
+        commands.append(
+            ["train_dmd", *METHODS["train_dmd"], *where, "--accumulate", 2, "--name", "parts"]
+        )
+        commands.append(
+            [
+                "train_cml",
+                *METHODS["train_cml"],
+                *where,
+                "--preset",
+                "released",
+                "--name",
+                "released",
+            ]
+        )
+        validated = ["--val_fraction", 0.5, "--val_every", 2, "--name", "validated"]
+        commands.append(["train_supervised", *METHODS["train_supervised"], *where, *validated])
+        arguments = [ROOT / "tests" / "training" / "several_scripts.py", json.dumps(commands)]
+        if name == "two":
+            done = torchrun(*arguments)
+        else:
+            done = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=subprocess.PIPE)
+        _, err = done.communicate(timeout=300)
+        assert done.returncode == 0, err.decode()
+    return folder
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def moving(state):
+    """All tensors of a checkpoint's objects, by name."""
+    if isinstance(state, dict):
+        return {
+            f"{key}.{name}": t for key, value in state.items() for name, t in moving(value).items()
+        }
+    if isinstance(state, list | tuple):
+        return moving(dict(enumerate(state)))
+    return {"": state} if torch.is_tensor(state) else {}
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"{method[6:]}_3" for method in METHODS), "parts", "released", "validated"]
+)
+def test_two_processes_are_one(runs, name):
+    folders = [runs / which / "LA" / name / "seed1337" for which in ("one", "two")]
+    one, two = map(records, folders)
+    assert len(one) == len(two) == (5 if name == "validated" else 3)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"time/step", "time/data"}:
+            near = (
+                1e-3 if key == "info/certain" else 1e-6
+            )  # a count of voxels, of which some are at the threshold
+            assert a[key] == pytest.approx(b[key], rel=1e-5, abs=near), (key, a["step"])
+    states = [moving(torch.load(folder / "last.pth", weights_only=True)) for folder in folders]
+    assert states[0].keys() == states[1].keys()
+    for key, a in states[0].items():
+        torch.testing.assert_close(
+            states[1][key], a, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
+    environment = json.loads((folders[1] / "environment.json").read_text())[-1]
+    assert environment["processes"] == len(environment["devices"]) == 2
+
+
+def test_nothing_is_saved_of_a_step_that_went_wrong_in_one_process(runs, monkeypatch):
+    monkeypatch.setenv("SPOIL", "3")
+    where = ["--root", str(runs / "LA"), "--runs", str(runs / "spoilt")]
+    command = ["train_dmd", *METHODS["train_dmd"], *where, "--keep_every", 1]
+    process = torchrun(ROOT / "tests" / "training" / "several_scripts.py", json.dumps([command]))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode
+    assert "several_scripts.py (process 1): step 3: not finite: loss inf" in err.decode()
+    folder = runs / "spoilt" / "LA" / "dmd_3" / "seed1337"
+    assert sorted(path.name for path in folder.glob("*.pth")) == ["step_1.pth", "step_2.pth"]
+    assert [record["step"] for record in records(folder)] == [1, 2]
+
+
+def test_test_cases_are_shared_out(runs):
+    """Three processes for two cases: one has nothing to do; the table is that of one process."""
+    tables = []
+    for processes in (1, 3):
+        command = [
+            ROOT / "code" / "test_LA.py",
+            "--run",
+            runs / "one" / "LA" / "dmd_3" / "seed1337",
+            "--gpu",
+            -1,
+        ]
+        process = torchrun(*command, "--stride", 16, 16, 16, "--figures", 0, processes=processes)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err.decode()
+        assert out.decode().count("mean ± sd") == 1
+        (folder,) = (runs / "one" / "LA" / "dmd_3" / "seed1337" / "test").glob("*")
+        assert len(list((folder / "nifti").glob("*_pred.nii.gz"))) == 2
+        with open(folder / "per_case.csv") as file:
+            tables.append(
+                [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+            )
+    assert len(tables[0]) == 2
+    assert tables[0] == tables[1]
+
+
+def test_a_share_keeps_the_ratio_and_the_pairs(tiny_la, monkeypatch):
+    """Whatever the number of processes, part p is the same crops; a share has half of its pairs'
+    first halves.
+    """
+    given = [
+        "--root",
+        tiny_la,
+        "--gpu",
+        -1,
+        "--patch",
+        32,
+        16,
+        16,
+        "--labelnum",
+        3,
+        "--labeled_bs",
+        8,
+    ]
+    args = options.parse(options.parser("doc"), argv=[*map(str, given), "--unlabeled_bs", "16"])
+    data = two_stream_loader(args, torch.device("cpu"))
+    whole = data.batch(2)
+    for processes, parts in ((1, 2), (2, 1), (2, 2), (4, 1), (1, 4)):
+        crops = {}
+        for number in range(processes):
+            monkeypatch.setattr("dataloaders.two_stream.rank", lambda number=number: number)
+            monkeypatch.setattr(
+                "dataloaders.two_stream.world_size", lambda processes=processes: processes
+            )
+            for part in range(parts):
+                batch = data.batch(2, part, parts)
+                assert batch.part == part
+                assert (batch.labeled_bs, len(batch.crops)) == (
+                    8 // (processes * parts),
+                    24 // (processes * parts),
+                )
+                assert batch.label.shape[0] == batch.labeled_bs
+                crops[part + parts * number] = batch.crops
+        shares = processes * parts
+        for share, own in crops.items():
+            assert own == whole.crops[:8][share::shares] + whole.crops[8:][share::shares]
+
+
+def test_two_processes_stop_together_and_one_goes_on(tmp_path, script):
+    """SIGTERM to torchrun, as a cluster sends it; what is left is resumed by one process."""
+    make_tiny_la(tmp_path / "LA")
+    where = ["--root", tmp_path / "LA", "--runs", tmp_path / "runs"]
+    options = [*BOTH, *where, "--max_iterations", 100000, "--save_minutes", 60]
+    process = torchrun(ROOT / "code" / "train_dmd.py", *options)
+    folder = tmp_path / "runs" / "LA" / "dmd_3" / "seed1337"
+    deadline = time.monotonic() + 120
+    while not (
+        (folder / "metrics.jsonl").exists()
+        and (folder / "metrics.jsonl").read_text().count("\n") > 3
+    ):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    step = torch.load(folder / "last.pth", weights_only=True)["step"]
+    assert step > 3
+    assert f"SIGTERM: saved step {step}" in (folder / "log.txt").read_text()
+    options[options.index(100000)] = step + 2
+    text = (
+        (folder / "args.json").read_text().replace("100000", str(step + 2))
+    )  # so that it ends soon
+    (folder / "args.json").write_text(text)
+    done = script("train_dmd.py", *options, "--resume")
+    assert done.returncode == 0, done.stderr
+    steps = [record["step"] for record in records(folder)]
+    assert steps == list(range(1, step + 3))
+    processes = [
+        part["processes"] for part in json.loads((folder / "environment.json").read_text())
+    ]
+    assert processes == [2, 1]
+
+
+def test_a_batch_that_cannot_be_shared_out(tiny_la, tmp_path, script, monkeypatch):
+    done = script("train_dmd.py", "--root", tiny_la, "--runs", tmp_path, *BOTH, "--accumulate", 3)
+    assert done.returncode == 2
+    assert "--labeled_bs 4 is a step's, for 3 equal shares: take a multiple of 3" in done.stderr
+
+
+def test_what_one_process_does_is_refused_to_several(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for script in (predict, assess_coranet):
+        monkeypatch.setattr(sys, "argv", [script.__file__, "--run", "nowhere"])
+        if script is predict:
+            monkeypatch.setattr(
+                sys, "argv", [script.__file__, "nowhere", "image.nii.gz", "--out", "nowhere"]
+            )
+        with pytest.raises(
+            UserError, match="one process does this: start the script without torchrun"
+        ):
+            script.main()
+
+
+def test_gpus_of_torchrun(monkeypatch):
+    from utils import device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, value in {
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "RANK": "3",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert device.select_devices("0") == [torch.device("cuda", 1)]
+    assert device.select_devices("2,3") == [torch.device("cuda", 3)]
+    assert distributed.rank() == 3
+    assert not distributed.is_first()
+    with pytest.raises(UserError, match="--gpu 5: torchrun starts 2"):
+        device.select_devices("5")
+    with pytest.raises(UserError, match="2 processes a machine; name as many GPUs, or none"):
+        device.select_devices("0,1,2")

@@ -1,0 +1,1 @@
+"""From image files to a data set's folder: reading, checking, resampling, reporting."""

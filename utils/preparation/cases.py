@@ -1,0 +1,151 @@
+"""The cases of a data set: splits by patient, labels, and whether image and label fit."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+
+from dataloaders.h5 import h5_bytes
+from dataloaders.preprocessing import Grid
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.preparation.folder import _writing
+from utils.preparation.images import to_array
+
+
+def split_units(
+    units: Sequence[str], fractions: Mapping[str, float], seed: int, keep: int = 1
+) -> dict[str, list[str]]:
+    """Draw units (patients, cases) for some splits, the same ones from the same seed in whatever
+    order they come.
+
+    Args:
+        units: names; repeated ones count once.
+        fractions: split to its part of the units; more than 0 is at least one unit.
+        seed: of the draw.
+        keep: at least so many stay undrawn.
+
+    Returns:
+        Split to its units, in the order in which ``units`` has them.
+
+    Raises:
+        UserError: fewer would be left.
+    """
+    names = sorted(set(units))
+    counts = {
+        split: max(1, round(part * len(names))) if part > 0 else 0
+        for split, part in fractions.items()
+    }
+    if sum(counts.values()) > max(len(names) - keep, 0):
+        wanted = " and ".join(f"{count} for {split}" for split, count in counts.items() if count)
+        raise UserError(
+            f"{wanted} of {len(names)} patients with labels leave too few to train on; take "
+            "smaller fractions, or 0"
+        )
+    order, drawn = np.random.default_rng(seed).permutation(len(names)).tolist(), {}
+    for split, count in counts.items():
+        taken = {names[place] for place in order[:count]}
+        order = order[count:]
+        drawn[split] = [unit for unit in dict.fromkeys(units) if unit in taken]
+    return drawn
+
+
+def draw_lists(
+    names: Sequence[str], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[str]]:
+    """:func:`split_units`, and as ``train``, in an order of the seed's too, the names that no split
+    has.
+    """
+    drawn = split_units(names, fractions, seed)
+    taken = {name for split in drawn.values() for name in split}
+    left = [name for name in names if name not in taken]
+    return {"train": np.random.default_rng(seed).permutation(left).tolist(), **drawn}
+
+
+def relabel(label: SimpleITK.Image, values: Sequence[int]) -> SimpleITK.Image:
+    """A label whose ``values[c]`` became class ``c``, uint8.
+
+    Raises:
+        UserError: it has another value.
+    """
+    array = SimpleITK.GetArrayViewFromImage(label)
+    result, known = np.zeros(array.shape, np.uint8), np.zeros(array.shape, bool)
+    for c, value in enumerate(values):
+        found = array == value
+        known |= found
+        result[found] = c
+    if not known.all():
+        others = np.unique(array[~known])
+        listed = ", ".join(f"{value:g}" for value in others[:5]) + (
+            ", …" if len(others) > 5 else ""
+        )
+        expected = ", ".join(map(str, values))
+        raise UserError(
+            f"label has values {listed} in {np.count_nonzero(~known)} voxels; {expected} are "
+            "expected"
+        )
+    image = SimpleITK.GetImageFromArray(result)
+    image.CopyInformation(label)
+    return image
+
+
+def misfit(image: SimpleITK.Image, label: SimpleITK.Image) -> str | None:
+    """How a label's geometry differs from its image's, beyond what file formats round; None where
+    it does not.
+    """
+    a, b = Grid.of(image), Grid.of(label)
+    if a.size != b.size:
+        return f"label has shape {b.size}, but the image has {a.size}"
+    if not np.allclose(a.spacing, b.spacing, rtol=1e-3):
+        return f"label has spacing {_numbers(b.spacing)}, but the image has {_numbers(a.spacing)}"
+    if not np.allclose(a.direction, b.direction, atol=1e-3):
+        axes = f"axes {b.orientation} of the label, {a.orientation} of the image"
+        return f"label has another direction than the image ({axes})"
+    if not np.allclose(a.origin, b.origin, atol=0.1 * min(a.spacing)):
+        return f"label has origin {_numbers(b.origin)}, but the image has {_numbers(a.origin)}"
+    return None
+
+
+def voxel_hash(image: SimpleITK.Image) -> str:
+    """SHA-256 of an image's size and values, with axes to the left, the back and the head: equal
+    for one scan in two formats, types or orders of axes."""
+    oriented = to_array(SimpleITK.DICOMOrient(image, "LPS")).astype(np.float32)
+    return hashlib.sha256(repr(oriented.shape).encode() + oriented.tobytes()).hexdigest()
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)
+
+
+def write_case(
+    path: str | Path,
+    image: np.ndarray,
+    label: np.ndarray | None = None,
+    *,
+    grid: Grid | None = None,
+    source: str | Path = "",
+    sha256: str = "",
+) -> None:
+    """One h5 file: ``image`` float32 and, where there is one, ``label`` uint8 of the same shape,
+    compressed.
+
+    Args:
+        path: of the file; its folder is made.
+        grid: where the arrays' voxels lie, if their axes are x, y and z: attributes ``spacing``,
+            ``origin``, ``direction``.
+        source: the image file, an attribute too, as is ``sha256`` (:func:`voxel_hash`).
+    """
+
+    arrays = {"image": np.asarray(image, dtype=np.float32)}
+    if label is not None:
+        arrays["label"] = np.asarray(label, dtype=np.uint8)
+    attributes = {"source": str(source), "sha256": sha256}
+    if grid is not None:
+        attributes |= {"spacing": grid.spacing, "origin": grid.origin, "direction": grid.direction}
+    content = h5_bytes(arrays, attributes)
+
+    with _writing():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda part: part.write_bytes(content))

@@ -1,0 +1,150 @@
+"""What the ``prepare_<dataset>.py`` scripts share: a folder made once and whole, cases as h5 files,
+lists by patient from a seed, and a report that tells what is wrong with which case.
+
+    if begin(root, recipe, files, overwrite): ...        the same recipe has filled this folder: nothing to do
+    report = Report(class_names)
+    for ...:
+        with report.case(name, split) as row:            a UserError in here leaves out this case, not the others
+            row.look(image, label, source=path)          SimpleITK images: hash, geometry, volumes; what cannot be right
+            prepared = how.apply(image, label)           dataloaders.preprocessing
+            write_case(file, prepared.image, prepared.label, grid=prepared.place.grid, source=path,
+            sha256=row.sha256) row.show(prepared.image, prepared.label, prepared.place.grid.spacing)
+    write_list(root / "train.list", [case for case in train if case in report.good])
+    problems = report.finish(root)                       report.csv, overlays.png, a table, and the problems as lines
+    complete(root, problems)
+    sys.exit(1 if problems else 0)
+
+``prepare_all`` is all of that for a data set whose cases are known before any is read, several at a
+time. ``relabel`` maps the values of a label file to classes, ``misfit`` says how two geometries
+differ, ``split_units`` draws patients. A file that cannot be written ends the script; all else that
+is wrong with a case is told at the end.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dataloaders.preprocessing import MARKER
+from utils.errors import UserError
+from utils.files import write_atomically
+
+
+class CannotWriteError(UserError):
+    """What no other case would fare better with: a full disk, a folder that may not be written."""
+
+
+def begin(
+    root: str | Path, recipe: Mapping, files: Sequence[str], overwrite: bool = False
+) -> dict | None:
+    """Make a folder ready to be filled, unless it is whole already.
+
+    Args:
+        root: the folder; made where it is not there.
+        recipe: what the files depend on, as JSON can hold it: script, options, sources.
+        files: what is going to be written, relative to ``root``, besides :data:`RESULTS`.
+        overwrite: remove what another recipe has written, and that alone.
+
+    Returns:
+        What :func:`complete` has noted, where this recipe has filled the folder and its files are
+        still there.
+
+    Raises:
+        UserError: the folder holds what another recipe, or none, has written, or not all that this
+            one has; or it may not be written.
+    """
+    root, recipe = Path(root), json.loads(json.dumps(recipe))
+    marker = root / MARKER
+    found = read_json(marker) if marker.is_file() else None
+    if found is not None and not {"recipe", "files", "complete"} <= found.keys():
+        raise UserError(
+            f"{marker}: none of these scripts wrote it; choose another folder with --root"
+        )
+    if found is None:
+        strangers = sorted(root.iterdir()) if root.is_dir() else []
+        if strangers:
+            raise UserError(f"{strangers[0]} was there before; choose an empty folder with --root")
+    elif found["complete"] and found["recipe"] != recipe and not overwrite:
+        differ = [
+            key
+            for key in {**found["recipe"], **recipe}
+            if found["recipe"].get(key) != recipe.get(key)
+        ]
+        raise UserError(
+            f"{root} holds another preparation (it differs in {', '.join(differ)}); choose another "
+            "--root, or replace "
+            "it: --overwrite"
+        )
+    elif not overwrite and found["complete"]:
+        gone = [file for file in found["kept"] if not (root / file).is_file()]
+        if gone:
+            raise UserError(
+                f"{root / gone[0]}: gone since it was prepared; --overwrite prepares {root} anew"
+            )
+        return found
+    else:
+        for file in (*found["files"], *RESULTS):
+            with _writing():
+                (root / file).unlink(missing_ok=True)
+    with _writing():
+        for folder in {(root / file).parent for file in files} | {root}:
+            folder.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"recipe": recipe, "files": list(files), "complete": False})
+    return None
+
+
+def complete(root: str | Path, problems: Sequence[str]) -> None:
+    """Note that the folder is whole, and which problems were told."""
+    marker = Path(root) / MARKER
+    found = read_json(marker)
+    kept = [file for file in found["files"] if (Path(root) / file).is_file()]
+    write_json(marker, found | {"complete": True, "kept": kept, "problems": list(problems)})
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON file that holds a table.
+
+    Raises:
+        UserError: missing, damaged, or something else.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: a JSON table is expected")
+    return found
+
+
+def write_json(path: str | Path, values: Mapping | Sequence) -> None:
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with _writing():
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def copy_file(source: str | Path, path: str | Path) -> None:
+    with _writing():
+        write_atomically(path, lambda part: shutil.copyfile(source, part))
+
+
+def write_list(path: str | Path, names: Sequence[str]) -> None:
+    """Case names, one a line."""
+    write_text(path, "".join(f"{name}\n" for name in names))
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """What the file system refuses, as one line that ends the script."""
+    try:
+        yield
+    except OSError as error:
+        raise CannotWriteError(f"{error.filename}: cannot be written ({error.strerror})") from None
+    except UserError as error:
+        raise CannotWriteError(str(error)) from None
+
+
+RESULTS = ("report.csv", "overlays.png")

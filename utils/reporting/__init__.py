@@ -1,0 +1,1 @@
+"""Results read back: compared, tested, tabulated, drawn, exported."""
