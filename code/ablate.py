@@ -354,7 +354,7 @@ TABLES = {
 
 
 def arguments():
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument("table", nargs="?", help="its name: --list shows all")
     parser.add_argument("--list", action="store_true", help="every table, one line each")
     what = parser.add_mutually_exclusive_group()

@@ -28,7 +28,7 @@ from utils.reporting.tables import csv_text, difference_table, latex, legend, re
 
 
 def arguments(argv=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder of a run or of its seeds, or folder:results"
     )

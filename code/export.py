@@ -49,7 +49,7 @@ class MeanProbability(torch.nn.Module):
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument(
         "--out", type=Path, help="folder to write (default: export/<checkpoint> in the run's)"

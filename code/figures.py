@@ -316,7 +316,7 @@ def draw(args, name, figure, *given, **look):
 
 
 def parse():
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     figures = parser.add_subparsers(dest="figure", required=True, metavar="FIGURE")
     unlabelled = "train: those that were unlabelled"
     for name, text in HELPS.items():

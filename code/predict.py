@@ -71,7 +71,7 @@ RECORD = "predict.json"
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument("model", type=Path, help="folder of a run, checkpoint, or exported folder")
     parser.add_argument("input", type=Path, nargs="+", help="files and folders")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")

@@ -36,7 +36,7 @@ FRAMES = {"frame01": "ED", "frame02": "ES"}
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
     )

@@ -36,7 +36,7 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked training data"
     )

@@ -39,7 +39,7 @@ NAME = re.compile(r"sol_yxzt_(pat\d+)\.mat")
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked .mat files"
     )

@@ -32,7 +32,7 @@ IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
     )

@@ -67,7 +67,7 @@ class Case:
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "images",
         type=Path,

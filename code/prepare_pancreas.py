@@ -58,7 +58,7 @@ SHELL, CLEAR, APART = (
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download",
         type=Path,

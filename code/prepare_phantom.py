@@ -21,7 +21,7 @@ from utils import command
 
 
 def parse(arguments=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument("--root", type=Path, default="data/phantom", help="folder to write")
     parser.add_argument("--seed", type=int, default=2018, help="another seed makes other cases")
     parser.add_argument(

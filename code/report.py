@@ -33,7 +33,7 @@ PLACES = ("best", "median", "worst")
 
 
 def arguments(argv=None):
-    parser = command.ArgumentParser(__doc__)
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder of a run or of its seeds, or folder:results"
     )

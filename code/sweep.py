@@ -63,8 +63,8 @@ def variation(text):
 def arguments():
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
-    parser = command.ArgumentParser(
-        __doc__, usage="%(prog)s --methods METHOD … [option …] [-- training option …]"
+    parser = command.Parser(
+        __doc__, __file__, usage="%(prog)s --methods METHOD … [option …] [-- training option …]"
     )
     several = {"nargs": "+", "metavar": "N"}
     what = parser.add_argument_group("what is trained")

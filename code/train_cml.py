@@ -124,7 +124,7 @@ def objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args):
 
 
 def main():
-    parser = options.parser(__doc__, ("paper", "released"))
+    parser = options.parser(__doc__, __file__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument(
         "--pretrain_iterations", type=command.non_negative_int, help="steps on L alone"

@@ -189,7 +189,7 @@ def objective(outputs, label, args, pseudo=None, certain=None, targets=None, epo
 
 def main():
     parser = options.parser(
-        __doc__, ("paper", "released"), base_lr=1e-3, normalization="instancenorm"
+        __doc__, __file__, ("paper", "released"), base_lr=1e-3, normalization="instancenorm"
     )
     method = parser.add_argument_group("method")
     method.add_argument(

@@ -73,7 +73,7 @@ def objective(logits_1, logits_2, label, args):
 
 
 def main():
-    parser = options.parser(__doc__)
+    parser = options.parser(__doc__, __file__)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--max_iterations", type=command.positive_int, default=6000, help="steps in all"

@@ -79,7 +79,7 @@ def objective(logits, sdm, label, weight, dis_loss):
 
 
 def main():
-    parser = options.parser(__doc__, ("paper", "released"))
+    parser = options.parser(__doc__, __file__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument(
         "--max_iterations", type=command.positive_int, default=6000, help="steps in all"

@@ -25,7 +25,7 @@ from utils.training import options, run
 
 
 def main():
-    parser = options.parser(__doc__, unlabeled=False)
+    parser = options.parser(__doc__, __file__, unlabeled=False)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--max_iterations", type=command.positive_int, default=6000, help="steps in all"

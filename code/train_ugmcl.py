@@ -130,7 +130,7 @@ def objective(logits, sdm, label, weight, args, targets=None, certain=None):
 
 
 def main():
-    parser = options.parser(__doc__, ("paper", "released"))
+    parser = options.parser(__doc__, __file__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument("--max_iterations", type=command.positive_int, help="steps in all")
     method.add_argument(

@@ -15,13 +15,23 @@ from utils import distributed
 from utils.errors import UserError
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse with errors of one line, a suggestion for a misspelt flag, and defaults in the
-    help.
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, a suggestion for a misspelt flag, and defaults in the help.
+
+    Args:
+        doc: the script's docstring, shown by `--help`.
+        script: the script's `__file__`; its name begins every error message.
+        options: passed on to `argparse.ArgumentParser`.
     """
 
-    def __init__(self, doc, **options):
-        super().__init__(description=doc, formatter_class=_Help, allow_abbrev=False, **options)
+    def __init__(self, doc: str, script: str, **options):
+        super().__init__(
+            prog=Path(script).name,
+            description=doc,
+            formatter_class=_Help,
+            allow_abbrev=False,
+            **options,
+        )
 
     def error(self, message):
         unknown = (
@@ -61,17 +71,9 @@ def _number(convert, holds, description):
 
 
 positive_int = _number(int, lambda v: v >= 1, "a whole number from 1")
-
-
 non_negative_int = _number(int, lambda v: v >= 0, "a whole number from 0")
-
-
 non_negative = _number(float, lambda v: 0 <= v < math.inf, "a number from 0")
-
-
 positive = _number(float, lambda v: 0 < v < math.inf, "a number above 0")
-
-
 fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 
 

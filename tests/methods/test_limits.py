@@ -117,7 +117,9 @@ def test_without_its_unlabelled_terms_a_method_is_supervised(
     script, flags, loss_of = CASES[method]
     began, ended, shape = run_main(script, [*SGD, *flags], tiny_la, tmp_path / "runs", monkeypatch)
     own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
-    data = two_stream_loader(options.parse(options.parser("", unlabeled=False), argv=own), "cpu")
+    data = two_stream_loader(
+        options.parse(options.parser("", "train_x.py", unlabeled=False), argv=own), "cpu"
+    )
     net = VNet(**shape).to(memory_format=torch.channels_last_3d)
     net.load_state_dict(began)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
@@ -144,7 +146,9 @@ def test_coranet_without_its_unlabelled_terms_is_its_labelled_loss(tiny_la, tmp_
     ]
     began, ended, shape = run_main(train_coranet, flags, tiny_la, tmp_path / "runs", monkeypatch)
     own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
-    data = two_stream_loader(options.parse(options.parser("", unlabeled=False), argv=own), "cpu")
+    data = two_stream_loader(
+        options.parse(options.parser("", "train_x.py", unlabeled=False), argv=own), "cpu"
+    )
     net = VNet(**shape).to(memory_format=torch.channels_last_3d)
     net.load_state_dict(began)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.999))

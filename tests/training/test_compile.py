@@ -93,7 +93,7 @@ def test_compiled_kernels_compute_the_same():
 )
 def test_what_only_a_gpu_can_is_refused(given, message, tmp_path):
     args = options.parse(
-        options.parser("doc"), argv=["--gpu", "-1", "--runs", str(tmp_path), *given]
+        options.parser("doc", "train_x.py"), argv=["--gpu", "-1", "--runs", str(tmp_path), *given]
     )
     with pytest.raises(UserError, match=message):
         run.Run(args, __file__)
@@ -112,7 +112,7 @@ def test_what_only_a_gpu_can_is_refused(given, message, tmp_path):
 )
 def test_what_a_gpu_cannot_either_is_refused(given, message, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    args = options.parse(options.parser("doc"), argv=given)
+    args = options.parse(options.parser("doc", "train_x.py"), argv=given)
     gpu = torch.device("cuda")
     with pytest.raises(UserError, match=message):
         run.Run._check(SimpleNamespace(devices=[gpu], device=gpu), args)

@@ -186,7 +186,9 @@ def test_a_share_keeps_the_ratio_and_the_pairs(tiny_la, monkeypatch):
         "--labeled_bs",
         8,
     ]
-    args = options.parse(options.parser("doc"), argv=[*map(str, given), "--unlabeled_bs", "16"])
+    args = options.parse(
+        options.parser("doc", "train_x.py"), argv=[*map(str, given), "--unlabeled_bs", "16"]
+    )
     data = two_stream_loader(args, torch.device("cpu"))
     whole = data.batch(2)
     for processes, parts in ((1, 2), (2, 1), (2, 2), (4, 1), (1, 4)):

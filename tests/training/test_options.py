@@ -9,7 +9,7 @@ from utils.training.options import rule
 
 
 def parse(*argv, rules=(), presets=(), unlabeled=True, **defaults):
-    parser = options.parser("doc", presets, unlabeled, **defaults)
+    parser = options.parser("doc", "train_x.py", presets, unlabeled, **defaults)
     parser.add_argument("--temperature", type=command.positive)
     return options.parse(parser, rules, list(map(str, argv)))
 

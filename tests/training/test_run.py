@@ -43,7 +43,7 @@ class Data:
 
 
 def parse(tmp_path, *argv):
-    parser = options.parser("doc")
+    parser = options.parser("doc", "train_x.py")
     return options.parse(
         parser, argv=["--gpu", "-1", "--runs", str(tmp_path / "runs"), *map(str, argv)]
     )

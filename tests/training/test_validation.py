@@ -108,7 +108,8 @@ def loader(root, *arguments, script=train_supervised):
 
     defaults = {"unlabeled": script is not train_supervised}
     args = options.parse(
-        options.parser("doc", **defaults), argv=[*LA, "--root", str(root), *map(str, arguments)]
+        options.parser("doc", "train_x.py", **defaults),
+        argv=[*LA, "--root", str(root), *map(str, arguments)],
     )
     return two_stream_loader(args, torch.device("cpu"))
 

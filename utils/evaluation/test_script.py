@@ -10,6 +10,7 @@ predicts.
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -273,7 +274,7 @@ def _only_labelnum(args):
 def _parser(doc, datasets, splits, scores):
     classes = [dataset_class(name) for name in datasets]
     splits = [split for split in splits if any(split in data.splits for data in classes)]
-    parser = command.ArgumentParser(doc)
+    parser = command.Parser(doc, sys.argv[0])
     which = parser.add_argument_group("run")
     which.add_argument("--run", help="its folder; without it the next five name it")
     which.add_argument("--method", default="coranet", help="train_<method>.py")

@@ -5,7 +5,7 @@ errors of one line.
         rule("section 3", max_iterations=6000, temperature=1.93),
         rule("Fig. 3b", lambda args: args.labelnum <= 8, temperature=2.0),        later rows win
     ]
-    parser = options.parser(__doc__)                     options that all training scripts share, then the method's own
+    parser = options.parser(__doc__, __file__)           options that all training scripts share, then the method's own
     args = options.parse(parser, DEFAULTS)               given > rules > data set > the parser's defaults
 
 `args.sources` says of each option where its value came from; a run's log begins with it.
@@ -42,16 +42,17 @@ def rule(source, when=lambda args: True, /, **values):
     return Rule(source, when, values)
 
 
-def parser(doc, presets=(), unlabeled=True, **defaults):
+def parser(doc, script, presets=(), unlabeled=True, **defaults):
     """The options that all training scripts share.
 
     Args:
         doc: the script's docstring.
+        script: the script's `__file__`.
         presets: names for `--preset`, the default first.
         unlabeled: False leaves the unlabelled stream out.
         defaults: the script's own.
     """
-    parser = command.ArgumentParser(doc)
+    parser = command.Parser(doc, script)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset", choices=sorted(DATASETS), default="LA", help="data set and its protocol"
