@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import utils.evaluation.test_script
-import utils.preparation.official
-import utils.reporting.export
-import utils.reporting.plots
-import utils.training.run
+import utils.evaluation.test_script  # noqa: E402
+import utils.preparation.official  # noqa: E402
+import utils.reporting.export  # noqa: E402
+import utils.reporting.plots  # noqa: E402
+import utils.training.run  # noqa: E402, F401
 
 
 def run(job):
