@@ -1,6 +1,7 @@
 #pragma once
 
-// Checks that several operators make of their arguments. Includes torch, so no .cu file includes this.
+// Checks that several operators make of their arguments. Includes torch, so no .cu file includes
+// this.
 
 #include <ATen/ATen.h>
 

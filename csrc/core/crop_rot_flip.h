@@ -1,8 +1,8 @@
 #pragma once
 
-// How a crop that is turned and flipped reads its volume. Quarter turns and flips only exchange and reverse axes, so
-// each axis of the result walks along one axis of the volume, forwards or backwards, and the voxels that the volume
-// has to give are a box of the result.
+// How a crop that is turned and flipped reads its volume. Quarter turns and flips only exchange and
+// reverse axes, so each axis of the result walks along one axis of the volume, forwards or
+// backwards, and the voxels that the volume has to give are a box of the result.
 
 #include <cstdint>
 
@@ -10,23 +10,31 @@
 
 namespace semiseg {
 
-// Voxel (i, j, k) of the result is voxel first + i * step[0] + j * step[1] + k * step[2] of the volume where begin <=
-// (i, j, k) < end on every axis, and 0 elsewhere. The result of an image has an axis j of extent 1 between its own.
+// Voxel (i, j, k) of the result is voxel first + i * step[0] + j * step[1] + k * step[2] of the
+// volume where begin <= (i, j, k) < end on every axis, and 0 elsewhere. The result of an image has
+// an axis j of extent 1 between its own.
 struct CropView {
   std::int64_t first, step[3];
   int begin[3], end[3];
 
-  SEMISEG_HOST_DEVICE bool holds(int axis, int at) const { return begin[axis] <= at && at < end[axis]; }
-  SEMISEG_HOST_DEVICE std::int64_t row(int i, int j) const { return first + i * step[0] + j * step[1]; }
+  SEMISEG_HOST_DEVICE bool holds(int axis, int at) const {
+    return begin[axis] <= at && at < end[axis];
+  }
+  SEMISEG_HOST_DEVICE std::int64_t row(int i, int j) const {
+    return first + i * step[0] + j * step[1];
+  }
 };
 
-// The view of a volume of `axes` axes (2 or 3) and the given extents, contiguous. `start`: the crop's corner; `size`:
-// extents of the result; `rot`: quarter turns 0 .. 3 from axis 0 to axis 1; `flip`: axis reversed afterwards, or -1.
-inline CropView crop_view(int axes, const std::int64_t* extents, const std::int64_t* start, const std::int64_t* size,
-                          int rot, int flip) {
+// The view of a volume of `axes` axes (2 or 3) and the given extents, contiguous. `start`: the
+// crop's corner; `size`: extents of the result; `rot`: quarter turns 0 .. 3 from axis 0 to axis 1;
+// `flip`: axis reversed afterwards, or -1.
+inline CropView crop_view(int axes, const std::int64_t* extents, const std::int64_t* start,
+                          const std::int64_t* size, int rot, int flip) {
   CropView result{0, {0, 0, 0}, {0, 0, 0}, {1, 1, 1}};
   for (int axis = 0; axis < axes; ++axis) {
-    const int from = rot % 2 == 1 && axis < 2 ? 1 - axis : axis;  // the axis of the volume that this one walks along
+    const int from = rot % 2 == 1 && axis < 2
+                         ? 1 - axis
+                         : axis;  // the axis of the volume that this one walks along
     // torch.rot90(x, 1, (0, 1))[i, j] is x[j, -1 - i]; each further turn repeats that.
     const bool turned = axis < 2 && (rot == 2 || rot == (axis == 0 ? 1 : 3));
     const bool backwards = turned != (axis == flip);

@@ -26,11 +26,16 @@ struct SpliceSize {
 struct SpliceBox {
   int start[3], stop[3];
 
-  SEMISEG_HOST_DEVICE bool holds(int axis, int at) const { return start[axis] <= at && at < stop[axis]; }
-  SEMISEG_HOST_DEVICE bool holds(int x, int y, int z) const { return holds(0, x) && holds(1, y) && holds(2, z); }
+  SEMISEG_HOST_DEVICE bool holds(int axis, int at) const {
+    return start[axis] <= at && at < stop[axis];
+  }
+  SEMISEG_HOST_DEVICE bool holds(int x, int y, int z) const {
+    return holds(0, x) && holds(1, y) && holds(2, z);
+  }
 };
 
-// The boxes of a batch: `axes` first and `axes` last corners each, one box after the other or the same one for all.
+// The boxes of a batch: `axes` first and `axes` last corners each, one box after the other or the
+// same one for all.
 struct SpliceBoxes {
   const std::int64_t* corners;
   int axes;
@@ -39,7 +44,8 @@ struct SpliceBoxes {
   SEMISEG_HOST_DEVICE SpliceBox box(std::int64_t item, const SpliceSize& size) const {
     const std::int64_t* start = corners + (one_for_all ? 0 : 2 * axes * item);
     SpliceBox box{{0, 0, 0}, {size.x, size.y, size.z}};
-    for (int axis = 0; axis < 3; ++axis) {  // not over k: with constant indices a GPU keeps the box in registers
+    for (int axis = 0; axis < 3;
+         ++axis) {  // not over k: with constant indices a GPU keeps the box in registers
       const int k = axis < 2 ? axis : axes - 1, extent = box.stop[axis];
       if (axis < 2 && axis >= axes - 1) continue;
       const auto clamped = [extent](std::int64_t at) {

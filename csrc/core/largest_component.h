@@ -2,13 +2,15 @@
 
 // Connected components by union-find, many threads at once.
 //
-// Elements (voxels, or runs of voxels) are numbered in scan order. One int32 an element says all: a root holds ~size,
-// which is negative, any other element the number of an element before it, one step nearer its root. A root only ever
-// joins a root before it, so that whatever the threads' order a component's root is its first element in scan order.
+// Elements (voxels, or runs of voxels) are numbered in scan order. One int32 an element says all: a
+// root holds ~size, which is negative, any other element the number of an element before it, one
+// step nearer its root. A root only ever joins a root before it, so that whatever the threads'
+// order a component's root is its first element in scan order.
 //
-// What another thread reads while one writes goes through an Access: Shared is atomic on both devices, Alone is for
-// elements that no other thread touches. No order between different elements is needed: whatever of its past a thread
-// sees of an element, it sees one of the element's own component, and a root is joined only if it is still unchanged.
+// What another thread reads while one writes goes through an Access: Shared is atomic on both
+// devices, Alone is for elements that no other thread touches. No order between different elements
+// is needed: whatever of its past a thread sees of an element, it sees one of the element's own
+// component, and a root is joined only if it is still unchanged.
 
 #include <cstdint>
 
@@ -44,7 +46,8 @@ struct Shared {
 #endif
   }
 
-  SEMISEG_HOST_DEVICE static std::int32_t exchange(std::int32_t* at, std::int32_t expected, std::int32_t desired) {
+  SEMISEG_HOST_DEVICE static std::int32_t exchange(std::int32_t* at, std::int32_t expected,
+                                                   std::int32_t desired) {
 #ifdef __CUDA_ARCH__
     return atomicCAS(at, expected, desired);
 #else
@@ -66,8 +69,8 @@ SEMISEG_HOST_DEVICE std::int32_t find_root(std::int32_t* parents, std::int32_t e
   return element;
 }
 
-// Joins two components; the one that begins earlier takes the other's size. Returns an element of both that is the root
-// if no other thread joins it meanwhile.
+// Joins two components; the one that begins earlier takes the other's size. Returns an element of
+// both that is the root if no other thread joins it meanwhile.
 template <typename Access>
 SEMISEG_HOST_DEVICE std::int32_t unite(std::int32_t* parents, std::int32_t a, std::int32_t b) {
   while (true) {
@@ -91,7 +94,8 @@ SEMISEG_HOST_DEVICE std::int32_t unite(std::int32_t* parents, std::int32_t a, st
   }
 }
 
-// What a component has to be its class's largest: its size, then an early root. A class without components keeps 0.
+// What a component has to be its class's largest: its size, then an early root. A class without
+// components keeps 0.
 using Key = unsigned long long;
 
 SEMISEG_HOST_DEVICE Key key_of(std::int32_t size, std::int32_t root) {
@@ -109,7 +113,8 @@ SEMISEG_HOST_DEVICE void propose(Key* best, Key key) {
   if (*static_cast<volatile Key*>(best) < key) atomicMax(best, key);
 #else
   Key seen = __atomic_load_n(best, __ATOMIC_RELAXED);
-  while (seen < key && !__atomic_compare_exchange_n(best, &seen, key, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  while (seen < key &&
+         !__atomic_compare_exchange_n(best, &seen, key, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
 #endif
 }
@@ -120,8 +125,8 @@ SEMISEG_HOST_DEVICE bool is_foreground(T label, int classes) {
   return label != 0 && static_cast<std::uint64_t>(label) < static_cast<std::uint64_t>(classes);
 }
 
-// One item: x slowest, z contiguous, fewer than 2^31 voxels. Neighbours differ by at most one along at most `rank`
-// axes: across faces (1), edges (2), corners (3).
+// One item: x slowest, z contiguous, fewer than 2^31 voxels. Neighbours differ by at most one along
+// at most `rank` axes: across faces (1), edges (2), corners (3).
 struct Grid {
   int x, y, z, rank;
 
@@ -129,13 +134,14 @@ struct Grid {
   SEMISEG_HOST_DEVICE std::int32_t voxels() const { return x * y * z; }
 };
 
-// The rows that touch the row at (x, y) and are scanned before it: (x, y - 1), (x - 1, y - 1), (x - 1, y), (x - 1, y +
-// 1).
+// The rows that touch the row at (x, y) and are scanned before it: (x, y - 1), (x - 1, y - 1), (x -
+// 1, y), (x - 1, y + 1).
 constexpr int kEarlierRows = 4;
 
 struct EarlierRow {
-  int planes, y;      // so many planes back; y relative to the row's
-  int reach;          // how far apart along z neighbours in the two rows may lie; none are neighbours if negative
+  int planes, y;  // so many planes back; y relative to the row's
+  int reach;  // how far apart along z neighbours in the two rows may lie; none are neighbours if
+              // negative
   std::int32_t back;  // so many voxels back
 
   SEMISEG_HOST_DEVICE EarlierRow(int i, const Grid& grid) : planes(i > 0), y(i == 0 ? -1 : i - 2) {
@@ -149,11 +155,12 @@ struct EarlierRow {
   }
 };
 
-// Calls visit(neighbour) for neighbours of a foreground voxel in earlier rows, of its label: enough to join all that
-// touch, if every voxel also counts as joined to the next of its row where their labels are equal. Where two runs of a
-// label lie side by side, that is where they first touch.
+// Calls visit(neighbour) for neighbours of a foreground voxel in earlier rows, of its label: enough
+// to join all that touch, if every voxel also counts as joined to the next of its row where their
+// labels are equal. Where two runs of a label lie side by side, that is where they first touch.
 template <typename T, typename Visit>
-SEMISEG_HOST_DEVICE void for_each_contact(const T* labels, const Grid& grid, int x, int y, int z, const Visit& visit) {
+SEMISEG_HOST_DEVICE void for_each_contact(const T* labels, const Grid& grid, int x, int y, int z,
+                                          const Visit& visit) {
   const std::int32_t voxel = (x * grid.y + y) * grid.z + z;
   const T label = labels[voxel];
   const bool begins = z == 0 || labels[voxel - 1] != label;

@@ -1,6 +1,7 @@
 #pragma once
 
-// What both devices read from the operator's arguments. Includes torch, so no .cu file includes this.
+// What both devices read from the operator's arguments. Includes torch, so no .cu file includes
+// this.
 
 #include <ATen/ATen.h>
 
@@ -19,11 +20,14 @@ struct Arguments {
 
   Arguments(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
     TORCH_CHECK_TYPE(at::isIntegralType(given.scalar_type(), /*includeBool=*/true),
-                     "largest_component: expected bool or integer labels, got ", given.scalar_type());
+                     "largest_component: expected bool or integer labels, got ",
+                     given.scalar_type());
     TORCH_CHECK_VALUE(given.dim() == 3 || given.dim() == 4,
-                      "largest_component: expected labels (B, X, Y) or (B, X, Y, Z), got ", given.sizes());
+                      "largest_component: expected labels (B, X, Y) or (B, X, Y, Z), got ",
+                      given.sizes());
     TORCH_CHECK_VALUE(num_classes >= 2 && num_classes <= 1 << 15,
-                      "largest_component: expected 2 to 32768 classes with the background, got ", num_classes);
+                      "largest_component: expected 2 to 32768 classes with the background, got ",
+                      num_classes);
     const int rank = given.dim() == 3     ? connectivity == 4   ? 1
                                             : connectivity == 8 ? 2
                                                                 : 0
@@ -31,7 +35,8 @@ struct Arguments {
                      : connectivity == 18 ? 2
                      : connectivity == 26 ? 3
                                           : 0;
-    TORCH_CHECK_VALUE(rank > 0, "largest_component: no connectivity ", connectivity, " for labels ", given.sizes());
+    TORCH_CHECK_VALUE(rank > 0, "largest_component: no connectivity ", connectivity, " for labels ",
+                      given.sizes());
     const auto sizes = given.sizes().slice(1);
     checked_voxels("largest_component", sizes);
     if (given.scalar_type() == at::kBool) num_classes = 2;
@@ -39,8 +44,8 @@ struct Arguments {
     if (given.scalar_type() == at::kChar) num_classes = std::min<std::int64_t>(num_classes, 128);
     classes = static_cast<int>(num_classes);
     labels = given.contiguous();
-    // Axes of one voxel say nothing: without them rows are as long as can be, and x is where there is something to
-    // share.
+    // Axes of one voxel say nothing: without them rows are as long as can be, and x is where there
+    // is something to share.
     std::vector<int> extents;
     for (const auto extent : sizes)
       if (extent != 1) extents.push_back(static_cast<int>(extent));

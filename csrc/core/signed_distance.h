@@ -2,14 +2,16 @@
 
 // The exact signed Euclidean distance transform, one axis at a time.
 //
-// Every voxel carries one signed number v: its squared distance to the nearest voxel of the other label, positive
-// outside the object and negative inside. Both sides therefore travel through one array and one pass an axis:
-// a voxel of sign s reaches the other label by way of voxel j of its line at the cost max(s * v[j], 0) + (i - j)^2,
-// because a voxel j of the other label is itself the goal. Along the first axis v follows from two sweeps; along every
-// further axis v[i] is the lowest of those parabolas (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012;
-// the sign, the runs and the arithmetic without division are this project's).
+// Every voxel carries one signed number v: its squared distance to the nearest voxel of the other
+// label, positive outside the object and negative inside. Both sides therefore travel through one
+// array and one pass an axis: a voxel of sign s reaches the other label by way of voxel j of its
+// line at the cost max(s * v[j], 0) + (i - j)^2, because a voxel j of the other label is itself the
+// goal. Along the first axis v follows from two sweeps; along every further axis v[i] is the lowest
+// of those parabolas (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012; the sign, the
+// runs and the arithmetic without division are this project's).
 //
-// T is int32_t for equal spacing (exact) and float for unequal spacing; the CPU also uses int16_t for small volumes.
+// T is int32_t for equal spacing (exact) and float for unequal spacing; the CPU also uses int16_t
+// for small volumes.
 
 #include <cmath>
 #include <cstdint>
@@ -28,14 +30,16 @@ struct Volumes {
   SEMISEG_HOST_DEVICE std::int64_t voxels() const { return x * plane(); }
 };
 
-// The size of a voxel. Where it is equal along all axes, squared distances are integers in units of its square.
+// The size of a voxel. Where it is equal along all axes, squared distances are integers in units of
+// its square.
 struct Spacing {
   double x, y, z;
 
   bool equal() const { return x == y && y == z; }
 };
 
-// What a step along each axis adds to the distance, squared, as T counts it, and the length of T's unit.
+// What a step along each axis adds to the distance, squared, as T counts it, and the length of T's
+// unit.
 template <typename T>
 struct Units {
   T x = 1, y = 1, z = 1;
@@ -52,9 +56,10 @@ struct Units {
   }
 };
 
-// kFarSteps: so many voxels along the first axis count as out of reach; kFar: the squared distance written for them.
-// Below these limits nothing overflows: int32_t holds any volume whose squared diagonal stays under 2^30. Where the
-// farthest voxel turns out to lie at kFar or beyond, an int16_t map is not exact and must be made again as int32_t.
+// kFarSteps: so many voxels along the first axis count as out of reach; kFar: the squared distance
+// written for them. Below these limits nothing overflows: int32_t holds any volume whose squared
+// diagonal stays under 2^30. Where the farthest voxel turns out to lie at kFar or beyond, an
+// int16_t map is not exact and must be made again as int32_t.
 template <typename T>
 struct Reach;
 template <>
@@ -70,7 +75,8 @@ struct Reach<float> {
   static constexpr float kFarSteps = 1 << 24, kFar = HUGE_VALF;
 };
 
-// The type in which parabolas of T are compared: wide enough for a squared distance times an extent.
+// The type in which parabolas of T are compared: wide enough for a squared distance times an
+// extent.
 template <typename T>
 struct Comparison {
   using Type = double;
@@ -89,21 +95,26 @@ SEMISEG_HOST_DEVICE T steps_via(bool same_label, T steps_of_neighbour) {
 
 template <typename T>
 SEMISEG_HOST_DEVICE T signed_square(T steps, bool inside, T unit) {
-  const T square = steps >= Reach<T>::kFarSteps ? Reach<T>::kFar : static_cast<T>(steps * steps * unit);
+  const T square =
+      steps >= Reach<T>::kFarSteps ? Reach<T>::kFar : static_cast<T>(steps * steps * unit);
   return inside ? static_cast<T>(-square) : square;
 }
 
-// First axis. Fills `lanes` neighbouring lines of n voxels, element i of line k at i * stride + k, with signed squared
-// distances along the line alone, in units of the squared spacing `unit` (1 for integers).
+// First axis. Fills `lanes` neighbouring lines of n voxels, element i of line k at i * stride + k,
+// with signed squared distances along the line alone, in units of the squared spacing `unit` (1 for
+// integers).
 template <typename T>
-SEMISEG_HOST_DEVICE void scan_lines(const std::uint8_t* mask, T* out, int n, std::ptrdiff_t stride, int lanes, T unit) {
+SEMISEG_HOST_DEVICE void scan_lines(const std::uint8_t* mask, T* out, int n, std::ptrdiff_t stride,
+                                    int lanes, T unit) {
   for (int k = 0; k < lanes; ++k) out[k] = Reach<T>::kFarSteps;
   for (int i = 1; i < n; ++i) {
     const std::uint8_t *here = mask + i * stride, *back = here - stride;
     T* steps = out + i * stride;
-    for (int k = 0; k < lanes; ++k) steps[k] = steps_via((here[k] != 0) == (back[k] != 0), steps[k - stride]);
+    for (int k = 0; k < lanes; ++k)
+      steps[k] = steps_via((here[k] != 0) == (back[k] != 0), steps[k - stride]);
   }
-  // The way back takes the smaller count of both directions and squares what the next line no longer needs.
+  // The way back takes the smaller count of both directions and squares what the next line no
+  // longer needs.
   for (int i = n - 2; i >= 0; --i) {
     const std::uint8_t *here = mask + i * stride, *ahead = here + stride;
     T *steps = out + i * stride, *done = steps + stride;
@@ -115,10 +126,12 @@ SEMISEG_HOST_DEVICE void scan_lines(const std::uint8_t* mask, T* out, int n, std
   for (int k = 0; k < lanes; ++k) out[k] = signed_square(out[k], mask[k] != 0, unit);
 }
 
-// First axis, a voxel alone: steps to the nearest voxel of the other label in a column of n voxels, whose foreground is
-// given as bits, `words[j * stride]` holding voxels 32 j to 32 j + 31; kFarSteps where there is none.
+// First axis, a voxel alone: steps to the nearest voxel of the other label in a column of n voxels,
+// whose foreground is given as bits, `words[j * stride]` holding voxels 32 j to 32 j + 31;
+// kFarSteps where there is none.
 template <typename T>
-SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_t stride, int n, int i) {
+SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_t stride, int n,
+                                       int i) {
   const int home = i / 32, last = (n - 1) / 32;
   const std::uint32_t same = words[home * stride] >> (i % 32) & 1 ? 0xFFFFFFFFu : 0u;
   const auto others = [&](int j) {
@@ -127,7 +140,8 @@ SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_
   };
   int steps = n;  // farther than any voxel of the column
   std::uint32_t found =
-      others(home) & (0xFFFFFFFEu << (i % 32));  // shifted once by type, so that 31 is no special case
+      others(home) &
+      (0xFFFFFFFEu << (i % 32));  // shifted once by type, so that 31 is no special case
   for (int j = home; found != 0 || j < last; found = others(++j)) {
     if (found == 0) continue;
     steps = 32 * j + zeros_below(found) - i;
@@ -142,8 +156,8 @@ SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_
   return steps < n ? static_cast<T>(steps) : Reach<T>::kFarSteps;
 }
 
-// Further axes, a voxel alone: the lowest parabola over voxel i of the line, sought from near to far until nothing
-// farther can be lower.
+// Further axes, a voxel alone: the lowest parabola over voxel i of the line, sought from near to
+// far until nothing farther can be lower.
 template <typename T>
 SEMISEG_HOST_DEVICE T search_line(Line<const T> line, int n, int i, T unit) {
   const bool inside = line[i] < 0;
@@ -164,31 +178,37 @@ SEMISEG_HOST_DEVICE T search_line(Line<const T> line, int n, int i, T unit) {
 // Does parabola q lie nowhere below both p and r, p < q < r, of the given heights?
 template <typename W>
 SEMISEG_HOST_DEVICE bool hidden(int p, W height_p, int q, W height_q, int r, W height_r, W unit) {
-  return (height_q - height_p) * (r - q) + (height_q - height_r) * (q - p) >= unit * (q - p) * (r - q) * (r - p);
+  return (height_q - height_p) * (r - q) + (height_q - height_r) * (q - p) >=
+         unit * (q - p) * (r - q) * (r - p);
 }
 
-// Further axes. Writes the lowest parabola over every voxel of `line` to `out` (which may not overlap it).
-// `hull` is room for n positions. Linear in n.
+// Further axes. Writes the lowest parabola over every voxel of `line` to `out` (which may not
+// overlap it). `hull` is room for n positions. Linear in n.
 //
-// A run of one label is solved alone: the voxels that bound it are goals of height 0, and nothing behind them is
-// nearer.
+// A run of one label is solved alone: the voxels that bound it are goals of height 0, and nothing
+// behind them is nearer.
 template <typename T>
-SEMISEG_HOST_DEVICE void solve_line(Line<const T> line, Line<T> out, Line<int> hull, int n, T unit) {
+SEMISEG_HOST_DEVICE void solve_line(Line<const T> line, Line<T> out, Line<int> hull, int n,
+                                    T unit) {
   using Wide = typename Comparison<T>::Type;
   for (int begin = 0, end; begin < n; begin = end) {
     const bool inside = line[begin] < 0;
     end = begin + 1;
     while (end < n && (line[end] < 0) == inside) ++end;
 
-    const auto height = [&](int j) -> T { return j < begin || j >= end ? T{0} : inside ? -line[j] : line[j]; };
-    const auto cost = [&](int j, int i) { return static_cast<Wide>(height(j)) + Wide(unit) * (i - j) * (i - j); };
+    const auto height = [&](int j) -> T {
+      return j < begin || j >= end ? T{0} : inside ? -line[j] : line[j];
+    };
+    const auto cost = [&](int j, int i) {
+      return static_cast<Wide>(height(j)) + Wide(unit) * (i - j) * (i - j);
+    };
 
     int top = -1;
     for (int j = begin > 0 ? begin - 1 : begin; j <= end && j < n; ++j) {
       const T added = height(j);
       if (added == Reach<T>::kFar) continue;
-      while (top > 0 &&
-             hidden<Wide>(hull[top - 1], height(hull[top - 1]), hull[top], height(hull[top]), j, added, unit))
+      while (top > 0 && hidden<Wide>(hull[top - 1], height(hull[top - 1]), hull[top],
+                                     height(hull[top]), j, added, unit))
         --top;
       hull[++top] = j;
     }
@@ -216,8 +236,10 @@ struct Peak {
   }
 };
 
-// A foreground voxel with a background voxel across one of its faces; the volume's edge is no boundary.
-SEMISEG_HOST_DEVICE bool on_inner_boundary(const std::uint8_t* mask, const Volumes& size, int x, int y, int z) {
+// A foreground voxel with a background voxel across one of its faces; the volume's edge is no
+// boundary.
+SEMISEG_HOST_DEVICE bool on_inner_boundary(const std::uint8_t* mask, const Volumes& size, int x,
+                                           int y, int z) {
   const std::ptrdiff_t step_x = size.plane(), step_y = size.z;
   const std::uint8_t* here = mask + x * step_x + y * step_y + z;
   if (*here == 0) return false;
@@ -230,16 +252,18 @@ SEMISEG_HOST_DEVICE bool on_inner_boundary(const std::uint8_t* mask, const Volum
 template <typename T>
 SEMISEG_HOST_DEVICE float distance(T v, float unit_length) {
   const T square = v < 0 ? static_cast<T>(-v) : v;
-  const float length = square == Reach<T>::kFar ? HUGE_VALF : sqrtf(static_cast<float>(square)) * unit_length;
+  const float length =
+      square == Reach<T>::kFar ? HUGE_VALF : sqrtf(static_cast<float>(square)) * unit_length;
   return v < 0 ? -length : length;
 }
 
-// The signed distance over the largest one of its side, 0 on the inner boundary. An item of one label only is -1 (full)
-// or 0 (empty) everywhere.
+// The signed distance over the largest one of its side, 0 on the inner boundary. An item of one
+// label only is -1 (full) or 0 (empty) everywhere.
 template <typename T>
 SEMISEG_HOST_DEVICE float normalized_distance(T v, bool on_boundary, Peak<float> longest) {
   const T square = v < 0 ? static_cast<T>(-v) : v;
-  const float share = sqrtf(static_cast<float>(square)) / (v < 0 ? -longest.inside : longest.outside);
+  const float share =
+      sqrtf(static_cast<float>(square)) / (v < 0 ? -longest.inside : longest.outside);
   const float alone = v < 0 ? -1.f : 0.f;
   return on_boundary ? 0.f : square == Reach<T>::kFar ? alone : share;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
-// What both devices read from the operator's arguments. Includes torch, so no .cu file includes this.
+// What both devices read from the operator's arguments. Includes torch, so no .cu file includes
+// this.
 
 #include <ATen/ATen.h>
 
@@ -17,13 +18,17 @@ struct SignedDistanceArguments {
   SignedDistanceArguments(const at::Tensor& given, at::ArrayRef<double> steps)
       : mask(checked_mask("signed_distance", given)) {
     TORCH_CHECK_VALUE(given.dim() == 3 || given.dim() == 4,
-                      "signed_distance: expected a mask (B, X, Y) or (B, X, Y, Z), got ", given.sizes());
+                      "signed_distance: expected a mask (B, X, Y) or (B, X, Y, Z), got ",
+                      given.sizes());
     TORCH_CHECK_VALUE(static_cast<std::int64_t>(steps.size()) == given.dim() - 1,
-                      "signed_distance: expected one spacing an axis, got ", steps, " for ", given.sizes());
+                      "signed_distance: expected one spacing an axis, got ", steps, " for ",
+                      given.sizes());
 
     double diagonal = 0;
-    for (const auto extent : given.sizes().slice(1)) diagonal += static_cast<double>(extent) * extent;
-    TORCH_CHECK_VALUE(diagonal < 1 << 30, "signed_distance: the diagonal of ", given.sizes(), " reaches 2^15 voxels");
+    for (const auto extent : given.sizes().slice(1))
+      diagonal += static_cast<double>(extent) * extent;
+    TORCH_CHECK_VALUE(diagonal < 1 << 30, "signed_distance: the diagonal of ", given.sizes(),
+                      " reaches 2^15 voxels");
     const auto extent = [&](std::int64_t axis) { return static_cast<int>(given.size(axis)); };
     const bool volume = given.dim() == 4;
     size = {given.size(0), extent(1), volume ? extent(2) : 1, extent(-1)};

@@ -1,9 +1,11 @@
 #pragma once
 
-// Sliding windows put together: the probabilities that a voxel gets from the windows of a grid that cover it.
+// Sliding windows put together: the probabilities that a voxel gets from the windows of a grid that
+// cover it.
 //
-// A gather: every voxel goes through its windows in the grid's order, so no two threads write one voxel, and the sum is
-// the same to the bit for any number of threads and however many windows a call brings.
+// A gather: every voxel goes through its windows in the grid's order, so no two threads write one
+// voxel, and the sum is the same to the bit for any number of threads and however many windows a
+// call brings.
 
 #include <cmath>
 #include <cstdint>
@@ -15,8 +17,8 @@ namespace semiseg {
 
 enum class Activation { kNone, kSoftmax, kSigmoid };
 
-// Windows of one size over a volume, x slowest; an image has y == 1. It travels to a kernel by value (4 KiB hold all
-// of a kernel's arguments), hence the limit.
+// Windows of one size over a volume, x slowest; an image has y == 1. It travels to a kernel by
+// value (4 KiB hold all of a kernel's arguments), hence the limit.
 struct WindowGrid {
   static constexpr int kMaxStarts = 768;
 
@@ -35,8 +37,12 @@ struct WindowGrid {
     return covered;
   }
 
-  SEMISEG_HOST_DEVICE std::int64_t windows() const { return std::int64_t{counts[0]} * counts[1] * counts[2]; }
-  SEMISEG_HOST_DEVICE std::int64_t voxels() const { return std::int64_t{size[0]} * size[1] * size[2]; }
+  SEMISEG_HOST_DEVICE std::int64_t windows() const {
+    return std::int64_t{counts[0]} * counts[1] * counts[2];
+  }
+  SEMISEG_HOST_DEVICE std::int64_t voxels() const {
+    return std::int64_t{size[0]} * size[1] * size[2];
+  }
   SEMISEG_HOST_DEVICE std::int64_t voxel(int x, int y, int z) const {
     return (std::int64_t{x} * size[1] + y) * size[2] + z;
   }
@@ -51,30 +57,37 @@ struct WindowRun {
   // At least one window.
   WindowRun(const WindowGrid& grid, std::int64_t first_window, std::int64_t count)
       : first(first_window), last(first_window + count) {
-    const std::int64_t from[3] = {first / grid.counts[2] / grid.counts[1], first / grid.counts[2] % grid.counts[1],
-                                  first % grid.counts[2]};
+    const std::int64_t from[3] = {first / grid.counts[2] / grid.counts[1],
+                                  first / grid.counts[2] % grid.counts[1], first % grid.counts[2]};
     const std::int64_t to[3] = {(last - 1) / grid.counts[2] / grid.counts[1],
-                                (last - 1) / grid.counts[2] % grid.counts[1], (last - 1) % grid.counts[2]};
+                                (last - 1) / grid.counts[2] % grid.counts[1],
+                                (last - 1) % grid.counts[2]};
     first_x = static_cast<int>(from[0]);
     last_x = static_cast<int>(to[0]);
-    bool one = true;  // one start along all slower axes; else this axis is gone through from end to end
+    bool one =
+        true;  // one start along all slower axes; else this axis is gone through from end to end
     const int* starts = grid.starts;
     for (int axis = 0; axis < 3; starts += grid.counts[axis++]) {
       const bool whole = axis > 0 && !one;
-      const int begin = starts[whole ? 0 : from[axis]], end = starts[whole ? grid.counts[axis] - 1 : to[axis]];
+      const int begin = starts[whole ? 0 : from[axis]],
+                end = starts[whole ? grid.counts[axis] - 1 : to[axis]];
       origin[axis] = begin;
       extent[axis] = end + grid.patch[axis] - begin;
       one = one && from[axis] == to[axis];
     }
   }
 
-  SEMISEG_HOST_DEVICE std::int64_t voxels() const { return std::int64_t{extent[0]} * extent[1] * extent[2]; }
+  SEMISEG_HOST_DEVICE std::int64_t voxels() const {
+    return std::int64_t{extent[0]} * extent[1] * extent[2];
+  }
 };
 
-// Calls visit(window, px, py, z) for the windows of the run that cover column (x, y), in the grid's order: the window
-// counted from the run's first, the column's place in it, and the first voxel that it covers along z.
+// Calls visit(window, px, py, z) for the windows of the run that cover column (x, y), in the grid's
+// order: the window counted from the run's first, the column's place in it, and the first voxel
+// that it covers along z.
 template <typename Visit>
-SEMISEG_HOST_DEVICE void visit_column(const WindowGrid& grid, const WindowRun& run, int x, int y, const Visit& visit) {
+SEMISEG_HOST_DEVICE void visit_column(const WindowGrid& grid, const WindowRun& run, int x, int y,
+                                      const Visit& visit) {
   for (int i = run.first_x; i <= run.last_x; ++i) {
     const int px = x - grid.start_x(i);
     if (px < 0) break;
@@ -85,7 +98,8 @@ SEMISEG_HOST_DEVICE void visit_column(const WindowGrid& grid, const WindowRun& r
       if (py >= grid.patch[1]) continue;
       const std::int64_t row = (std::int64_t{i} * grid.counts[1] + j) * grid.counts[2];
       const int begin = run.first > row ? static_cast<int>(run.first - row) : 0;
-      const int end = run.last - row < grid.counts[2] ? static_cast<int>(run.last - row) : grid.counts[2];
+      const int end =
+          run.last - row < grid.counts[2] ? static_cast<int>(run.last - row) : grid.counts[2];
       for (int k = begin; k < end; ++k) visit(row + k - run.first, px, py, grid.start_z(k));
     }
   }
@@ -114,22 +128,29 @@ SEMISEG_HOST_DEVICE To bits_as(From from) {
 
 SEMISEG_HOST_DEVICE float to_float(float value) { return value; }
 SEMISEG_HOST_DEVICE float to_float(double value) { return static_cast<float>(value); }
-SEMISEG_HOST_DEVICE float to_float(BFloat16 value) { return bits_as<float>(std::uint32_t{value.bits} << 16); }
+SEMISEG_HOST_DEVICE float to_float(BFloat16 value) {
+  return bits_as<float>(std::uint32_t{value.bits} << 16);
+}
 SEMISEG_HOST_DEVICE float to_float(Float16 value) {
   const std::uint32_t magnitude = value.bits & 0x7fffu, sign = (value.bits & 0x8000u) << 16;
-  const float finite = bits_as<float>(magnitude << 13) * 0x1p112f;  // moves the exponent's bias, subnormals too
-  return bits_as<float>(sign | (magnitude < 0x7c00u ? bits_as<std::uint32_t>(finite) : magnitude << 13 | 0x7f800000u));
+  const float finite =
+      bits_as<float>(magnitude << 13) * 0x1p112f;  // moves the exponent's bias, subnormals too
+  return bits_as<float>(sign | (magnitude < 0x7c00u ? bits_as<std::uint32_t>(finite)
+                                                    : magnitude << 13 | 0x7f800000u));
 }
 
-// e^x for x <= 0 to a relative 1e-7, and 0 for x < -87; NaN stays NaN. Straight code, which vectorises:
-// x = n ln 2 + r, and for e^r, |r| <= ln 2 / 2, the polynomial 1 + r + r^2 q(r) of least relative error.
+// e^x for x <= 0 to a relative 1e-7, and 0 for x < -87; NaN stays NaN. Straight code, which
+// vectorises: x = n ln 2 + r, and for e^r, |r| <= ln 2 / 2, the polynomial 1 + r + r^2 q(r) of
+// least relative error.
 SEMISEG_HOST_DEVICE float exp_of_negative(float x) {
 #ifdef __CUDA_ARCH__
   return expf(x);
 #else
-  const float shifted = x * 0x1.715476p0f + 0x1.8p23f;  // rounds to an integer n, which lands in the lowest bits
+  const float shifted =
+      x * 0x1.715476p0f + 0x1.8p23f;  // rounds to an integer n, which lands in the lowest bits
   const float n = shifted - 0x1.8p23f;
-  const float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;  // ln 2 in two parts, the first times n exact
+  const float r =
+      x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;  // ln 2 in two parts, the first times n exact
   float q = 0x1.6a23dp-10f;
   q = q * r + 0x1.123a2p-7f;
   q = q * r + 0x1.5558f2p-5f;
@@ -145,8 +166,8 @@ SEMISEG_HOST_DEVICE float sigmoid(float x) {
   return x < 0 ? e * larger_half : larger_half;
 }
 
-// Two classes need one exponential. `high - high` is 0, and NaN for an infinite logit, as in torch.softmax: an overflow
-// must not pass for certainty.
+// Two classes need one exponential. `high - high` is 0, and NaN for an infinite logit, as in
+// torch.softmax: an overflow must not pass for certainty.
 SEMISEG_HOST_DEVICE void softmax(float (&value)[2]) {
   const bool second = value[1] > value[0];
   const float high = second ? value[1] : value[0], low = second ? value[0] : value[1];

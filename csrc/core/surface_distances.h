@@ -1,11 +1,11 @@
 #pragma once
 
-// Distances from the surface of one mask to the surface of another, over bitmasks: one bit a voxel, a row along z in
-// words of 64, so that the nearest voxel of a row is a count of zeros.
+// Distances from the surface of one mask to the surface of another, over bitmasks: one bit a voxel,
+// a row along z in words of 64, so that the nearest voxel of a row is a count of zeros.
 //
-// A search visits the rows around a voxel, near ones first, and leaves out those that lie too far away to hold anything
-// nearer than what it has. Far from home it visits blocks of tiles of rows, and enters only those whose rows, laid over
-// each other, hold something near enough.
+// A search visits the rows around a voxel, near ones first, and leaves out those that lie too far
+// away to hold anything nearer than what it has. Far from home it visits blocks of tiles of rows,
+// and enters only those whose rows, laid over each other, hold something near enough.
 //
 // T counts squared distances: int64_t for equal spacing (exact) and double for unequal spacing.
 
@@ -20,7 +20,8 @@ namespace semiseg::surfaces {
 using Word = std::uint64_t;
 
 constexpr int kWordBits = 64;
-constexpr int kSide = 4;      // a tile is so many rows wide along x and along y, and a block so many tiles
+constexpr int kSide =
+    4;  // a tile is so many rows wide along x and along y, and a block so many tiles
 constexpr int kNearRows = 3;  // so many rows to each side are searched one by one before the tiles
 
 SEMISEG_HOST_DEVICE int count_bits(Word word) {
@@ -36,7 +37,9 @@ struct Grid {
   int x, y, words;
   bool image;  // y == 1 is no axis: voxels have no neighbours along it
 
-  SEMISEG_HOST_DEVICE std::int64_t row(int i, int j) const { return (std::int64_t{i} * y + j) * words; }
+  SEMISEG_HOST_DEVICE std::int64_t row(int i, int j) const {
+    return (std::int64_t{i} * y + j) * words;
+  }
   SEMISEG_HOST_DEVICE std::int64_t size() const { return std::int64_t{x} * y * words; }
   // One row for each tile of rows.
   SEMISEG_HOST_DEVICE Grid tiled() const {
@@ -44,8 +47,9 @@ struct Grid {
   }
 };
 
-// Bits of one word of a mask, at word k of row (i, j), that have a face on the background: the mask without its erosion
-// by the 6-connected (image: 4-connected) cross. Beyond the grid all is background.
+// Bits of one word of a mask, at word k of row (i, j), that have a face on the background: the mask
+// without its erosion by the 6-connected (image: 4-connected) cross. Beyond the grid all is
+// background.
 SEMISEG_HOST_DEVICE Word surface_word(const Word* mask, const Grid& grid, int i, int j, int k) {
   const std::int64_t step_x = grid.row(1, 0), step_y = grid.words;
   const Word *here = mask + grid.row(i, j) + k, word = *here;
@@ -61,7 +65,8 @@ SEMISEG_HOST_DEVICE Word surface_word(const Word* mask, const Grid& grid, int i,
 SEMISEG_HOST_DEVICE Word tile_word(const Word* rows, const Grid& grid, int i, int j, int k) {
   Word word = 0;
   for (int a = i * kSide; a < grid.x && a < (i + 1) * kSide; ++a)
-    for (int b = j * kSide; b < grid.y && b < (j + 1) * kSide; ++b) word |= rows[grid.row(a, b) + k];
+    for (int b = j * kSide; b < grid.y && b < (j + 1) * kSide; ++b)
+      word |= rows[grid.row(a, b) + k];
   return word;
 }
 
@@ -88,8 +93,8 @@ SEMISEG_HOST_DEVICE T squared(T unit, std::int64_t steps) {
   return unit * static_cast<T>(steps) * static_cast<T>(steps);
 }
 
-// Squared distance to the nearest set bit of a row from its position z, where the row itself lies `base` away; `best`
-// if that is less.
+// Squared distance to the nearest set bit of a row from its position z, where the row itself lies
+// `base` away; `best` if that is less.
 template <typename T>
 SEMISEG_HOST_DEVICE T search_row(const Word* row, int words, int z, T base, T unit, T best) {
   const int at = z / kWordBits, bit = z % kWordBits;
@@ -107,7 +112,8 @@ SEMISEG_HOST_DEVICE T search_row(const Word* row, int words, int z, T base, T un
   if (back != 0) {
     best = smaller(best, base + squared(unit, zeros_above(back)));
   } else {
-    for (int k = at - 1, steps = bit + 1; k >= 0 && base + squared(unit, steps) < best; --k, steps += kWordBits) {
+    for (int k = at - 1, steps = bit + 1; k >= 0 && base + squared(unit, steps) < best;
+         --k, steps += kWordBits) {
       if (row[k] == 0) continue;
       best = smaller(best, base + squared(unit, steps + zeros_above(row[k])));
       break;
@@ -152,14 +158,17 @@ struct Search {
   }
 
   // Whether a tile, or a block, may hold anything nearer.
-  SEMISEG_HOST_DEVICE bool worth(const Word* tiles, const Grid& level, int side, int i, int j) const {
+  SEMISEG_HOST_DEVICE bool worth(const Word* tiles, const Grid& level, int side, int i,
+                                 int j) const {
     const T base = squared_steps(steps_into(i, side, x), steps_into(j, side, y));
-    return base < best && search_row(tiles + level.row(i, j), level.words, z, base, step.z, best) < best;
+    return base < best &&
+           search_row(tiles + level.row(i, j), level.words, z, base, step.z, best) < best;
   }
 
   SEMISEG_HOST_DEVICE void visit_row(int i, int j) {
     const T base = squared_steps(i - x, j - y);
-    if (base < best) best = search_row(surface.rows + grid.row(i, j), grid.words, z, base, step.z, best);
+    if (base < best)
+      best = search_row(surface.rows + grid.row(i, j), grid.words, z, base, step.z, best);
   }
 
   SEMISEG_HOST_DEVICE void visit_tile(const Grid& tiles, int i, int j) {
@@ -185,15 +194,17 @@ struct Search {
     const int block_x = x / kBlockSide, block_y = y / kBlockSide;
     for (int r = 0; r < blocks.x || r < blocks.y; ++r) {
       if (r > 0 && squared(least, std::int64_t{r - 1} * kBlockSide + 1) >= best) break;
-      visit_ring(blocks, block_x, block_y, r, [&](int i, int j) { visit_block(blocks, tiles, i, j); });
+      visit_ring(blocks, block_x, block_y, r,
+                 [&](int i, int j) { visit_block(blocks, tiles, i, j); });
     }
   }
 };
 
-// Squared distance from voxel (x, y, z) to the nearest voxel of the surface; kNowhere if it has none.
+// Squared distance from voxel (x, y, z) to the nearest voxel of the surface; kNowhere if it has
+// none.
 template <typename T>
-SEMISEG_HOST_DEVICE T nearest(const Surface& surface, const Grid& grid, const SquaredSteps<T>& step, int x, int y,
-                              int z) {
+SEMISEG_HOST_DEVICE T nearest(const Surface& surface, const Grid& grid, const SquaredSteps<T>& step,
+                              int x, int y, int z) {
   Search<T> search{surface, grid, step, x, y, z};
   const T least = smaller(step.x, step.y);
   search.near(least);

@@ -1,6 +1,7 @@
 #pragma once
 
-// What both devices read from the operator's arguments. Includes torch, so no .cu file includes this.
+// What both devices read from the operator's arguments. Includes torch, so no .cu file includes
+// this.
 
 #include <ATen/ATen.h>
 
@@ -17,20 +18,26 @@ struct Arguments {
   SquaredSteps<std::int64_t> whole;
   SquaredSteps<double> real;
 
-  Arguments(const at::Tensor& given_pred, const at::Tensor& given_target, at::ArrayRef<double> spacing)
-      : pred(checked_mask("surface_distances", given_pred)), target(checked_mask("surface_distances", given_target)) {
+  Arguments(const at::Tensor& given_pred, const at::Tensor& given_target,
+            at::ArrayRef<double> spacing)
+      : pred(checked_mask("surface_distances", given_pred)),
+        target(checked_mask("surface_distances", given_target)) {
     TORCH_CHECK_VALUE(pred.sizes() == target.sizes() && pred.device() == target.device(),
-                      "surface_distances: expected masks of one shape on one device, got ", pred.sizes(), " on ",
-                      pred.device(), " and ", target.sizes(), " on ", target.device());
-    TORCH_CHECK_VALUE(pred.dim() == 2 || pred.dim() == 3, "surface_distances: expected masks (X, Y) or (X, Y, Z), got ",
-                      pred.sizes());
+                      "surface_distances: expected masks of one shape on one device, got ",
+                      pred.sizes(), " on ", pred.device(), " and ", target.sizes(), " on ",
+                      target.device());
+    TORCH_CHECK_VALUE(pred.dim() == 2 || pred.dim() == 3,
+                      "surface_distances: expected masks (X, Y) or (X, Y, Z), got ", pred.sizes());
     TORCH_CHECK_VALUE(static_cast<std::int64_t>(spacing.size()) == pred.dim(),
-                      "surface_distances: expected one spacing an axis, got ", spacing, " for ", pred.sizes());
+                      "surface_distances: expected one spacing an axis, got ", spacing, " for ",
+                      pred.sizes());
     // 64 less, so that a step past the end of an axis is an int still.
-    TORCH_CHECK_VALUE(pred.numel() < (std::int64_t{1} << 31) - 64, "surface_distances: ", pred.sizes(),
-                      " reaches 2^31 - 64 voxels");
+    TORCH_CHECK_VALUE(pred.numel() < (std::int64_t{1} << 31) - 64,
+                      "surface_distances: ", pred.sizes(), " reaches 2^31 - 64 voxels");
     const bool image = pred.dim() == 2;
-    const auto extent = [&](std::int64_t axis) { return pred.numel() == 0 ? 0 : static_cast<int>(pred.size(axis)); };
+    const auto extent = [&](std::int64_t axis) {
+      return pred.numel() == 0 ? 0 : static_cast<int>(pred.size(axis));
+    };
     z = extent(-1);
     grid = {extent(0), image ? 1 : extent(1), z / kWordBits + (z % kWordBits != 0), image};
     const double x = spacing.front(), y = image ? x : spacing[1];

@@ -1,5 +1,5 @@
-// crop_rot_flip on the CPU. A task takes a few neighbouring planes of one volume, in the order in which they lie in
-// memory, to wherever they belong in the result.
+// crop_rot_flip on the CPU. A task takes a few neighbouring planes of one volume, in the order in
+// which they lie in memory, to wherever they belong in the result.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -16,8 +16,9 @@
 namespace semiseg {
 namespace {
 
-constexpr int kPlanes = 8;   // of the volume, a task
-constexpr int kSquare = 16;  // voxels each way that are transposed together: their cache lines stay at hand
+constexpr int kPlanes = 8;  // of the volume, a task
+constexpr int kSquare =
+    16;  // voxels each way that are transposed together: their cache lines stay at hand
 
 struct Sample {
   const void* volume;
@@ -43,15 +44,19 @@ void copy_row(const Element* volume, Element* out, const CropView& view, int i, 
   std::memset(out + end, 0, (n - end) * sizeof(Element));
 }
 
-// Rows i_begin .. i_end - 1 of an image that was turned by a quarter: they walk along its first axis.
+// Rows i_begin .. i_end - 1 of an image that was turned by a quarter: they walk along its first
+// axis.
 template <typename Element>
-void transpose_rows(const Element* image, Element* out, const CropView& view, int i_begin, int i_end, int n) {
-  std::memset(out + std::int64_t{i_begin} * n, 0, std::size_t(i_end - i_begin) * n * sizeof(Element));
+void transpose_rows(const Element* image, Element* out, const CropView& view, int i_begin,
+                    int i_end, int n) {
+  std::memset(out + std::int64_t{i_begin} * n, 0,
+              std::size_t(i_end - i_begin) * n * sizeof(Element));
   const int top = std::max(i_begin, view.begin[0]), bottom = std::min(i_end, view.end[0]);
   for (int k = view.begin[2]; k < view.end[2]; k += kSquare) {
     const int k_end = std::min(k + kSquare, view.end[2]);
     for (int i = top; i < bottom; ++i)
-      for (int at = k; at < k_end; ++at) out[std::int64_t{i} * n + at] = image[view.row(i, 0) + at * view.step[2]];
+      for (int at = k; at < k_end; ++at)
+        out[std::int64_t{i} * n + at] = image[view.row(i, 0) + at * view.step[2]];
   }
 }
 
@@ -61,7 +66,9 @@ void run(const Sample& sample, int x, int y, int z, std::int64_t task) {
   const auto* volume = static_cast<const Element*>(sample.volume);
   auto* out = static_cast<Element*>(sample.out);
   const auto range = [task](int n, int each) {
-    const auto first = [=](std::int64_t at) { return static_cast<int>(std::min<std::int64_t>(at * each, n)); };
+    const auto first = [=](std::int64_t at) {
+      return static_cast<int>(std::min<std::int64_t>(at * each, n));
+    };
     return std::pair(first(task), first(task + 1));
   };
   if (std::abs(view.step[2]) != 1) {
@@ -69,7 +76,9 @@ void run(const Sample& sample, int x, int y, int z, std::int64_t task) {
     transpose_rows(volume, out, view, begin, end, z);
     return;
   }
-  const auto copy = [&](int i, int j) { copy_row(volume, out + (std::int64_t{i} * y + j) * z, view, i, j, z); };
+  const auto copy = [&](int i, int j) {
+    copy_row(volume, out + (std::int64_t{i} * y + j) * z, view, i, j, z);
+  };
   if (std::abs(view.step[1]) <= std::abs(view.step[0])) {
     const auto [begin, end] = range(x, kPlanes);
     for (int i = begin; i < end; ++i)
@@ -81,8 +90,9 @@ void run(const Sample& sample, int x, int y, int z, std::int64_t task) {
   }
 }
 
-std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::TensorList labels, at::IntArrayRef starts,
-                                                 at::IntArrayRef size, at::IntArrayRef rot, at::IntArrayRef flip) {
+std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::TensorList labels,
+                                                 at::IntArrayRef starts, at::IntArrayRef size,
+                                                 at::IntArrayRef rot, at::IntArrayRef flip) {
   const CropRotFlipArguments given(images, labels, starts, size, rot, flip);
   const int x = given.x, y = given.y, z = given.z;
   if (given.image.numel() == 0) return {given.image, given.label};
@@ -91,17 +101,19 @@ std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::Tens
     auto* out = static_cast<char*>(result.mutable_data_ptr());
     for (std::size_t k = 0; k < volumes.size(); ++k) {
       const auto bytes = static_cast<int>(result.element_size());
-      samples.push_back({volumes[k].const_data_ptr(), out + k * x * y * z * bytes, bytes, &given.views[k]});
+      samples.push_back(
+          {volumes[k].const_data_ptr(), out + k * x * y * z * bytes, bytes, &given.views[k]});
     }
   };
   add(given.images, given.image);
   add(given.labels, given.label);
-  const std::int64_t tasks =
-      at::divup(std::int64_t{std::max(x, y)}, kPlanes);  // of a sample, enough whichever way it was turned
+  const std::int64_t tasks = at::divup(std::int64_t{std::max(x, y)},
+                                       kPlanes);  // of a sample, enough whichever way it was turned
   run_tasks(static_cast<std::int64_t>(samples.size()) * tasks, [&] {
     return [&](std::int64_t task) {
       const Sample& sample = samples[task / tasks];
-      with_element(sample.bytes, [&](auto element) { run<decltype(element)>(sample, x, y, z, task % tasks); });
+      with_element(sample.bytes,
+                   [&](auto element) { run<decltype(element)>(sample, x, y, z, task % tasks); });
     };
   });
   return {given.image, given.label};

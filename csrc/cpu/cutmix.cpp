@@ -1,4 +1,5 @@
-// splice and cutmix on the CPU: every byte of the results is written once, in stretches as long as they come.
+// splice and cutmix on the CPU: every byte of the results is written once, in stretches as long as
+// they come.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -13,15 +14,19 @@
 namespace semiseg {
 namespace {
 
-constexpr std::int64_t kTaskBytes = 1 << 18;  // large beside the cost of taking a task, small beside a volume
+constexpr std::int64_t kTaskBytes =
+    1 << 18;  // large beside the cost of taking a task, small beside a volume
 
-// One x-plane of one pair, `plane` being the position of its first byte. Between two rows of the box, the rest of the
-// one and the beginning of the other lie side by side.
-void splice_plane(const SplicePair& pair, std::int64_t plane, int x, const SpliceSize& size, const SpliceBox& box) {
-  const char *a = static_cast<const char*>(pair.a) + plane, *b = static_cast<const char*>(pair.b) + plane;
+// One x-plane of one pair, `plane` being the position of its first byte. Between two rows of the
+// box, the rest of the one and the beginning of the other lie side by side.
+void splice_plane(const SplicePair& pair, std::int64_t plane, int x, const SpliceSize& size,
+                  const SpliceBox& box) {
+  const char *a = static_cast<const char*>(pair.a) + plane,
+             *b = static_cast<const char*>(pair.b) + plane;
   char* out = static_cast<char*>(pair.out) + plane;
   const std::size_t row = std::size_t(size.z) * pair.bytes;
-  const std::size_t start = std::size_t(box.start[2]) * pair.bytes, stop = std::size_t(box.stop[2]) * pair.bytes;
+  const std::size_t start = std::size_t(box.start[2]) * pair.bytes,
+                    stop = std::size_t(box.stop[2]) * pair.bytes;
   std::size_t done = 0;
   if (box.holds(0, x) && start < stop) {
     for (int y = box.start[1]; y < box.stop[1]; ++y) {
@@ -38,7 +43,8 @@ void splice_plane(const SplicePair& pair, std::int64_t plane, int x, const Splic
 void run(const SpliceArguments& given) {
   struct Work {
     SplicePair pair;
-    std::int64_t plane, planes, share, first_task;  // bytes of a plane; planes of all volumes; of a task; its number
+    std::int64_t plane, planes, share,
+        first_task;  // bytes of a plane; planes of all volumes; of a task; its number
   };
   std::vector<Work> works;
   std::int64_t tasks = 0;
@@ -56,7 +62,8 @@ void run(const SpliceArguments& given) {
       const std::int64_t end = std::min(begin + work.share, work.planes);
       for (std::int64_t k = begin; k < end; ++k) {
         const SpliceBox box = given.boxes.box(k / given.size.x / work.pair.channels, given.size);
-        splice_plane(work.pair, k * work.plane, static_cast<int>(k % given.size.x), given.size, box);
+        splice_plane(work.pair, k * work.plane, static_cast<int>(k % given.size.x), given.size,
+                     box);
       }
     };
   });
@@ -69,7 +76,8 @@ at::Tensor splice(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bo
 }
 
 std::tuple<at::Tensor, at::Tensor> cutmix(const at::Tensor& image_a, const at::Tensor& image_b,
-                                          const at::Tensor& label_a, const at::Tensor& label_b, const at::Tensor& box) {
+                                          const at::Tensor& label_a, const at::Tensor& label_b,
+                                          const at::Tensor& box) {
   const SpliceArguments given("cutmix", {image_a, image_b, label_a, label_b}, box);
   run(given);
   return {given.results[0], given.results[1]};

@@ -1,5 +1,6 @@
-// largest_component on the CPU: union-find over runs of one label along z, slabs of planes at a time, then across the
-// borders of slabs. Where there are so many runs that voxels need less memory, union-find over voxels, as on CUDA.
+// largest_component on the CPU: union-find over runs of one label along z, slabs of planes at a
+// time, then across the borders of slabs. Where there are so many runs that voxels need less
+// memory, union-find over voxels, as on CUDA.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -20,7 +21,8 @@
 namespace semiseg::components {
 namespace {
 
-constexpr int kVoxelsPerRun = 4;      // a run takes four numbers, so runs never take more memory than voxels would
+constexpr int kVoxelsPerRun =
+    4;  // a run takes four numbers, so runs never take more memory than voxels would
 constexpr int kSlabVoxels = 1 << 15;  // fewer are not worth a task
 constexpr int kSlabsPerThread = 4;    // a few, since the object fills some slabs more than others
 constexpr int kBlock = 64;            // voxels looked at together: a bit each of a word
@@ -54,10 +56,11 @@ inline bool all_zero(const T* labels) {
   return any == 0;
 }
 
-// Calls visit(begin, end) for each run of a foreground label along z in planes [first, last), in scan order, until it
-// returns false.
+// Calls visit(begin, end) for each run of a foreground label along z in planes [first, last), in
+// scan order, until it returns false.
 template <typename T, typename Visit>
-bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int last, const Visit& visit) {
+bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int last,
+                  const Visit& visit) {
   const std::int32_t stop = last * grid.plane();
   std::int32_t open = -1;  // where the run begins that is not at its end yet
   for (std::int32_t at = first * grid.plane(); at < stop; at += std::min(kBlock, stop - at)) {
@@ -71,7 +74,8 @@ bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int
         bits |= std::uint64_t{labels[at + i] != labels[at + i - 1]} << i;
     }
     const std::int32_t into_row = at % grid.z;
-    for (std::int64_t i = into_row == 0 ? 0 : grid.z - into_row; i < std::min(kBlock, stop - at); i += grid.z)
+    for (std::int64_t i = into_row == 0 ? 0 : grid.z - into_row; i < std::min(kBlock, stop - at);
+         i += grid.z)
       bits |= std::uint64_t{1} << i;
     for (; bits != 0; bits &= bits - 1) {
       const std::int32_t voxel = at + __builtin_ctzll(bits);
@@ -82,8 +86,9 @@ bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int
   return open < 0 || visit(open, stop);
 }
 
-// A run of one label along z. Its place counts a voxel more at the end of each row and a row more at the end of each
-// plane, so that two runs meet by way of an earlier row if and only if their places do, so many places apart.
+// A run of one label along z. Its place counts a voxel more at the end of each row and a row more
+// at the end of each plane, so that two runs meet by way of an earlier row if and only if their
+// places do, so many places apart.
 struct Run {
   std::uint32_t begin, end;
   std::int32_t voxel;  // where it begins
@@ -115,10 +120,12 @@ class Item {
 
   int first_plane(std::int64_t slab) const { return static_cast<int>(slab * grid_.x / slabs_); }
 
-  // ---- runs. Those of a slab are numbered from its first voxel over kVoxelsPerRun on, so that numbers follow the
-  // scan.
+  // ---- runs. Those of a slab are numbered from its first voxel over kVoxelsPerRun on, so that
+  // numbers follow the scan.
 
-  std::int32_t first_run(std::int64_t slab) const { return first_plane(slab) * grid_.plane() / kVoxelsPerRun; }
+  std::int32_t first_run(std::int64_t slab) const {
+    return first_plane(slab) * grid_.plane() / kVoxelsPerRun;
+  }
 
   std::int32_t* parents() { return scratch_.get(); }
   Run* runs() { return reinterpret_cast<Run*>(scratch_.get() + grid_.voxels() / kVoxelsPerRun); }
@@ -136,10 +143,13 @@ class Item {
     });
     if (!fits) return false;
     if (slabs_ > 1) {
-      run_tasks(slabs_ - 1, [&] { return [&](std::int64_t slab) { bridge(slab, ends[slab], ends[slab + 1]); }; });
+      run_tasks(slabs_ - 1, [&] {
+        return [&](std::int64_t slab) { bridge(slab, ends[slab], ends[slab + 1]); };
+      });
     }
     for_each_slab([&](std::int64_t slab) {
-      for (std::int32_t run = first_run(slab); run < ends[slab]; ++run) nominate(run, runs()[run].voxel);
+      for (std::int32_t run = first_run(slab); run < ends[slab]; ++run)
+        nominate(run, runs()[run].voxel);
     });
     for_each_slab([&](std::int64_t slab) {
       T* done = out_ + first_plane(slab) * grid_.plane();
@@ -154,23 +164,26 @@ class Item {
     return true;
   }
 
-  // Finds a slab's runs and joins them. Returns the end of their numbers, -1 where there are too many.
+  // Finds a slab's runs and joins them. Returns the end of their numbers, -1 where there are too
+  // many.
   std::int32_t collect(std::int64_t slab) {
     const std::int32_t begin = first_run(slab), limit = first_run(slab + 1);
     std::int32_t end = begin;
     if (!for_each_run(labels_, grid_, classes_, first_plane(slab), first_plane(slab + 1),
                       [&](std::int32_t from, std::int32_t to) {
                         if (end == limit) return false;
-                        const std::int32_t row = from / grid_.z, skipped = grid_.y > 1 ? row / grid_.y : 0;
-                        const auto place =
-                            static_cast<std::uint32_t>(std::int64_t{from} + row + skipped * places_of_row());
+                        const std::int32_t row = from / grid_.z,
+                                           skipped = grid_.y > 1 ? row / grid_.y : 0;
+                        const auto place = static_cast<std::uint32_t>(std::int64_t{from} + row +
+                                                                      skipped * places_of_row());
                         runs()[end] = {place, place + (to - from), from};
                         parents()[end] = ~(to - from);
                         ++end;
                         return true;
                       }))
       return -1;
-    for (int i = 0; i < kEarlierRows; ++i) join<Alone>(EarlierRow(i, grid_), begin, end, begin, end);
+    for (int i = 0; i < kEarlierRows; ++i)
+      join<Alone>(EarlierRow(i, grid_), begin, end, begin, end);
     return end;
   }
 
@@ -178,27 +191,33 @@ class Item {
   void bridge(std::int64_t slab, std::int32_t stop, std::int32_t end) {
     const int border = first_plane(slab + 1);
     const auto first_in = [&](int plane, std::int32_t first, std::int32_t last) {
-      const auto begins_before = [](const Run& run, std::int64_t place) { return run.begin < place; };
-      const Run* found = std::lower_bound(runs() + first, runs() + last, plane * places_of_plane(), begins_before);
+      const auto begins_before = [](const Run& run, std::int64_t place) {
+        return run.begin < place;
+      };
+      const Run* found =
+          std::lower_bound(runs() + first, runs() + last, plane * places_of_plane(), begins_before);
       return static_cast<std::int32_t>(found - runs());
     };
-    const std::int32_t earlier = first_in(border - 1, first_run(slab), stop), later = first_run(slab + 1);
+    const std::int32_t earlier = first_in(border - 1, first_run(slab), stop),
+                       later = first_run(slab + 1);
     for (int i = 1; i < kEarlierRows; ++i)
       join<Shared>(EarlierRow(i, grid_), later, first_in(border + 1, later, end), earlier, stop);
   }
 
-  // Joins those of runs [later, later_end) and [earlier, earlier_end) that touch by way of this earlier row.
+  // Joins those of runs [later, later_end) and [earlier, earlier_end) that touch by way of this
+  // earlier row.
   template <typename Access>
   void join(const EarlierRow& row, std::int32_t later, std::int32_t later_end, std::int32_t earlier,
             std::int32_t earlier_end) {
     if (row.reach < 0 || (grid_.y == 1 && row.y != 0)) return;
-    const auto back = static_cast<std::uint32_t>(row.planes * places_of_plane() - row.y * places_of_row());
+    const auto back =
+        static_cast<std::uint32_t>(row.planes * places_of_plane() - row.y * places_of_row());
     const std::uint32_t reach = row.reach;
     const bool adjacent = classes_ > 2 && reach > 0;
     const Run *const first = runs(), *run = first + later, *other = first + earlier;
     const Run *const run_end = first + later_end, *const other_end = first + earlier_end;
-    // What meets is written down first and joined later, and whichever run ends first is done: all without branches,
-    // since each would be a coin's toss.
+    // What meets is written down first and joined later, and whichever run ends first is done: all
+    // without branches, since each would be a coin's toss.
     struct Contact {
       std::int32_t run, other;
     } contacts[kContacts + 1];  // the last two come in one step
@@ -206,7 +225,8 @@ class Item {
       int count = 0;
       while (run < run_end && other < other_end && count < kContacts) {
         const std::uint32_t begin = other->begin + back, end = other->end + back;
-        contacts[count] = {static_cast<std::int32_t>(run - first), static_cast<std::int32_t>(other - first)};
+        contacts[count] = {static_cast<std::int32_t>(run - first),
+                           static_cast<std::int32_t>(other - first)};
         count += (begin < run->end + reach) & (run->begin < end + reach);
         // A run of another class may follow at once: where both end, it meets by a corner.
         if (adjacent && run->end == end && other + 1 < other_end && other[1].begin == other->end) {
@@ -254,7 +274,8 @@ class Item {
     });
     for_each([&](std::int32_t begin, std::int32_t) { nominate(begin, begin); });
     for_each_slab([&](std::int64_t slab) {
-      std::fill(out_ + first_plane(slab) * grid_.plane(), out_ + first_plane(slab + 1) * grid_.plane(), T{0});
+      std::fill(out_ + first_plane(slab) * grid_.plane(),
+                out_ + first_plane(slab + 1) * grid_.plane(), T{0});
     });
     for_each([&](std::int32_t begin, std::int32_t end) {
       if (wins(begin, begin)) std::fill(out_ + begin, out_ + end, labels_[begin]);
@@ -281,28 +302,31 @@ class Item {
   std::vector<Key> best_;
 };
 
-at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
+at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes,
+                             std::int64_t connectivity) {
   const Arguments arguments(given, num_classes, connectivity);
   const auto& [labels, grid, classes] = arguments;
   at::Tensor out = at::empty(labels.sizes(), labels.options());
   if (labels.numel() == 0) return out;
-  with_unsigned(labels.element_size(), [&, &labels = labels, &grid = grid, classes = classes](auto zero) {
-    using T = decltype(zero);
-    const auto* from = static_cast<const T*>(labels.const_data_ptr());
-    auto* to = static_cast<T*>(out.mutable_data_ptr());
-    const auto solve = [&](std::int64_t item) {
-      const std::int64_t start = item * grid.voxels();
-      Item<T>(from + start, to + start, grid, classes).solve();
-    };
-    // A thread an item, without waiting for each other, where that keeps all busy; else all threads on one item after
-    // the other. Inside a task run_tasks runs on its own thread.
-    const std::int64_t items = labels.size(0), threads = at::get_num_threads();
-    if (items % threads == 0 || items >= 4 * threads) {
-      run_tasks(items, [&] { return solve; });
-    } else {
-      for (std::int64_t item = 0; item < items; ++item) solve(item);
-    }
-  });
+  with_unsigned(labels.element_size(),
+                [&, &labels = labels, &grid = grid, classes = classes](auto zero) {
+                  using T = decltype(zero);
+                  const auto* from = static_cast<const T*>(labels.const_data_ptr());
+                  auto* to = static_cast<T*>(out.mutable_data_ptr());
+                  const auto solve = [&](std::int64_t item) {
+                    const std::int64_t start = item * grid.voxels();
+                    Item<T>(from + start, to + start, grid, classes).solve();
+                  };
+                  // A thread an item, without waiting for each other, where that keeps all busy;
+                  // else all threads on one item after the other. Inside a task run_tasks runs on
+                  // its own thread.
+                  const std::int64_t items = labels.size(0), threads = at::get_num_threads();
+                  if (items % threads == 0 || items >= 4 * threads) {
+                    run_tasks(items, [&] { return solve; });
+                  } else {
+                    for (std::int64_t item = 0; item < items; ++item) solve(item);
+                  }
+                });
   return out;
 }
 

@@ -8,9 +8,10 @@
 
 namespace semiseg {
 
-// Runs tasks 0 .. tasks - 1. Each thread begins with a share of neighbouring tasks, the same at every call, so that
-// what it left in its caches is there the next time; then it helps the others, because tasks differ in cost and another
-// process may hold a core. `make_worker()` is called once a thread, so that a worker can own its scratch memory.
+// Runs tasks 0 .. tasks - 1. Each thread begins with a share of neighbouring tasks, the same at
+// every call, so that what it left in its caches is there the next time; then it helps the others,
+// because tasks differ in cost and another process may hold a core. `make_worker()` is called once
+// a thread, so that a worker can own its scratch memory.
 template <typename MakeWorker>
 void run_tasks(std::int64_t tasks, const MakeWorker& make_worker) {
   struct alignas(64) Share {
@@ -27,7 +28,9 @@ void run_tasks(std::int64_t tasks, const MakeWorker& make_worker) {
     auto worker = make_worker();
     for (std::int64_t i = 0; i < threads; ++i) {
       Share& share = shares[(own + i) % threads];
-      for (std::int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) worker(task);
+      for (std::int64_t task;
+           (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+        worker(task);
     }
   });
 }

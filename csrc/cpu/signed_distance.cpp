@@ -1,6 +1,6 @@
-// signed_distance on the CPU. Each item goes through three stages: sweeps along x, over blocks of neighbouring lines;
-// lines along y and z, a plane at a time, by search in 16 bits where that is enough and by lower envelope else; then
-// roots and scales.
+// signed_distance on the CPU. Each item goes through three stages: sweeps along x, over blocks of
+// neighbouring lines; lines along y and z, a plane at a time, by search in 16 bits where that is
+// enough and by lower envelope else; then roots and scales.
 
 #include <ATen/ATen.h>
 #include <ATen/Version.h>
@@ -21,15 +21,19 @@
 namespace semiseg {
 namespace {
 
-constexpr int kScanLanes = 512;  // lines swept together: their column of a crop stays in the second-level cache
-constexpr int kTile = 16;        // strided lines gathered together: one cache line of 32-bit values
+constexpr int kScanLanes =
+    512;  // lines swept together: their column of a crop stays in the second-level cache
+constexpr int kTile = 16;  // strided lines gathered together: one cache line of 32-bit values
 
 // Solves all lines along y, then all lines along z, of one x-plane in place.
 template <typename T>
 class EnvelopePlane {
  public:
   EnvelopePlane(const Volumes& size, const Units<T>& units)
-      : size_(size), units_(units), lines_(kTile * size.y), solved_(std::max(kTile * size.y, size.z)) {
+      : size_(size),
+        units_(units),
+        lines_(kTile * size.y),
+        solved_(std::max(kTile * size.y, size.z)) {
     hull_.resize(std::max(size.y, size.z));
   }
 
@@ -40,7 +44,8 @@ class EnvelopePlane {
       const int width = std::min(kTile, nz - z);
       for (int y = 0; y < ny; ++y)
         for (int k = 0; k < width; ++k) lines_[k * ny + y] = plane[std::int64_t{y} * nz + z + k];
-      for (int k = 0; k < width; ++k) solve_line<T>({&lines_[k * ny], 1}, {&solved_[k * ny], 1}, hull, ny, units_.y);
+      for (int k = 0; k < width; ++k)
+        solve_line<T>({&lines_[k * ny], 1}, {&solved_[k * ny], 1}, hull, ny, units_.y);
       for (int y = 0; y < ny; ++y)
         for (int k = 0; k < width; ++k) plane[std::int64_t{y} * nz + z + k] = solved_[k * ny + y];
     }
@@ -84,8 +89,8 @@ constexpr int kLanes = 32;
 #pragma GCC pop_options
 #endif
 
-// The same for small integers, by search: faster where most distances are short against an instruction's lanes. Exact
-// where everything lies nearer than Reach<int16_t>::kFar.
+// The same for small integers, by search: faster where most distances are short against an
+// instruction's lanes. Exact where everything lies nearer than Reach<int16_t>::kFar.
 class SearchPlane {
  public:
   SearchPlane(const Volumes& size, const Units<std::int16_t>&)
@@ -106,7 +111,9 @@ class SearchPlane {
   static constexpr int kWidest = 32;
 
   int padded() const { return at::divup(size_.z, kWidest) * kWidest; }
-  int margin() const { return std::min<int>(size_.z, Reach<std::int16_t>::kFarSteps) + 2 * kWidest; }
+  int margin() const {
+    return std::min<int>(size_.z, Reach<std::int16_t>::kFarSteps) + 2 * kWidest;
+  }
 
   Volumes size_;
   std::vector<std::int16_t> rows_, row_;
@@ -115,7 +122,8 @@ class SearchPlane {
 
 // Signed squared distances of one item, and their peaks.
 template <typename T, typename Plane>
-Peak<T> signed_squares(const std::uint8_t* mask, T* out, const Volumes& size, const Units<T>& units) {
+Peak<T> signed_squares(const std::uint8_t* mask, T* out, const Volumes& size,
+                       const Units<T>& units) {
   const std::int64_t plane = size.plane();
   run_tasks(at::divup(plane, kScanLanes), [&] {
     return [&](std::int64_t block) {
@@ -142,25 +150,30 @@ Peak<T> signed_squares(const std::uint8_t* mask, T* out, const Volumes& size, co
 }
 
 template <typename T>
-SEMISEG_AVX2_TOO void take_roots(const T* squares, float* out, std::int64_t count, float unit_length) {
+SEMISEG_AVX2_TOO void take_roots(const T* squares, float* out, std::int64_t count,
+                                 float unit_length) {
   for (std::int64_t i = 0; i < count; ++i) out[i] = distance(squares[i], unit_length);
 }
 
 // With equal spacing the inner boundary is where the squared distance is 1.
 template <typename T>
-SEMISEG_AVX2_TOO void normalize(const T* squares, float* out, std::int64_t count, Peak<float> longest) {
-  for (std::int64_t i = 0; i < count; ++i) out[i] = normalized_distance(squares[i], squares[i] == -1, longest);
+SEMISEG_AVX2_TOO void normalize(const T* squares, float* out, std::int64_t count,
+                                Peak<float> longest) {
+  for (std::int64_t i = 0; i < count; ++i)
+    out[i] = normalized_distance(squares[i], squares[i] == -1, longest);
 }
 
-// Any spacing: the mask tells where the inner boundary is. `volume` is the item's mask, `x` the plane.
-void normalize_by_mask(const std::uint8_t* volume, const float* squares, float* out, const Volumes& size, int x,
-                       Peak<float> longest) {
+// Any spacing: the mask tells where the inner boundary is. `volume` is the item's mask, `x` the
+// plane.
+void normalize_by_mask(const std::uint8_t* volume, const float* squares, float* out,
+                       const Volumes& size, int x, Peak<float> longest) {
   for (int y = 0; y < size.y; ++y)
     for (int z = 0; z < size.z; ++z, ++squares, ++out)
       *out = normalized_distance(*squares, on_inner_boundary(volume, size, x, y, z), longest);
 }
 
-// Whether 16 bits are worth trying: they are enough for an object within half the diagonal of every corner.
+// Whether 16 bits are worth trying: they are enough for an object within half the diagonal of every
+// corner.
 bool may_be_near(const Volumes& size) {
   const double x = size.x - 1, y = size.y - 1, z = size.z - 1;
   return (x * x + y * y + z * z) / 4 < Reach<std::int16_t>::kFar;
@@ -168,14 +181,17 @@ bool may_be_near(const Volumes& size) {
 
 // One item, or false where T turns out too narrow for it.
 template <typename T, typename Plane>
-bool solve_item(const std::uint8_t* mask, float* out, const Volumes& size, const Spacing& spacing, bool normalized) {
+bool solve_item(const std::uint8_t* mask, float* out, const Volumes& size, const Spacing& spacing,
+                bool normalized) {
   const Units<T> units(spacing);
   const std::unique_ptr<T[]> squares(new T[size.voxels()]);
   const Peak<T> peak = signed_squares<T, Plane>(mask, squares.get(), size, units);
   // Far with both labels in sight is beyond T; far with one label only is infinite, and final.
-  if (peak.inside > 0 && peak.outside > 0 && larger(peak.inside, peak.outside) == Reach<T>::kFar) return false;
+  if (peak.inside > 0 && peak.outside > 0 && larger(peak.inside, peak.outside) == Reach<T>::kFar)
+    return false;
 
-  const Peak<float> longest{std::sqrt(static_cast<float>(peak.inside)), std::sqrt(static_cast<float>(peak.outside))};
+  const Peak<float> longest{std::sqrt(static_cast<float>(peak.inside)),
+                            std::sqrt(static_cast<float>(peak.outside))};
   const std::int64_t plane = size.plane();
   run_tasks(size.x, [&] {
     return [&](std::int64_t x) {
@@ -203,7 +219,8 @@ at::Tensor signed_distance(const at::Tensor& given, at::ArrayRef<double> steps, 
 
   const auto solve = [&, &size = size, &spacing = spacing](std::int64_t item) {
     const auto run = [&](auto solver) {
-      return solver(from + item * size.voxels(), to + item * size.voxels(), size, spacing, normalized);
+      return solver(from + item * size.voxels(), to + item * size.voxels(), size, spacing,
+                    normalized);
     };
     if (!spacing.equal()) {
       run(solve_item<float, EnvelopePlane<float>>);
@@ -211,8 +228,8 @@ at::Tensor signed_distance(const at::Tensor& given, at::ArrayRef<double> steps, 
       run(solve_item<std::int32_t, EnvelopePlane<std::int32_t>>);
     }
   };
-  // A thread an item, without waiting for each other, where that keeps all busy; else all threads on one item after the
-  // other. Inside a task run_tasks runs on its own thread.
+  // A thread an item, without waiting for each other, where that keeps all busy; else all threads
+  // on one item after the other. Inside a task run_tasks runs on its own thread.
   const int threads = at::get_num_threads();
   if (size.items % threads == 0 || size.items >= 4 * threads) {
     run_tasks(size.items, [&] { return solve; });

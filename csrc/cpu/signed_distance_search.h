@@ -1,12 +1,14 @@
-// The lowest parabola by search, for small squared distances: 16-bit lanes along z, all of an instruction's at once.
-// No include guard: signed_distance.cpp includes this once an instruction set, each time in a namespace of its own that
-// defines kLanes.
+// The lowest parabola by search, for small squared distances: 16-bit lanes along z, all of an
+// instruction's at once. No include guard: signed_distance.cpp includes this once an instruction
+// set, each time in a namespace of its own that defines kLanes.
 //
-// A voxel of sign s starts from its own squared distance b and looks at both neighbours at radius r = 1, 2, ...; no
-// source lies nearer than r, so it is done as soon as b <= r^2. Two identities keep a step at seven instructions for
-// voxels of either sign side by side:
-//   - b - r^2 is what is stored, so that a neighbour's cost is compared without adding r^2, and nothing overflows;
-//   - with flip = 0 outside and -1 inside, v ^ flip is s * v, less one inside; so everything inside is stored less one,
+// A voxel of sign s starts from its own squared distance b and looks at both neighbours at radius r
+// = 1, 2, ...; no source lies nearer than r, so it is done as soon as b <= r^2. Two identities keep
+// a step at seven instructions for voxels of either sign side by side:
+//   - b - r^2 is what is stored, so that a neighbour's cost is compared without adding r^2, and
+//   nothing overflows;
+//   - with flip = 0 outside and -1 inside, v ^ flip is s * v, less one inside; so everything inside
+//   is stored less one,
 //     and zero becomes `flip`.
 
 typedef std::int16_t Lanes __attribute__((vector_size(2 * kLanes)));
@@ -42,11 +44,11 @@ inline Lanes is_far(Lanes v) {
   return (v >= all(far)) | (v <= all(-far));
 }
 
-// Signed squares of the lanes at `line + i * stride`, whose sources lie `stride` apart. A source before `first` or
-// after `last` is replaced by that one, which is nearer than it pretends and so changes nothing. `closed` lanes are
-// left as they are.
-inline Lanes search(const std::int16_t* line, std::ptrdiff_t stride, int i, int first, int last, int reach,
-                    Lanes closed) {
+// Signed squares of the lanes at `line + i * stride`, whose sources lie `stride` apart. A source
+// before `first` or after `last` is replaced by that one, which is nearer than it pretends and so
+// changes nothing. `closed` lanes are left as they are.
+inline Lanes search(const std::int16_t* line, std::ptrdiff_t stride, int i, int first, int last,
+                    int reach, Lanes closed) {
   const Lanes start = load(line + i * stride), flip = start < Lanes{};
   Lanes best = closed ? flip : start ^ flip;
   int r = 0;
@@ -60,12 +62,14 @@ inline Lanes search(const std::int16_t* line, std::ptrdiff_t stride, int i, int 
   return closed ? start : (best + all(r * r)) ^ flip;
 }
 
-// Solves all lines along y, then all lines along z, of one x-plane in place. `rows` has room for ny rows of `padded`
-// values, nz rounded up to whole lanes, and `row` for one such row with `margin` values on both sides.
-inline void search_plane(std::int16_t* plane, int ny, int nz, int padded, int margin, std::int16_t* rows,
-                         std::int16_t* row) {
+// Solves all lines along y, then all lines along z, of one x-plane in place. `rows` has room for ny
+// rows of `padded` values, nz rounded up to whole lanes, and `row` for one such row with `margin`
+// values on both sides.
+inline void search_plane(std::int16_t* plane, int ny, int nz, int padded, int margin,
+                         std::int16_t* rows, std::int16_t* row) {
   for (int y = 0; ny > 1 && y < ny; ++y) {
-    std::int16_t* end = std::copy_n(plane + std::int64_t{y} * nz, nz, rows + std::int64_t{y} * padded);
+    std::int16_t* end =
+        std::copy_n(plane + std::int64_t{y} * nz, nz, rows + std::int64_t{y} * padded);
     std::fill_n(end, padded - nz, end[-1]);
   }
   for (int z = 0; ny > 1 && z < nz; z += kLanes) {
@@ -77,7 +81,8 @@ inline void search_plane(std::int16_t* plane, int ny, int nz, int padded, int ma
       closed &= is_far(v) & ((v < Lanes{}) == inside);
     }
     for (int y = 0; y < ny; ++y)
-      store(plane + std::int64_t{y} * nz + z, search(rows + z, padded, y, 0, ny - 1, std::max(y, ny - 1 - y), closed),
+      store(plane + std::int64_t{y} * nz + z,
+            search(rows + z, padded, y, 0, ny - 1, std::max(y, ny - 1 - y), closed),
             std::min(kLanes, nz - z));
   }
   for (int y = 0; nz > 1 && y < ny; ++y) {
@@ -87,7 +92,8 @@ inline void search_plane(std::int16_t* plane, int ny, int nz, int padded, int ma
     std::fill_n(row + margin + nz, padded - nz + margin, line[nz - 1]);
     for (int z = 0; z < nz; z += kLanes)
       store(line + z,
-            search(row + margin, 1, z, -margin, padded + margin, std::max(z + kLanes - 1, nz - 1 - z), Lanes{}),
+            search(row + margin, 1, z, -margin, padded + margin,
+                   std::max(z + kLanes - 1, nz - 1 - z), Lanes{}),
             std::min(kLanes, nz - z));
   }
 }

@@ -1,5 +1,5 @@
-// stitch_add and stitch_divide on the CPU: a task is a few rows of the volume, a row goes through the windows that
-// cover it, and all loops run along z, in the first-level cache.
+// stitch_add and stitch_divide on the CPU: a task is a few rows of the volume, a row goes through
+// the windows that cover it, and all loops run along z, in the first-level cache.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -26,8 +26,8 @@ struct Rows {
   const float* operator[](std::int64_t c) const { return first + c * stride; }
 };
 
-SEMISEG_AVX512_TOO void add_plain(float* __restrict sum, const float* __restrict value, const float* __restrict weight,
-                                  int n) {
+SEMISEG_AVX512_TOO void add_plain(float* __restrict sum, const float* __restrict value,
+                                  const float* __restrict weight, int n) {
   for (int i = 0; i < n; ++i) sum[i] += weight[i] * value[i];
 }
 
@@ -37,7 +37,8 @@ SEMISEG_AVX512_TOO void add_sigmoid(float* __restrict sum, const float* __restri
 }
 
 SEMISEG_AVX512_TOO void add_softmax_of_two(float* __restrict sum_0, float* __restrict sum_1,
-                                           const float* __restrict logit_0, const float* __restrict logit_1,
+                                           const float* __restrict logit_0,
+                                           const float* __restrict logit_1,
                                            const float* __restrict weight, int n) {
   for (int i = 0; i < n; ++i) {
     float value[2] = {logit_0[i], logit_1[i]};
@@ -47,24 +48,27 @@ SEMISEG_AVX512_TOO void add_softmax_of_two(float* __restrict sum_0, float* __res
   }
 }
 
-// Any number of classes, in the steps of a softmax: `high` the largest logit, `share` the weight over the sum.
+// Any number of classes, in the steps of a softmax: `high` the largest logit, `share` the weight
+// over the sum.
 SEMISEG_AVX512_TOO void raise(float* __restrict high, const float* __restrict logit, int n) {
   for (int i = 0; i < n; ++i) high[i] = logit[i] > high[i] ? logit[i] : high[i];
 }
 
-SEMISEG_AVX512_TOO void exponentiate(const float* __restrict logit, const float* __restrict high, float* __restrict out,
-                                     float* __restrict sum, int n) {
+SEMISEG_AVX512_TOO void exponentiate(const float* __restrict logit, const float* __restrict high,
+                                     float* __restrict out, float* __restrict sum, int n) {
   for (int i = 0; i < n; ++i) sum[i] += out[i] = exp_of_negative(logit[i] - high[i]);
 }
 
-SEMISEG_AVX512_TOO void divide(const float* __restrict numerator, float* __restrict denominator, int n) {
+SEMISEG_AVX512_TOO void divide(const float* __restrict numerator, float* __restrict denominator,
+                               int n) {
   for (int i = 0; i < n; ++i) denominator[i] = numerator[i] / denominator[i];
 }
 
-// Two classes side by side, as channels-last networks leave them. (An int times two might wrap, which would keep the
-// compiler from vectorising.)
+// Two classes side by side, as channels-last networks leave them. (An int times two might wrap,
+// which would keep the compiler from vectorising.)
 template <typename T>
-SEMISEG_AVX512_TOO void unzip(const T* __restrict in, float* __restrict out_0, float* __restrict out_1, int n) {
+SEMISEG_AVX512_TOO void unzip(const T* __restrict in, float* __restrict out_0,
+                              float* __restrict out_1, int n) {
   for (std::ptrdiff_t i = 0; i < n; ++i) {
     out_0[i] = to_float(in[2 * i]);
     out_1[i] = to_float(in[2 * i + 1]);
@@ -78,24 +82,28 @@ SEMISEG_AVX512_TOO void convert(const T* __restrict in, float* __restrict out, i
 
 // One row of a window as float32 rows of its classes: where they lie, or copied to `scratch`.
 template <typename T>
-Rows rows_of(const T* in, const LogitStrides& strides, std::int64_t classes, int n, float* scratch) {
+Rows rows_of(const T* in, const LogitStrides& strides, std::int64_t classes, int n,
+             float* scratch) {
   if constexpr (std::is_same_v<T, float>) {
     if (strides.z == 1 || n == 1) return {in, strides.channel};
   }
   if (strides.z == 1) {
-    for (std::int64_t c = 0; c < classes; ++c) convert(in + c * strides.channel, scratch + c * n, n);
+    for (std::int64_t c = 0; c < classes; ++c)
+      convert(in + c * strides.channel, scratch + c * n, n);
   } else if (classes == 2 && strides.channel == 1 && strides.z == 2) {
     unzip(in, scratch, scratch + n, n);
   } else {
     for (int i = 0; i < n; ++i)
-      for (std::int64_t c = 0; c < classes; ++c) scratch[c * n + i] = to_float(in[i * strides.z + c * strides.channel]);
+      for (std::int64_t c = 0; c < classes; ++c)
+        scratch[c * n + i] = to_float(in[i * strides.z + c * strides.channel]);
   }
   return {scratch, n};
 }
 
-// Adds weight times probability to `sums`, `voxels` from class to class. `scratch` has room for C + 2 rows.
-void add_row(float* sums, std::int64_t voxels, const Rows& logits, const float* weight, std::int64_t classes, int n,
-             Activation activation, float* scratch) {
+// Adds weight times probability to `sums`, `voxels` from class to class. `scratch` has room for C +
+// 2 rows.
+void add_row(float* sums, std::int64_t voxels, const Rows& logits, const float* weight,
+             std::int64_t classes, int n, Activation activation, float* scratch) {
   if (activation == Activation::kNone) {
     for (std::int64_t c = 0; c < classes; ++c) add_plain(sums + c * voxels, logits[c], weight, n);
   } else if (activation == Activation::kSigmoid) {
@@ -107,15 +115,18 @@ void add_row(float* sums, std::int64_t voxels, const Rows& logits, const float* 
     std::copy_n(logits[0], n, high);
     for (std::int64_t c = 1; c < classes; ++c) raise(high, logits[c], n);
     std::fill_n(share, n, 0.f);
-    for (std::int64_t c = 0; c < classes; ++c) exponentiate(logits[c], high, values + c * n, share, n);
+    for (std::int64_t c = 0; c < classes; ++c)
+      exponentiate(logits[c], high, values + c * n, share, n);
     divide(weight, share, n);
-    for (std::int64_t c = 0; c < classes; ++c) add_plain(sums + c * voxels, values + c * n, share, n);
+    for (std::int64_t c = 0; c < classes; ++c)
+      add_plain(sums + c * voxels, values + c * n, share, n);
   }
 }
 
 template <typename T>
-void add(float* total, const T* logits, const LogitStrides& strides, const float* weights, std::int64_t classes,
-         const WindowGrid& grid, const WindowRun& run, Activation activation) {
+void add(float* total, const T* logits, const LogitStrides& strides, const float* weights,
+         std::int64_t classes, const WindowGrid& grid, const WindowRun& run,
+         Activation activation) {
   const int n = grid.patch[2];
   const std::int64_t rows = std::int64_t{run.extent[0]} * run.extent[1];
   const std::vector<float> ones(weights ? 0 : n, 1.f);
@@ -127,25 +138,28 @@ void add(float* total, const T* logits, const LogitStrides& strides, const float
         const int y = run.origin[1] + static_cast<int>(row % run.extent[1]);
         visit_column(grid, run, x, y, [&](std::int64_t window, int px, int py, int z) {
           const T* at = logits + window * strides.window + px * strides.x + py * strides.y;
-          const float* weight = weights ? weights + (std::int64_t{px} * grid.patch[1] + py) * n : ones.data();
-          add_row(total + grid.voxel(x, y, z), grid.voxels(), rows_of(at, strides, classes, n, copied.data()), weight,
-                  classes, n, activation, scratch.data());
+          const float* weight =
+              weights ? weights + (std::int64_t{px} * grid.patch[1] + py) * n : ones.data();
+          add_row(total + grid.voxel(x, y, z), grid.voxels(),
+                  rows_of(at, strides, classes, n, copied.data()), weight, classes, n, activation,
+                  scratch.data());
         });
       }
     };
   });
 }
 
-void stitch_add(at::Tensor& total, const at::Tensor& logits, const std::optional<at::Tensor>& weights,
-                at::IntArrayRef starts, at::IntArrayRef counts, std::int64_t first, c10::string_view name) {
+void stitch_add(at::Tensor& total, const at::Tensor& logits,
+                const std::optional<at::Tensor>& weights, at::IntArrayRef starts,
+                at::IntArrayRef counts, std::int64_t first, c10::string_view name) {
   const StitchArguments arguments(total, weights, patch_of(total, logits), starts, counts);
   check_logits(total, logits, arguments, first);
   const Activation activation = activation_of(name);
   if (logits.numel() == 0) return;
   const WindowRun run(arguments.grid, first, logits.size(0));
   const auto run_on = [&](auto* from) {
-    add(total.mutable_data_ptr<float>(), from, strides_of(logits), arguments.weight_data(), arguments.classes,
-        arguments.grid, run, activation);
+    add(total.mutable_data_ptr<float>(), from, strides_of(logits), arguments.weight_data(),
+        arguments.classes, arguments.grid, run, activation);
   };
   switch (logits.scalar_type()) {
     case at::kFloat:
@@ -165,8 +179,8 @@ SEMISEG_AVX512_TOO void divide_row(float* __restrict sum, const float* __restric
   for (int i = 0; i < n; ++i) sum[i] /= cover[i];
 }
 
-void stitch_divide(at::Tensor& given, const std::optional<at::Tensor>& weights, at::IntArrayRef patch,
-                   at::IntArrayRef starts, at::IntArrayRef counts) {
+void stitch_divide(at::Tensor& given, const std::optional<at::Tensor>& weights,
+                   at::IntArrayRef patch, at::IntArrayRef starts, at::IntArrayRef counts) {
   const StitchArguments arguments(given, weights, patch, starts, counts);
   const WindowGrid& grid = arguments.grid;
   const WindowRun all(grid, 0, grid.windows());
@@ -178,11 +192,13 @@ void stitch_divide(at::Tensor& given, const std::optional<at::Tensor>& weights, 
   run_tasks(at::divup(rows, kRows), [&] {
     return [&, cover = std::vector<float>(grid.size[2])](std::int64_t task) mutable {
       for (std::int64_t row = task * kRows; row < std::min(rows, (task + 1) * kRows); ++row) {
-        const int x = static_cast<int>(row / grid.size[1]), y = static_cast<int>(row % grid.size[1]);
+        const int x = static_cast<int>(row / grid.size[1]),
+                  y = static_cast<int>(row % grid.size[1]);
         if (const float* weight = arguments.weight_data()) {
           std::fill(cover.begin(), cover.end(), 0.f);
           visit_column(grid, all, x, y, [&](std::int64_t, int px, int py, int z) {
-            add_plain(&cover[z], ones.data(), weight + (std::int64_t{px} * grid.patch[1] + py) * grid.patch[2],
+            add_plain(&cover[z], ones.data(),
+                      weight + (std::int64_t{px} * grid.patch[1] + py) * grid.patch[2],
                       grid.patch[2]);
           });
         } else {

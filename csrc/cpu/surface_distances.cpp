@@ -1,5 +1,6 @@
-// surface_distances on the CPU: masks to bits, plane by plane; bits to surfaces, within the box that holds both masks;
-// then a search for each voxel of either surface, planes shared out among the threads.
+// surface_distances on the CPU: masks to bits, plane by plane; bits to surfaces, within the box
+// that holds both masks; then a search for each voxel of either surface, planes shared out among
+// the threads.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -40,7 +41,8 @@ Word pack_word(const std::uint8_t* voxels, int count) {
 
 // Where a plane or a volume has foreground of either mask, and how many voxels of each and of both.
 struct Extent {
-  int x_begin = INT_MAX, x_end = 0, y_begin = INT_MAX, y_end = 0, word_begin = INT_MAX, word_end = 0;
+  int x_begin = INT_MAX, x_end = 0, y_begin = INT_MAX, y_end = 0, word_begin = INT_MAX,
+      word_end = 0;
   std::int64_t pred = 0, target = 0, both = 0;
 
   Grid box(bool image) const {
@@ -51,7 +53,8 @@ struct Extent {
   void join(const Extent& other) {
     x_begin = std::min(x_begin, other.x_begin), x_end = std::max(x_end, other.x_end);
     y_begin = std::min(y_begin, other.y_begin), y_end = std::max(y_end, other.y_end);
-    word_begin = std::min(word_begin, other.word_begin), word_end = std::max(word_end, other.word_end);
+    word_begin = std::min(word_begin, other.word_begin),
+    word_end = std::max(word_end, other.word_end);
     pred += other.pred, target += other.target, both += other.both;
   }
 };
@@ -63,8 +66,9 @@ Extent joined(const std::vector<Extent>& planes) {
 }
 
 // Both masks of a plane, z voxels a row, as bits.
-SEMISEG_AVX2_TOO Extent pack_plane(const std::uint8_t* pred, const std::uint8_t* target, Word* pred_bits,
-                                   Word* target_bits, const Grid& grid, int x, int z) {
+SEMISEG_AVX2_TOO Extent pack_plane(const std::uint8_t* pred, const std::uint8_t* target,
+                                   Word* pred_bits, Word* target_bits, const Grid& grid, int x,
+                                   int z) {
   Extent seen;
   for (int y = 0; y < grid.y; ++y, pred += z, target += z) {
     for (int k = 0; k < grid.words; ++k) {
@@ -72,8 +76,8 @@ SEMISEG_AVX2_TOO Extent pack_plane(const std::uint8_t* pred, const std::uint8_t*
       const Word in_pred = *pred_bits++ = pack_word(pred + first, count);
       const Word in_target = *target_bits++ = pack_word(target + first, count);
       if ((in_pred | in_target) == 0) continue;
-      seen.join(
-          {x, x + 1, y, y + 1, k, k + 1, count_bits(in_pred), count_bits(in_target), count_bits(in_pred & in_target)});
+      seen.join({x, x + 1, y, y + 1, k, k + 1, count_bits(in_pred), count_bits(in_target),
+                 count_bits(in_pred & in_target)});
     }
   }
   return seen;
@@ -83,7 +87,12 @@ SEMISEG_AVX2_TOO Extent pack_plane(const std::uint8_t* pred, const std::uint8_t*
 class BoxedSurface {
  public:
   BoxedSurface(const Word* mask, const Grid& grid, const Grid& box, std::array<int, 3> corner)
-      : mask_(mask), grid_(grid), box_(box), tiles_(box.tiled()), blocks_(tiles_.tiled()), corner_(corner) {
+      : mask_(mask),
+        grid_(grid),
+        box_(box),
+        tiles_(box.tiled()),
+        blocks_(tiles_.tiled()),
+        corner_(corner) {
     row_words_.reset(new Word[box_.size()]);
     tile_words_.reset(new Word[tiles_.size()]);
     block_words_.reset(new Word[blocks_.size()]);
@@ -98,14 +107,16 @@ class BoxedSurface {
       std::int64_t voxels = 0;
       for (int j = 0; j < box_.y; ++j) {
         for (int k = 0; k < box_.words; ++k) {
-          const Word word = surface_word(mask_, grid_, corner_[0] + i, corner_[1] + j, corner_[2] + k);
+          const Word word =
+              surface_word(mask_, grid_, corner_[0] + i, corner_[1] + j, corner_[2] + k);
           row_words_[box_.row(i, j) + k] = word;
           if (word != 0) voxels += count_bits(word);
         }
       }
       starts_[i + 1] = voxels;
     }
-    for (int i = task * kSide; i < std::min((task + 1) * kSide, tiles_.x); ++i) tile(row_words_, box_, tile_words_, i);
+    for (int i = task * kSide; i < std::min((task + 1) * kSide, tiles_.x); ++i)
+      tile(row_words_, box_, tile_words_, i);
     tile(tile_words_, tiles_, block_words_, task);
   }
 
@@ -114,15 +125,19 @@ class BoxedSurface {
 
   std::int64_t voxels() const { return starts_.back(); }
 
-  // Writes the distances from this plane's voxels to another surface, at these voxels' places in the scan order.
+  // Writes the distances from this plane's voxels to another surface, at these voxels' places in
+  // the scan order.
   template <typename T>
-  void measure(int i, const BoxedSurface& other, const SquaredSteps<T>& step, double* distances) const {
-    const Surface surface{other.row_words_.get(), other.tile_words_.get(), other.block_words_.get()};
+  void measure(int i, const BoxedSurface& other, const SquaredSteps<T>& step,
+               double* distances) const {
+    const Surface surface{other.row_words_.get(), other.tile_words_.get(),
+                          other.block_words_.get()};
     double* out = distances + starts_[i];
     for (int j = 0; j < box_.y; ++j)
       for (int k = 0; k < box_.words; ++k)
         for (Word word = row_words_[box_.row(i, j) + k]; word != 0; word &= word - 1)
-          *out++ = surface_distance(nearest(surface, box_, step, i, j, k * kWordBits + zeros_below(word)), step);
+          *out++ = surface_distance(
+              nearest(surface, box_, step, i, j, k * kWordBits + zeros_below(word)), step);
   }
 
  private:
@@ -132,7 +147,8 @@ class BoxedSurface {
   static void tile(const Words& rows, const Grid& grid, const Words& tiles, int i) {
     const Grid to = grid.tiled();
     for (int j = 0; j < to.y; ++j)
-      for (int k = 0; k < to.words; ++k) tiles[to.row(i, j) + k] = tile_word(rows.get(), grid, i, j, k);
+      for (int k = 0; k < to.words; ++k)
+        tiles[to.row(i, j) + k] = tile_word(rows.get(), grid, i, j, k);
   }
 
   const Word* mask_;
@@ -143,12 +159,13 @@ class BoxedSurface {
 };
 
 template <typename T>
-void measure(const BoxedSurface& pred, const BoxedSurface& target, const SquaredSteps<T>& step, std::int64_t planes,
-             double* there, double* back) {
+void measure(const BoxedSurface& pred, const BoxedSurface& target, const SquaredSteps<T>& step,
+             std::int64_t planes, double* there, double* back) {
   run_tasks(std::int64_t{2} * planes, [&] {
     return [&](std::int64_t task) {
       const int plane = static_cast<int>(task / 2);
-      task % 2 == 0 ? pred.measure(plane, target, step, there) : target.measure(plane, pred, step, back);
+      task % 2 == 0 ? pred.measure(plane, target, step, there)
+                    : target.measure(plane, pred, step, back);
     };
   });
 }
@@ -158,15 +175,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tenso
                                                                  at::ArrayRef<double> spacing) {
   const Arguments arguments(given_pred, given_target, spacing);
   const Grid& grid = arguments.grid;
-  const std::unique_ptr<Word[]> pred_bits(new Word[grid.size()]), target_bits(new Word[grid.size()]);
+  const std::unique_ptr<Word[]> pred_bits(new Word[grid.size()]),
+      target_bits(new Word[grid.size()]);
   const auto* pred_voxels = arguments.pred.const_data_ptr<std::uint8_t>();
   const auto* target_voxels = arguments.target.const_data_ptr<std::uint8_t>();
   std::vector<Extent> planes(grid.x);
   run_tasks(grid.x, [&] {
     return [&](std::int64_t x) {
       const std::int64_t voxel = x * grid.y * arguments.z, word = grid.row(static_cast<int>(x), 0);
-      planes[x] = pack_plane(pred_voxels + voxel, target_voxels + voxel, &pred_bits[word], &target_bits[word], grid,
-                             static_cast<int>(x), arguments.z);
+      planes[x] = pack_plane(pred_voxels + voxel, target_voxels + voxel, &pred_bits[word],
+                             &target_bits[word], grid, static_cast<int>(x), arguments.z);
     };
   });
   const Extent extent = joined(planes);
@@ -178,9 +196,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tenso
 
   const Grid box = extent.box(grid.image);
   const std::array<int, 3> corner{extent.x_begin, extent.y_begin, extent.word_begin};
-  BoxedSurface pred(pred_bits.get(), grid, box, corner), target(target_bits.get(), grid, box, corner);
+  BoxedSurface pred(pred_bits.get(), grid, box, corner),
+      target(target_bits.get(), grid, box, corner);
   run_tasks(2 * pred.tasks(), [&] {
-    return [&](std::int64_t task) { (task % 2 == 0 ? pred : target).mark(static_cast<int>(task / 2)); };
+    return [&](std::int64_t task) {
+      (task % 2 == 0 ? pred : target).mark(static_cast<int>(task / 2));
+    };
   });
   pred.count();
   target.count();

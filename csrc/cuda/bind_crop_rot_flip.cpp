@@ -1,4 +1,5 @@
-// The torch side of crop_rot_flip.cu: memory, device and stream. The .cu files know nothing of torch.
+// The torch side of crop_rot_flip.cu: memory, device and stream. The .cu files know nothing of
+// torch.
 
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
@@ -15,8 +16,9 @@
 namespace semiseg {
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::TensorList labels, at::IntArrayRef starts,
-                                                 at::IntArrayRef size, at::IntArrayRef rot, at::IntArrayRef flip) {
+std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::TensorList labels,
+                                                 at::IntArrayRef starts, at::IntArrayRef size,
+                                                 at::IntArrayRef rot, at::IntArrayRef flip) {
   TORCH_CHECK_VALUE(!images.empty(), "crop_rot_flip: expected at least one image");
   const c10::DeviceGuard guard(images[0].device());
   const CropRotFlipArguments given(images, labels, starts, size, rot, flip);
@@ -29,9 +31,10 @@ std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::Tens
   const auto result = [](const at::Tensor& out) {
     return CropResult{out.mutable_data_ptr(), static_cast<int>(out.element_size())};
   };
-  C10_CUDA_CHECK(launch_crop_rot_flip(
-      samples.data(), static_cast<std::int64_t>(samples.size()), static_cast<std::int64_t>(given.labels.size()),
-      result(given.image), result(given.label), given.x, given.y, given.z, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_crop_rot_flip(samples.data(), static_cast<std::int64_t>(samples.size()),
+                                      static_cast<std::int64_t>(given.labels.size()),
+                                      result(given.image), result(given.label), given.x, given.y,
+                                      given.z, c10::cuda::getCurrentCUDAStream()));
   return {given.image, given.label};
 }
 

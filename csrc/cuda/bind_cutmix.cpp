@@ -14,11 +14,12 @@
 namespace semiseg {
 namespace {
 
-std::vector<at::Tensor> run(const char* name, at::ArrayRef<at::Tensor> tensors, const at::Tensor& box) {
+std::vector<at::Tensor> run(const char* name, at::ArrayRef<at::Tensor> tensors,
+                            const at::Tensor& box) {
   const c10::DeviceGuard guard(tensors.front().device());
   const SpliceArguments given(name, tensors, box);
-  C10_CUDA_CHECK(launch_splice(given.pairs.data(), static_cast<int>(given.pairs.size()), given.size, given.boxes,
-                               c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_splice(given.pairs.data(), static_cast<int>(given.pairs.size()), given.size,
+                               given.boxes, c10::cuda::getCurrentCUDAStream()));
   return given.results;
 }
 
@@ -27,7 +28,8 @@ at::Tensor splice(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bo
 }
 
 std::tuple<at::Tensor, at::Tensor> cutmix(const at::Tensor& image_a, const at::Tensor& image_b,
-                                          const at::Tensor& label_a, const at::Tensor& label_b, const at::Tensor& box) {
+                                          const at::Tensor& label_a, const at::Tensor& label_b,
+                                          const at::Tensor& box) {
   const auto results = run("cutmix", {image_a, image_b, label_a, label_b}, box);
   return {results[0], results[1]};
 }

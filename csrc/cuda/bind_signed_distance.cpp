@@ -1,4 +1,5 @@
-// The torch side of signed_distance.cu: memory, device and stream. The .cu files know nothing of torch.
+// The torch side of signed_distance.cu: memory, device and stream. The .cu files know nothing of
+// torch.
 
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
@@ -20,9 +21,9 @@ at::Tensor signed_distance(const at::Tensor& given, at::ArrayRef<double> steps, 
   if (mask.numel() == 0) return out;
   const auto bytes = static_cast<std::int64_t>(signed_distance_scratch(size));
   const at::Tensor scratch = at::empty({bytes}, mask.options());
-  C10_CUDA_CHECK(launch_signed_distance(mask.const_data_ptr<std::uint8_t>(), out.mutable_data_ptr<float>(),
-                                        scratch.mutable_data_ptr(), size, spacing, normalized,
-                                        c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_signed_distance(
+      mask.const_data_ptr<std::uint8_t>(), out.mutable_data_ptr<float>(),
+      scratch.mutable_data_ptr(), size, spacing, normalized, c10::cuda::getCurrentCUDAStream()));
   return out;
 }
 

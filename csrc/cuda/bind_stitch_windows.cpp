@@ -1,4 +1,5 @@
-// The torch side of stitch_windows.cu: memory, device and stream. The .cu files know nothing of torch.
+// The torch side of stitch_windows.cu: memory, device and stream. The .cu files know nothing of
+// torch.
 
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
@@ -12,8 +13,9 @@
 namespace semiseg {
 namespace {
 
-void stitch_add(at::Tensor& total, const at::Tensor& given, const std::optional<at::Tensor>& weights,
-                at::IntArrayRef starts, at::IntArrayRef counts, std::int64_t first, c10::string_view name) {
+void stitch_add(at::Tensor& total, const at::Tensor& given,
+                const std::optional<at::Tensor>& weights, at::IntArrayRef starts,
+                at::IntArrayRef counts, std::int64_t first, c10::string_view name) {
   const c10::DeviceGuard guard(total.device());
   const StitchArguments arguments(total, weights, patch_of(total, given), starts, counts);
   check_logits(total, given, arguments, first);
@@ -22,9 +24,9 @@ void stitch_add(at::Tensor& total, const at::Tensor& given, const std::optional<
   const at::Tensor logits = given.scalar_type() == at::kDouble ? given.to(at::kFloat) : given;
   const WindowRun run(arguments.grid, first, logits.size(0));
   const auto launch_on = [&](auto* from) {
-    C10_CUDA_CHECK(launch_stitch_add(total.mutable_data_ptr<float>(), from, arguments.weight_data(), arguments.classes,
-                                     strides_of(logits), arguments.grid, run, activation,
-                                     c10::cuda::getCurrentCUDAStream()));
+    C10_CUDA_CHECK(launch_stitch_add(total.mutable_data_ptr<float>(), from, arguments.weight_data(),
+                                     arguments.classes, strides_of(logits), arguments.grid, run,
+                                     activation, c10::cuda::getCurrentCUDAStream()));
   };
   switch (logits.scalar_type()) {
     case at::kFloat:
@@ -38,12 +40,13 @@ void stitch_add(at::Tensor& total, const at::Tensor& given, const std::optional<
   }
 }
 
-void stitch_divide(at::Tensor& total, const std::optional<at::Tensor>& weights, at::IntArrayRef patch,
-                   at::IntArrayRef starts, at::IntArrayRef counts) {
+void stitch_divide(at::Tensor& total, const std::optional<at::Tensor>& weights,
+                   at::IntArrayRef patch, at::IntArrayRef starts, at::IntArrayRef counts) {
   const c10::DeviceGuard guard(total.device());
   const StitchArguments arguments(total, weights, patch, starts, counts);
-  C10_CUDA_CHECK(launch_stitch_divide(total.mutable_data_ptr<float>(), arguments.weight_data(), arguments.classes,
-                                      arguments.grid, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(launch_stitch_divide(total.mutable_data_ptr<float>(), arguments.weight_data(),
+                                      arguments.classes, arguments.grid,
+                                      c10::cuda::getCurrentCUDAStream()));
 }
 
 }  // namespace

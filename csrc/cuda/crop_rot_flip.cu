@@ -20,7 +20,8 @@ __device__ void gather(const void* in, std::int64_t from, void* out, std::int64_
   static_cast<Element*>(out)[to] = inside ? static_cast<const Element*>(in)[from] : Element{};
 }
 
-__device__ void gather(const void* in, std::int64_t from, const CropResult& result, std::int64_t to, bool inside) {
+__device__ void gather(const void* in, std::int64_t from, const CropResult& result, std::int64_t to,
+                       bool inside) {
   switch (result.bytes) {
     case 1:
       return gather<std::uint8_t>(in, from, result.out, to, inside);
@@ -36,15 +37,17 @@ __device__ void gather(const void* in, std::int64_t from, const CropResult& resu
 }
 
 // Sample `first` + s of the batch is number s of `samples`.
-__global__ void crop(Samples samples, std::int64_t first, std::int64_t labelled, unsigned blocks_a_sample,
-                     CropResult image, CropResult label, unsigned x, unsigned y, unsigned z) {
+__global__ void crop(Samples samples, std::int64_t first, std::int64_t labelled,
+                     unsigned blocks_a_sample, CropResult image, CropResult label, unsigned x,
+                     unsigned y, unsigned z) {
   const unsigned s = blockIdx.x / blocks_a_sample, voxels = x * y * z;
   const unsigned voxel = blockIdx.x % blocks_a_sample * kBlock + threadIdx.x;
   if (voxel >= voxels) return;
   const CropSample& sample = samples.of[s];
   const CropView& view = sample.view;
   const unsigned row = voxel / z;
-  const int i = static_cast<int>(row / y), j = static_cast<int>(row % y), k = static_cast<int>(voxel % z);
+  const int i = static_cast<int>(row / y), j = static_cast<int>(row % y),
+            k = static_cast<int>(voxel % z);
   const bool inside = view.holds(0, i) && view.holds(1, j) && view.holds(2, k);
   const std::int64_t from = view.row(i, j) + k * view.step[2], to = (first + s) * voxels + voxel;
   gather(sample.image, from, image, to, inside);
@@ -53,16 +56,17 @@ __global__ void crop(Samples samples, std::int64_t first, std::int64_t labelled,
 
 }  // namespace
 
-cudaError_t launch_crop_rot_flip(const CropSample* samples, std::int64_t count, std::int64_t labelled,
-                                 const CropResult& image, const CropResult& label, int x, int y, int z,
+cudaError_t launch_crop_rot_flip(const CropSample* samples, std::int64_t count,
+                                 std::int64_t labelled, const CropResult& image,
+                                 const CropResult& label, int x, int y, int z,
                                  cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(blocks_for(std::int64_t{x} * y * z, kBlock));
   for (std::int64_t first = 0; first < count; first += kSamples) {
     const int here = count - first < kSamples ? static_cast<int>(count - first) : kSamples;
     Samples chunk{};
     for (int s = 0; s < here; ++s) chunk.of[s] = samples[first + s];
-    const auto error = launch(crop, std::int64_t{here} * blocks, kBlock, 0, stream, chunk, first, labelled, blocks,
-                              image, label, x, y, z);
+    const auto error = launch(crop, std::int64_t{here} * blocks, kBlock, 0, stream, chunk, first,
+                              labelled, blocks, image, label, x, y, z);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -18,9 +18,10 @@ struct CropResult {
   int bytes;
 };
 
-// Writes `count` crops of the given extents (not empty): all of the images, and of the labels the first `labelled`.
-cudaError_t launch_crop_rot_flip(const CropSample* samples, std::int64_t count, std::int64_t labelled,
-                                 const CropResult& image, const CropResult& label, int x, int y, int z,
-                                 cudaStream_t stream);
+// Writes `count` crops of the given extents (not empty): all of the images, and of the labels the
+// first `labelled`.
+cudaError_t launch_crop_rot_flip(const CropSample* samples, std::int64_t count,
+                                 std::int64_t labelled, const CropResult& image,
+                                 const CropResult& label, int x, int y, int z, cudaStream_t stream);
 
 }  // namespace semiseg

@@ -1,4 +1,5 @@
-// splice and cutmix on CUDA: one thread moves 16 neighbouring bytes, in one piece where they have one source.
+// splice and cutmix on CUDA: one thread moves 16 neighbouring bytes, in one piece where they have
+// one source.
 
 #include "cutmix.h"
 #include "launch.h"
@@ -21,11 +22,12 @@ struct Work {
 
 // The elements of one piece, from element `first` of the volume on.
 template <typename Element, typename Piece>
-__device__ void splice_piece(const SplicePair& pair, std::int64_t volume, unsigned first, const SpliceSize& size,
-                             const SpliceBox& box) {
+__device__ void splice_piece(const SplicePair& pair, std::int64_t volume, unsigned first,
+                             const SpliceSize& size, const SpliceBox& box) {
   constexpr int kCount = sizeof(Piece) / sizeof(Element);
   const unsigned row = first / size.z;
-  int x = static_cast<int>(row / size.y), y = static_cast<int>(row % size.y), z = static_cast<int>(first % size.z);
+  int x = static_cast<int>(row / size.y), y = static_cast<int>(row % size.y),
+      z = static_cast<int>(first % size.z);
   unsigned inside = 0;  // a bit an element
   for (int k = 0; k < kCount; ++k) {
     inside |= unsigned{box.holds(x, y, z)} << k;
@@ -36,7 +38,8 @@ __device__ void splice_piece(const SplicePair& pair, std::int64_t volume, unsign
     ++x;
   }
   const std::int64_t at = volume * size.voxels() + first;
-  const auto *a = static_cast<const Element*>(pair.a) + at, *b = static_cast<const Element*>(pair.b) + at;
+  const auto *a = static_cast<const Element*>(pair.a) + at,
+             *b = static_cast<const Element*>(pair.b) + at;
   auto* out = static_cast<Element*>(pair.out) + at;
   if (inside == 0 || inside == (1u << kCount) - 1) {
     *reinterpret_cast<Piece*>(out) = *reinterpret_cast<const Piece*>(inside ? b : a);
@@ -46,8 +49,8 @@ __device__ void splice_piece(const SplicePair& pair, std::int64_t volume, unsign
 }
 
 template <typename Element>
-__device__ void splice_thread(const Work& work, std::int64_t volume, std::int64_t thread, const SpliceSize& size,
-                              const SpliceBox& box) {
+__device__ void splice_thread(const Work& work, std::int64_t volume, std::int64_t thread,
+                              const SpliceSize& size, const SpliceBox& box) {
   const std::int64_t first = thread * (work.wide ? sizeof(Word) / sizeof(Element) : 1);
   if (first >= size.voxels()) return;
   if (work.wide) {
@@ -58,7 +61,8 @@ __device__ void splice_thread(const Work& work, std::int64_t volume, std::int64_
 }
 
 // The first `label_from` blocks splice the images, those from there on the labels.
-__global__ void splice_pairs(Work image, Work label, unsigned label_from, SpliceSize size, SpliceBoxes boxes) {
+__global__ void splice_pairs(Work image, Work label, unsigned label_from, SpliceSize size,
+                             SpliceBoxes boxes) {
   Work work = image;
   unsigned block = blockIdx.x;
   if (block >= label_from) {
@@ -82,19 +86,23 @@ __global__ void splice_pairs(Work image, Work label, unsigned label_from, Splice
   }
 }
 
-bool begins_a_word(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % sizeof(Word) == 0; }
+bool begins_a_word(const void* at) {
+  return reinterpret_cast<std::uintptr_t>(at) % sizeof(Word) == 0;
+}
 
 Work work_of(const SplicePair& pair, const SpliceSize& size) {
   const std::int64_t bytes = std::int64_t{size.voxels()} * pair.bytes;
-  const bool wide =
-      bytes % sizeof(Word) == 0 && begins_a_word(pair.a) && begins_a_word(pair.b) && begins_a_word(pair.out);
-  return {pair, wide, static_cast<unsigned>(blocks_for(bytes / (wide ? int{sizeof(Word)} : pair.bytes), kBlock))};
+  const bool wide = bytes % sizeof(Word) == 0 && begins_a_word(pair.a) && begins_a_word(pair.b) &&
+                    begins_a_word(pair.out);
+  return {
+      pair, wide,
+      static_cast<unsigned>(blocks_for(bytes / (wide ? int{sizeof(Word)} : pair.bytes), kBlock))};
 }
 
 }  // namespace
 
-cudaError_t launch_splice(const SplicePair* pairs, int count, const SpliceSize& size, const SpliceBoxes& boxes,
-                          cudaStream_t stream) {
+cudaError_t launch_splice(const SplicePair* pairs, int count, const SpliceSize& size,
+                          const SpliceBoxes& boxes, cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   const Work image = work_of(pairs[0], size), label = work_of(pairs[count - 1], size);
   const std::int64_t image_blocks = pairs[0].slabs * image.blocks_a_volume;

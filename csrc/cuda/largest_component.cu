@@ -1,5 +1,6 @@
-// largest_component on CUDA: union-find over voxels, one thread a voxel, in four kernels. A block takes kBlock voxels
-// of one item in scan order, and what lies in it of a run along z starts as one tree: its voxels point to its first.
+// largest_component on CUDA: union-find over voxels, one thread a voxel, in four kernels. A block
+// takes kBlock voxels of one item in scan order, and what lies in it of a run along z starts as one
+// tree: its voxels point to its first.
 
 #include "largest_component.h"
 #include "launch.h"
@@ -18,19 +19,23 @@ struct Place {
 
   __device__ explicit Place(const Grid& grid, unsigned item_blocks)
       : item(blockIdx.x / item_blocks), first(item * grid.voxels()) {
-    const std::int64_t wide = static_cast<std::int64_t>(blockIdx.x % item_blocks) * kBlock + threadIdx.x;
+    const std::int64_t wide =
+        static_cast<std::int64_t>(blockIdx.x % item_blocks) * kBlock + threadIdx.x;
     inside = wide < grid.voxels();
     voxel = inside ? static_cast<std::int32_t>(wide) : 0;
   }
 };
 
-// Runs of a foreground label along z, as far as they lie in the block. All threads of a block come here together.
+// Runs of a foreground label along z, as far as they lie in the block. All threads of a block come
+// here together.
 struct BlockRun {
-  bool begins, ends;  // is the thread's voxel the first, the last of its run? Both false in the background
-  int since;          // voxels between its first and the thread's
+  bool begins,
+      ends;   // is the thread's voxel the first, the last of its run? Both false in the background
+  int since;  // voxels between its first and the thread's
 
   template <typename T>
-  __device__ BlockRun(const T* labels, const Grid& grid, int classes, const Place& at, unsigned* words) {
+  __device__ BlockRun(const T* labels, const Grid& grid, int classes, const Place& at,
+                      unsigned* words) {
     const int thread = static_cast<int>(threadIdx.x);
     if (thread < kBlock / kWord) words[thread] = 0;
     __syncthreads();
@@ -53,10 +58,12 @@ struct BlockRun {
 
 // One tree a run of the block, of size 0 so far, and no champions.
 template <typename T>
-__global__ void __launch_bounds__(kBlock) plant(const T* labels, std::int32_t* parents, Key* best, std::int64_t keys,
-                                                Grid grid, int classes, unsigned item_blocks) {
+__global__ void __launch_bounds__(kBlock)
+    plant(const T* labels, std::int32_t* parents, Key* best, std::int64_t keys, Grid grid,
+          int classes, unsigned item_blocks) {
   __shared__ unsigned words[kBlock / kWord];
-  for (std::int64_t key = thread_index(); key < keys; key += std::int64_t{gridDim.x} * kBlock) best[key] = 0;
+  for (std::int64_t key = thread_index(); key < keys; key += std::int64_t{gridDim.x} * kBlock)
+    best[key] = 0;
   const Place at(grid, item_blocks);
   const BlockRun run(labels + at.first, grid, classes, at, words);
   if (run.begins) {
@@ -80,11 +87,11 @@ __global__ void __launch_bounds__(kBlock)
                    [&](std::int32_t other) { unite<Shared>(parents, at.voxel, other); });
 }
 
-// Adds the runs of the block to their roots, and enters each sum for the largest of its class: whoever comes last to a
-// root enters all of it, and what was entered before is smaller.
+// Adds the runs of the block to their roots, and enters each sum for the largest of its class:
+// whoever comes last to a root enters all of it, and what was entered before is smaller.
 template <typename T>
-__global__ void __launch_bounds__(kBlock)
-    count(const T* labels, std::int32_t* parents, Key* best, Grid grid, int classes, unsigned item_blocks) {
+__global__ void __launch_bounds__(kBlock) count(const T* labels, std::int32_t* parents, Key* best,
+                                                Grid grid, int classes, unsigned item_blocks) {
   __shared__ unsigned words[kBlock / kWord];
   const Place at(grid, item_blocks);
   labels += at.first;
@@ -99,13 +106,16 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kBlock) keep(const T* labels, T* out, std::int32_t* parents, const Key* best,
-                                               Grid grid, int classes, unsigned item_blocks) {
+__global__ void __launch_bounds__(kBlock)
+    keep(const T* labels, T* out, std::int32_t* parents, const Key* best, Grid grid, int classes,
+         unsigned item_blocks) {
   const Place at(grid, item_blocks);
   if (!at.inside) return;
   const T label = labels[at.first + at.voxel];
   bool kept = is_foreground(label, classes);
-  if (kept) kept = find_root<Shared>(parents + at.first, at.voxel) == root_of(best[at.item * classes + label]);
+  if (kept)
+    kept =
+        find_root<Shared>(parents + at.first, at.voxel) == root_of(best[at.item * classes + label]);
   out[at.first + at.voxel] = kept ? label : T{0};
 }
 
@@ -116,25 +126,29 @@ std::size_t largest_component_scratch(std::int64_t items, const Grid& grid, int 
 }
 
 template <typename T>
-cudaError_t launch_largest_component(const T* labels, T* out, void* scratch, std::int64_t items, const Grid& grid,
-                                     int classes, cudaStream_t stream) {
+cudaError_t launch_largest_component(const T* labels, T* out, void* scratch, std::int64_t items,
+                                     const Grid& grid, int classes, cudaStream_t stream) {
   const std::int64_t keys = items * classes;
   auto* const best = static_cast<Key*>(scratch);
   auto* const parents = reinterpret_cast<std::int32_t*>(best + keys);
   const auto item_blocks = static_cast<unsigned>(blocks_for(grid.voxels(), kBlock));
   const std::int64_t blocks = items * item_blocks;
+  if (const auto error = launch(plant<T>, blocks, kBlock, 0, stream, labels, parents, best, keys,
+                                grid, classes, item_blocks))
+    return error;
   if (const auto error =
-          launch(plant<T>, blocks, kBlock, 0, stream, labels, parents, best, keys, grid, classes, item_blocks))
+          launch(join<T>, blocks, kBlock, 0, stream, labels, parents, grid, classes, item_blocks))
     return error;
-  if (const auto error = launch(join<T>, blocks, kBlock, 0, stream, labels, parents, grid, classes, item_blocks))
+  if (const auto error = launch(count<T>, blocks, kBlock, 0, stream, labels, parents, best, grid,
+                                classes, item_blocks))
     return error;
-  if (const auto error = launch(count<T>, blocks, kBlock, 0, stream, labels, parents, best, grid, classes, item_blocks))
-    return error;
-  return launch(keep<T>, blocks, kBlock, 0, stream, labels, out, parents, best, grid, classes, item_blocks);
+  return launch(keep<T>, blocks, kBlock, 0, stream, labels, out, parents, best, grid, classes,
+                item_blocks);
 }
 
-#define SEMISEG_LARGEST_COMPONENT(T) \
-  template cudaError_t launch_largest_component(const T*, T*, void*, std::int64_t, const Grid&, int, cudaStream_t)
+#define SEMISEG_LARGEST_COMPONENT(T)                                                            \
+  template cudaError_t launch_largest_component(const T*, T*, void*, std::int64_t, const Grid&, \
+                                                int, cudaStream_t)
 
 SEMISEG_LARGEST_COMPONENT(std::uint8_t);
 SEMISEG_LARGEST_COMPONENT(std::uint16_t);

@@ -1,6 +1,7 @@
 #pragma once
 
-// What every kernel starts with: one spelling of a launch, which tests/native replaces to run kernels on a CPU.
+// What every kernel starts with: one spelling of a launch, which tests/native replaces to run
+// kernels on a CPU.
 
 #include <cuda_runtime_api.h>
 
@@ -9,24 +10,30 @@
 namespace semiseg {
 
 // Blocks that hold `threads` threads. The grid's first dimension takes 2^31 - 1 blocks.
-inline std::int64_t blocks_for(std::int64_t threads, int block) { return (threads + block - 1) / block; }
+inline std::int64_t blocks_for(std::int64_t threads, int block) {
+  return (threads + block - 1) / block;
+}
 
-// Dynamic shared memory that every device gives a block without asking, where the kernel's static shared memory, which
-// counts too, takes no more than the 64 bytes left of 48 KiB (.ci/compile_cuda sees to it).
+// Dynamic shared memory that every device gives a block without asking, where the kernel's static
+// shared memory, which counts too, takes no more than the 64 bytes left of 48 KiB (.ci/compile_cuda
+// sees to it).
 constexpr int kDynamicSharedBytes = (48 << 10) - 64;
 
 #ifdef __CUDACC__
 
-__device__ inline std::int64_t thread_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ inline std::int64_t thread_index() {
+  return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+}
 
-// Runs kernel(arguments...) on the stream. A launch of no blocks is no error: there is nothing to do; one of more than
-// a grid can hold is.
+// Runs kernel(arguments...) on the stream. A launch of no blocks is no error: there is nothing to
+// do; one of more than a grid can hold is.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), std::int64_t blocks, int block, std::size_t shared_bytes,
-                   cudaStream_t stream, Arguments&&... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), std::int64_t blocks, int block,
+                   std::size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  kernel<<<static_cast<unsigned>(blocks), block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<static_cast<unsigned>(blocks), block, shared_bytes, stream>>>(
+      static_cast<Parameters>(arguments)...);
   return cudaGetLastError();
 }
 

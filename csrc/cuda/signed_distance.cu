@@ -1,6 +1,6 @@
-// signed_distance on CUDA: a thread a voxel in three passes. Along x it looks for the other label among the bits of its
-// column; along y, then z, for the lowest parabola of its line, from near to far. Columns and lines lie in shared
-// memory. A last pass takes roots and scales.
+// signed_distance on CUDA: a thread a voxel in three passes. Along x it looks for the other label
+// among the bits of its column; along y, then z, for the lowest parabola of its line, from near to
+// far. Columns and lines lie in shared memory. A last pass takes roots and scales.
 
 #include "launch.h"
 #include "signed_distance.h"
@@ -19,10 +19,12 @@ __device__ float restored(int bits, float) { return __int_as_float(bits); }
 
 // A block takes `columns` neighbouring columns along x of one item.
 template <typename T>
-__global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, int columns, unsigned blocks_an_item, T unit) {
+__global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, int columns,
+                       unsigned blocks_an_item, T unit) {
   SEMISEG_DYNAMIC_SHARED(std::uint32_t, words);
   const std::int64_t plane = size.plane(), item = blockIdx.x / blocks_an_item;
-  const int lane = static_cast<int>(threadIdx.x) % columns, team = static_cast<int>(threadIdx.x) / columns;
+  const int lane = static_cast<int>(threadIdx.x) % columns,
+            team = static_cast<int>(threadIdx.x) / columns;
   const std::int64_t column = std::int64_t{blockIdx.x % blocks_an_item} * columns + lane;
   const std::int64_t first = item * size.voxels() + column;
   const bool valid = column < plane;
@@ -37,12 +39,13 @@ __global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, int colum
   __syncthreads();
   for (int x = team; valid && x < size.x; x += kBlock / columns) {
     const bool inside = words[x / 32 * columns + lane] >> (x % 32) & 1;
-    out[first + x * plane] = signed_square(steps_among_bits<T>(words + lane, columns, size.x, x), inside, unit);
+    out[first + x * plane] =
+        signed_square(steps_among_bits<T>(words + lane, columns, size.x, x), inside, unit);
   }
 }
 
-// What a block takes of a pass along y or z: `lines` neighbouring lines of n voxels. Along z they follow each other in
-// memory; along y they lie side by side.
+// What a block takes of a pass along y or z: `lines` neighbouring lines of n voxels. Along z they
+// follow each other in memory; along y they lie side by side.
 struct Tiles {
   int n, lines, lines_a_group;      // a group: the lines among which a tile lies
   std::int64_t groups, group_size;  // in voxels
@@ -52,17 +55,19 @@ struct Tiles {
   unsigned a_group() const { return static_cast<unsigned>(blocks_for(lines_a_group, lines)); }
 };
 
-// Lowest parabolas along one axis, from `in` to `out`. With `peaks`, an item's largest squares are collected there;
-// with `roots`, distances are written in place of squares.
+// Lowest parabolas along one axis, from `in` to `out`. With `peaks`, an item's largest squares are
+// collected there; with `roots`, distances are written in place of squares.
 template <typename T>
-__global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tiles, unsigned tiles_a_group,
-                       std::int64_t groups_an_item, T unit, float unit_length) {
+__global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tiles,
+                       unsigned tiles_a_group, std::int64_t groups_an_item, T unit,
+                       float unit_length) {
   SEMISEG_DYNAMIC_SHARED(T, tile);
   __shared__ int highest[2];
   const std::int64_t group = blockIdx.x / tiles_a_group;
   const int begin = static_cast<int>(blockIdx.x % tiles_a_group) * tiles.lines;
   const int lines = smaller(tiles.lines, tiles.lines_a_group - begin);
-  const std::int64_t line_step = tiles.side_by_side ? 1 : tiles.n, step = tiles.side_by_side ? tiles.lines_a_group : 1;
+  const std::int64_t line_step = tiles.side_by_side ? 1 : tiles.n,
+                     step = tiles.side_by_side ? tiles.lines_a_group : 1;
   const std::int64_t first = group * tiles.group_size + begin * line_step;
   if (threadIdx.x < 2) highest[threadIdx.x] = 0;
 
@@ -77,7 +82,8 @@ __global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tile
   for (int v = threadIdx.x; v < count; v += kBlock) {
     const int slow = v / width, fast = v % width;
     const int line = tiles.side_by_side ? fast : slow, i = tiles.side_by_side ? slow : fast;
-    const Line<const T> values = !tiles.in_shared     ? Line<const T>{in + first + line * line_step, step}
+    const Line<const T> values = !tiles.in_shared
+                                     ? Line<const T>{in + first + line * line_step, step}
                                  : tiles.side_by_side ? Line<const T>{tile + line, lines}
                                                       : Line<const T>{tile + line * tiles.n, 1};
     const T square = search_line(values, tiles.n, i, unit);
@@ -93,15 +99,18 @@ __global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tile
   atomicMax(&highest[0], ordered(peak.inside));
   atomicMax(&highest[1], ordered(peak.outside));
   __syncthreads();
-  if (threadIdx.x < 2) atomicMax(peaks + 2 * (group / groups_an_item) + threadIdx.x, highest[threadIdx.x]);
+  if (threadIdx.x < 2)
+    atomicMax(peaks + 2 * (group / groups_an_item) + threadIdx.x, highest[threadIdx.x]);
 }
 
-// Squares to normalized distances. `squares` and `out` may be the same memory: a thread reads and writes its own
-// element alone. With equal spacing the inner boundary is where the squared distance is 1.
+// Squares to normalized distances. `squares` and `out` may be the same memory: a thread reads and
+// writes its own element alone. With equal spacing the inner boundary is where the squared distance
+// is 1.
 template <typename T>
-__global__ void normalize(const std::uint8_t* mask, const T* squares, float* out, const int* peaks, Volumes size,
-                          unsigned blocks_an_item) {
-  const std::int64_t item = blockIdx.x / blocks_an_item, voxels = size.voxels(), plane = size.plane();
+__global__ void normalize(const std::uint8_t* mask, const T* squares, float* out, const int* peaks,
+                          Volumes size, unsigned blocks_an_item) {
+  const std::int64_t item = blockIdx.x / blocks_an_item, voxels = size.voxels(),
+                     plane = size.plane();
   const std::int64_t within = std::int64_t{blockIdx.x % blocks_an_item} * kBlock + threadIdx.x;
   if (within >= voxels) return;
   const std::int64_t voxel = item * voxels + within;
@@ -113,12 +122,14 @@ __global__ void normalize(const std::uint8_t* mask, const T* squares, float* out
     boundary = v == -1;
   } else {
     boundary = on_inner_boundary(mask + item * voxels, size, static_cast<int>(within / plane),
-                                 static_cast<int>(within % plane / size.z), static_cast<int>(within % size.z));
+                                 static_cast<int>(within % plane / size.z),
+                                 static_cast<int>(within % size.z));
   }
   out[voxel] = normalized_distance(v, boundary, longest);
 }
 
-// As many lines a tile as fit in shared memory, up to a few warps of work; lines too long for it stay where they are.
+// As many lines a tile as fit in shared memory, up to a few warps of work; lines too long for it
+// stay where they are.
 Tiles tiles_of(int n, int lines_a_group, std::int64_t groups, bool side_by_side) {
   const int room = kDynamicSharedBytes / static_cast<int>(sizeof(float)) / n;
   const int wanted = side_by_side ? kLanes : larger(1, 8 * kBlock / n);
@@ -128,16 +139,16 @@ Tiles tiles_of(int n, int lines_a_group, std::int64_t groups, bool side_by_side)
 }
 
 template <typename T>
-cudaError_t launch_search(const T* in, T* out, float* roots, int* peaks, const Tiles& tiles, std::int64_t items, T unit,
-                          float unit_length, cudaStream_t stream) {
+cudaError_t launch_search(const T* in, T* out, float* roots, int* peaks, const Tiles& tiles,
+                          std::int64_t items, T unit, float unit_length, cudaStream_t stream) {
   const std::size_t shared = tiles.in_shared ? sizeof(T) * tiles.n * tiles.lines : 0;
-  return launch(search<T>, tiles.groups * tiles.a_group(), kBlock, shared, stream, in, out, roots, peaks, tiles,
-                tiles.a_group(), tiles.groups / items, unit, unit_length);
+  return launch(search<T>, tiles.groups * tiles.a_group(), kBlock, shared, stream, in, out, roots,
+                peaks, tiles, tiles.a_group(), tiles.groups / items, unit, unit_length);
 }
 
 template <typename T>
-cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volumes& size, const Spacing& spacing,
-                bool normalized, cudaStream_t stream) {
+cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volumes& size,
+                const Spacing& spacing, bool normalized, cudaStream_t stream) {
   static_assert(sizeof(T) == sizeof(float), "the result's memory holds intermediate values");
   const Units<T> units(spacing);
   const std::int64_t voxels = size.items * size.voxels();
@@ -145,35 +156,42 @@ cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volum
   T *result = reinterpret_cast<T*>(out), *between = static_cast<T*>(scratch);
   int* peaks = normalized ? reinterpret_cast<int*>(between + voxels) : nullptr;
   if (normalized)
-    if (const auto error = cudaMemsetAsync(peaks, 0, 2 * size.items * sizeof(int), stream)) return error;
+    if (const auto error = cudaMemsetAsync(peaks, 0, 2 * size.items * sizeof(int), stream))
+      return error;
 
-  // The bits of 32 columns of some 12000 voxels fill a block's shared memory; those of 8 columns of any volume fit.
+  // The bits of 32 columns of some 12000 voxels fill a block's shared memory; those of 8 columns of
+  // any volume fit.
   const int columns = size.x <= kDynamicSharedBytes / 4 / kLanes * 32 ? kLanes : 8;
   const auto of_item = static_cast<unsigned>(blocks_for(size.plane(), columns));
   const std::size_t words = sizeof(std::uint32_t) * columns * blocks_for(size.x, 32);
-  if (const auto error = launch(scan_x<T>, size.items * of_item, kBlock, words, stream, mask, volume ? result : between,
-                                size, columns, of_item, units.x))
+  if (const auto error = launch(scan_x<T>, size.items * of_item, kBlock, words, stream, mask,
+                                volume ? result : between, size, columns, of_item, units.x))
     return error;
   if (volume) {
     const Tiles along_y = tiles_of(size.y, size.z, size.items * size.x, true);
-    if (const auto error = launch_search<T>(result, between, nullptr, nullptr, along_y, size.items, units.y, 1, stream))
+    if (const auto error = launch_search<T>(result, between, nullptr, nullptr, along_y, size.items,
+                                            units.y, 1, stream))
       return error;
   }
   const Tiles along_z = tiles_of(size.z, size.x * size.y, size.items, false);
-  if (const auto error = launch_search<T>(between, result, normalized ? nullptr : out, peaks, along_z, size.items,
-                                          units.z, units.length, stream))
+  if (const auto error = launch_search<T>(between, result, normalized ? nullptr : out, peaks,
+                                          along_z, size.items, units.z, units.length, stream))
     return error;
   if (!normalized) return cudaSuccess;
   const auto pieces = static_cast<unsigned>(blocks_for(size.voxels(), kBlock));
-  return launch(normalize<T>, size.items * pieces, kBlock, 0, stream, mask, result, out, peaks, size, pieces);
+  return launch(normalize<T>, size.items * pieces, kBlock, 0, stream, mask, result, out, peaks,
+                size, pieces);
 }
 
 }  // namespace
 
-std::size_t signed_distance_scratch(const Volumes& size) { return size.items * (size.voxels() + 2) * sizeof(int); }
+std::size_t signed_distance_scratch(const Volumes& size) {
+  return size.items * (size.voxels() + 2) * sizeof(int);
+}
 
-cudaError_t launch_signed_distance(const std::uint8_t* mask, float* out, void* scratch, const Volumes& size,
-                                   const Spacing& spacing, bool normalized, cudaStream_t stream) {
+cudaError_t launch_signed_distance(const std::uint8_t* mask, float* out, void* scratch,
+                                   const Volumes& size, const Spacing& spacing, bool normalized,
+                                   cudaStream_t stream) {
   return spacing.equal() ? run<std::int32_t>(mask, out, scratch, size, spacing, normalized, stream)
                          : run<float>(mask, out, scratch, size, spacing, normalized, stream);
 }

@@ -1,6 +1,7 @@
-// surface_distances on CUDA: a thread eight voxels packs bits, a thread a word marks both surfaces, a thread a word of
-// a tile lays its rows over each other; then, once the host knows how many there are, a thread a word lists its surface
-// voxels in scan order and a thread a surface voxel searches.
+// surface_distances on CUDA: a thread eight voxels packs bits, a thread a word marks both surfaces,
+// a thread a word of a tile lays its rows over each other; then, once the host knows how many there
+// are, a thread a word lists its surface voxels in scan order and a thread a surface voxel
+// searches.
 
 #include "launch.h"
 #include "surface_distances.h"
@@ -34,12 +35,14 @@ __global__ void mark(DeviceMemory memory, Grid grid) {
     const int i = static_cast<int>(row / grid.y), j = static_cast<int>(row % grid.y);
     const int k = static_cast<int>(index % grid.words);
     const Word *pred = memory.bits, *target = pred + words;
-    const Word surface_pred = surface_word(pred, grid, i, j, k), surface_target = surface_word(target, grid, i, j, k);
+    const Word surface_pred = surface_word(pred, grid, i, j, k),
+               surface_target = surface_word(target, grid, i, j, k);
     memory.rows[index] = surface_pred;
     memory.rows[words + index] = surface_target;
     memory.sizes[index] = count_bits(surface_pred);
     memory.sizes[words + index] = count_bits(surface_target);
-    const Word found[5] = {pred[index], target[index], pred[index] & target[index], surface_pred, surface_target};
+    const Word found[5] = {pred[index], target[index], pred[index] & target[index], surface_pred,
+                           surface_target};
     for (int n = 0; n < 5; ++n)
       if (found[n] != 0) atomicAdd(&counts[n], static_cast<unsigned>(count_bits(found[n])));
   }
@@ -55,10 +58,12 @@ __global__ void tile(const Word* rows, Word* to, Grid grid) {
   if (index >= 2 * tiles.size()) return;
   const std::int64_t mask = index / tiles.size(), row = index % tiles.size() / grid.words;
   const int i = static_cast<int>(row / tiles.y), j = static_cast<int>(row % tiles.y);
-  to[index] = tile_word(rows + mask * grid.size(), grid, i, j, static_cast<int>(index % grid.words));
+  to[index] =
+      tile_word(rows + mask * grid.size(), grid, i, j, static_cast<int>(index % grid.words));
 }
 
-__global__ void list(const Word* rows, const int* sizes, const std::int64_t* ends, int* voxels, Grid grid, int z) {
+__global__ void list(const Word* rows, const int* sizes, const std::int64_t* ends, int* voxels,
+                     Grid grid, int z) {
   const std::int64_t index = thread_index(), words = grid.size();
   if (index >= 2 * words) return;
   int* to = voxels + (ends[index] - sizes[index]);
@@ -68,8 +73,9 @@ __global__ void list(const Word* rows, const int* sizes, const std::int64_t* end
 }
 
 template <typename T>
-__global__ void measure(DeviceMemory memory, const int* voxels, double* distances_there, double* distances_back,
-                        std::int64_t there, std::int64_t back, Grid grid, int z, SquaredSteps<T> step) {
+__global__ void measure(DeviceMemory memory, const int* voxels, double* distances_there,
+                        double* distances_back, std::int64_t there, std::int64_t back, Grid grid,
+                        int z, SquaredSteps<T> step) {
   const std::int64_t index = thread_index();
   if (index >= there + back) return;
   const int other = index < there;  // whose surface is searched
@@ -84,8 +90,8 @@ __global__ void measure(DeviceMemory memory, const int* voxels, double* distance
 
 }  // namespace
 
-cudaError_t launch_mark(const std::uint8_t* pred, const std::uint8_t* target, const DeviceMemory& memory,
-                        const Grid& grid, int z, cudaStream_t stream) {
+cudaError_t launch_mark(const std::uint8_t* pred, const std::uint8_t* target,
+                        const DeviceMemory& memory, const Grid& grid, int z, cudaStream_t stream) {
   const std::int64_t words = grid.size();
   for (int mask = 0; mask < 2; ++mask) {
     auto* bytes = reinterpret_cast<std::uint8_t*>(memory.bits + mask * words);
@@ -93,28 +99,33 @@ cudaError_t launch_mark(const std::uint8_t* pred, const std::uint8_t* target, co
                                   mask == 0 ? pred : target, bytes, grid, z))
       return error;
   }
-  if (const auto error = launch(mark, blocks_for(words, kBlock), kBlock, 0, stream, memory, grid)) return error;
-  const Grid tiles = grid.tiled(), blocks = tiles.tiled();
-  if (const auto error =
-          launch(tile, blocks_for(2 * tiles.size(), kBlock), kBlock, 0, stream, memory.rows, memory.tiles, grid))
+  if (const auto error = launch(mark, blocks_for(words, kBlock), kBlock, 0, stream, memory, grid))
     return error;
-  return launch(tile, blocks_for(2 * blocks.size(), kBlock), kBlock, 0, stream, memory.tiles, memory.blocks, tiles);
+  const Grid tiles = grid.tiled(), blocks = tiles.tiled();
+  if (const auto error = launch(tile, blocks_for(2 * tiles.size(), kBlock), kBlock, 0, stream,
+                                memory.rows, memory.tiles, grid))
+    return error;
+  return launch(tile, blocks_for(2 * blocks.size(), kBlock), kBlock, 0, stream, memory.tiles,
+                memory.blocks, tiles);
 }
 
 template <typename T>
-cudaError_t launch_measure(const DeviceMemory& memory, const std::int64_t* ends, int* voxels, double* distances_there,
-                           double* distances_back, std::int64_t there, std::int64_t back, const Grid& grid, int z,
-                           const SquaredSteps<T>& step, cudaStream_t stream) {
-  if (const auto error = launch(list, blocks_for(2 * grid.size(), kBlock), kBlock, 0, stream, memory.rows, memory.sizes,
-                                ends, voxels, grid, z))
+cudaError_t launch_measure(const DeviceMemory& memory, const std::int64_t* ends, int* voxels,
+                           double* distances_there, double* distances_back, std::int64_t there,
+                           std::int64_t back, const Grid& grid, int z, const SquaredSteps<T>& step,
+                           cudaStream_t stream) {
+  if (const auto error = launch(list, blocks_for(2 * grid.size(), kBlock), kBlock, 0, stream,
+                                memory.rows, memory.sizes, ends, voxels, grid, z))
     return error;
-  return launch(measure<T>, blocks_for(there + back, kSearchBlock), kSearchBlock, 0, stream, memory, voxels,
-                distances_there, distances_back, there, back, grid, z, step);
+  return launch(measure<T>, blocks_for(there + back, kSearchBlock), kSearchBlock, 0, stream, memory,
+                voxels, distances_there, distances_back, there, back, grid, z, step);
 }
 
-template cudaError_t launch_measure(const DeviceMemory&, const std::int64_t*, int*, double*, double*, std::int64_t,
-                                    std::int64_t, const Grid&, int, const SquaredSteps<std::int64_t>&, cudaStream_t);
-template cudaError_t launch_measure(const DeviceMemory&, const std::int64_t*, int*, double*, double*, std::int64_t,
-                                    std::int64_t, const Grid&, int, const SquaredSteps<double>&, cudaStream_t);
+template cudaError_t launch_measure(const DeviceMemory&, const std::int64_t*, int*, double*,
+                                    double*, std::int64_t, std::int64_t, const Grid&, int,
+                                    const SquaredSteps<std::int64_t>&, cudaStream_t);
+template cudaError_t launch_measure(const DeviceMemory&, const std::int64_t*, int*, double*,
+                                    double*, std::int64_t, std::int64_t, const Grid&, int,
+                                    const SquaredSteps<double>&, cudaStream_t);
 
 }  // namespace semiseg::surfaces

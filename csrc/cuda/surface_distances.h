@@ -8,23 +8,25 @@ namespace semiseg::surfaces {
 
 // Device memory of both masks, prediction first, with n = grid.size() words.
 struct DeviceMemory {
-  Word* bits;                  // 2 n, of the masks; free for other use once the surfaces are marked
-  Word* rows;                  // 2 n, of the surfaces
-  Word* tiles;                 // 2 grid.tiled().size()
-  Word* blocks;                // 2 grid.tiled().tiled().size()
-  int* sizes;                  // 2 n, surface voxels of each word
-  unsigned long long* totals;  // 5, zero at first: voxels of prediction, target and both, then of the two surfaces
+  Word* bits;    // 2 n, of the masks; free for other use once the surfaces are marked
+  Word* rows;    // 2 n, of the surfaces
+  Word* tiles;   // 2 grid.tiled().size()
+  Word* blocks;  // 2 grid.tiled().tiled().size()
+  int* sizes;    // 2 n, surface voxels of each word
+  unsigned long long*
+      totals;  // 5, zero at first: voxels of prediction, target and both, then of the two surfaces
 };
 
 // From masks of z voxels a row, contiguous, to all of that memory.
-cudaError_t launch_mark(const std::uint8_t* pred, const std::uint8_t* target, const DeviceMemory& memory,
-                        const Grid& grid, int z, cudaStream_t stream);
+cudaError_t launch_mark(const std::uint8_t* pred, const std::uint8_t* target,
+                        const DeviceMemory& memory, const Grid& grid, int z, cudaStream_t stream);
 
-// The distances of the `there` + `back` surface voxels. `ends` is the running sum of the sizes; `voxels` is room for
-// there + back positions.
+// The distances of the `there` + `back` surface voxels. `ends` is the running sum of the sizes;
+// `voxels` is room for there + back positions.
 template <typename T>
-cudaError_t launch_measure(const DeviceMemory& memory, const std::int64_t* ends, int* voxels, double* distances_there,
-                           double* distances_back, std::int64_t there, std::int64_t back, const Grid& grid, int z,
-                           const SquaredSteps<T>& step, cudaStream_t stream);
+cudaError_t launch_measure(const DeviceMemory& memory, const std::int64_t* ends, int* voxels,
+                           double* distances_there, double* distances_back, std::int64_t there,
+                           std::int64_t back, const Grid& grid, int z, const SquaredSteps<T>& step,
+                           cudaStream_t stream);
 
 }  // namespace semiseg::surfaces

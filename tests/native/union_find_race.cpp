@@ -1,5 +1,5 @@
-// Hammers the union-find of csrc/core/largest_component.h from several threads and compares with one thread.
-// Under -fsanitize=thread (sanitize.py) a data race ends the program.
+// Hammers the union-find of csrc/core/largest_component.h from several threads and compares with
+// one thread. Under -fsanitize=thread (sanitize.py) a data race ends the program.
 
 #include <algorithm>
 #include <cstdio>
@@ -65,15 +65,18 @@ void fail(const char* name, const char* what, std::size_t element) {
   std::exit(1);
 }
 
-// Joins along all edges: threads take turns at the edges, so that they meet everywhere, and look for roots meanwhile.
-void check(const char* name, const std::vector<std::int32_t>& weights, const std::vector<Edge>& edges) {
+// Joins along all edges: threads take turns at the edges, so that they meet everywhere, and look
+// for roots meanwhile.
+void check(const char* name, const std::vector<std::int32_t>& weights,
+           const std::vector<Edge>& edges) {
   const Expected expected(weights, edges);
   std::vector<std::int32_t> parents(weights.size());
   for (std::size_t i = 0; i < parents.size(); ++i) parents[i] = ~weights[i];
   on_threads([&](int thread) {
     for (std::size_t i = thread; i < edges.size(); i += kThreads) {
       unite<Shared>(parents.data(), edges[i].first, edges[i].second);
-      if (const auto any = edges[edges.size() - 1 - i].first; find_root<Shared>(parents.data(), any) > any)
+      if (const auto any = edges[edges.size() - 1 - i].first;
+          find_root<Shared>(parents.data(), any) > any)
         fail(name, "order", any);
     }
   });
@@ -83,14 +86,17 @@ void check(const char* name, const std::vector<std::int32_t>& weights, const std
   on_threads([&](int thread) {
     for (std::size_t i = thread; i < parents.size(); i += kThreads) {
       roots[i] = find_root<Shared>(parents.data(), static_cast<std::int32_t>(i));
-      if (const auto held = Shared::load(&parents[i]); held < 0) propose(&best, key_of(~held, roots[i]));
+      if (const auto held = Shared::load(&parents[i]); held < 0)
+        propose(&best, key_of(~held, roots[i]));
     }
   });
   for (std::size_t i = 0; i < parents.size(); ++i) {
     if (roots[i] != expected.root[i]) fail(name, "root", i);
-    if (expected.root[i] == static_cast<std::int32_t>(i) && ~parents[i] != expected.size[i]) fail(name, "size", i);
+    if (expected.root[i] == static_cast<std::int32_t>(i) && ~parents[i] != expected.size[i])
+      fail(name, "size", i);
   }
-  const auto largest = std::max_element(expected.size.begin(), expected.size.end()) - expected.size.begin();
+  const auto largest =
+      std::max_element(expected.size.begin(), expected.size.end()) - expected.size.begin();
   if (root_of(best) != largest) fail(name, "largest", largest);
 }
 
@@ -99,14 +105,16 @@ void random_graphs() {
   for (int round = 0; round < 40; ++round) {
     const int elements = 1 + static_cast<int>(random() % 3000);
     std::vector<std::int32_t> weights(elements);
-    for (auto& weight : weights) weight = static_cast<std::int32_t>(random() % 4);  // 0: counted later, as on CUDA
+    for (auto& weight : weights)
+      weight = static_cast<std::int32_t>(random() % 4);  // 0: counted later, as on CUDA
     std::vector<Edge> edges(1 + random() % (2 * elements));
     for (auto& [a, b] : edges) a = random() % elements, b = random() % elements;
     check("random graph", weights, edges);
   }
 }
 
-// Long paths, met from both ends, in order and out of order; and a star whose centre all want to join.
+// Long paths, met from both ends, in order and out of order; and a star whose centre all want to
+// join.
 void adversarial_graphs() {
   std::mt19937 random(2);
   const std::int32_t elements = 20000;
@@ -142,10 +150,12 @@ void grids() {
         for (int dy = -1; dy <= 1; ++dy)
           for (int dz = -1; dz <= 1; ++dz) {
             const int ox = x + dx, oy = y + dy, oz = z + dz;
-            if (ox < 0 || oy < 0 || oz < 0 || ox >= grid.x || oy >= grid.y || oz >= grid.z) continue;
+            if (ox < 0 || oy < 0 || oz < 0 || ox >= grid.x || oy >= grid.y || oz >= grid.z)
+              continue;
             const std::int32_t other = (ox * grid.y + oy) * grid.z + oz;
             if (other >= voxel || std::abs(dx) + std::abs(dy) + std::abs(dz) > rank) continue;
-            if (labels[voxel] != 0 && labels[voxel] == labels[other]) edges.emplace_back(voxel, other);
+            if (labels[voxel] != 0 && labels[voxel] == labels[other])
+              edges.emplace_back(voxel, other);
           }
     }
     const std::vector<std::int32_t> weights(labels.size(), 1);
@@ -163,7 +173,8 @@ void grids() {
       }
     });
     for (std::int32_t voxel = 0; voxel < grid.voxels(); ++voxel)
-      if (find_root<Shared>(parents.data(), voxel) != expected.root[voxel]) fail("contacts", "root", voxel);
+      if (find_root<Shared>(parents.data(), voxel) != expected.root[voxel])
+        fail("contacts", "root", voxel);
   }
 }
 

@@ -1,10 +1,11 @@
 #pragma once
 
-// A CUDA device that is this CPU, so that the kernels of csrc/cuda run, under the sanitizers, where there is no GPU.
+// A CUDA device that is this CPU, so that the kernels of csrc/cuda run, under the sanitizers, where
+// there is no GPU.
 //
-// Blocks run one after the other. The threads of a block run in turns from barrier to barrier, forwards and backwards
-// alternately, so that a kernel that lacks a barrier reads what is not there yet. What this cannot show: races between
-// blocks, warps, memory ordering, speed.
+// Blocks run one after the other. The threads of a block run in turns from barrier to barrier,
+// forwards and backwards alternately, so that a kernel that lacks a barrier reads what is not there
+// yet. What this cannot show: races between blocks, warps, memory ordering, speed.
 
 #include <ucontext.h>
 
@@ -152,7 +153,8 @@ inline void enter([[maybe_unused]] Fiber& fiber) {
 
 inline void leave(Fiber& fiber, [[maybe_unused]] bool last) {
 #ifdef __SANITIZE_ADDRESS__
-  __sanitizer_start_switch_fiber(last ? nullptr : &fiber.sanitizer, scheduler_stack, scheduler_stack_size);
+  __sanitizer_start_switch_fiber(last ? nullptr : &fiber.sanitizer, scheduler_stack,
+                                 scheduler_stack_size);
 #endif
   swapcontext(&fiber.context, &scheduler);
 #ifdef __SANITIZE_ADDRESS__
@@ -193,13 +195,15 @@ inline void run_cooperating(unsigned threads) {
   }
 }
 
-inline void run(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& thread) {
+inline void run(unsigned blocks, unsigned threads, std::size_t shared_bytes,
+                const std::function<void()>& thread) {
   body = &thread;
   blockDim.x = threads;
   gridDim.x = blocks;
   met_barrier = false;
   for (unsigned b = 0; b < blocks; ++b) {
-    // Memory of the exact size, so that the address sanitizer sees what lies beyond; its first values are garbage.
+    // Memory of the exact size, so that the address sanitizer sees what lies beyond; its first
+    // values are garbage.
     const std::unique_ptr<unsigned char[]> shared(new unsigned char[shared_bytes]);
     std::memset(shared.get(), 0xA5, shared_bytes);
     dynamic_shared = shared.get();
@@ -226,17 +230,19 @@ inline void __syncthreads() {
 }
 inline void __threadfence() {}
 
-#define SEMISEG_DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(emulator::dynamic_shared)
+#define SEMISEG_DYNAMIC_SHARED(type, name) \
+  type* const name = reinterpret_cast<type*>(emulator::dynamic_shared)
 
 namespace semiseg {
 
 inline std::int64_t thread_index() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), std::int64_t blocks, int block, std::size_t shared_bytes,
-                   cudaStream_t, Arguments&&... arguments) {
+cudaError_t launch(void (*kernel)(Parameters...), std::int64_t blocks, int block,
+                   std::size_t shared_bytes, cudaStream_t, Arguments&&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a device holds no more parameters");
-  if (blocks > INT32_MAX || block > 1024 || shared_bytes > (48 << 10) - 64) return cudaErrorInvalidConfiguration;
+  if (blocks > INT32_MAX || block > 1024 || shared_bytes > (48 << 10) - 64)
+    return cudaErrorInvalidConfiguration;
   emulator::run(static_cast<unsigned>(blocks), static_cast<unsigned>(block), shared_bytes,
                 [&] { kernel(static_cast<Parameters>(arguments)...); });
   return cudaSuccess;
