@@ -58,14 +58,10 @@ from utils.inference import (
 )
 from utils.ops import largest_component
 from utils.preparation import images
+from utils.preparation.preprocess import preprocess
 from utils.trained import checkpoint_name, find_checkpoint, load_trained
 from utils.uncertainty import entropy
 
-FILTERED = ("LA", "phantom")  # whose tests keep each class's largest component alone
-SLICES_FIRST = (
-    "ACDC",
-    "endocardium",
-)  # whose h5 files are (slices, rows, columns); others are (x, y, z)
 READ = (*images.SUFFIXES, ".h5")
 RECORD = "predict.json"
 
@@ -112,7 +108,7 @@ def parse(arguments=None):
         "--nms",
         type=int,
         choices=(0, 1),
-        help=f"1: keep each class's largest component alone (default: as in tests, 1 for {' and '.join(FILTERED)})",
+        help="1: keep each class's largest component only (default: as in the data set's tests)",
     )
     how.add_argument(
         "--batch",
@@ -302,7 +298,7 @@ def whole(size, factor):
 
 
 def within(place, factor):
-    """`reach` for an image that was prepared: the place (`dataloaders.preprocessing.Place`) says
+    """`reach` for an image that was prepared: the place (`utils.preparation.preprocess.Place`) says
     how.
     """
     turned, fine = place.oriented, place.resampled
@@ -335,7 +331,7 @@ def _blocks(at, factor, extent):
 def predict_image(case, model, preprocessing, frame, **settings):
     """Segment an image file and write what came of it."""
     image = images.read_image(case.path, frame)
-    prepared = preprocessing.apply(image)
+    prepared = preprocess(preprocessing, image)
     place = prepared.place
     check_spacing(case.path, model, place.grid.spacing)
     axes = model.data["image_axes"] if len(model.patch) == 2 else None
@@ -344,7 +340,7 @@ def predict_image(case, model, preprocessing, frame, **settings):
         model, prepared.image, axes, size, within(place, model.downsample), case.maps, **settings
     )
     for what in (*case.maps, "labels"):  # labels last: where they are, all is
-        stored = np.flip(results.pop(what), place.flips).transpose(np.argsort(place.order))
+        stored = place.turn_back(results.pop(what))
         images.write_image(
             case.outputs[what], images.from_array(np.ascontiguousarray(stored), image)
         )
@@ -373,7 +369,7 @@ def predict_h5(case, model, **settings):
     if dims == 2 and axes == 2:
         order, array = (0, 1, 2), image[..., None]
     elif dims == 2:
-        order = (1, 2, 0) if model.dataset in SLICES_FIRST else model.data["image_axes"]
+        order = model.data["file_axes"]
     maps = [what for what in case.maps if what == "uncertainty"]
     if len(maps) < len(case.maps):
         maps += [f"probability_{c}" for c in range(model.num_classes)]
@@ -436,7 +432,7 @@ def main(arguments=None):
         )
     device = select_device(args.gpu)
     model = load_trained(path, device, args.network)
-    keep_largest = bool(args.nms) if args.nms is not None else model.dataset in FILTERED
+    keep_largest = model.data["keep_largest"] if args.nms is None else bool(args.nms)
     settings = {
         "batch": args.batch,
         "device": device,

@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.preparation.cases import draw_lists, relabel, write_case
 from utils.preparation.images import read_image
 from utils.preparation.official import add_options, prepare_all, stamp
+from utils.preparation.preprocess import preprocess
 from utils.preparation.report import Report
 
 LISTS = {"train": "train_slices.list", "val": "val.list", "test": "test.list"}
@@ -149,7 +150,7 @@ def prepare(job):
             raise UserError(files)
         image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 1, 2, 3))
         row.look(image, label, files[0], trust_voxels=True)
-        prepared = ACDC.preprocessing.apply(image, label)
+        prepared = preprocess(ACDC.preprocessing, image, label)
         stack, target = prepared.image.transpose(2, 1, 0), prepared.label.transpose(2, 1, 0)
         missing = [k for k in slices if not 1 <= k <= len(stack)]
         if missing:

@@ -33,6 +33,7 @@ from utils import command
 from utils.errors import UserError
 from utils.preparation.cases import draw_lists, write_case
 from utils.preparation.official import add_options, prepare_all, stamp
+from utils.preparation.preprocess import preprocess
 from utils.preparation.report import Report
 
 NAME = re.compile(r"sol_yxzt_(pat\d+)\.mat")
@@ -160,7 +161,7 @@ def prepare(job):
         image, label = (SimpleITK.GetImageFromArray(array) for array in read(files))
         row.look(image, label, files[0])
         row.values |= {"spacing": "unknown", "axes": "", "oblique": "", "endocardium ml": ""}
-        prepared = Endocardium.preprocessing.apply(image, label)
+        prepared = preprocess(Endocardium.preprocessing, image, label)
         stack, target = prepared.image.transpose(2, 1, 0), prepared.label.transpose(2, 1, 0)
         write_case(path, stack, target, source=files[0], sha256=row.sha256)
         row.show(prepared.image, prepared.label, (1, 1, 1))

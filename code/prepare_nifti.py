@@ -36,12 +36,14 @@ from tqdm import tqdm
 import _root  # noqa: F401
 from dataloaders.h5 import read_list
 from dataloaders.own import protocol
-from dataloaders.preprocessing import CROPS, INTENSITIES, MARKER, Grid, Preprocessing
+from dataloaders.preprocessing import CROPS, INTENSITIES, MARKER, Preprocessing
 from utils import command
 from utils.errors import UserError
 from utils.preparation.cases import misfit, relabel, split_units, voxel_hash, write_case
 from utils.preparation.folder import begin, complete, copy_file, read_json, write_json, write_list
+from utils.preparation.grid import Grid
 from utils.preparation.images import find_images, read_image, stem, suffix, to_array, write_image
+from utils.preparation.preprocess import preprocess
 from utils.preparation.report import Report, tell
 
 SPLITS = ("train", "val", "test")
@@ -515,7 +517,7 @@ def prepare(cases, how, values, report, args):
             row.look(image, label, case.image, args.trust_voxels)
             if case.split != "test" and case.patient in tested:
                 raise UserError(f"patient {case.patient} is in the test list with another image")
-            prepared = how.apply(image, label)
+            prepared = preprocess(how, image, label)
             written = {"grid": prepared.place.grid, "source": case.image, "sha256": row.sha256}
             write_case(
                 args.root / "data" / f"{case.name}.h5", prepared.image, prepared.label, **written

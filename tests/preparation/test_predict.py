@@ -13,10 +13,9 @@ import pytest
 import SimpleITK
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
 from image_files import assert_same_geometry, oblique, write_dicom
 
-from dataloaders import DATASETS, dataset_class
+from dataloaders import dataset_class
 from dataloaders.preprocessing import Preprocessing
 from dataloaders.transforms import downsample_image
 from networks.unet import UNet
@@ -24,8 +23,10 @@ from networks.vnet import VNet
 from utils.errors import UserError
 from utils.inference import mean_probability, slice_by_slice, sliding_window
 from utils.ops import largest_component
+from utils.preparation.grid import resample
 from utils.preparation.images import SUFFIXES, read_image, to_array, write_image
 from utils.trained import load_networks
+from utils.preparation.preprocess import preprocess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCH, STRIDE = (32, 16, 16), (16, 8, 8)
@@ -51,6 +52,8 @@ def write_run(folder, preprocessing, dataset="own", dims=3, num_classes=3, **arg
             "class_names": ["spleen", "liver", "aorta"][: num_classes - 1],
             "spacing": None,
             "stride": list(STRIDE) if dims == 3 else None,
+            "keep_largest": dataset_class(dataset).keep_largest,
+            "file_axes": dataset_class(dataset).file_axes if dims == 2 else None,
             "image_axes": [1, 0, 2] if dims == 2 else None,
             "preprocessing": preprocessing and preprocessing.as_dict(),
         },
@@ -77,7 +80,7 @@ def call(*arguments):
 def expected(folder, image, preprocessing, downsample=1):
     """Prepared image, and the probabilities of the whole of it at once."""
     predictor = mean_probability(load_networks(folder / "last.pth", "cpu")[0])
-    prepared = preprocessing.apply(image)
+    prepared = preprocess(preprocessing, image)
     array = downsample_image(prepared.image, downsample) if downsample > 1 else prepared.image
     stride = [extent // downsample for extent in STRIDE]
     return prepared, sliding_window(predictor, array, PATCH, stride, 3, activation=None)
@@ -102,10 +105,10 @@ def test_every_type_comes_back_with_its_geometry_and_the_same_labels(run_folder,
     prepared, prob = expected(
         run_folder, image, Preprocessing(orientation="LPS", intensity="zscore")
     )
-    order, flips = np.argsort(prepared.place.order), prepared.place.flips
-    labels = np.flip(prob.argmax(0).numpy(), flips).transpose(order)
+    turn_back = prepared.place.turn_back
+    labels = turn_back(prob.argmax(0).numpy())
     assert set(np.unique(labels)) == {0, 1, 2}
-    entropy = np.flip(-(prob * prob.log()).sum(0).numpy(), flips).transpose(order)
+    entropy = turn_back(-(prob * prob.log()).sum(0).numpy())
     for path in outputs:
         assert_same_geometry(read_image(path), image)
         assert np.array_equal(labels_of(path), labels), path
@@ -121,11 +124,7 @@ def test_every_type_comes_back_with_its_geometry_and_the_same_labels(run_folder,
         for what, other in maps.items():
             found = read_image(other)
             assert_same_geometry(found, image)
-            values = (
-                entropy
-                if what == "uncertainty"
-                else np.flip(prob[what].numpy(), flips).transpose(order)
-            )
+            values = entropy if what == "uncertainty" else turn_back(prob[what].numpy())
             np.testing.assert_allclose(to_array(found), values, atol=1e-6)
     record = json.loads((tmp_path / "out" / "predict.json").read_text())
     assert record["labels"] == {"0": "background", "1": "spleen", "2": "liver"}
@@ -135,7 +134,8 @@ def test_every_type_comes_back_with_its_geometry_and_the_same_labels(run_folder,
 
 @pytest.mark.parametrize("spacing", [None, (0.7, 1.3, 3.0)])
 def test_voxels_that_stay_are_no_places_between_voxels(spacing):
-    place = Preprocessing(orientation="RAS", spacing=spacing).apply(oblique((40, 30, 20))).place
+    how = Preprocessing(orientation="RAS", spacing=spacing)
+    place = preprocess(how, oblique((40, 30, 20))).place
     for axis, (inside, at) in enumerate(predict.within(place, 1)(place.resampled.size)):
         assert inside == slice(0, place.oriented.size[axis])
         stays = spacing is None or place.oriented.spacing[axis] == spacing[axis]
@@ -187,7 +187,12 @@ def test_another_spacing_comes_back_to_the_image_s(tmp_path):
     call(run_folder, tmp_path / "a.nrrd", "--out", tmp_path / "out")
     prepared, prob = expected(run_folder, image, how)
     assert prepared.image.shape != image.GetSize()
-    reference = to_array(prepared.place.restore_probability(prob.numpy()))
+    place = prepared.place
+    spread = [
+        resample(channel, place.grid, place.oriented, SimpleITK.sitkLinear)
+        for channel in prob.numpy()
+    ]
+    reference = place.turn_back(np.argmax(spread, axis=0))
     found = labels_of(tmp_path / "out" / "a.nrrd")
     assert_same_geometry(read_image(tmp_path / "out" / "a.nrrd"), image)
     assert (found == reference).mean() > 0.9999
@@ -266,24 +271,6 @@ def test_slices_are_taken_along_the_data_set_s_axes(tmp_path):
     assert np.array_equal(labels_of(tmp_path / "out" / "volume.nii.gz"), labels.transpose(1, 0, 2))
     with pytest.raises(UserError, match="predicts slice by slice, without windows"):
         call(run_folder, tmp_path / "slice.h5", "--out", tmp_path / "other", "--stride", 1, 1, 1)
-
-
-def test_what_is_said_of_the_data_sets_holds():
-    for name in DATASETS:
-        if not name.startswith("own") and len(dataset_class(name).patches[1]) == 2:
-            cls = dataset_class(name)
-            axes = getattr(
-                cls, "axes", (1, 2, 0)
-            )  # ACDC, whose files of two kinds have no such attribute
-            assert axes == ((1, 2, 0) if name in predict.SLICES_FIRST else cls.image_axes), name
-    tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "code").glob("test_*.py")}
-    filtered = [
-        re.findall(r"Test\(__doc__, \(([^)]*)\),[^)]*nms=1", text) for text in tests.values()
-    ]
-    named = {
-        name for found in filtered for names in found for name in re.findall(r'"(\w+)"', names)
-    }
-    assert named == set(predict.FILTERED)
 
 
 def test_the_largest_component_is_kept_where_tests_do(tmp_path):

@@ -16,9 +16,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from official_files import write_dicom
 
 from dataloaders import open_dataset
-from dataloaders.preprocessing import Grid
 from utils.errors import UserError
 from utils.preparation import cases, folder
+from utils.preparation.grid import Grid
 from utils.preparation.images import read_image, to_array, write_image
 
 COS, SIN = np.cos(0.3), np.sin(0.3)

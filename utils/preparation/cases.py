@@ -8,10 +8,10 @@ import numpy as np
 import SimpleITK
 
 from dataloaders.h5 import h5_bytes
-from dataloaders.preprocessing import Grid
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.preparation.folder import _writing
+from utils.preparation.grid import Grid
 from utils.preparation.images import to_array
 
 

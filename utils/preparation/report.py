@@ -12,13 +12,15 @@ import SimpleITK
 from matplotlib.colors import to_rgb
 from scipy import ndimage
 
-from dataloaders.preprocessing import Grid, Preprocessing
+from dataloaders.preprocessing import Preprocessing
 from utils.errors import UserError
 from utils.figures import CLASSES
 from utils.figures.contact_sheet import TILE, contact_sheet
 from utils.preparation.cases import misfit, voxel_hash, write_case
 from utils.preparation.folder import CannotWriteError, write_text
+from utils.preparation.grid import Grid
 from utils.preparation.images import to_array
+from utils.preparation.preprocess import preprocess
 
 
 class Row:
@@ -104,7 +106,7 @@ class Row:
         source: str | Path,
     ) -> None:
         """Write the case as ``how`` prepares it, and show it."""
-        prepared = how.apply(image, label)
+        prepared = preprocess(how, image, label)
         grid = prepared.place.grid
         write_case(
             path, prepared.image, prepared.label, grid=grid, source=source, sha256=self.sha256
