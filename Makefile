@@ -1,7 +1,8 @@
-# make demo   set up, make the phantom data, train CoraNet on it with 8 labels, test, draw        (minutes)
-# make test   set up, lint, run the test suite                                                    (minutes)
-# make sanitize   run the operators' tests under the sanitizers, the CUDA kernels emulated       (minutes)
-# All make .venv if it is missing and are quick the second time. PYTHON=python3.12 picks another interpreter.
+# make demo       makes the phantom, trains CoraNet on it with 8 labels, tests it, draws the result    about 10 minutes
+# make test       checks the code's style and runs all tests                                           about 10 minutes
+# make quick      runs the tests that train nothing                                                    about 1 minute
+# make sanitize   runs the operations' tests under the sanitizers, with the CUDA kernels emulated      about 10 minutes
+# The first of these creates .venv, which later ones reuse. PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,14 +10,14 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 RUN := runs/phantom/coranet_8/seed1337
 
-.PHONY: demo test sanitize env lint
+.PHONY: demo test quick sanitize env lint
 .DELETE_ON_ERROR:
 
 env: $(VENV)/.ready
 
 $(VENV)/.ready: constraints.txt pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "$(PYTHON) is older than Python 3.10: make PYTHON=python3.11 picks another"; exit 1; }
+		{ echo "$(PYTHON) is older than Python 3.10: choose another with make PYTHON=python3.11"; exit 1; }
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch setuptools ninja
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
@@ -35,6 +36,9 @@ lint: env
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+quick: env
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 sanitize: env
 	$(BIN)/python tests/native/sanitize.py
