@@ -1,33 +1,37 @@
 """CML, cross-view mutual learning (Wu et al., ACM Multimedia 2024).
 
-    pre-training      L = L_l + λ₂ D_l                                        on L
-    self-training     L = L_l + λ₁ L_u + λ₂ (D_l + D_u)                       on L and U
+Two networks learn from crops mixed by CutMix. Each trusts the other's pseudo-labels outside the box
+and its own inside, and their features are pushed apart so that they stay two views.
 
-    L = Σᵢ (CE(pᵢ, Yᵢ) + Dice(pᵢ, Yᵢ)) / 2               of both networks on mixed crops X = X_a M + X_b (1 - M)
-    D = Σᵢ 1 + mean cos(fᵢ, stopgrad f₁₋ᵢ)               f: the encoder's deepest features, compared over channels
-    Yᵢ = Ŷ_a,₁₋ᵢ M + Ŷ_b,ᵢ (1 - M)  on U                 outside of the box what the other network says, inside its own
+    pre-training     L = L_sup^l + λ₂ L_dis^l
+    self-training    L = L_sup^l + λ₁ L_sup^u + λ₂ (L_dis^l + L_dis^u)
+
+    L_sup = Σᵢ (CE(pᵢ, Yᵢ) + Dice(pᵢ, Yᵢ)) / 2             on mixed crops X_mix = X_a M + X_b (1 - M)
+    L_dis = Σᵢ 1 + mean cos(fᵢ, stopgrad f₁₋ᵢ)             on the same crops
+    Yᵢ    = Y_a M + Y_b (1 - M)                            for labelled crops
+    Yᵢ    = Ŷ_a,₁₋ᵢ M + Ŷ_b,ᵢ (1 - M)                      for unlabelled crops
+
+    i     the network, 0 or 1; l and u: labelled and unlabelled crops
+    pᵢ    softmax of network i
+    fᵢ    the deepest features of its encoder; the cosine is taken over their channels
+    M     0 inside a box of β times each extent of the crop, at a random place; 1 outside
+    Ŷ     pseudo-labels: each network's argmax on the unmixed crops, and of each class the largest
+          connected component
 
     python code/train_cml.py --labelnum 8 --gpu 0
     python code/test_LA.py --method cml --labelnum 8
 
-Two V-Nets (for slices U-Nets), the second with linear upsampling, one SGD 0.01 over both with
-momentum 0.9 and weight decay 1e-4, on LA ×0.1 every 2500 iterations of either phase; 2000 + 15000
-iterations; 4 + 4 crops a step, which CutMix makes 2 + 2; λ₁ = 1, λ₂ = 0.2; the box (M = 0) is β =
-2/3 of each axis, one for L and one for U a step. BraTS2019 and ACDC train for 10000 + 30000
-iterations at a constant rate; ACDC with λ₁ = 0.5, λ₂ = 0.1, β = 1/2 and 12 + 12 slices. The
-pseudo-labels Ŷ are the argmax of each network on the unmixed crops, in train mode without gradient,
-the largest component of each class kept. Tested: the mean of both networks, on LA its largest
-component.
+Setting of the paper, on LA: two V-Nets (for slices U-Nets), one SGD 0.01 for both with momentum 0.9
+and weight decay 1e-4, ×0.1 every 2500 iterations of either phase; 2000 + 15000 iterations; 4 + 4
+crops a step, mixed to 2 + 2; λ₁ = 1, λ₂ = 0.2, β = 2/3. BraTS2019 and ACDC: 10000 + 30000 iterations
+at a constant rate; ACDC: λ₁ = 0.5, λ₂ = 0.1, β = 1/2, 12 + 12 slices. The mean of both networks is
+tested.
 
+`--framework cfl` leaves CutMix out, `cps` (Chen et al., CVPR 2021) leaves L_dis out too: each network
+learns from the other's pseudo-labels.
 `--preset released` is the released code where it differs: labelled and unlabelled crops go through
-a network one after another, so that batch norm sees either kind alone, and on slices both networks
-are one, with linear upsampling, which dropout alone makes two. Not its Dice, whose file it lacks,
-V-Net's upsampling with aligned corners, the mean of logits in tests, nor the best checkpoint, on LA
-of the test list, that self-training starts from and that is reported.
-
-`--framework cfl` (conflict-based feature learning) leaves CutMix out: each network learns from the
-other's pseudo-labels alone; `cps` (Chen et al., CVPR 2021) leaves D out too. Both keep the largest
-component of the pseudo-labels, and find them as CML does, in a pass of their own.
+the network one after another, so batch norm sees one kind at a time; on slices one network is both,
+told apart only by its dropout.
 """
 
 import torch
@@ -44,170 +48,257 @@ from utils.schedules import set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
-LA = {"pretrain_iterations": 2000, "max_iterations": 15000, "lr_step": 2500}
-LA |= {"lambda_u": 1.0, "lambda_dis": 0.2, "beta": 2 / 3}
-BRATS = {"pretrain_iterations": 10000, "max_iterations": 30000, "lr_step": 0}
-ACDC = BRATS | {"lambda_u": 0.5, "lambda_dis": 0.1, "beta": 1 / 2}
 DEFAULTS = [
-    rule("paper, LA", **LA),
+    rule(
+        "paper, LA",
+        pretrain_iterations=2000,
+        max_iterations=15000,
+        lr_step=2500,
+        lambda_u=1.0,
+        lambda_dis=0.2,
+        beta=2 / 3,
+    ),
     rule("paper, LA and BraTS2019", lambda args: args.net != "unet", labeled_bs=4, unlabeled_bs=4),
-    rule("paper, BraTS2019", lambda args: args.dataset == "BraTS2019", **BRATS),
-    rule("paper, ACDC; all slices alike", lambda args: args.net == "unet", **ACDC),
+    rule(
+        "paper, BraTS2019",
+        lambda args: args.dataset == "BraTS2019",
+        pretrain_iterations=10000,
+        max_iterations=30000,
+        lr_step=0,
+    ),
+    rule(
+        "paper, ACDC; all slices alike",
+        lambda args: args.net == "unet",
+        pretrain_iterations=10000,
+        max_iterations=30000,
+        lr_step=0,
+        lambda_u=0.5,
+        lambda_dis=0.1,
+        beta=1 / 2,
+    ),
 ]
+TEST_FLAGS = {"LA": "--nms 1"}  # the released code keeps the largest component
+
+# ------------------------------------------------------------------------------------- the losses
+# To fork: change what a network learns from in `mix` and `targets`, and the terms in `objective`.
 
 
 def mix(values, box):
-    """CutMix `(B, ...)` to `(B/2, ...)`, the first half outside of the box and the second inside;
-    as it is without.
+    """CutMix, equation 5: `(B, ...)` to `(B/2, ...)`, the second half inside the box.
+
+    Without a box the values stay as they are.
     """
-    return values if box is None else splice(*values.chunk(2), box)
+    if box is None:
+        return values
+    outside, inside = values.chunk(2)
+    return splice(outside, inside, box)
 
 
 def targets(pseudo_1, pseudo_2, box):
-    """What each network learns from on U: pseudo-labels int64 `(B, *S)` of both to a target for
-    each.
+    """What each network learns from on unlabelled crops, equation 9.
+
+    Args:
+        pseudo_1, pseudo_2: pseudo-labels of both networks, int64 `(B, *S)`.
+        box: of CutMix, or None: each network learns from the other's pseudo-labels.
+
+    Returns:
+        A target for each network, int64 `(B/2, *S)`, without a box `(B, *S)`.
     """
     if box is None:
         return pseudo_2, pseudo_1
-    (a_1, b_1), (a_2, b_2) = pseudo_1.chunk(2), pseudo_2.chunk(2)
-    return splice(a_2, b_1, box), splice(a_1, b_2, box)
+    outside_1, inside_1 = pseudo_1.chunk(2)
+    outside_2, inside_2 = pseudo_2.chunk(2)
+    return splice(outside_2, inside_1, box), splice(outside_1, inside_2, box)
 
 
 def discrepancy(features_1, features_2):
-    """D of the deepest features `(B, F, *S)` of both networks, from 0 (opposite) to 4 (alike)."""
-    features_1, features_2 = features_1.float(), features_2.float()
-    return 2 + sum(
-        F.cosine_similarity(own, other.detach(), dim=1).mean()
-        for own, other in ((features_1, features_2), (features_2, features_1))
-    )
+    """L_dis, equation 1, of both networks: from 0 (opposite features) to 4 (alike).
 
-
-def see(student, image, sizes):
-    """A network's logits and deepest features of a batch, of which parts of `sizes` go through it
-    one after another.
+    Args:
+        features_1, features_2: deepest features `(B, F, *S)`.
     """
-    outputs = [student(part) for part in image.split(sizes)]
-    return (
-        outputs[0]
-        if len(outputs) == 1
-        else [torch.cat(parts) for parts in zip(*outputs, strict=True)]
-    )
+    features_1 = features_1.float()
+    features_2 = features_2.float()
+    cosine_1 = F.cosine_similarity(features_1, features_2.detach(), dim=1).mean()
+    cosine_2 = F.cosine_similarity(features_2, features_1.detach(), dim=1).mean()
+    return 2 + (cosine_1 + cosine_2)
 
 
 def objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args):
-    """The whole loss of a step.
+    """The loss of a step.
 
     Args:
         outputs_1, outputs_2: of each network, logits `(B, C, *S)` and deepest features, labelled
             crops first.
         labels_1, labels_2: what each learns from, int64 `(B, *S)`.
-        labelled: how many crops are labelled.
+        labelled: number of labelled crops; the others, if any, are unlabelled.
         args: `lambda_u`, `lambda_dis` and `framework`.
 
     Returns:
         The loss, and its terms by name.
     """
-    terms, loss = {}, 0.0
-    for name, part in (("l", slice(labelled)), ("u", slice(labelled, None))):
-        if not len(labels_1[part]):
-            continue
-        weight = 1.0 if name == "l" else args.lambda_u
-        both = ((outputs_1, labels_1), (outputs_2, labels_2))
-        terms[f"loss_{name}"] = sum(
-            supervised_loss(outputs[0][part], label[part]) for outputs, label in both
-        )
+    parts = [("l", slice(labelled), 1.0)]
+    if len(labels_1) > labelled:
+        parts.append(("u", slice(labelled, None), args.lambda_u))
+
+    logits_1, features_1 = outputs_1
+    logits_2, features_2 = outputs_2
+    terms = {}
+    loss = 0.0
+    for name, part, weight in parts:
+        loss_1 = supervised_loss(logits_1[part], labels_1[part])
+        loss_2 = supervised_loss(logits_2[part], labels_2[part])
+        terms[f"loss_{name}"] = loss_1 + loss_2
         loss = loss + weight * terms[f"loss_{name}"]
         if args.framework != "cps":
-            terms[f"loss_dis_{name}"] = discrepancy(outputs_1[1][part], outputs_2[1][part])
+            terms[f"loss_dis_{name}"] = discrepancy(features_1[part], features_2[part])
             loss = loss + args.lambda_dis * terms[f"loss_dis_{name}"]
     return loss, terms
 
 
-def main():
+# ------------------------------------------------------------------------------------ the options
+
+
+def parse(argv=None):
     parser = options.parser(__doc__, __file__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--pretrain_iterations", type=command.non_negative_int, help="steps on L alone"
+        "--pretrain_iterations",
+        type=command.non_negative_int,
+        help="number of steps on labelled crops only",
     )
     method.add_argument(
-        "--max_iterations", type=command.non_negative_int, help="steps of self-training"
+        "--max_iterations", type=command.non_negative_int, help="number of self-training steps"
     )
     method.add_argument(
         "--lr_step",
         type=command.non_negative_int,
-        help="lr ×0.1 every so many steps of a phase; 0: never",
+        help="multiply the learning rate by 0.1 every so many steps of a phase; 0 keeps it constant",
     )
-    method.add_argument("--lambda_u", type=command.non_negative, help="λ₁, of the pseudo-labels")
     method.add_argument(
-        "--lambda_dis", type=command.non_negative, help="λ₂, of the feature discrepancy"
+        "--lambda_u", type=command.non_negative, help="λ₁, weight of the pseudo-labels"
     )
-    method.add_argument("--beta", type=command.fraction, help="box of CutMix over each axis")
+    method.add_argument(
+        "--lambda_dis", type=command.non_negative, help="λ₂, weight of the feature discrepancy"
+    )
+    method.add_argument(
+        "--beta", type=command.fraction, help="β, extent of the CutMix box over that of the crop"
+    )
     method.add_argument(
         "--framework",
         choices=("cml", "cfl", "cps"),
         default="cml",
-        help="cfl: without CutMix; cps: without D too",
+        help="cfl leaves out CutMix; cps leaves out the feature discrepancy too",
     )
-    args = options.parse(parser, DEFAULTS)
-    cutmix = args.framework == "cml"
-    if cutmix and not args.beta:
+    args = options.parse(parser, DEFAULTS, argv)
+    if args.framework == "cml" and not args.beta:
         raise UserError("--beta 0 leaves no box: --framework cfl trains without CutMix")
-    released = args.preset == "released"
-    alone = released and args.net == "unet"
-    if alone and not cutmix:
+    if args.framework != "cml" and one_network(args):
         raise UserError(
-            f"--framework {args.framework} is of two networks: the released code has one on slices"
+            f"--framework {args.framework} needs two networks, and the released code has one on "
+            "slices: leave out --preset released"
         )
-    job = run.Run(args, __file__)
-    if cutmix and (args.labeled_bs // job.shares % 2 or args.unlabeled_bs // job.shares % 2):
-        pairs = f"multiples of {2 * job.shares}" if job.shares > 1 else "even"
-        sizes = f"--labeled_bs and --unlabeled_bs must be {pairs}"
-        raise UserError(f"CutMix mixes pairs: {sizes} (or --framework cfl, cps)")
+    return args
 
+
+def one_network(args):
+    """Whether one network plays both parts, as in the released code for slices."""
+    return args.preset == "released" and args.net == "unet"
+
+
+def check_pairs(args, shares):
+    """CutMix mixes pairs of crops: each of the step's `shares` must hold whole pairs.
+
+    Raises:
+        UserError: a share of the labelled or unlabelled crops is odd.
+    """
+    if args.labeled_bs // shares % 2 or args.unlabeled_bs // shares % 2:
+        wanted = f"multiples of {2 * shares}" if shares > 1 else "even"
+        raise UserError(
+            f"CutMix mixes pairs: --labeled_bs and --unlabeled_bs must be {wanted} (or --framework "
+            "cfl, cps)"
+        )
+
+
+# -------------------------------------------------------------------------------- the training loop
+# To fork: other networks are built here; `deepest=True` makes them return their deepest features.
+
+
+def forward(model, image, sizes):
+    """Logits and deepest features of a batch whose parts of `sizes` go through one by one."""
+    outputs = [model(part) for part in image.split(sizes)]
+    if len(outputs) == 1:
+        return outputs[0]
+    logits, features = zip(*outputs, strict=True)
+    return torch.cat(logits), torch.cat(features)
+
+
+@torch.no_grad()
+def pseudo_labels(model, image, num_classes):
+    """Ŷ, int64 `(B, *S)`: the largest component of each class of the model's argmax."""
+    logits, _ = model(image)
+    return largest_component(logits.argmax(1), num_classes)
+
+
+def main(argv=None):
+    args = parse(argv)
+    job = run.Run(args, __file__)
+    cutmix = args.framework == "cml"
+    if cutmix:
+        check_pairs(args, job.shares)
     data = two_stream_loader(args, job.device)
-    network, shape = (
-        network_class(args.net),
-        (1, data.num_classes, args.n_filters, args.normalization),
-    )
-    kinds = {"net": "linear"} if alone else {"net": "transposed", "net_2": "linear"}
-    nets = {
-        name: job.to_device(network(*shape, upsampling=kind, deepest=True))
-        for name, kind in kinds.items()
-    }
-    student_1, student_2 = ([job.parallel(net) for net in nets.values()] * 2)[
-        :2
-    ]  # or one that is both
+
+    def build(upsampling):
+        network = network_class(args.net)
+        shape = (data.in_channels, data.num_classes, args.n_filters, args.normalization)
+        return job.to_device(network(*shape, upsampling=upsampling, deepest=True))
+
+    if one_network(args):
+        nets = {"net": build("linear")}
+        model_1 = model_2 = job.parallel(nets["net"])
+    else:
+        nets = {"net": build("transposed"), "net_2": build("linear")}
+        model_1 = job.parallel(nets["net"])
+        model_2 = job.parallel(nets["net_2"])
     parameters = [parameter for net in nets.values() for parameter in net.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(list(nets), **nets, optimizer=optimizer)
 
-    for step, batch in job.steps(data, args.pretrain_iterations + args.max_iterations):
-        n, pretraining = batch.labeled_bs, step <= args.pretrain_iterations
-        phase_step = step if pretraining else step - args.pretrain_iterations
-        set_lr(optimizer, lr := step_decay(args.base_lr, phase_step, args.lr_step))
+    def draw_box():
+        if not cutmix:
+            return None
+        return random_box(args.patch, args.beta, job.generator, device=job.device)
 
-        box = (
-            random_box(args.patch, args.beta, job.generator, device=job.device) if cutmix else None
-        )
+    for step, batch in job.steps(data, args.pretrain_iterations + args.max_iterations):
+        n = batch.labeled_bs
+        pretraining = step <= args.pretrain_iterations
+        step_of_phase = step if pretraining else step - args.pretrain_iterations
+        lr = step_decay(args.base_lr, step_of_phase, args.lr_step)
+        set_lr(optimizer, lr)
+
+        box = draw_box()
         image = mix(batch.image[:n], box)
         labels_1 = labels_2 = mix(batch.label, box)
         labelled = len(image)
+        sizes = [labelled]
         if not pretraining:
-            with torch.no_grad():
-                pseudo = [
-                    largest_component(student(batch.image[n:])[0].argmax(1), data.num_classes)
-                    for student in (student_1, student_2)
-                ]
-            box = (
-                random_box(args.patch, args.beta, job.generator, device=job.device)
-                if cutmix
-                else None
-            )
+            pseudo_1 = pseudo_labels(model_1, batch.image[n:], data.num_classes)
+            pseudo_2 = pseudo_labels(model_2, batch.image[n:], data.num_classes)
+            box = draw_box()
+            target_1, target_2 = targets(pseudo_1, pseudo_2, box)
             image = torch.cat((image, mix(batch.image[n:], box)))
-            labels_1, labels_2 = (torch.cat((labels_1, target)) for target in targets(*pseudo, box))
-        sizes = [labelled, len(image) - labelled] if released and not pretraining else [len(image)]
-        outputs_1, outputs_2 = (see(student, image, sizes) for student in (student_1, student_2))
+            labels_1 = torch.cat((labels_1, target_1))
+            labels_2 = torch.cat((labels_2, target_2))
+            unlabelled = len(image) - labelled
+            if args.preset == "released":
+                sizes = [labelled, unlabelled]
+            else:
+                sizes = [labelled + unlabelled]
+
+        outputs_1 = forward(model_1, image, sizes)
+        outputs_2 = forward(model_2, image, sizes)
         loss, terms = objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args)
+
         job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, lr=lr)
         job.checkpoint(step)

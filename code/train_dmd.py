@@ -1,26 +1,26 @@
 """DMD, deep mutual distillation (Xie et al., MICCAI 2023).
 
-    L = Dice(p₁, Y) + Dice(p₂, Y)                              on L
-      + λ Dice(p₁ᵀ, p₂ᵀ)                                       on L and U, gradient to both networks
-    pᵀ = softmax(z / T)
+Two networks learn from the labels, and each learns from the other's softened prediction.
+
+    L = L_sup + λ L_distill
+    L_sup     = Dice(p₁, Y) + Dice(p₂, Y)       on the labelled crops
+    L_distill = Dice(p₁ᵀ, p₂ᵀ)                  on all crops
+
+    z₁, z₂   logits of the two networks; both get the gradient of both terms
+    pᵢ, pᵢᵀ  softmax(zᵢ) and, with the temperature T, softmax(zᵢ / T)
+    Y        label; Dice is the mean over the foreground classes
+    λ        weight of the distillation; there is no ramp-up
 
     python code/train_dmd.py --labelnum 16 --gpu 0
     python code/test_LA.py --method dmd --labelnum 16 --nms 0
     python code/train_dmd.py --dataset ACDC --labelnum 3 --gpu 0
 
-Two networks (V-Nets; for slices U-Nets) of different random weights, one SGD 0.01 with momentum 0.9
-and weight decay 1e-4 over both, ×0.1 every 2500 of 6000 iterations, on LA 2 + 2 crops a step, no
-ramp-up. T = 2 with up to 8 labels, 1.93 with more; λ = 4. Tested: the first network alone, without
-a component filter.
+Setting of the paper, on LA: two V-Nets with different random weights (for slices U-Nets); one SGD
+0.01 for both with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations; 2 + 2
+crops a step; λ = 4; T = 2 with 8 labels and 1.93 with 16. The first network is tested.
 
-`--distill kl` distils by D(p₂ᵀ ‖ p₁ᵀ) + D(p₁ᵀ ‖ p₂ᵀ), a mean over voxels, with λ = 1; at
-`--temperature 1` that is deep mutual learning (Zhang et al., CVPR 2018), the baseline. Section 3.3
-swaps the two λ; Fig. 4 and the implementation section agree with these.
-
-Where the paper has one output channel and a sigmoid there are two and a softmax here, the same
-function of their difference, and with more classes the Dice losses are means over the foreground.
-The released code broadcasts a prediction of five axes against a label of four in its Dice loss;
-this one does not, and so there is one preset alone.
+`--distill kl` distils by KL divergence in both directions, with λ = 1. At `--temperature 1` that is
+deep mutual learning (DML; Zhang et al., CVPR 2018), the paper's baseline.
 """
 
 import torch
@@ -35,54 +35,77 @@ from utils.training import options, run
 from utils.training.options import rule
 
 DEFAULTS = [
-    rule("Fig. 3b", temperature=1.93),
-    rule("Fig. 3b, up to 8 labels", lambda args: args.labelnum <= 8, temperature=2.0),
-    rule("Fig. 4", lambda_distill=4.0),
-    rule("Fig. 4, KL", lambda args: args.distill == "kl", lambda_distill=1.0),
+    rule("paper, section 3.1: 16 labels", temperature=1.93),
+    rule("paper, section 3.1: 8 labels", lambda args: args.labelnum <= 8, temperature=2.0),
+    rule("paper, section 3.1", lambda_distill=4.0),
+    rule("paper, Fig. 4: KL", lambda args: args.distill == "kl", lambda_distill=1.0),
 ]
+TEST_FLAGS = {"LA": "--nms 0", "phantom": "--nms 0"}  # the paper names no component filter
+
+# ------------------------------------------------------------------------------------- the losses
+# To fork: distil by another divergence in `distillation_loss`.
 
 
-def distillation(logits_1, logits_2, kind, temperature):
-    """What the networks' tempered probabilities differ by: float32 logits `(B, C, *S)`."""
-    log_1, log_2 = (logits / temperature for logits in (logits_1, logits_2))
-    log_1, log_2 = log_1.log_softmax(1), log_2.log_softmax(1)
-    prob_1, prob_2 = log_1.exp(), log_2.exp()
-    if kind == "kl":  # D(p₂ ‖ p₁) + D(p₁ ‖ p₂) in one sum
-        return ((prob_1 - prob_2) * (log_1 - log_2)).sum(1).mean()
-    classes = range(1, logits_1.shape[1])
-    return sum(dice_loss(prob_1[:, c], prob_2[:, c]) for c in classes) / len(classes)
+def supervised_loss(z_1, z_2, label):
+    """L_sup of the labelled crops: logits `(B_l, C, *S)` of both networks, label `(B_l, *S)`."""
+    loss_1 = foreground_dice_loss(z_1.softmax(1), label)
+    loss_2 = foreground_dice_loss(z_2.softmax(1), label)
+    return loss_1, loss_2
 
 
-def objective(logits_1, logits_2, label, args):
-    """The whole loss of a step.
+def distillation_loss(z_1, z_2, temperature):
+    """L_distill, equation 6: Dice between the tempered probabilities; logits `(B, C, *S)`."""
+    p_1 = tempered(z_1, temperature).exp()
+    p_2 = tempered(z_2, temperature).exp()
+    foreground = range(1, p_1.shape[1])
+    return sum(dice_loss(p_1[:, c], p_2[:, c]) for c in foreground) / len(foreground)
+
+
+def distillation_loss_kl(z_1, z_2, temperature):
+    """L_distill by KL: D(p₂ ‖ p₁) + D(p₁ ‖ p₂) = Σ (p₁ - p₂) (ln p₁ - ln p₂), mean over voxels."""
+    log_1 = tempered(z_1, temperature)
+    log_2 = tempered(z_2, temperature)
+    return ((log_1.exp() - log_2.exp()) * (log_1 - log_2)).sum(1).mean()
+
+
+def tempered(z, temperature):
+    """Logarithm of softmax(z / T), equation 4."""
+    return (z / temperature).log_softmax(1)
+
+
+def objective(z_1, z_2, label, args):
+    """The loss of a step, equation 7.
 
     Args:
-        logits_1, logits_2: float32 `(B, C, *S)`, labelled crops first.
+        z_1, z_2: logits of the two networks, float32 `(B, C, *S)`, labelled crops first.
         label: int64 `(B_l, *S)`.
         args: `distill`, `temperature` and `lambda_distill`.
 
     Returns:
         The loss, and its terms by name.
     """
-    loss_1, loss_2 = (
-        foreground_dice_loss(z[: len(label)].softmax(1), label) for z in (logits_1, logits_2)
-    )
-    loss_distill = distillation(logits_1, logits_2, args.distill, args.temperature)
+    labelled = slice(len(label))
+    loss_1, loss_2 = supervised_loss(z_1[labelled], z_2[labelled], label)
+    distil = distillation_loss_kl if args.distill == "kl" else distillation_loss
+    loss_distill = distil(z_1, z_2, args.temperature)
     loss = loss_1 + loss_2 + args.lambda_distill * loss_distill
     return loss, {"loss_1": loss_1, "loss_2": loss_2, "loss_distill": loss_distill}
 
 
-def main():
+# ------------------------------------------------------------------------------------ the options
+
+
+def parse(argv=None):
     parser = options.parser(__doc__, __file__)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--max_iterations", type=command.positive_int, default=6000, help="steps in all"
+        "--max_iterations", type=command.positive_int, default=6000, help="number of steps"
     )
     method.add_argument(
         "--lr_step",
         type=command.non_negative_int,
         default=2500,
-        help="lr ×0.1 every so many steps; 0: never",
+        help="multiply the learning rate by 0.1 every so many steps; 0 keeps it constant",
     )
     method.add_argument(
         "--distill", choices=("dice", "kl"), default="dice", help="loss between the networks"
@@ -90,29 +113,43 @@ def main():
     method.add_argument(
         "--temperature",
         type=command.positive,
-        help="T; higher: softer targets (default: 2 up to 8 labels, then 1.93)",
+        help="T; raise it for softer targets (default: 2 with up to 8 labels, 1.93 with more)",
     )
     method.add_argument(
-        "--lambda_distill", type=command.non_negative, help="λ (default: 4 for dice, 1 for kl)"
+        "--lambda_distill",
+        type=command.non_negative,
+        help="λ, weight of the distillation (default: 4 for dice, 1 for kl)",
     )
-    args = options.parse(parser, DEFAULTS)
-    job = run.Run(args, __file__)
+    return options.parse(parser, DEFAULTS, argv)
 
+
+# -------------------------------------------------------------------------------- the training loop
+# To fork: add a third network here, and sum `objective` over the pairs.
+
+
+def main(argv=None):
+    args = parse(argv)
+    job = run.Run(args, __file__)
     data = two_stream_loader(args, job.device)
-    network, shape = (
-        network_class(args.net),
-        (1, data.num_classes, args.n_filters, args.normalization),
-    )
-    net_1, net_2 = (job.to_device(network(*shape)) for _ in range(2))
-    student_1, student_2 = job.parallel(net_1), job.parallel(net_2)
+
+    network = network_class(args.net)
+    shape = (data.in_channels, data.num_classes, args.n_filters, args.normalization)
+    net_1 = job.to_device(network(*shape))
+    net_2 = job.to_device(network(*shape))
+    model_1 = job.parallel(net_1)
+    model_2 = job.parallel(net_2)
     parameters = [*net_1.parameters(), *net_2.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net_1, net_2=net_2, optimizer=optimizer)
 
     for step, batch in job.steps(data, args.max_iterations):
-        set_lr(optimizer, lr := step_decay(args.base_lr, step, args.lr_step))
-        logits_1, logits_2 = student_1(batch.image).float(), student_2(batch.image).float()
-        loss, terms = objective(logits_1, logits_2, batch.label, args)
+        lr = step_decay(args.base_lr, step, args.lr_step)
+        set_lr(optimizer, lr)
+
+        z_1 = model_1(batch.image).float()
+        z_2 = model_2(batch.image).float()
+        loss, terms = objective(z_1, z_2, batch.label, args)
+
         job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, lr=lr)
         job.checkpoint(step)

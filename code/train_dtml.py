@@ -1,26 +1,30 @@
 """DTML, dual-task mutual learning (Zhang & Zhang, PRCV 2021).
 
-    L_s = (CE(p, Y) + Dice(p, Y)) / 2  on L  +  λ L_con       network M_s, probabilities p
-    L_d = Dice(σ(-k d), Y)             on L  +  λ L_con       network M_d, signed distance maps d = tanh(z), k = 1500
-    L_con = mean (p - σ(-k d))²        on L and U, gradient to both networks
-    λ(t) = 0.1 exp(-5 (1 - t/t_max)²)
+One network segments, the other regresses signed distances; both learn from the labels, and from the
+difference between their masks.
+
+    L_s = L_seg + λ(t) L_con                     of the network M_s
+    L_d = L_mask + λ(t) L_con                    of the network M_d
+    L_seg  = (CE(p, Y) + Dice(p, Y)) / 2         on the labelled crops
+    L_mask = Dice(σ(-k d), Y)                    on the labelled crops
+    L_con  = mean (p - σ(-k d))²                 on all crops, gradient to both networks
+
+    p      softmax of M_s
+    d      signed distance map (SDM) of M_d after tanh: negative inside, in [-1, 1], one a class
+    k      1500, so that σ(-k d) is nearly a mask
+    λ(t)   0.1 exp(-5 (1 - t/t_max)²), weight of the consistency at iteration t
 
     python code/train_dtml.py --labelnum 16 --gpu 0
     python code/test_LA.py --method dtml --labelnum 16                     (--network dis tests M_d)
 
-Two networks (V-Nets; for slices U-Nets) of different random weights, each with an SGD 0.01 of its
-own, momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops a step.
-Distance maps are negative inside and normalised to [-1, 1] over the crop. Tested: M_s, its largest
-component.
+Setting of the paper, on LA: two V-Nets with different random weights (for slices U-Nets), each with
+an SGD 0.01 of its own, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000 iterations; 2 + 2
+crops a step. M_s is tested.
 
-`--preset released` is the released code where it differs: λ is 1.0 r(t//150, 40), and the
-consistency term is part of both losses, each of which is back-propagated into both networks, so
-that it counts twice.
-
-Equation 2 prints σ(+k d), which with the paper's own sign would invert the mask: neither preset
-does. Of a class that a crop lacks, the map to be learned is 1 everywhere (`--dis_loss` other than
-mask; our choice, the published map is 0 there). With more classes there is one map a foreground
-class, and Dice losses and distances are means over them.
+`--dis_loss` lets M_d learn the distances (rows of Table 1): `sdm` by absolute, `sdm2` by squared
+differences, `both` the mask and the absolute differences.
+`--preset released` weights the consistency as the released code does: 2 · 1.0 exp(-5 (1 - s/40)²)
+with s = t // 150, because there both losses send it into both networks.
 """
 
 import torch
@@ -38,96 +42,143 @@ DEFAULTS = [
     rule("paper", consistency=0.1),
     rule("released code", lambda args: args.preset == "released", consistency=1.0),
 ]
+TEST_FLAGS = {"LA": "--nms 1"}  # the released code keeps the largest component
+
+# ------------------------------------------------------------------------------------- the losses
+# To fork: for another second task (edges, centre lines), replace `distance_loss`, and
+# `distance_to_mask` by what turns its output into probabilities.
+
+
+def distance_loss(d, mask, label, kind):
+    """What M_d learns on the labelled crops.
+
+    Args:
+        d: SDM, float32 `(B_l, C - 1, *S)` in [-1, 1].
+        mask: σ(-k d), of the same shape.
+        label: int64 `(B_l, *S)`.
+        kind: `mask`, `sdm`, `sdm2` or `both`.
+    """
+    truth = torch.stack([label == c for c in range(1, d.shape[1] + 1)], 1)
+    if kind == "mask":
+        return mean_dice_loss(mask, truth)
+    difference = d - sdm_targets(truth)
+    if kind == "sdm2":
+        return difference.square().mean()
+    if kind == "sdm":
+        return difference.abs().mean()
+    return mean_dice_loss(mask, truth) + difference.abs().mean()
+
+
+def consistency_loss(p, mask):
+    """L_con, equation 4: `p` of M_s, `(B, C, *S)`, and σ(-k d) of M_d, `(B, C - 1, *S)`."""
+    return (p[:, 1:] - mask).square().mean()
 
 
 def consistency_weight(step, args):
-    """λ of an iteration, as often as it counts: `args` holds `preset`, `consistency` and
-    `max_iterations`.
-    """
-    if args.preset == "released":
-        return 2 * args.consistency * gaussian_rampup((step - 1) // 150, 40)
+    """λ(t): `args` holds `consistency` and `max_iterations`."""
     return args.consistency * gaussian_rampup(step, args.max_iterations)
 
 
-def objective(logits, sdm, label, weight, dis_loss):
-    """L_s and L_d with the consistency once: the sum whose gradients are those of both networks.
+def consistency_weight_released(step, args):
+    """λ(t) of the released code, twice: it back-propagates L_con from both losses."""
+    return 2 * args.consistency * gaussian_rampup((step - 1) // 150, 40)
+
+
+def objective(z, d, label, weight, dis_loss):
+    """L_seg + L_mask + λ L_con: its gradient in each network is that of the network's own loss.
 
     Args:
-        logits: of M_s, float32 `(B, C, *S)`, labelled crops first.
-        sdm: of M_d, float32 `(B, C - 1, *S)` in [-1, 1].
+        z: logits of M_s, float32 `(B, C, *S)`, labelled crops first.
+        d: SDM of M_d, float32 `(B, C - 1, *S)` in [-1, 1].
         label: int64 `(B_l, *S)`.
-        weight: of the consistency.
-        dis_loss: `mask`, `sdm`, `sdm2` or `both` (rows of Table 1).
+        weight: λ(t).
+        dis_loss: what M_d learns.
 
     Returns:
         The loss, and its terms by name.
     """
-    n, prob_d = len(label), distance_to_mask(sdm)
-    masks = torch.stack([label == c for c in range(1, logits.shape[1])], 1)
-    terms = {"loss_seg": supervised_loss(logits[:n], label)}
-    loss_dis = 0.0
-    if dis_loss in ("mask", "both"):
-        loss_dis = mean_dice_loss(prob_d[:n], masks)
-    if dis_loss != "mask":
-        difference = sdm[:n] - sdm_targets(masks)
-        loss_dis = (
-            loss_dis + (difference.square() if dis_loss == "sdm2" else difference.abs()).mean()
-        )
-    terms["loss_dis"] = loss_dis
-    terms["loss_con"] = (logits.softmax(1)[:, 1:] - prob_d).square().mean()
-    return terms["loss_seg"] + terms["loss_dis"] + weight * terms["loss_con"], terms
+    labelled = slice(len(label))
+    mask = distance_to_mask(d)
+    loss_seg = supervised_loss(z[labelled], label)
+    loss_dis = distance_loss(d[labelled], mask[labelled], label, dis_loss)
+    loss_con = consistency_loss(z.softmax(1), mask)
+    loss = loss_seg + loss_dis + weight * loss_con
+    return loss, {"loss_seg": loss_seg, "loss_dis": loss_dis, "loss_con": loss_con}
 
 
-def main():
+# ------------------------------------------------------------------------------------ the options
+
+
+def parse(argv=None):
     parser = options.parser(__doc__, __file__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--max_iterations", type=command.positive_int, default=6000, help="steps in all"
+        "--max_iterations", type=command.positive_int, default=6000, help="number of steps"
     )
     method.add_argument(
         "--lr_step",
         type=command.non_negative_int,
         default=2500,
-        help="lr ×0.1 every so many steps; 0: never",
+        help="multiply the learning rate by 0.1 every so many steps; 0 keeps it constant",
     )
     method.add_argument(
         "--dis_loss",
         choices=("mask", "sdm", "sdm2", "both"),
         default="mask",
-        help="M_d learns the mask, the distances (absolute or squared differences), or mask and distances (Table 1)",
+        help="what M_d learns: the mask, the distances by absolute (sdm) or squared (sdm2) "
+        "differences, or mask and absolute differences",
     )
     method.add_argument(
-        "--consistency", type=command.non_negative, help="λ at the end; 0: the networks never meet"
+        "--consistency",
+        type=command.non_negative,
+        help="λ at the end of training; 0 trains the two networks apart",
     )
     method.add_argument(
-        "--unlabeled", type=int, choices=(0, 1), default=1, help="0: labelled crops alone (Table 2)"
+        "--unlabeled",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="0 trains on the labelled crops only (Table 2)",
     )
-    args = options.parse(parser, DEFAULTS)
+    args = options.parse(parser, DEFAULTS, argv)
     if not args.unlabeled:
         args.unlabeled_bs = 0
-    job = run.Run(args, __file__)
+    return args
 
+
+# -------------------------------------------------------------------------------- the training loop
+
+
+def main(argv=None):
+    args = parse(argv)
+    job = run.Run(args, __file__)
     data = two_stream_loader(args, job.device)
-    network, shape = (
-        network_class(args.net),
-        (1, data.num_classes, args.n_filters, args.normalization),
+
+    network = network_class(args.net)
+    shape = (data.in_channels, data.num_classes, args.n_filters, args.normalization)
+    net_s = job.to_device(network(*shape))
+    net_d = job.to_device(network(*shape, sdm_head=True, segmentation_head=False))
+    M_s = job.parallel(net_s)
+    M_d = job.parallel(net_d)
+    sgd = {"lr": args.base_lr, "momentum": 0.9, "weight_decay": 1e-4}
+    optimizer_s = torch.optim.SGD(net_s.parameters(), **sgd)
+    optimizer_d = torch.optim.SGD(net_d.parameters(), **sgd)
+    job.resume(
+        ["seg"], seg=net_s, dis=net_d, optimizer_seg=optimizer_s, optimizer_dis=optimizer_d
     )
-    seg = job.to_device(network(*shape))
-    dis = job.to_device(network(*shape, sdm_head=True, segmentation_head=False))
-    segment, measure = job.parallel(seg), job.parallel(dis)
-    optimizers = [
-        torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
-        for net in (seg, dis)
-    ]
-    job.resume(["seg"], seg=seg, dis=dis, optimizer_seg=optimizers[0], optimizer_dis=optimizers[1])
+    weight_of = consistency_weight_released if args.preset == "released" else consistency_weight
 
     for step, batch in job.steps(data, args.max_iterations):
-        lr, weight = step_decay(args.base_lr, step, args.lr_step), consistency_weight(step, args)
-        logits, sdm = segment(batch.image).float(), measure(batch.image).float()
-        loss, terms = objective(logits, sdm, batch.label, weight, args.dis_loss)
-        for optimizer in optimizers:
-            set_lr(optimizer, lr)
-        job.optimize(loss, *optimizers)
+        lr = step_decay(args.base_lr, step, args.lr_step)
+        set_lr(optimizer_s, lr)
+        set_lr(optimizer_d, lr)
+
+        z = M_s(batch.image).float()
+        d = M_d(batch.image).float()
+        weight = weight_of(step, args)
+        loss, terms = objective(z, d, batch.label, weight, args.dis_loss)
+
+        job.optimize(loss, optimizer_s, optimizer_d)
         job.log(step, loss=loss, **terms, consistency_weight=weight, lr=lr)
         job.checkpoint(step)
 

@@ -1,16 +1,22 @@
-"""Supervised training: the lower bound of every paper's table with 8 or 16 labels, the upper bound
-with all 80.
+"""Supervised training on the labelled cases only.
 
-    L = (CE(p, Y) + Dice(p, Y)) / 2                                        on the labelled cases alone
+It is the lower bound of every table with 8 or 16 labels, and the upper bound with all 80.
+
+    L = (CE(p, Y) + Dice(p, Y)) / 2
+
+    p   softmax of the network's output
+    Y   label; Dice is the mean over the foreground classes
 
     python code/train_supervised.py --labelnum 16 --gpu 0
     python code/train_supervised.py --labelnum 80 --gpu 0
     python code/train_supervised.py --dataset ACDC --labelnum 7 --gpu 0
 
-V-Net, or U-Net for slices, SGD 0.01 with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of
-6000 iterations, on LA four crops of 112×112×80 a step, last iteration (the protocol of Yu et al.,
-MICCAI 2019). The semi-supervised methods see two labelled crops a step: `--labeled_bs 2` is the
-twin with the same labelled crops, the default the one with the same crops in all.
+Setting (Yu et al., MICCAI 2019): V-Net, for slices U-Net; SGD 0.01 with momentum 0.9 and weight
+decay 1e-4, ×0.1 every 2500 of 6000 iterations; on LA four crops of 112×112×80 a step; the last
+iteration is tested.
+
+The semi-supervised methods see two labelled and two unlabelled crops a step. The default here is
+the twin with as many crops in all; `--labeled_bs 2` is the twin with as many labelled crops.
 """
 
 import torch
@@ -23,33 +29,48 @@ from utils.losses import supervised_loss
 from utils.schedules import set_lr, step_decay
 from utils.training import options, run
 
+# ------------------------------------------------------------------------------------ the options
 
-def main():
+
+def parse(argv=None):
     parser = options.parser(__doc__, __file__, unlabeled=False)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--max_iterations", type=command.positive_int, default=6000, help="steps in all"
+        "--max_iterations", type=command.positive_int, default=6000, help="number of steps"
     )
     method.add_argument(
         "--lr_step",
         type=command.non_negative_int,
         default=2500,
-        help="lr ×0.1 every so many steps; 0: never",
+        help="multiply the learning rate by 0.1 every so many steps; 0 keeps it constant",
     )
-    args = options.parse(parser)
-    job = run.Run(args, __file__)
+    return options.parse(parser, argv=argv)
 
-    data = two_stream_loader(args, job.device)  # the labelled stream alone
+
+# -------------------------------------------------------------------------------- the training loop
+# To fork: change the loss, the optimizer or the schedule here.
+
+
+def main(argv=None):
+    args = parse(argv)
+    job = run.Run(args, __file__)
+    data = two_stream_loader(args, job.device)
+
     network = network_class(args.net)
-    net = job.to_device(network(1, data.num_classes, args.n_filters, args.normalization))
-    student = job.parallel(net)
+    net = job.to_device(
+        network(data.in_channels, data.num_classes, args.n_filters, args.normalization)
+    )
+    model = job.parallel(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net, optimizer=optimizer)
 
     for step, batch in job.steps(data, args.max_iterations):
-        set_lr(optimizer, lr := step_decay(args.base_lr, step, args.lr_step))
-        logits = student(batch.image)
+        lr = step_decay(args.base_lr, step, args.lr_step)
+        set_lr(optimizer, lr)
+
+        logits = model(batch.image)
         loss = supervised_loss(logits, batch.label)
+
         job.optimize(loss, optimizer)
         job.log(step, loss=loss, lr=lr)
         job.checkpoint(step)
