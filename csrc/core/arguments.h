@@ -1,13 +1,13 @@
 #pragma once
 
-// Checks that several operators make of their arguments. Includes torch, so no .cu file includes
-// this.
+// Checks of arguments that several operators share. Includes torch, so no .cu file includes this
+// file.
 
 #include <ATen/ATen.h>
 
 namespace semiseg {
 
-// The voxels of an image or volume; fewer than 2^31, so that an int numbers them.
+// The number of voxels of an image or volume; below 2^31, so that an int can number them.
 inline std::int64_t checked_voxels(const char* name, at::IntArrayRef extents) {
   std::int64_t voxels = 1;
   for (const auto extent : extents)

@@ -1,7 +1,7 @@
 #pragma once
 
-// What both devices read from the operator's arguments. Includes torch, so no .cu file includes
-// this.
+// Checks and unpacks the operator's arguments for both devices. Includes torch, so no .cu file
+// includes this file.
 
 #include <ATen/ATen.h>
 
@@ -14,7 +14,7 @@ namespace semiseg {
 
 struct CropRotFlipArguments {
   std::vector<at::Tensor> images, labels;  // contiguous
-  std::vector<CropView> views;             // one an image
+  std::vector<CropView> views;             // one for each image
   at::Tensor image, label;                 // the results
   int x = 1, y = 1, z = 1;                 // extents of a result
 

@@ -8,7 +8,8 @@
 
 namespace semiseg {
 
-// Tensors of `slabs` volumes, `channels` neighbouring ones for each item of the batch.
+// Two tensors and their result, each of `slabs` volumes: `channels` neighbouring volumes for each
+// item of the batch.
 struct SplicePair {
   const void *a, *b;
   void* out;
@@ -19,10 +20,10 @@ struct SplicePair {
 struct SpliceSize {
   int x, y, z;
 
-  SEMISEG_HOST_DEVICE int voxels() const { return x * y * z; }  // the caller has seen that they fit
+  SEMISEG_HOST_DEVICE int voxels() const { return x * y * z; }  // the caller checks that they fit
 };
 
-// Half-open, and inside the volume: start == stop where nothing of the box is left on an axis.
+// Half-open and clipped to the volume: start == stop on an axis where nothing of the box is left.
 struct SpliceBox {
   int start[3], stop[3];
 
@@ -34,8 +35,8 @@ struct SpliceBox {
   }
 };
 
-// The boxes of a batch: `axes` first and `axes` last corners each, one box after the other or the
-// same one for all.
+// The boxes of a batch, one after the other, or the same box for all. Each has `axes` first corners
+// and `axes` last corners.
 struct SpliceBoxes {
   const std::int64_t* corners;
   int axes;
@@ -44,8 +45,8 @@ struct SpliceBoxes {
   SEMISEG_HOST_DEVICE SpliceBox box(std::int64_t item, const SpliceSize& size) const {
     const std::int64_t* start = corners + (one_for_all ? 0 : 2 * axes * item);
     SpliceBox box{{0, 0, 0}, {size.x, size.y, size.z}};
-    for (int axis = 0; axis < 3;
-         ++axis) {  // not over k: with constant indices a GPU keeps the box in registers
+    // Not a loop over k: with constant indices a GPU keeps the box in registers.
+    for (int axis = 0; axis < 3; ++axis) {
       const int k = axis < 2 ? axis : axes - 1, extent = box.stop[axis];
       if (axis < 2 && axis >= axes - 1) continue;
       const auto clamped = [extent](std::int64_t at) {

@@ -1,7 +1,7 @@
 #pragma once
 
-// What both devices read from the operators' arguments. Includes torch, so no .cu file includes
-// this.
+// Checks and unpacks the operators' arguments for both devices. Includes torch, so no .cu file
+// includes this file.
 
 #include <ATen/ATen.h>
 

@@ -1,7 +1,7 @@
 #pragma once
 
-// What operators that only move voxels share: an element is known by its size alone, since types of
-// one size move alike, and images and rows are volumes with axes of extent 1.
+// Shared by the operators that only move voxels. They know an element by its size only, because
+// types of one size move alike. Images and rows are volumes with axes of extent 1.
 
 #include <cstdint>
 
@@ -30,8 +30,8 @@ void with_element(int bytes, const Body& body) {
   }
 }
 
-// Where `axis` of an image or volume of `axes` axes stands among a volume's three: its last axis is
-// always the last.
+// The place of `axis` of an image or volume of `axes` axes among a volume's three axes. Its last
+// axis is always the last.
 SEMISEG_HOST_DEVICE int volume_axis(int axis, int axes) { return axis + 1 == axes ? 2 : axis; }
 
 }  // namespace semiseg

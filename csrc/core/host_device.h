@@ -22,7 +22,7 @@ SEMISEG_HOST_DEVICE T larger(T a, T b) {
   return a < b ? b : a;
 }
 
-// Zeros below the lowest and above the highest set bit of a word that has one.
+// Zeros below the lowest and above the highest set bit of a nonzero word.
 SEMISEG_HOST_DEVICE int zeros_below(std::uint64_t word) {
 #ifdef __CUDA_ARCH__
   return __ffsll(static_cast<long long>(word)) - 1;

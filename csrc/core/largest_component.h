@@ -1,15 +1,15 @@
 #pragma once
 
-// Connected components by union-find, many threads at once.
+// Connected components by union-find, by several threads at once.
 //
-// Elements (voxels, or runs of voxels) are numbered in scan order. One int32 an element says all: a
-// root holds ~size, which is negative, any other element the number of an element before it, one
-// step nearer its root. A root only ever joins a root before it, so that whatever the threads'
-// order a component's root is its first element in scan order.
+// Elements (voxels, or runs of voxels) are numbered in scan order. One int32 describes an element.
+// A root holds ~size, which is negative. Any other element holds the number of an earlier element,
+// one step nearer to its root. A root only ever joins an earlier root. So a component's root is its
+// first element in scan order, whatever the order of the threads.
 //
-// What another thread reads while one writes goes through an Access: Shared is atomic on both
-// devices, Alone is for elements that no other thread touches. No order between different elements
-// is needed: whatever of its past a thread sees of an element, it sees one of the element's own
+// An element that one thread may write while another reads it goes through an Access: Shared is
+// atomic on both devices; Alone is for elements that no other thread touches. No order between
+// different elements is needed: an outdated value of an element still names an element of the same
 // component, and a root is joined only if it is still unchanged.
 
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace semiseg::components {
 struct Alone {
   static std::int32_t load(const std::int32_t* from) { return *from; }
   static void store(std::int32_t* to, std::int32_t value) { *to = value; }
-  // Writes `desired` where `expected` stands; returns what stood there.
+  // Writes `desired` if `expected` is stored; returns what was stored.
   static std::int32_t exchange(std::int32_t* at, std::int32_t, std::int32_t desired) {
     const std::int32_t old = *at;
     *at = desired;
@@ -57,7 +57,7 @@ struct Shared {
   }
 };
 
-// The root of an element. Every other element on the way is moved one step nearer to it.
+// The root of an element. Moves every other element on the way one step nearer to the root.
 template <typename Access>
 SEMISEG_HOST_DEVICE std::int32_t find_root(std::int32_t* parents, std::int32_t element) {
   for (std::int32_t parent; (parent = Access::load(parents + element)) >= 0;) {
@@ -69,8 +69,8 @@ SEMISEG_HOST_DEVICE std::int32_t find_root(std::int32_t* parents, std::int32_t e
   return element;
 }
 
-// Joins two components; the one that begins earlier takes the other's size. Returns an element of
-// both that is the root if no other thread joins it meanwhile.
+// Joins two components: the earlier root takes the other's size. Returns an element of the joined
+// component. It is the root unless another thread joins the component meanwhile.
 template <typename Access>
 SEMISEG_HOST_DEVICE std::int32_t unite(std::int32_t* parents, std::int32_t a, std::int32_t b) {
   while (true) {
@@ -84,7 +84,7 @@ SEMISEG_HOST_DEVICE std::int32_t unite(std::int32_t* parents, std::int32_t a, st
     }
     const std::int32_t held = Access::load(parents + a);
     if (held >= 0 || Access::exchange(parents + a, held, b) != held) continue;
-    // Nothing more is added to a once it is no root. Its size goes to the root that is b's by now.
+    // Once a is no root, nothing more is added to it. Its size goes to the current root of b.
     for (std::int32_t root = b; held != ~0;) {
       root = find_root<Access>(parents, root);
       const std::int32_t had = Access::load(parents + root);
@@ -94,20 +94,20 @@ SEMISEG_HOST_DEVICE std::int32_t unite(std::int32_t* parents, std::int32_t a, st
   }
 }
 
-// What a component has to be its class's largest: its size, then an early root. A class without
-// components keeps 0.
+// Ranks the components of a class: by size, then by the earlier root. A class without components
+// keeps 0.
 using Key = unsigned long long;
 
 SEMISEG_HOST_DEVICE Key key_of(std::int32_t size, std::int32_t root) {
   return static_cast<Key>(size) << 32 | ~static_cast<std::uint32_t>(root);
 }
 
-// The root in a key; no element in 0.
+// The root in a key; no element's number if the key is 0.
 SEMISEG_HOST_DEVICE std::int32_t root_of(Key key) {
   return static_cast<std::int32_t>(~static_cast<std::uint32_t>(key));
 }
 
-// Raises `best` to `key`. Most components are too small, and see so without writing.
+// Raises `best` to `key`. Most components are too small, and return without writing.
 SEMISEG_HOST_DEVICE void propose(Key* best, Key key) {
 #ifdef __CUDA_ARCH__
   if (*static_cast<volatile Key*>(best) < key) atomicMax(best, key);
@@ -119,7 +119,7 @@ SEMISEG_HOST_DEVICE void propose(Key* best, Key key) {
 #endif
 }
 
-// Labels are read as unsigned, so that what is negative lies beyond every class.
+// Labels are read as unsigned, so that negative labels lie beyond every class.
 template <typename T>
 SEMISEG_HOST_DEVICE bool is_foreground(T label, int classes) {
   return label != 0 && static_cast<std::uint64_t>(label) < static_cast<std::uint64_t>(classes);
@@ -134,15 +134,15 @@ struct Grid {
   SEMISEG_HOST_DEVICE std::int32_t voxels() const { return x * y * z; }
 };
 
-// The rows that touch the row at (x, y) and are scanned before it: (x, y - 1), (x - 1, y - 1), (x -
-// 1, y), (x - 1, y + 1).
+// The rows that touch the row at (x, y) and are scanned before it: (x, y - 1), (x - 1, y - 1),
+// (x - 1, y) and (x - 1, y + 1).
 constexpr int kEarlierRows = 4;
 
 struct EarlierRow {
-  int planes, y;  // so many planes back; y relative to the row's
-  int reach;  // how far apart along z neighbours in the two rows may lie; none are neighbours if
-              // negative
-  std::int32_t back;  // so many voxels back
+  int planes;         // planes back
+  int y;              // relative to the row's y
+  int reach;          // largest distance along z of neighbours; negative: there are no neighbours
+  std::int32_t back;  // voxels back
 
   SEMISEG_HOST_DEVICE EarlierRow(int i, const Grid& grid) : planes(i > 0), y(i == 0 ? -1 : i - 2) {
     reach = grid.rank - planes - (y != 0);
@@ -155,9 +155,9 @@ struct EarlierRow {
   }
 };
 
-// Calls visit(neighbour) for neighbours of a foreground voxel in earlier rows, of its label: enough
-// to join all that touch, if every voxel also counts as joined to the next of its row where their
-// labels are equal. Where two runs of a label lie side by side, that is where they first touch.
+// Calls visit(neighbour) for neighbours of a foreground voxel that lie in earlier rows and have its
+// label. These, together with the equal neighbours within each row, join all voxels that touch. Two
+// runs of a label that lie side by side are visited only where they first touch.
 template <typename T, typename Visit>
 SEMISEG_HOST_DEVICE void for_each_contact(const T* labels, const Grid& grid, int x, int y, int z,
                                           const Visit& visit) {

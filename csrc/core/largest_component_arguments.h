@@ -1,7 +1,7 @@
 #pragma once
 
-// What both devices read from the operator's arguments. Includes torch, so no .cu file includes
-// this.
+// Checks and unpacks the operator's arguments for both devices. Includes torch, so no .cu file
+// includes this file.
 
 #include <ATen/ATen.h>
 
@@ -16,7 +16,7 @@ namespace semiseg::components {
 struct Arguments {
   at::Tensor labels;  // contiguous
   Grid grid;
-  int classes;  // at most as many as the type can name
+  int classes;  // at most as many as the type can represent
 
   Arguments(const at::Tensor& given, std::int64_t num_classes, std::int64_t connectivity) {
     TORCH_CHECK_TYPE(at::isIntegralType(given.scalar_type(), /*includeBool=*/true),
@@ -44,8 +44,8 @@ struct Arguments {
     if (given.scalar_type() == at::kChar) num_classes = std::min<std::int64_t>(num_classes, 128);
     classes = static_cast<int>(num_classes);
     labels = given.contiguous();
-    // Axes of one voxel say nothing: without them rows are as long as can be, and x is where there
-    // is something to share.
+    // Axes of one voxel are left out. Then rows are as long as possible, and x has planes to share
+    // among threads.
     std::vector<int> extents;
     for (const auto extent : sizes)
       if (extent != 1) extents.push_back(static_cast<int>(extent));
@@ -54,7 +54,7 @@ struct Arguments {
   }
 };
 
-// Calls use(T{}) with the unsigned type of so many bytes.
+// Calls use(T{}) with the unsigned type of `bytes` bytes.
 template <typename Use>
 void with_unsigned(std::size_t bytes, const Use& use) {
   switch (bytes) {

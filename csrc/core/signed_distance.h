@@ -2,13 +2,13 @@
 
 // The exact signed Euclidean distance transform, one axis at a time.
 //
-// Every voxel carries one signed number v: its squared distance to the nearest voxel of the other
-// label, positive outside the object and negative inside. Both sides therefore travel through one
-// array and one pass an axis: a voxel of sign s reaches the other label by way of voxel j of its
-// line at the cost max(s * v[j], 0) + (i - j)^2, because a voxel j of the other label is itself the
-// goal. Along the first axis v follows from two sweeps; along every further axis v[i] is the lowest
-// of those parabolas (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012; the sign, the
-// runs and the arithmetic without division are this project's).
+// Every voxel holds one signed number v: its squared distance to the nearest voxel of the other
+// label, positive outside the object and negative inside. So both sides share one array and one
+// pass an axis. A voxel i of sign s reaches the other label through voxel j of its line at the cost
+// max(s * v[j], 0) + (i - j)^2, because a voxel j of the other label is itself the goal. Along the
+// first axis v follows from two sweeps. Along every further axis v[i] is the lowest of those
+// parabolas (Felzenszwalb and Huttenlocher, Theory of Computing 8, 2012; the sign, the runs and the
+// arithmetic without division are this project's).
 //
 // T is int32_t for equal spacing (exact) and float for unequal spacing; the CPU also uses int16_t
 // for small volumes.
@@ -30,7 +30,7 @@ struct Volumes {
   SEMISEG_HOST_DEVICE std::int64_t voxels() const { return x * plane(); }
 };
 
-// The size of a voxel. Where it is equal along all axes, squared distances are integers in units of
+// The size of a voxel. If it is equal along all axes, squared distances are integers in units of
 // its square.
 struct Spacing {
   double x, y, z;
@@ -38,8 +38,7 @@ struct Spacing {
   bool equal() const { return x == y && y == z; }
 };
 
-// What a step along each axis adds to the distance, squared, as T counts it, and the length of T's
-// unit.
+// The square of a step along each axis, in units of T, and the length of that unit.
 template <typename T>
 struct Units {
   T x = 1, y = 1, z = 1;
@@ -56,10 +55,10 @@ struct Units {
   }
 };
 
-// kFarSteps: so many voxels along the first axis count as out of reach; kFar: the squared distance
-// written for them. Below these limits nothing overflows: int32_t holds any volume whose squared
-// diagonal stays under 2^30. Where the farthest voxel turns out to lie at kFar or beyond, an
-// int16_t map is not exact and must be made again as int32_t.
+// kFarSteps: a voxel this many steps away along the first axis, or more, counts as out of reach.
+// kFar: the squared distance written for it. Below these limits nothing overflows: int32_t holds
+// any volume whose squared diagonal is below 2^30. If the farthest voxel lies at kFar or beyond, an
+// int16_t map is not exact and must be computed again as int32_t.
 template <typename T>
 struct Reach;
 template <>
@@ -86,7 +85,8 @@ struct Comparison<std::int32_t> {
   using Type = std::int64_t;
 };
 
-// Steps from a voxel to the other label, given the count at its neighbour towards which we look.
+// Steps from a voxel to the other label in one direction, given the steps of its neighbour in that
+// direction.
 template <typename T>
 SEMISEG_HOST_DEVICE T steps_via(bool same_label, T steps_of_neighbour) {
   const T next = static_cast<T>(steps_of_neighbour + 1);
@@ -101,7 +101,7 @@ SEMISEG_HOST_DEVICE T signed_square(T steps, bool inside, T unit) {
 }
 
 // First axis. Fills `lanes` neighbouring lines of n voxels, element i of line k at i * stride + k,
-// with signed squared distances along the line alone, in units of the squared spacing `unit` (1 for
+// with signed squared distances along the line only, in units of the squared spacing `unit` (1 for
 // integers).
 template <typename T>
 SEMISEG_HOST_DEVICE void scan_lines(const std::uint8_t* mask, T* out, int n, std::ptrdiff_t stride,
@@ -113,8 +113,8 @@ SEMISEG_HOST_DEVICE void scan_lines(const std::uint8_t* mask, T* out, int n, std
     for (int k = 0; k < lanes; ++k)
       steps[k] = steps_via((here[k] != 0) == (back[k] != 0), steps[k - stride]);
   }
-  // The way back takes the smaller count of both directions and squares what the next line no
-  // longer needs.
+  // The backward sweep takes the smaller count of both directions, and squares a value once the
+  // next line no longer needs it.
   for (int i = n - 2; i >= 0; --i) {
     const std::uint8_t *here = mask + i * stride, *ahead = here + stride;
     T *steps = out + i * stride, *done = steps + stride;
@@ -126,9 +126,9 @@ SEMISEG_HOST_DEVICE void scan_lines(const std::uint8_t* mask, T* out, int n, std
   for (int k = 0; k < lanes; ++k) out[k] = signed_square(out[k], mask[k] != 0, unit);
 }
 
-// First axis, a voxel alone: steps to the nearest voxel of the other label in a column of n voxels,
-// whose foreground is given as bits, `words[j * stride]` holding voxels 32 j to 32 j + 31;
-// kFarSteps where there is none.
+// First axis, one voxel: steps to the nearest voxel of the other label in a column of n voxels;
+// kFarSteps if there is none. The column's foreground is given as bits: `words[j * stride]` holds
+// voxels 32 j to 32 j + 31.
 template <typename T>
 SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_t stride, int n,
                                        int i) {
@@ -139,9 +139,8 @@ SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_
     return j < last || n % 32 == 0 ? bits : bits & ((1u << n % 32) - 1);
   };
   int steps = n;  // farther than any voxel of the column
-  std::uint32_t found =
-      others(home) &
-      (0xFFFFFFFEu << (i % 32));  // shifted once by type, so that 31 is no special case
+  // The constant is already shifted by one, because a shift by 32 is undefined.
+  std::uint32_t found = others(home) & (0xFFFFFFFEu << (i % 32));
   for (int j = home; found != 0 || j < last; found = others(++j)) {
     if (found == 0) continue;
     steps = 32 * j + zeros_below(found) - i;
@@ -156,8 +155,8 @@ SEMISEG_HOST_DEVICE T steps_among_bits(const std::uint32_t* words, std::ptrdiff_
   return steps < n ? static_cast<T>(steps) : Reach<T>::kFarSteps;
 }
 
-// Further axes, a voxel alone: the lowest parabola over voxel i of the line, sought from near to
-// far until nothing farther can be lower.
+// Further axes, one voxel: the lowest parabola over voxel i of the line. Searches outwards until no
+// parabola farther away can be lower.
 template <typename T>
 SEMISEG_HOST_DEVICE T search_line(Line<const T> line, int n, int i, T unit) {
   const bool inside = line[i] < 0;
@@ -175,18 +174,18 @@ SEMISEG_HOST_DEVICE T search_line(Line<const T> line, int n, int i, T unit) {
   return inside ? -best : best;
 }
 
-// Does parabola q lie nowhere below both p and r, p < q < r, of the given heights?
+// Whether parabola q is never below both p and r, for p < q < r and the given heights.
 template <typename W>
 SEMISEG_HOST_DEVICE bool hidden(int p, W height_p, int q, W height_q, int r, W height_r, W unit) {
   return (height_q - height_p) * (r - q) + (height_q - height_r) * (q - p) >=
          unit * (q - p) * (r - q) * (r - p);
 }
 
-// Further axes. Writes the lowest parabola over every voxel of `line` to `out` (which may not
-// overlap it). `hull` is room for n positions. Linear in n.
+// Further axes. Writes the lowest parabola over every voxel of `line` to `out`, which must not
+// overlap it. `hull` has room for n positions. Linear in n.
 //
-// A run of one label is solved alone: the voxels that bound it are goals of height 0, and nothing
-// behind them is nearer.
+// Each run of one label is solved separately: the voxels that bound it are goals of height 0, so
+// nothing behind them is nearer.
 template <typename T>
 SEMISEG_HOST_DEVICE void solve_line(Line<const T> line, Line<T> out, Line<int> hull, int n,
                                     T unit) {
@@ -225,7 +224,7 @@ SEMISEG_HOST_DEVICE void solve_line(Line<const T> line, Line<T> out, Line<int> h
   }
 }
 
-// The largest squared distance of either side of one item.
+// The largest squared distance of each side of one item.
 template <typename T>
 struct Peak {
   T inside, outside;
@@ -236,7 +235,7 @@ struct Peak {
   }
 };
 
-// A foreground voxel with a background voxel across one of its faces; the volume's edge is no
+// Whether a foreground voxel shares a face with a background voxel. The volume's edge is no
 // boundary.
 SEMISEG_HOST_DEVICE bool on_inner_boundary(const std::uint8_t* mask, const Volumes& size, int x,
                                            int y, int z) {
@@ -248,7 +247,7 @@ SEMISEG_HOST_DEVICE bool on_inner_boundary(const std::uint8_t* mask, const Volum
          (z > 0 && here[-1] == 0) || (z + 1 < size.z && here[1] == 0);
 }
 
-// The signed distance; infinite where the item has one label only.
+// The signed distance; infinite if the item has only one label.
 template <typename T>
 SEMISEG_HOST_DEVICE float distance(T v, float unit_length) {
   const T square = v < 0 ? static_cast<T>(-v) : v;
@@ -257,8 +256,8 @@ SEMISEG_HOST_DEVICE float distance(T v, float unit_length) {
   return v < 0 ? -length : length;
 }
 
-// The signed distance over the largest one of its side, 0 on the inner boundary. An item of one
-// label only is -1 (full) or 0 (empty) everywhere.
+// The signed distance divided by the largest one of its side; 0 on the inner boundary. An item with
+// only one label is -1 (full) or 0 (empty) everywhere.
 template <typename T>
 SEMISEG_HOST_DEVICE float normalized_distance(T v, bool on_boundary, Peak<float> longest) {
   const T square = v < 0 ? static_cast<T>(-v) : v;

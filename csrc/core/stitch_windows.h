@@ -1,11 +1,10 @@
 #pragma once
 
-// Sliding windows put together: the probabilities that a voxel gets from the windows of a grid that
-// cover it.
+// Stitches sliding windows: a voxel's probabilities come from the windows of a grid that cover it.
 //
-// A gather: every voxel goes through its windows in the grid's order, so no two threads write one
-// voxel, and the sum is the same to the bit for any number of threads and however many windows a
-// call brings.
+// This is a gather: every voxel visits its windows in the grid's order. So no two threads write the
+// same voxel, and the sum has the same bits for any number of threads and any number of windows a
+// call.
 
 #include <cmath>
 #include <cstdint>
@@ -17,8 +16,8 @@ namespace semiseg {
 
 enum class Activation { kNone, kSoftmax, kSigmoid };
 
-// Windows of one size over a volume, x slowest; an image has y == 1. It travels to a kernel by
-// value (4 KiB hold all of a kernel's arguments), hence the limit.
+// Windows of one size over a volume, x slowest; an image has y == 1. The grid is passed to kernels
+// by value, and all arguments of a kernel hold 4 KiB: hence the limit on starts.
 struct WindowGrid {
   static constexpr int kMaxStarts = 768;
 
@@ -29,7 +28,7 @@ struct WindowGrid {
   SEMISEG_HOST_DEVICE int start_y(int j) const { return starts[counts[0] + j]; }
   SEMISEG_HOST_DEVICE int start_z(int k) const { return starts[counts[0] + counts[1] + k]; }
 
-  // How many starts along an axis have a window over `at`.
+  // The number of windows along an axis that cover `at`.
   SEMISEG_HOST_DEVICE int covering(int axis, int at) const {
     const int* along = starts + (axis > 0 ? counts[0] : 0) + (axis > 1 ? counts[1] : 0);
     int covered = 0;
@@ -51,10 +50,10 @@ struct WindowGrid {
 // Windows `first` to `last` - 1 of a grid, and the box of voxels that they touch.
 struct WindowRun {
   std::int64_t first, last;
-  int first_x, last_x;  // the first and the last start along x that belongs to them
+  int first_x, last_x;  // the first and the last start along x in this run
   int origin[3], extent[3];
 
-  // At least one window.
+  // `count` is at least 1.
   WindowRun(const WindowGrid& grid, std::int64_t first_window, std::int64_t count)
       : first(first_window), last(first_window + count) {
     const std::int64_t from[3] = {first / grid.counts[2] / grid.counts[1],
@@ -64,13 +63,13 @@ struct WindowRun {
                                 (last - 1) % grid.counts[2]};
     first_x = static_cast<int>(from[0]);
     last_x = static_cast<int>(to[0]);
-    bool one =
-        true;  // one start along all slower axes; else this axis is gone through from end to end
+    // Whether the run has one start along all slower axes; otherwise it spans this axis.
+    bool one = true;
     const int* starts = grid.starts;
     for (int axis = 0; axis < 3; starts += grid.counts[axis++]) {
       const bool whole = axis > 0 && !one;
-      const int begin = starts[whole ? 0 : from[axis]],
-                end = starts[whole ? grid.counts[axis] - 1 : to[axis]];
+      const int begin = starts[whole ? 0 : from[axis]];
+      const int end = starts[whole ? grid.counts[axis] - 1 : to[axis]];
       origin[axis] = begin;
       extent[axis] = end + grid.patch[axis] - begin;
       one = one && from[axis] == to[axis];
@@ -83,8 +82,8 @@ struct WindowRun {
 };
 
 // Calls visit(window, px, py, z) for the windows of the run that cover column (x, y), in the grid's
-// order: the window counted from the run's first, the column's place in it, and the first voxel
-// that it covers along z.
+// order. `window` counts from the run's first window, (px, py) is the column's place in it, and z
+// the first voxel that it covers along z.
 template <typename Visit>
 SEMISEG_HOST_DEVICE void visit_column(const WindowGrid& grid, const WindowRun& run, int x, int y,
                                       const Visit& visit) {
@@ -105,12 +104,12 @@ SEMISEG_HOST_DEVICE void visit_column(const WindowGrid& grid, const WindowRun& r
   }
 }
 
-// Where the elements of `(N, C, X, Y, Z)` logits lie.
+// Strides of `(N, C, X, Y, Z)` logits, in elements.
 struct LogitStrides {
   std::int64_t window, channel, x, y, z;
 };
 
-// 16-bit floats, read by their bits: neither compiler need know them.
+// 16-bit floats, converted by their bits, so that neither compiler needs the types.
 struct Float16 {
   std::uint16_t bits;
 };
@@ -133,24 +132,24 @@ SEMISEG_HOST_DEVICE float to_float(BFloat16 value) {
 }
 SEMISEG_HOST_DEVICE float to_float(Float16 value) {
   const std::uint32_t magnitude = value.bits & 0x7fffu, sign = (value.bits & 0x8000u) << 16;
-  const float finite =
-      bits_as<float>(magnitude << 13) * 0x1p112f;  // moves the exponent's bias, subnormals too
+  // The product moves the exponent's bias, of subnormals too.
+  const float finite = bits_as<float>(magnitude << 13) * 0x1p112f;
   return bits_as<float>(sign | (magnitude < 0x7c00u ? bits_as<std::uint32_t>(finite)
                                                     : magnitude << 13 | 0x7f800000u));
 }
 
-// e^x for x <= 0 to a relative 1e-7, and 0 for x < -87; NaN stays NaN. Straight code, which
-// vectorises: x = n ln 2 + r, and for e^r, |r| <= ln 2 / 2, the polynomial 1 + r + r^2 q(r) of
-// least relative error.
+// e^x for x <= 0 with a relative error of 1e-7; 0 for x < -87; NaN stays NaN. The code has no
+// branches, so it vectorises. With x = n ln 2 + r and |r| <= ln 2 / 2, e^r is the polynomial
+// 1 + r + r^2 q(r) of least relative error.
 SEMISEG_HOST_DEVICE float exp_of_negative(float x) {
 #ifdef __CUDA_ARCH__
   return expf(x);
 #else
-  const float shifted =
-      x * 0x1.715476p0f + 0x1.8p23f;  // rounds to an integer n, which lands in the lowest bits
+  // The sum rounds to an integer n, in the lowest bits.
+  const float shifted = x * 0x1.715476p0f + 0x1.8p23f;
   const float n = shifted - 0x1.8p23f;
-  const float r =
-      x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;  // ln 2 in two parts, the first times n exact
+  // ln 2 in two parts; n times the first part is exact.
+  const float r = x - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;
   float q = 0x1.6a23dp-10f;
   q = q * r + 0x1.123a2p-7f;
   q = q * r + 0x1.5558f2p-5f;
@@ -166,8 +165,8 @@ SEMISEG_HOST_DEVICE float sigmoid(float x) {
   return x < 0 ? e * larger_half : larger_half;
 }
 
-// Two classes need one exponential. `high - high` is 0, and NaN for an infinite logit, as in
-// torch.softmax: an overflow must not pass for certainty.
+// Two classes need only one exponential. `high - high` is 0, or NaN for an infinite logit, as in
+// torch.softmax: an overflow must not look like certainty.
 SEMISEG_HOST_DEVICE void softmax(float (&value)[2]) {
   const bool second = value[1] > value[0];
   const float high = second ? value[1] : value[0], low = second ? value[0] : value[1];

@@ -1,7 +1,7 @@
 #pragma once
 
-// What both devices read from the operators' arguments. Includes torch, so no .cu file includes
-// this.
+// Checks and unpacks the operators' arguments for both devices. Includes torch, so no .cu file
+// includes this file.
 
 #include <ATen/ATen.h>
 
@@ -99,8 +99,7 @@ inline void check_logits(const at::Tensor& total, const at::Tensor& logits,
                     " do not fit a grid of ", arguments.grid.windows());
 }
 
-// The window's extents, which checks that the logits have as many axes as the total and one for the
-// windows.
+// The window's extents. Checks that the logits have one axis more than the total, for the windows.
 inline at::IntArrayRef patch_of(const at::Tensor& total, const at::Tensor& logits) {
   TORCH_CHECK_VALUE(logits.dim() == total.dim() + 1 && logits.dim() >= 4 && logits.dim() <= 5,
                     "stitch_add: expected logits (N, C, *P) and a total (C, *S), got ",

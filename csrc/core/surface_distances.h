@@ -1,11 +1,11 @@
 #pragma once
 
-// Distances from the surface of one mask to the surface of another, over bitmasks: one bit a voxel,
-// a row along z in words of 64, so that the nearest voxel of a row is a count of zeros.
+// Distances from the surface of one mask to the surface of another. Masks are bits: rows along z in
+// words of 64 voxels, so that the nearest voxel of a row is found by counting zeros.
 //
-// A search visits the rows around a voxel, near ones first, and leaves out those that lie too far
-// away to hold anything nearer than what it has. Far from home it visits blocks of tiles of rows,
-// and enters only those whose rows, laid over each other, hold something near enough.
+// A search visits the rows around a voxel, nearest first, and skips rows that are too far away to
+// hold anything nearer. After the near rows it visits blocks of tiles of rows. It enters only those
+// whose rows, combined into one, hold something near enough.
 //
 // T counts squared distances: int64_t for equal spacing (exact) and double for unequal spacing.
 
@@ -20,9 +20,8 @@ namespace semiseg::surfaces {
 using Word = std::uint64_t;
 
 constexpr int kWordBits = 64;
-constexpr int kSide =
-    4;  // a tile is so many rows wide along x and along y, and a block so many tiles
-constexpr int kNearRows = 3;  // so many rows to each side are searched one by one before the tiles
+constexpr int kSide = 4;      // rows of a tile along x and along y, and tiles of a block
+constexpr int kNearRows = 3;  // rows to each side that are searched one by one before the tiles
 
 SEMISEG_HOST_DEVICE int count_bits(Word word) {
 #ifdef __CUDA_ARCH__
@@ -35,7 +34,7 @@ SEMISEG_HOST_DEVICE int count_bits(Word word) {
 // Rows of bits, x slowest. Bits past the end of a row are 0.
 struct Grid {
   int x, y, words;
-  bool image;  // y == 1 is no axis: voxels have no neighbours along it
+  bool image;  // an image has y == 1, and no neighbours along y
 
   SEMISEG_HOST_DEVICE std::int64_t row(int i, int j) const {
     return (std::int64_t{i} * y + j) * words;
@@ -47,8 +46,8 @@ struct Grid {
   }
 };
 
-// Bits of one word of a mask, at word k of row (i, j), that have a face on the background: the mask
-// without its erosion by the 6-connected (image: 4-connected) cross. Beyond the grid all is
+// The bits of word k of row (i, j) of a mask that share a face with the background: the mask minus
+// its erosion by the 6-connected (image: 4-connected) cross. Everything beyond the grid is
 // background.
 SEMISEG_HOST_DEVICE Word surface_word(const Word* mask, const Grid& grid, int i, int j, int k) {
   const std::int64_t step_x = grid.row(1, 0), step_y = grid.words;
@@ -70,21 +69,21 @@ SEMISEG_HOST_DEVICE Word tile_word(const Word* rows, const Grid& grid, int i, in
   return word;
 }
 
-// The voxels of a surface, the same by tiles, and by blocks, the tiles of the tiles.
+// The bits of a surface by row, by tile, and by block (a tile of tiles).
 struct Surface {
   const Word* rows;
   const Word* tiles;
   const Word* blocks;
 };
 
-// What a step along each axis adds to the squared distance, and the length of T's unit.
+// The square of a step along each axis, in units of T, and the length of that unit.
 template <typename T>
 struct SquaredSteps {
   T x, y, z;
   double length;
 };
 
-// The squared distance to nothing.
+// The squared distance if there is nothing to measure to.
 template <typename T>
 constexpr T kNowhere = std::numeric_limits<T>::max();
 
@@ -93,8 +92,8 @@ SEMISEG_HOST_DEVICE T squared(T unit, std::int64_t steps) {
   return unit * static_cast<T>(steps) * static_cast<T>(steps);
 }
 
-// Squared distance to the nearest set bit of a row from its position z, where the row itself lies
-// `base` away; `best` if that is less.
+// Squared distance from position z to the nearest set bit of a row whose own squared distance is
+// `base`. Returns `best` if that is less.
 template <typename T>
 SEMISEG_HOST_DEVICE T search_row(const Word* row, int words, int z, T base, T unit, T best) {
   const int at = z / kWordBits, bit = z % kWordBits;
@@ -138,13 +137,13 @@ SEMISEG_HOST_DEVICE void visit_ring(const Grid& grid, int x, int y, int r, const
     for (int i = first; i <= last; ++i) visit(i, y + r);
 }
 
-// Steps from row v to the nearest row of a tile or block, `side` rows wide.
+// Steps from row v to the nearest row of a tile or block that is `side` rows wide.
 SEMISEG_HOST_DEVICE int steps_into(int tile, int side, int v) {
   const int first = tile * side;
   return v < first ? first - v : larger(v - first - (side - 1), 0);
 }
 
-// What a search knows: where it starts, and the lowest squared distance so far.
+// The state of a search: where it starts, and the lowest squared distance so far.
 template <typename T>
 struct Search {
   const Surface& surface;
@@ -157,7 +156,7 @@ struct Search {
     return squared(step.x, along_x) + squared(step.y, along_y);
   }
 
-  // Whether a tile, or a block, may hold anything nearer.
+  // Whether a tile or a block may hold anything nearer.
   SEMISEG_HOST_DEVICE bool worth(const Word* tiles, const Grid& level, int side, int i,
                                  int j) const {
     const T base = squared_steps(steps_into(i, side, x), steps_into(j, side, y));
@@ -212,7 +211,7 @@ SEMISEG_HOST_DEVICE T nearest(const Surface& surface, const Grid& grid, const Sq
   return search.best;
 }
 
-// The distance itself; infinite where nothing was found.
+// The distance; infinite if nothing was found.
 template <typename T>
 SEMISEG_HOST_DEVICE double surface_distance(T best, const SquaredSteps<T>& step) {
   return best == kNowhere<T> ? HUGE_VAL : sqrt(static_cast<double>(best)) * step.length;

@@ -1,7 +1,7 @@
 #pragma once
 
-// What both devices read from the operator's arguments. Includes torch, so no .cu file includes
-// this.
+// Checks and unpacks the operator's arguments for both devices. Includes torch, so no .cu file
+// includes this file.
 
 #include <ATen/ATen.h>
 
@@ -31,7 +31,7 @@ struct Arguments {
     TORCH_CHECK_VALUE(static_cast<std::int64_t>(spacing.size()) == pred.dim(),
                       "surface_distances: expected one spacing an axis, got ", spacing, " for ",
                       pred.sizes());
-    // 64 less, so that a step past the end of an axis is an int still.
+    // 64 less, so that a step past the end of an axis still fits an int.
     TORCH_CHECK_VALUE(pred.numel() < (std::int64_t{1} << 31) - 64,
                       "surface_distances: ", pred.sizes(), " reaches 2^31 - 64 voxels");
     const bool image = pred.dim() == 2;

@@ -1,5 +1,5 @@
-// crop_rot_flip on the CPU. A task takes a few neighbouring planes of one volume, in the order in
-// which they lie in memory, to wherever they belong in the result.
+// crop_rot_flip on the CPU. A task copies a few neighbouring planes of one volume, in their order
+// in memory, to their places in the result.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -16,18 +16,17 @@
 namespace semiseg {
 namespace {
 
-constexpr int kPlanes = 8;  // of the volume, a task
-constexpr int kSquare =
-    16;  // voxels each way that are transposed together: their cache lines stay at hand
+constexpr int kPlanes = 8;   // planes of the volume in a task
+constexpr int kSquare = 16;  // voxels each way that are transposed together, for the cache
 
 struct Sample {
   const void* volume;
   void* out;
-  int bytes;  // of an element
+  int bytes;  // of one element
   const CropView* view;
 };
 
-// A row of the result that walks along the volume's last axis.
+// Writes a row of the result that runs along the volume's last axis.
 template <typename Element>
 void copy_row(const Element* volume, Element* out, const CropView& view, int i, int j, int n) {
   const bool outside = !view.holds(0, i) || !view.holds(1, j);
@@ -44,8 +43,8 @@ void copy_row(const Element* volume, Element* out, const CropView& view, int i, 
   std::memset(out + end, 0, (n - end) * sizeof(Element));
 }
 
-// Rows i_begin .. i_end - 1 of an image that was turned by a quarter: they walk along its first
-// axis.
+// Writes rows i_begin .. i_end - 1 of an image that is turned by 90 or 270 degrees: the rows run
+// along the image's first axis.
 template <typename Element>
 void transpose_rows(const Element* image, Element* out, const CropView& view, int i_begin,
                     int i_end, int n) {
@@ -107,8 +106,8 @@ std::tuple<at::Tensor, at::Tensor> crop_rot_flip(at::TensorList images, at::Tens
   };
   add(given.images, given.image);
   add(given.labels, given.label);
-  const std::int64_t tasks = at::divup(std::int64_t{std::max(x, y)},
-                                       kPlanes);  // of a sample, enough whichever way it was turned
+  // Tasks of a sample; enough for both ways of `run` to share out planes.
+  const std::int64_t tasks = at::divup(std::int64_t{std::max(x, y)}, kPlanes);
   run_tasks(static_cast<std::int64_t>(samples.size()) * tasks, [&] {
     return [&](std::int64_t task) {
       const Sample& sample = samples[task / tasks];

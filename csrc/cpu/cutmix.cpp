@@ -1,5 +1,5 @@
 // splice and cutmix on the CPU: every byte of the results is written once, in stretches as long as
-// they come.
+// possible.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -14,19 +14,19 @@
 namespace semiseg {
 namespace {
 
-constexpr std::int64_t kTaskBytes =
-    1 << 18;  // large beside the cost of taking a task, small beside a volume
+// Large compared with the cost of taking a task, small compared with a volume.
+constexpr std::int64_t kTaskBytes = 1 << 18;
 
-// One x-plane of one pair, `plane` being the position of its first byte. Between two rows of the
-// box, the rest of the one and the beginning of the other lie side by side.
+// Splices one x-plane of one pair; `plane` is the position of its first byte. Between two rows of
+// the box, the end of one row and the beginning of the next are contiguous and are copied together.
 void splice_plane(const SplicePair& pair, std::int64_t plane, int x, const SpliceSize& size,
                   const SpliceBox& box) {
-  const char *a = static_cast<const char*>(pair.a) + plane,
-             *b = static_cast<const char*>(pair.b) + plane;
+  const char* a = static_cast<const char*>(pair.a) + plane;
+  const char* b = static_cast<const char*>(pair.b) + plane;
   char* out = static_cast<char*>(pair.out) + plane;
   const std::size_t row = std::size_t(size.z) * pair.bytes;
-  const std::size_t start = std::size_t(box.start[2]) * pair.bytes,
-                    stop = std::size_t(box.stop[2]) * pair.bytes;
+  const std::size_t start = std::size_t(box.start[2]) * pair.bytes;
+  const std::size_t stop = std::size_t(box.stop[2]) * pair.bytes;
   std::size_t done = 0;
   if (box.holds(0, x) && start < stop) {
     for (int y = box.start[1]; y < box.stop[1]; ++y) {
@@ -43,8 +43,10 @@ void splice_plane(const SplicePair& pair, std::int64_t plane, int x, const Splic
 void run(const SpliceArguments& given) {
   struct Work {
     SplicePair pair;
-    std::int64_t plane, planes, share,
-        first_task;  // bytes of a plane; planes of all volumes; of a task; its number
+    std::int64_t plane;       // bytes of a plane
+    std::int64_t planes;      // planes of all volumes
+    std::int64_t share;       // planes of a task
+    std::int64_t first_task;  // its number
   };
   std::vector<Work> works;
   std::int64_t tasks = 0;

@@ -1,6 +1,6 @@
-// largest_component on the CPU: union-find over runs of one label along z, slabs of planes at a
-// time, then across the borders of slabs. Where there are so many runs that voxels need less
-// memory, union-find over voxels, as on CUDA.
+// largest_component on the CPU: union-find over runs of one label along z, first within slabs of
+// planes, then across the borders of slabs. If there are so many runs that voxels take less memory,
+// union-find works on voxels, as on CUDA.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -21,14 +21,13 @@
 namespace semiseg::components {
 namespace {
 
-constexpr int kVoxelsPerRun =
-    4;  // a run takes four numbers, so runs never take more memory than voxels would
-constexpr int kSlabVoxels = 1 << 15;  // fewer are not worth a task
-constexpr int kSlabsPerThread = 4;    // a few, since the object fills some slabs more than others
-constexpr int kBlock = 64;            // voxels looked at together: a bit each of a word
+constexpr int kVoxelsPerRun = 4;      // a run takes as much memory as four voxels
+constexpr int kSlabVoxels = 1 << 15;  // smaller slabs are not worth a task
+constexpr int kSlabsPerThread = 4;    // several, because the object fills slabs unevenly
+constexpr int kBlock = 64;            // voxels looked at together: one bit each of a word
 constexpr int kContacts = 1024;       // pairs of runs found before they are joined
 
-// Bit i: labels[i] is not labels[i - 1], for the block that begins at `labels`.
+// Bit i says whether labels[i] differs from labels[i - 1], in the block that begins at `labels`.
 template <typename T>
 inline std::uint64_t changes(const T* labels) {
   std::uint64_t bits = 0;
@@ -62,7 +61,7 @@ template <typename T, typename Visit>
 bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int last,
                   const Visit& visit) {
   const std::int32_t stop = last * grid.plane();
-  std::int32_t open = -1;  // where the run begins that is not at its end yet
+  std::int32_t open = -1;  // where the unfinished run begins; -1 if there is none
   for (std::int32_t at = first * grid.plane(); at < stop; at += std::min(kBlock, stop - at)) {
     const bool whole = at > 0 && stop - at >= kBlock;
     if (open < 0 && whole && all_zero(labels + at)) continue;
@@ -86,9 +85,9 @@ bool for_each_run(const T* labels, const Grid& grid, int classes, int first, int
   return open < 0 || visit(open, stop);
 }
 
-// A run of one label along z. Its place counts a voxel more at the end of each row and a row more
-// at the end of each plane, so that two runs meet by way of an earlier row if and only if their
-// places do, so many places apart.
+// A run of one label along z, by the places where it begins and ends. Places number the voxels of a
+// grid with one more voxel in each row and one more row in each plane. So a run touches a run of an
+// earlier row if and only if their places do after a shift by the distance of the rows.
 struct Run {
   std::uint32_t begin, end;
   std::int32_t voxel;  // where it begins
@@ -101,7 +100,7 @@ class Item {
  public:
   Item(const T* labels, T* out, const Grid& grid, int classes)
       : labels_(labels), out_(out), grid_(grid), classes_(classes), best_(classes) {
-    // Uninitialised: of the runs' memory only what they fill is ever touched.
+    // Left uninitialised: only the memory that the runs fill is ever touched.
     scratch_.reset(new std::int32_t[grid.voxels()]);
     const int wanted = at::in_parallel_region() ? 1 : kSlabsPerThread * at::get_num_threads();
     const int worth = std::max(1, grid.voxels() / kSlabVoxels);
@@ -120,8 +119,8 @@ class Item {
 
   int first_plane(std::int64_t slab) const { return static_cast<int>(slab * grid_.x / slabs_); }
 
-  // ---- runs. Those of a slab are numbered from its first voxel over kVoxelsPerRun on, so that
-  // numbers follow the scan.
+  // ---- runs. A slab numbers its runs from its first voxel divided by kVoxelsPerRun, so that
+  // numbers follow the scan order.
 
   std::int32_t first_run(std::int64_t slab) const {
     return first_plane(slab) * grid_.plane() / kVoxelsPerRun;
@@ -164,7 +163,7 @@ class Item {
     return true;
   }
 
-  // Finds a slab's runs and joins them. Returns the end of their numbers, -1 where there are too
+  // Finds a slab's runs and joins them. Returns the end of their numbers, or -1 if there are too
   // many.
   std::int32_t collect(std::int64_t slab) {
     const std::int32_t begin = first_run(slab), limit = first_run(slab + 1);
@@ -172,8 +171,8 @@ class Item {
     if (!for_each_run(labels_, grid_, classes_, first_plane(slab), first_plane(slab + 1),
                       [&](std::int32_t from, std::int32_t to) {
                         if (end == limit) return false;
-                        const std::int32_t row = from / grid_.z,
-                                           skipped = grid_.y > 1 ? row / grid_.y : 0;
+                        const std::int32_t row = from / grid_.z;
+                        const std::int32_t skipped = grid_.y > 1 ? row / grid_.y : 0;
                         const auto place = static_cast<std::uint32_t>(std::int64_t{from} + row +
                                                                       skipped * places_of_row());
                         runs()[end] = {place, place + (to - from), from};
@@ -198,14 +197,14 @@ class Item {
           std::lower_bound(runs() + first, runs() + last, plane * places_of_plane(), begins_before);
       return static_cast<std::int32_t>(found - runs());
     };
-    const std::int32_t earlier = first_in(border - 1, first_run(slab), stop),
-                       later = first_run(slab + 1);
+    const std::int32_t earlier = first_in(border - 1, first_run(slab), stop);
+    const std::int32_t later = first_run(slab + 1);
     for (int i = 1; i < kEarlierRows; ++i)
       join<Shared>(EarlierRow(i, grid_), later, first_in(border + 1, later, end), earlier, stop);
   }
 
-  // Joins those of runs [later, later_end) and [earlier, earlier_end) that touch by way of this
-  // earlier row.
+  // Joins the runs [later, later_end) with those of the runs [earlier, earlier_end) that they touch
+  // across this earlier row.
   template <typename Access>
   void join(const EarlierRow& row, std::int32_t later, std::int32_t later_end, std::int32_t earlier,
             std::int32_t earlier_end) {
@@ -216,8 +215,8 @@ class Item {
     const bool adjacent = classes_ > 2 && reach > 0;
     const Run *const first = runs(), *run = first + later, *other = first + earlier;
     const Run *const run_end = first + later_end, *const other_end = first + earlier_end;
-    // What meets is written down first and joined later, and whichever run ends first is done: all
-    // without branches, since each would be a coin's toss.
+    // Contacts are listed first and joined later. In each step the run that ends first is done.
+    // There are no branches, because they could not be predicted.
     struct Contact {
       std::int32_t run, other;
     } contacts[kContacts + 1];  // the last two come in one step
@@ -228,7 +227,7 @@ class Item {
         contacts[count] = {static_cast<std::int32_t>(run - first),
                            static_cast<std::int32_t>(other - first)};
         count += (begin < run->end + reach) & (run->begin < end + reach);
-        // A run of another class may follow at once: where both end, it meets by a corner.
+        // If both end together, a run of another class may follow at once. It touches at a corner.
         if (adjacent && run->end == end && other + 1 < other_end && other[1].begin == other->end) {
           contacts[count] = contacts[count - 1];
           ++contacts[count++].other;
@@ -244,7 +243,7 @@ class Item {
   template <typename Access>
   void touch(std::int32_t run, std::int32_t other) {
     if (classes_ > 2 && labels_[runs()[run].voxel] != labels_[runs()[other].voxel]) return;
-    // What a run was last joined to is often what it is joined to again.
+    // A run often joins the same run as in its last contact.
     const std::int32_t parent = Access::load(parents() + run);
     if (parent < 0 || (parent != other && parent != Access::load(parents() + other)))
       unite<Access>(parents(), run, other);
@@ -284,7 +283,7 @@ class Item {
 
   // ---- both
 
-  // Enters a component, by its root, for the largest of its class.
+  // Proposes a component, by its root, as the largest of its class.
   void nominate(std::int32_t element, std::int32_t voxel) {
     const std::int32_t held = parents()[element];
     if (held < 0) propose(&best_[labels_[voxel]], key_of(~held, element));
@@ -317,9 +316,9 @@ at::Tensor largest_component(const at::Tensor& given, std::int64_t num_classes,
                     const std::int64_t start = item * grid.voxels();
                     Item<T>(from + start, to + start, grid, classes).solve();
                   };
-                  // A thread an item, without waiting for each other, where that keeps all busy;
-                  // else all threads on one item after the other. Inside a task run_tasks runs on
-                  // its own thread.
+                  // If there are enough items to keep all threads busy, each thread takes whole
+                  // items. Otherwise all threads share one item after the other. Inside a task,
+                  // run_tasks uses only its own thread.
                   const std::int64_t items = labels.size(0), threads = at::get_num_threads();
                   if (items % threads == 0 || items >= 4 * threads) {
                     run_tasks(items, [&] { return solve; });

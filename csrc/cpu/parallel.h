@@ -8,10 +8,10 @@
 
 namespace semiseg {
 
-// Runs tasks 0 .. tasks - 1. Each thread begins with a share of neighbouring tasks, the same at
-// every call, so that what it left in its caches is there the next time; then it helps the others,
-// because tasks differ in cost and another process may hold a core. `make_worker()` is called once
-// a thread, so that a worker can own its scratch memory.
+// Runs tasks 0 .. tasks - 1. Each thread begins with its own share of neighbouring tasks. The
+// shares are the same at every call, so that a thread finds its data in its caches again. Then it
+// helps the others, because tasks differ in cost and another process may hold a core.
+// `make_worker()` is called once per thread, so that a worker can own its scratch memory.
 template <typename MakeWorker>
 void run_tasks(std::int64_t tasks, const MakeWorker& make_worker) {
   struct alignas(64) Share {

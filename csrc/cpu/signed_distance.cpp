@@ -1,6 +1,6 @@
 // signed_distance on the CPU. Each item goes through three stages: sweeps along x, over blocks of
-// neighbouring lines; lines along y and z, a plane at a time, by search in 16 bits where that is
-// enough and by lower envelope else; then roots and scales.
+// neighbouring lines; then lines along y and z, one plane at a time, by search in 16 bits if that
+// is enough and by lower envelope otherwise; then roots and scales.
 
 #include <ATen/ATen.h>
 #include <ATen/Version.h>
@@ -21,9 +21,8 @@
 namespace semiseg {
 namespace {
 
-constexpr int kScanLanes =
-    512;  // lines swept together: their column of a crop stays in the second-level cache
-constexpr int kTile = 16;  // strided lines gathered together: one cache line of 32-bit values
+constexpr int kScanLanes = 512;  // lines swept together, for the second-level cache
+constexpr int kTile = 16;        // strided lines gathered together: a cache line of 32-bit values
 
 // Solves all lines along y, then all lines along z, of one x-plane in place.
 template <typename T>
@@ -63,7 +62,7 @@ class EnvelopePlane {
   std::vector<int> hull_;
 };
 
-// The search, once an instruction set.
+// The search, compiled once for each instruction set.
 namespace portable {
 constexpr int kLanes = 8;
 #include "signed_distance_search.h"
@@ -89,14 +88,14 @@ constexpr int kLanes = 32;
 #pragma GCC pop_options
 #endif
 
-// The same for small integers, by search: faster where most distances are short against an
-// instruction's lanes. Exact where everything lies nearer than Reach<int16_t>::kFar.
+// The same for small integers, by search: faster if most distances are short compared with the
+// lanes of an instruction. Exact if every squared distance is below Reach<int16_t>::kFar.
 class SearchPlane {
  public:
   SearchPlane(const Volumes& size, const Units<std::int16_t>&)
       : size_(size), rows_(std::int64_t{size.y} * padded()), row_(padded() + 2 * margin()) {
 #ifdef SEMISEG_X86
-    // What torch's own kernels use, so that ATEN_CPU_CAPABILITY chooses here too.
+    // The instruction set of torch's own kernels, so that ATEN_CPU_CAPABILITY works here too.
     const std::string capability = at::get_cpu_capability();
     if (capability == "AVX2") search_ = avx2::search_plane;
     if (capability == "AVX512") search_ = avx512::search_plane;
@@ -163,7 +162,7 @@ SEMISEG_AVX2_TOO void normalize(const T* squares, float* out, std::int64_t count
     out[i] = normalized_distance(squares[i], squares[i] == -1, longest);
 }
 
-// Any spacing: the mask tells where the inner boundary is. `volume` is the item's mask, `x` the
+// With any spacing, the mask says where the inner boundary is. `volume` is the item's mask, `x` the
 // plane.
 void normalize_by_mask(const std::uint8_t* volume, const float* squares, float* out,
                        const Volumes& size, int x, Peak<float> longest) {
@@ -172,21 +171,22 @@ void normalize_by_mask(const std::uint8_t* volume, const float* squares, float* 
       *out = normalized_distance(*squares, on_inner_boundary(volume, size, x, y, z), longest);
 }
 
-// Whether 16 bits are worth trying: they are enough for an object within half the diagonal of every
-// corner.
+// Whether 16 bits are worth trying: they are enough if the object lies within half the diagonal of
+// every corner.
 bool may_be_near(const Volumes& size) {
   const double x = size.x - 1, y = size.y - 1, z = size.z - 1;
   return (x * x + y * y + z * z) / 4 < Reach<std::int16_t>::kFar;
 }
 
-// One item, or false where T turns out too narrow for it.
+// Solves one item. Returns false if T turns out to be too narrow for it.
 template <typename T, typename Plane>
 bool solve_item(const std::uint8_t* mask, float* out, const Volumes& size, const Spacing& spacing,
                 bool normalized) {
   const Units<T> units(spacing);
   const std::unique_ptr<T[]> squares(new T[size.voxels()]);
   const Peak<T> peak = signed_squares<T, Plane>(mask, squares.get(), size, units);
-  // Far with both labels in sight is beyond T; far with one label only is infinite, and final.
+  // If the item has both labels, kFar means that T is too narrow. If it has only one label, the
+  // distance is infinite, which is final.
   if (peak.inside > 0 && peak.outside > 0 && larger(peak.inside, peak.outside) == Reach<T>::kFar)
     return false;
 
@@ -228,8 +228,8 @@ at::Tensor signed_distance(const at::Tensor& given, at::ArrayRef<double> steps, 
       run(solve_item<std::int32_t, EnvelopePlane<std::int32_t>>);
     }
   };
-  // A thread an item, without waiting for each other, where that keeps all busy; else all threads
-  // on one item after the other. Inside a task run_tasks runs on its own thread.
+  // If there are enough items to keep all threads busy, each thread takes whole items. Otherwise
+  // all threads share one item after the other. Inside a task, run_tasks uses only its own thread.
   const int threads = at::get_num_threads();
   if (size.items % threads == 0 || size.items >= 4 * threads) {
     run_tasks(size.items, [&] { return solve; });

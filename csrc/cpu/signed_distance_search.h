@@ -1,19 +1,18 @@
-// The lowest parabola by search, for small squared distances: 16-bit lanes along z, all of an
-// instruction's at once. No include guard: signed_distance.cpp includes this once an instruction
-// set, each time in a namespace of its own that defines kLanes.
+// Finds the lowest parabola by search, for small squared distances, in 16-bit lanes along z: as
+// many as one instruction holds. There is no include guard: signed_distance.cpp includes this file
+// once for each instruction set, each time in its own namespace, which defines kLanes.
 //
-// A voxel of sign s starts from its own squared distance b and looks at both neighbours at radius r
-// = 1, 2, ...; no source lies nearer than r, so it is done as soon as b <= r^2. Two identities keep
-// a step at seven instructions for voxels of either sign side by side:
-//   - b - r^2 is what is stored, so that a neighbour's cost is compared without adding r^2, and
-//   nothing overflows;
-//   - with flip = 0 outside and -1 inside, v ^ flip is s * v, less one inside; so everything inside
-//   is stored less one,
-//     and zero becomes `flip`.
+// A voxel of sign s starts from its own squared distance b and looks at both neighbours at radius
+// 1, 2, ..., r. No source lies nearer than r, so the voxel is done as soon as b <= r^2. Two
+// identities make a step take seven instructions for voxels of either sign side by side:
+//   - b - r^2 is stored, so that a neighbour's cost is compared without adding r^2, and nothing
+//     overflows;
+//   - with flip = 0 outside and -1 inside, v ^ flip is s * v, less one inside. So every value
+//     inside is stored less one, and zero becomes `flip`.
 
 typedef std::int16_t Lanes __attribute__((vector_size(2 * kLanes)));
 
-constexpr int kRadii = 8;  // radii between two looks at whether any lane still searches
+constexpr int kRadii = 8;  // radii between two checks whether any lane still searches
 
 inline Lanes load(const std::int16_t* from) {
   Lanes lanes;
@@ -45,8 +44,8 @@ inline Lanes is_far(Lanes v) {
 }
 
 // Signed squares of the lanes at `line + i * stride`, whose sources lie `stride` apart. A source
-// before `first` or after `last` is replaced by that one, which is nearer than it pretends and so
-// changes nothing. `closed` lanes are left as they are.
+// before `first` or after `last` is replaced by the one at `first` or `last`. That one is nearer
+// than its cost here, so the result stays the same. `closed` lanes keep their values.
 inline Lanes search(const std::int16_t* line, std::ptrdiff_t stride, int i, int first, int last,
                     int reach, Lanes closed) {
   const Lanes start = load(line + i * stride), flip = start < Lanes{};
@@ -63,8 +62,8 @@ inline Lanes search(const std::int16_t* line, std::ptrdiff_t stride, int i, int 
 }
 
 // Solves all lines along y, then all lines along z, of one x-plane in place. `rows` has room for ny
-// rows of `padded` values, nz rounded up to whole lanes, and `row` for one such row with `margin`
-// values on both sides.
+// rows of `padded` values, which is nz rounded up to whole lanes. `row` has room for one such row
+// with `margin` values on both sides.
 inline void search_plane(std::int16_t* plane, int ny, int nz, int padded, int margin,
                          std::int16_t* rows, std::int16_t* row) {
   for (int y = 0; ny > 1 && y < ny; ++y) {
@@ -73,7 +72,7 @@ inline void search_plane(std::int16_t* plane, int ny, int nz, int padded, int ma
     std::fill_n(end, padded - nz, end[-1]);
   }
   for (int z = 0; ny > 1 && z < nz; z += kLanes) {
-    // A column of one label that is far from end to end: nothing along y comes nearer.
+    // A column with one label and only far values is closed: nothing along y comes nearer.
     const Lanes inside = load(rows + z) < Lanes{};
     Lanes closed = all(-1);
     for (int y = 0; y < ny; ++y) {

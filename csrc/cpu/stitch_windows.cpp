@@ -1,5 +1,5 @@
-// stitch_add and stitch_divide on the CPU: a task is a few rows of the volume, a row goes through
-// the windows that cover it, and all loops run along z, in the first-level cache.
+// stitch_add and stitch_divide on the CPU. A task is a few rows of the volume. A row visits the
+// windows that cover it. All loops run along z, in the first-level cache.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -16,7 +16,7 @@
 namespace semiseg {
 namespace {
 
-constexpr int kRows = 32;  // of a task
+constexpr int kRows = 32;  // rows of a task
 
 // Rows of the C classes of one window, n voxels each, `stride` apart.
 struct Rows {
@@ -48,8 +48,8 @@ SEMISEG_AVX512_TOO void add_softmax_of_two(float* __restrict sum_0, float* __res
   }
 }
 
-// Any number of classes, in the steps of a softmax: `high` the largest logit, `share` the weight
-// over the sum.
+// The steps of a softmax over any number of classes: `high` is the largest logit, `share` the
+// weight divided by the sum.
 SEMISEG_AVX512_TOO void raise(float* __restrict high, const float* __restrict logit, int n) {
   for (int i = 0; i < n; ++i) high[i] = logit[i] > high[i] ? logit[i] : high[i];
 }
@@ -64,8 +64,8 @@ SEMISEG_AVX512_TOO void divide(const float* __restrict numerator, float* __restr
   for (int i = 0; i < n; ++i) denominator[i] = numerator[i] / denominator[i];
 }
 
-// Two classes side by side, as channels-last networks leave them. (An int times two might wrap,
-// which would keep the compiler from vectorising.)
+// Separates two interleaved classes, as channels-last networks write them. The index is no int,
+// because an int times two may overflow, and that would keep the compiler from vectorising.
 template <typename T>
 SEMISEG_AVX512_TOO void unzip(const T* __restrict in, float* __restrict out_0,
                               float* __restrict out_1, int n) {
@@ -80,7 +80,8 @@ SEMISEG_AVX512_TOO void convert(const T* __restrict in, float* __restrict out, i
   for (int i = 0; i < n; ++i) out[i] = to_float(in[i]);
 }
 
-// One row of a window as float32 rows of its classes: where they lie, or copied to `scratch`.
+// One row of a window as float32 rows, one for each class: in place if possible, otherwise copied
+// to `scratch`.
 template <typename T>
 Rows rows_of(const T* in, const LogitStrides& strides, std::int64_t classes, int n,
              float* scratch) {
@@ -100,8 +101,8 @@ Rows rows_of(const T* in, const LogitStrides& strides, std::int64_t classes, int
   return {scratch, n};
 }
 
-// Adds weight times probability to `sums`, `voxels` from class to class. `scratch` has room for C +
-// 2 rows.
+// Adds weight times probability to `sums`, whose classes lie `voxels` apart. `scratch` has room for
+// C + 2 rows.
 void add_row(float* sums, std::int64_t voxels, const Rows& logits, const float* weight,
              std::int64_t classes, int n, Activation activation, float* scratch) {
   if (activation == Activation::kNone) {
@@ -187,13 +188,13 @@ void stitch_divide(at::Tensor& given, const std::optional<at::Tensor>& weights,
   float* total = given.mutable_data_ptr<float>();
   const std::int64_t rows = std::int64_t{grid.size[0]} * grid.size[1];
   const std::vector<float> ones(grid.patch[2], 1.f);
-  std::vector<float> number(grid.size[2]);  // of windows over each place along z
+  std::vector<float> number(grid.size[2]);  // windows that cover each place along z
   for (int z = 0; z < grid.size[2]; ++z) number[z] = static_cast<float>(grid.covering(2, z));
   run_tasks(at::divup(rows, kRows), [&] {
     return [&, cover = std::vector<float>(grid.size[2])](std::int64_t task) mutable {
       for (std::int64_t row = task * kRows; row < std::min(rows, (task + 1) * kRows); ++row) {
-        const int x = static_cast<int>(row / grid.size[1]),
-                  y = static_cast<int>(row % grid.size[1]);
+        const int x = static_cast<int>(row / grid.size[1]);
+        const int y = static_cast<int>(row % grid.size[1]);
         if (const float* weight = arguments.weight_data()) {
           std::fill(cover.begin(), cover.end(), 0.f);
           visit_column(grid, all, x, y, [&](std::int64_t, int px, int py, int z) {

@@ -1,6 +1,6 @@
-// surface_distances on the CPU: masks to bits, plane by plane; bits to surfaces, within the box
-// that holds both masks; then a search for each voxel of either surface, planes shared out among
-// the threads.
+// surface_distances on the CPU. It packs both masks to bits, plane by plane. Within the box that
+// holds both masks it marks the surfaces, then searches from each surface voxel. Threads share the
+// planes.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -24,7 +24,7 @@
 namespace semiseg::surfaces {
 namespace {
 
-// Bit i is whether voxel i of `count`, at most 64, is foreground.
+// Bit i says whether voxel i is foreground. `count` is at most 64.
 Word pack_word(const std::uint8_t* voxels, int count) {
   Word word = 0;
   int i = 0;
@@ -39,10 +39,15 @@ Word pack_word(const std::uint8_t* voxels, int count) {
   return word;
 }
 
-// Where a plane or a volume has foreground of either mask, and how many voxels of each and of both.
+// The box around the foreground of both masks in a plane or a volume, and the number of voxels of
+// each mask and of their intersection.
 struct Extent {
-  int x_begin = INT_MAX, x_end = 0, y_begin = INT_MAX, y_end = 0, word_begin = INT_MAX,
-      word_end = 0;
+  int x_begin = INT_MAX;
+  int x_end = 0;
+  int y_begin = INT_MAX;
+  int y_end = 0;
+  int word_begin = INT_MAX;
+  int word_end = 0;
   std::int64_t pred = 0, target = 0, both = 0;
 
   Grid box(bool image) const {
@@ -51,11 +56,15 @@ struct Extent {
   }
 
   void join(const Extent& other) {
-    x_begin = std::min(x_begin, other.x_begin), x_end = std::max(x_end, other.x_end);
-    y_begin = std::min(y_begin, other.y_begin), y_end = std::max(y_end, other.y_end);
-    word_begin = std::min(word_begin, other.word_begin),
+    x_begin = std::min(x_begin, other.x_begin);
+    x_end = std::max(x_end, other.x_end);
+    y_begin = std::min(y_begin, other.y_begin);
+    y_end = std::max(y_end, other.y_end);
+    word_begin = std::min(word_begin, other.word_begin);
     word_end = std::max(word_end, other.word_end);
-    pred += other.pred, target += other.target, both += other.both;
+    pred += other.pred;
+    target += other.target;
+    both += other.both;
   }
 };
 
@@ -65,7 +74,7 @@ Extent joined(const std::vector<Extent>& planes) {
   return all;
 }
 
-// Both masks of a plane, z voxels a row, as bits.
+// Packs both masks of a plane, with z voxels a row.
 SEMISEG_AVX2_TOO Extent pack_plane(const std::uint8_t* pred, const std::uint8_t* target,
                                    Word* pred_bits, Word* target_bits, const Grid& grid, int x,
                                    int z) {
@@ -120,13 +129,12 @@ class BoxedSurface {
     tile(tile_words_, tiles_, block_words_, task);
   }
 
-  // To be called when all is marked.
+  // Call this after `mark` has run for all tasks.
   void count() { std::partial_sum(starts_.begin(), starts_.end(), starts_.begin()); }
 
   std::int64_t voxels() const { return starts_.back(); }
 
-  // Writes the distances from this plane's voxels to another surface, at these voxels' places in
-  // the scan order.
+  // Writes the distances from this plane's surface voxels to another surface, in scan order.
   template <typename T>
   void measure(int i, const BoxedSurface& other, const SquaredSteps<T>& step,
                double* distances) const {
@@ -155,7 +163,7 @@ class BoxedSurface {
   Grid grid_, box_, tiles_, blocks_;
   std::array<int, 3> corner_;
   Words row_words_, tile_words_, block_words_;
-  std::vector<std::int64_t> starts_;  // of each plane's voxels in the scan order
+  std::vector<std::int64_t> starts_;  // surface voxels before each plane, in scan order
 };
 
 template <typename T>

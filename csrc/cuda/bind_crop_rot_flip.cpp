@@ -1,5 +1,4 @@
-// The torch side of crop_rot_flip.cu: memory, device and stream. The .cu files know nothing of
-// torch.
+// The torch side of crop_rot_flip.cu: memory, device and stream. The .cu files do not use torch.
 
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>

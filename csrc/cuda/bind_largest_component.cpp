@@ -1,4 +1,4 @@
-// The torch side of largest_component.cu: memory, device and stream. The .cu files know nothing of
+// The torch side of largest_component.cu: memory, device and stream. The .cu files do not use
 // torch.
 
 #include <ATen/ATen.h>

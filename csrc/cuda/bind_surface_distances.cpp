@@ -1,4 +1,4 @@
-// The torch side of surface_distances.cu: memory, device and stream. The .cu files know nothing of
+// The torch side of surface_distances.cu: memory, device and stream. The .cu files do not use
 // torch.
 
 #include <ATen/ATen.h>
@@ -33,8 +33,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tenso
 
   const Grid tiles = grid.tiled();
   const std::int64_t words = grid.size();
-  const at::Tensor bits = longs(2 * words), rows = longs(2 * words),
-                   tile_rows = longs(2 * tiles.size());
+  const at::Tensor bits = longs(2 * words);
+  const at::Tensor rows = longs(2 * words);
+  const at::Tensor tile_rows = longs(2 * tiles.size());
   const at::Tensor block_rows = longs(2 * tiles.tiled().size());
   const at::Tensor sizes = at::empty({2 * words}, options.dtype(at::kInt));
   const auto as_words = [](const at::Tensor& tensor) {
@@ -51,11 +52,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> surface_distances(const at::Tenso
   C10_CUDA_CHECK(launch_mark(arguments.pred.const_data_ptr<std::uint8_t>(),
                              arguments.target.const_data_ptr<std::uint8_t>(), memory, grid,
                              arguments.z, stream));
-  at::Tensor ends = bits;  // no longer needed as such
+  at::Tensor ends = bits;  // the bits are no longer needed
   at::cumsum_out(ends, sizes, 0);
 
-  const at::Tensor counts =
-      totals.cpu();  // here the host waits: it has to know how much to allocate
+  const at::Tensor counts = totals.cpu();  // the host waits: it must know how much to allocate
   const auto* count = counts.const_data_ptr<std::int64_t>();
   const std::int64_t from_pred = count[3], from_target = count[4];
   const at::Tensor voxels = at::empty({from_pred + from_target}, options.dtype(at::kInt));

@@ -1,4 +1,4 @@
-// crop_rot_flip on CUDA: one thread a voxel, of the image and its label.
+// crop_rot_flip on CUDA: one thread for each voxel of the image and its label.
 
 #include "crop_rot_flip.h"
 #include "launch.h"
@@ -7,7 +7,7 @@ namespace semiseg {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kSamples = 32;  // in one launch: what fits into a kernel's parameters, 4 KiB
+constexpr int kSamples = 32;  // of one launch: as many as fit into a kernel's parameters, 4 KiB
 
 struct Samples {
   CropSample of[kSamples];
@@ -46,8 +46,9 @@ __global__ void crop(Samples samples, std::int64_t first, std::int64_t labelled,
   const CropSample& sample = samples.of[s];
   const CropView& view = sample.view;
   const unsigned row = voxel / z;
-  const int i = static_cast<int>(row / y), j = static_cast<int>(row % y),
-            k = static_cast<int>(voxel % z);
+  const int i = static_cast<int>(row / y);
+  const int j = static_cast<int>(row % y);
+  const int k = static_cast<int>(voxel % z);
   const bool inside = view.holds(0, i) && view.holds(1, j) && view.holds(2, k);
   const std::int64_t from = view.row(i, j) + k * view.step[2], to = (first + s) * voxels + voxel;
   gather(sample.image, from, image, to, inside);

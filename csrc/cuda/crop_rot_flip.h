@@ -6,20 +6,20 @@
 
 namespace semiseg {
 
-// A volume and its label, contiguous and on the device that is current.
+// A volume and its label, contiguous and on the current device.
 struct CropSample {
   const void *image, *label;
   CropView view;
 };
 
-// Where the crops go and how many bytes an element has.
+// Where the crops are written, and the bytes of one element.
 struct CropResult {
   void* out;
   int bytes;
 };
 
-// Writes `count` crops of the given extents (not empty): all of the images, and of the labels the
-// first `labelled`.
+// Writes `count` crops of the given extents, which are not empty: crops of all images, and of the
+// first `labelled` labels.
 cudaError_t launch_crop_rot_flip(const CropSample* samples, std::int64_t count,
                                  std::int64_t labelled, const CropResult& image,
                                  const CropResult& label, int x, int y, int z, cudaStream_t stream);

@@ -1,5 +1,5 @@
-// splice and cutmix on CUDA: one thread moves 16 neighbouring bytes, in one piece where they have
-// one source.
+// splice and cutmix on CUDA: one thread moves 16 neighbouring bytes, in one piece if they have one
+// source.
 
 #include "cutmix.h"
 #include "launch.h"
@@ -13,22 +13,23 @@ struct alignas(16) Word {
   std::uint64_t low, high;
 };
 
-// A pair and the blocks that splice it, so many for each of its volumes.
+// A pair, and the number of blocks that splice each of its volumes.
 struct Work {
   SplicePair pair;
-  bool wide;  // whether every volume begins where a Word may
+  bool wide;  // whether every volume begins at the alignment of a Word
   unsigned blocks_a_volume;
 };
 
-// The elements of one piece, from element `first` of the volume on.
+// Splices the elements of one piece, which begins at element `first` of the volume.
 template <typename Element, typename Piece>
 __device__ void splice_piece(const SplicePair& pair, std::int64_t volume, unsigned first,
                              const SpliceSize& size, const SpliceBox& box) {
   constexpr int kCount = sizeof(Piece) / sizeof(Element);
   const unsigned row = first / size.z;
-  int x = static_cast<int>(row / size.y), y = static_cast<int>(row % size.y),
-      z = static_cast<int>(first % size.z);
-  unsigned inside = 0;  // a bit an element
+  int x = static_cast<int>(row / size.y);
+  int y = static_cast<int>(row % size.y);
+  int z = static_cast<int>(first % size.z);
+  unsigned inside = 0;  // one bit for each element
   for (int k = 0; k < kCount; ++k) {
     inside |= unsigned{box.holds(x, y, z)} << k;
     if (++z < size.z) continue;
@@ -38,8 +39,8 @@ __device__ void splice_piece(const SplicePair& pair, std::int64_t volume, unsign
     ++x;
   }
   const std::int64_t at = volume * size.voxels() + first;
-  const auto *a = static_cast<const Element*>(pair.a) + at,
-             *b = static_cast<const Element*>(pair.b) + at;
+  const auto* a = static_cast<const Element*>(pair.a) + at;
+  const auto* b = static_cast<const Element*>(pair.b) + at;
   auto* out = static_cast<Element*>(pair.out) + at;
   if (inside == 0 || inside == (1u << kCount) - 1) {
     *reinterpret_cast<Piece*>(out) = *reinterpret_cast<const Piece*>(inside ? b : a);
@@ -60,7 +61,7 @@ __device__ void splice_thread(const Work& work, std::int64_t volume, std::int64_
   }
 }
 
-// The first `label_from` blocks splice the images, those from there on the labels.
+// The first `label_from` blocks splice the images, the others the labels.
 __global__ void splice_pairs(Work image, Work label, unsigned label_from, SpliceSize size,
                              SpliceBoxes boxes) {
   Work work = image;
@@ -94,9 +95,8 @@ Work work_of(const SplicePair& pair, const SpliceSize& size) {
   const std::int64_t bytes = std::int64_t{size.voxels()} * pair.bytes;
   const bool wide = bytes % sizeof(Word) == 0 && begins_a_word(pair.a) && begins_a_word(pair.b) &&
                     begins_a_word(pair.out);
-  return {
-      pair, wide,
-      static_cast<unsigned>(blocks_for(bytes / (wide ? int{sizeof(Word)} : pair.bytes), kBlock))};
+  const int bytes_a_thread = wide ? int{sizeof(Word)} : pair.bytes;
+  return {pair, wide, static_cast<unsigned>(blocks_for(bytes / bytes_a_thread, kBlock))};
 }
 
 }  // namespace

@@ -6,8 +6,8 @@
 
 namespace semiseg {
 
-// Splices `count` (0, 1 or 2) pairs in one launch, all contiguous and not empty and the boxes too
-// on the device that is current.
+// Splices `count` (0, 1 or 2) pairs in one launch. The pairs are contiguous and not empty. The
+// pairs and the boxes are on the current device.
 cudaError_t launch_splice(const SplicePair* pairs, int count, const SpliceSize& size,
                           const SpliceBoxes& boxes, cudaStream_t stream);
 

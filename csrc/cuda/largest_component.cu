@@ -1,6 +1,6 @@
-// largest_component on CUDA: union-find over voxels, one thread a voxel, in four kernels. A block
-// takes kBlock voxels of one item in scan order, and what lies in it of a run along z starts as one
-// tree: its voxels point to its first.
+// largest_component on CUDA: union-find over voxels, one thread for each voxel, in four kernels. A
+// block takes kBlock voxels of one item in scan order. The part of a run along z that lies in a
+// block starts as one tree: its voxels point to its first voxel.
 
 #include "largest_component.h"
 #include "launch.h"
@@ -11,9 +11,9 @@ namespace {
 constexpr int kBlock = 256;
 constexpr int kWord = 32;
 
-// Where a thread's voxel lies. The 64-bit numbers address the batch, the 32-bit ones the item.
+// Where a thread's voxel lies. The 64-bit numbers address the batch, the 32-bit numbers the item.
 struct Place {
-  std::int64_t item, first;  // first: of the item's voxels
+  std::int64_t item, first;  // first: the item's first voxel
   std::int32_t voxel;
   bool inside;
 
@@ -26,12 +26,12 @@ struct Place {
   }
 };
 
-// Runs of a foreground label along z, as far as they lie in the block. All threads of a block come
-// here together.
+// Runs of a foreground label along z, as far as they lie in the block. All threads of a block
+// construct this together.
 struct BlockRun {
-  bool begins,
-      ends;   // is the thread's voxel the first, the last of its run? Both false in the background
-  int since;  // voxels between its first and the thread's
+  bool begins;  // whether the thread's voxel is the first of its run; false in the background
+  bool ends;    // whether it is the last of its run; false in the background
+  int since;    // voxels from the first of the run to the thread's
 
   template <typename T>
   __device__ BlockRun(const T* labels, const Grid& grid, int classes, const Place& at,
@@ -56,7 +56,7 @@ struct BlockRun {
   }
 };
 
-// One tree a run of the block, of size 0 so far, and no champions.
+// Makes one tree for each run of the block, of size 0 so far, and clears the largest components.
 template <typename T>
 __global__ void __launch_bounds__(kBlock)
     plant(const T* labels, std::int32_t* parents, Key* best, std::int64_t keys, Grid grid,
@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kBlock)
                    [&](std::int32_t other) { unite<Shared>(parents, at.voxel, other); });
 }
 
-// Adds the runs of the block to their roots, and enters each sum for the largest of its class:
-// whoever comes last to a root enters all of it, and what was entered before is smaller.
+// Adds the sizes of the block's runs to their roots, and proposes each sum as the largest of its
+// class. The last thread at a root proposes its full size; what was proposed before is smaller.
 template <typename T>
 __global__ void __launch_bounds__(kBlock) count(const T* labels, std::int32_t* parents, Key* best,
                                                 Grid grid, int classes, unsigned item_blocks) {
@@ -113,9 +113,10 @@ __global__ void __launch_bounds__(kBlock)
   if (!at.inside) return;
   const T label = labels[at.first + at.voxel];
   bool kept = is_foreground(label, classes);
-  if (kept)
-    kept =
-        find_root<Shared>(parents + at.first, at.voxel) == root_of(best[at.item * classes + label]);
+  if (kept) {
+    const std::int32_t largest = root_of(best[at.item * classes + label]);
+    kept = find_root<Shared>(parents + at.first, at.voxel) == largest;
+  }
   out[at.first + at.voxel] = kept ? label : T{0};
 }
 

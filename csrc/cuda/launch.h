@@ -1,7 +1,6 @@
 #pragma once
 
-// What every kernel starts with: one spelling of a launch, which tests/native replaces to run
-// kernels on a CPU.
+// How every kernel is launched. tests/native replaces this to run kernels on a CPU.
 
 #include <cuda_runtime_api.h>
 
@@ -14,9 +13,9 @@ inline std::int64_t blocks_for(std::int64_t threads, int block) {
   return (threads + block - 1) / block;
 }
 
-// Dynamic shared memory that every device gives a block without asking, where the kernel's static
-// shared memory, which counts too, takes no more than the 64 bytes left of 48 KiB (.ci/compile_cuda
-// sees to it).
+// Dynamic shared memory that every device gives a block by default. The kernel's static shared
+// memory counts too, so it may take no more than the 64 bytes left of 48 KiB; .ci/compile_cuda
+// checks this.
 constexpr int kDynamicSharedBytes = (48 << 10) - 64;
 
 #ifdef __CUDACC__
@@ -25,8 +24,8 @@ __device__ inline std::int64_t thread_index() {
   return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
 }
 
-// Runs kernel(arguments...) on the stream. A launch of no blocks is no error: there is nothing to
-// do; one of more than a grid can hold is.
+// Runs kernel(arguments...) on the stream. A launch of no blocks does nothing and is no error. A
+// launch of more blocks than a grid holds is an error.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), std::int64_t blocks, int block,
                    std::size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {

@@ -1,6 +1,7 @@
-// signed_distance on CUDA: a thread a voxel in three passes. Along x it looks for the other label
-// among the bits of its column; along y, then z, for the lowest parabola of its line, from near to
-// far. Columns and lines lie in shared memory. A last pass takes roots and scales.
+// signed_distance on CUDA: one thread for each voxel, in three passes. Along x a thread looks for
+// the other label among the bits of its column. Along y, then z, it looks for the lowest parabola
+// of its line, nearest first. Columns and lines are kept in shared memory. A last pass takes roots
+// and scales.
 
 #include "launch.h"
 #include "signed_distance.h"
@@ -9,9 +10,9 @@ namespace semiseg {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kLanes = 32;  // neighbours along z that a block takes at most: one warp's width
+constexpr int kLanes = 32;  // largest number of neighbours along z in a block: the width of a warp
 
-// Non-negative floats order as their bits do.
+// Non-negative floats have the same order as their bits.
 __device__ int ordered(std::int32_t square) { return square; }
 __device__ int ordered(float square) { return __float_as_int(square); }
 __device__ std::int32_t restored(int bits, std::int32_t) { return bits; }
@@ -23,8 +24,8 @@ __global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, int colum
                        unsigned blocks_an_item, T unit) {
   SEMISEG_DYNAMIC_SHARED(std::uint32_t, words);
   const std::int64_t plane = size.plane(), item = blockIdx.x / blocks_an_item;
-  const int lane = static_cast<int>(threadIdx.x) % columns,
-            team = static_cast<int>(threadIdx.x) / columns;
+  const int lane = static_cast<int>(threadIdx.x) % columns;
+  const int team = static_cast<int>(threadIdx.x) / columns;
   const std::int64_t column = std::int64_t{blockIdx.x % blocks_an_item} * columns + lane;
   const std::int64_t first = item * size.voxels() + column;
   const bool valid = column < plane;
@@ -44,10 +45,10 @@ __global__ void scan_x(const std::uint8_t* mask, T* out, Volumes size, int colum
   }
 }
 
-// What a block takes of a pass along y or z: `lines` neighbouring lines of n voxels. Along z they
-// follow each other in memory; along y they lie side by side.
+// How a pass along y or z is cut into tiles, one for each block: `lines` neighbouring lines of n
+// voxels. Lines along z follow each other in memory; lines along y lie side by side.
 struct Tiles {
-  int n, lines, lines_a_group;      // a group: the lines among which a tile lies
+  int n, lines, lines_a_group;      // a group: the lines from which a tile is cut
   std::int64_t groups, group_size;  // in voxels
   bool side_by_side;
   bool in_shared;
@@ -55,8 +56,8 @@ struct Tiles {
   unsigned a_group() const { return static_cast<unsigned>(blocks_for(lines_a_group, lines)); }
 };
 
-// Lowest parabolas along one axis, from `in` to `out`. With `peaks`, an item's largest squares are
-// collected there; with `roots`, distances are written in place of squares.
+// Writes the lowest parabolas along one axis from `in` to `out`. With `peaks`, collects each item's
+// largest squares there. With `roots`, writes distances there instead of squares.
 template <typename T>
 __global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tiles,
                        unsigned tiles_a_group, std::int64_t groups_an_item, T unit,
@@ -66,8 +67,8 @@ __global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tile
   const std::int64_t group = blockIdx.x / tiles_a_group;
   const int begin = static_cast<int>(blockIdx.x % tiles_a_group) * tiles.lines;
   const int lines = smaller(tiles.lines, tiles.lines_a_group - begin);
-  const std::int64_t line_step = tiles.side_by_side ? 1 : tiles.n,
-                     step = tiles.side_by_side ? tiles.lines_a_group : 1;
+  const std::int64_t line_step = tiles.side_by_side ? 1 : tiles.n;
+  const std::int64_t step = tiles.side_by_side ? tiles.lines_a_group : 1;
   const std::int64_t first = group * tiles.group_size + begin * line_step;
   if (threadIdx.x < 2) highest[threadIdx.x] = 0;
 
@@ -103,14 +104,15 @@ __global__ void search(const T* in, T* out, float* roots, int* peaks, Tiles tile
     atomicMax(peaks + 2 * (group / groups_an_item) + threadIdx.x, highest[threadIdx.x]);
 }
 
-// Squares to normalized distances. `squares` and `out` may be the same memory: a thread reads and
-// writes its own element alone. With equal spacing the inner boundary is where the squared distance
-// is 1.
+// Turns squares into normalized distances. `squares` and `out` may be the same memory: a thread
+// reads and writes only its own element. With equal spacing the inner boundary is where the squared
+// distance is 1.
 template <typename T>
 __global__ void normalize(const std::uint8_t* mask, const T* squares, float* out, const int* peaks,
                           Volumes size, unsigned blocks_an_item) {
-  const std::int64_t item = blockIdx.x / blocks_an_item, voxels = size.voxels(),
-                     plane = size.plane();
+  const std::int64_t item = blockIdx.x / blocks_an_item;
+  const std::int64_t voxels = size.voxels();
+  const std::int64_t plane = size.plane();
   const std::int64_t within = std::int64_t{blockIdx.x % blocks_an_item} * kBlock + threadIdx.x;
   if (within >= voxels) return;
   const std::int64_t voxel = item * voxels + within;
@@ -128,8 +130,8 @@ __global__ void normalize(const std::uint8_t* mask, const T* squares, float* out
   out[voxel] = normalized_distance(v, boundary, longest);
 }
 
-// As many lines a tile as fit in shared memory, up to a few warps of work; lines too long for it
-// stay where they are.
+// As many lines in a tile as fit in shared memory, up to a few warps of work. Lines that are too
+// long for shared memory stay in global memory.
 Tiles tiles_of(int n, int lines_a_group, std::int64_t groups, bool side_by_side) {
   const int room = kDynamicSharedBytes / static_cast<int>(sizeof(float)) / n;
   const int wanted = side_by_side ? kLanes : larger(1, 8 * kBlock / n);
@@ -159,8 +161,8 @@ cudaError_t run(const std::uint8_t* mask, float* out, void* scratch, const Volum
     if (const auto error = cudaMemsetAsync(peaks, 0, 2 * size.items * sizeof(int), stream))
       return error;
 
-  // The bits of 32 columns of some 12000 voxels fill a block's shared memory; those of 8 columns of
-  // any volume fit.
+  // The bits of 32 columns of about 12000 voxels fill a block's shared memory. The bits of 8
+  // columns fit for any volume.
   const int columns = size.x <= kDynamicSharedBytes / 4 / kLanes * 32 ? kLanes : 8;
   const auto of_item = static_cast<unsigned>(blocks_for(size.plane(), columns));
   const std::size_t words = sizeof(std::uint32_t) * columns * blocks_for(size.x, 32);

@@ -9,8 +9,8 @@ namespace semiseg {
 // Bytes of device scratch memory that the launcher needs.
 std::size_t signed_distance_scratch(const Volumes& size);
 
-// Signed distances of `mask` to `out`, both contiguous and not empty, on the device that is
-// current.
+// Writes the signed distances of `mask` to `out`. Both are contiguous, not empty, and on the
+// current device.
 cudaError_t launch_signed_distance(const std::uint8_t* mask, float* out, void* scratch,
                                    const Volumes& size, const Spacing& spacing, bool normalized,
                                    cudaStream_t stream);

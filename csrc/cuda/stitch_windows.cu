@@ -1,6 +1,6 @@
-// stitch_add and stitch_divide on CUDA: one thread a voxel, which goes through the windows that
+// stitch_add and stitch_divide on CUDA: one thread for each voxel, which visits the windows that
 // cover it. Neighbouring threads take neighbouring z, so that they read logits and total side by
-// side; every logit is read once.
+// side. Every logit is read once.
 
 #include "launch.h"
 #include "stitch_windows.h"
@@ -14,7 +14,7 @@ struct Voxel {
   int x, y, z;
 };
 
-// Voxel `index` of a box, whose voxels number fewer than 2^31.
+// Voxel `index` of a box of fewer than 2^31 voxels.
 __device__ Voxel voxel_of(unsigned index, const int (&origin)[3], const int (&extent)[3]) {
   const unsigned row = index / extent[2];
   return {origin[0] + static_cast<int>(row / extent[1]),
@@ -38,7 +38,7 @@ __device__ float weight_at(const float* weights, const WindowGrid& grid, int px,
                  : 1.f;
 }
 
-// All classes of a voxel in registers.
+// Keeps all classes of a voxel in registers.
 template <typename Scalar, int C>
 __global__ void add_windows(float* total, const Scalar* logits, const float* weights,
                             LogitStrides strides, WindowGrid grid, WindowRun run,
@@ -63,7 +63,7 @@ __global__ void add_windows(float* total, const Scalar* logits, const float* wei
   for (int c = 0; c < C; ++c) here[c * voxels] = sum[c];
 }
 
-// Any number of classes: the logits of a voxel are read up to three times, and the sums live in
+// Any number of classes: the logits of a voxel are read up to three times, and the sums are kept in
 // memory.
 template <typename Scalar>
 __global__ void add_windows_of_many(float* total, const Scalar* logits, const float* weights,

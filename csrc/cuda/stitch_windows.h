@@ -6,16 +6,16 @@
 
 namespace semiseg {
 
-// Adds the windows of `run`, which lie at `logits` with these strides, to `total`, contiguous `(C,
-// *S)`. `weights` is
-// `(*P)` or null. Scalar is float, Float16 or BFloat16.
+// Adds the windows of `run` to `total`, contiguous `(C, *S)`. The windows lie at `logits` with the
+// given strides. `weights` is `(*P)` or null. Scalar is float, Float16 or BFloat16.
 template <typename Scalar>
 cudaError_t launch_stitch_add(float* total, const Scalar* logits, const float* weights,
                               std::int64_t classes, const LogitStrides& strides,
                               const WindowGrid& grid, const WindowRun& run, Activation activation,
                               cudaStream_t stream);
 
-// Divides `total` by the sum of the weights, or the number, of the windows over each voxel.
+// Divides `total` by the sum of the weights over each voxel, or by the number of windows if there
+// are no weights.
 cudaError_t launch_stitch_divide(float* total, const float* weights, std::int64_t classes,
                                  const WindowGrid& grid, cudaStream_t stream);
 

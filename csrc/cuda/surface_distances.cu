@@ -1,7 +1,7 @@
-// surface_distances on CUDA: a thread eight voxels packs bits, a thread a word marks both surfaces,
-// a thread a word of a tile lays its rows over each other; then, once the host knows how many there
-// are, a thread a word lists its surface voxels in scan order and a thread a surface voxel
-// searches.
+// surface_distances on CUDA. One thread packs eight voxels to bits. One thread for each word marks
+// both surfaces. One thread for each word of a tile combines the tile's rows. Then the host learns
+// how many surface voxels there are. One thread for each word lists its surface voxels in scan
+// order, and one thread for each surface voxel searches.
 
 #include "launch.h"
 #include "surface_distances.h"
@@ -10,10 +10,10 @@ namespace semiseg::surfaces {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kSearchBlock = 128;  // searches differ in length: small blocks end sooner
+constexpr int kSearchBlock = 128;  // searches differ in length, and small blocks end sooner
 constexpr int kWordBytes = kWordBits / 8;
 
-// Byte b of the bits, whose order in memory is little-endian as the device is.
+// Writes byte b of the bits. Their order in memory is little-endian, as on every device.
 __global__ void pack(const std::uint8_t* mask, std::uint8_t* bytes, Grid grid, int z) {
   const std::int64_t index = thread_index();
   if (index >= grid.size() * kWordBytes) return;
@@ -35,8 +35,8 @@ __global__ void mark(DeviceMemory memory, Grid grid) {
     const int i = static_cast<int>(row / grid.y), j = static_cast<int>(row % grid.y);
     const int k = static_cast<int>(index % grid.words);
     const Word *pred = memory.bits, *target = pred + words;
-    const Word surface_pred = surface_word(pred, grid, i, j, k),
-               surface_target = surface_word(target, grid, i, j, k);
+    const Word surface_pred = surface_word(pred, grid, i, j, k);
+    const Word surface_target = surface_word(target, grid, i, j, k);
     memory.rows[index] = surface_pred;
     memory.rows[words + index] = surface_target;
     memory.sizes[index] = count_bits(surface_pred);
@@ -51,7 +51,7 @@ __global__ void mark(DeviceMemory memory, Grid grid) {
     atomicAdd(&memory.totals[threadIdx.x], static_cast<unsigned long long>(counts[threadIdx.x]));
 }
 
-// The tiles of two grids that follow each other.
+// Makes the tiles of two grids that follow each other in memory.
 __global__ void tile(const Word* rows, Word* to, Grid grid) {
   const Grid tiles = grid.tiled();
   const std::int64_t index = thread_index();
@@ -78,7 +78,7 @@ __global__ void measure(DeviceMemory memory, const int* voxels, double* distance
                         int z, SquaredSteps<T> step) {
   const std::int64_t index = thread_index();
   if (index >= there + back) return;
-  const int other = index < there;  // whose surface is searched
+  const int other = index < there;  // the mask whose surface is searched
   const int voxel = voxels[index], row = voxel / z;
   const Grid tiles = grid.tiled(), blocks = tiles.tiled();
   const Surface surface{memory.rows + other * grid.size(), memory.tiles + other * tiles.size(),

@@ -1,5 +1,5 @@
-// Hammers the union-find of csrc/core/largest_component.h from several threads and compares with
-// one thread. Under -fsanitize=thread (sanitize.py) a data race ends the program.
+// Runs the union-find of csrc/core/largest_component.h on several threads and compares with one
+// thread. Under -fsanitize=thread (sanitize.py) a data race ends the program.
 
 #include <algorithm>
 #include <cstdio>
@@ -65,7 +65,7 @@ void fail(const char* name, const char* what, std::size_t element) {
   std::exit(1);
 }
 
-// Joins along all edges: threads take turns at the edges, so that they meet everywhere, and look
+// Joins along all edges. The threads take the edges in turn, so that they meet everywhere, and look
 // for roots meanwhile.
 void check(const char* name, const std::vector<std::int32_t>& weights,
            const std::vector<Edge>& edges) {
@@ -80,7 +80,7 @@ void check(const char* name, const std::vector<std::int32_t>& weights,
         fail(name, "order", any);
     }
   });
-  // As the kernels do: all look for their roots and enter them for the largest at once.
+  // As in the kernels: all threads find roots and propose them as the largest at the same time.
   std::vector<std::int32_t> roots(parents.size());
   Key best = 0;
   on_threads([&](int thread) {
@@ -113,8 +113,8 @@ void random_graphs() {
   }
 }
 
-// Long paths, met from both ends, in order and out of order; and a star whose centre all want to
-// join.
+// Long paths, joined from both ends, in order and out of order; and a star, whose centre all
+// threads join.
 void adversarial_graphs() {
   std::mt19937 random(2);
   const std::int32_t elements = 20000;
@@ -134,7 +134,7 @@ void adversarial_graphs() {
   check("pairs, all of one size", weights, edges);
 }
 
-// Voxels by their contacts, as the kernels join them.
+// Joins voxels by their contacts, as the kernels do.
 void grids() {
   std::mt19937 random(3);
   for (int round = 0; round < 30; ++round) {

@@ -1,11 +1,11 @@
 #pragma once
 
-// A CUDA device that is this CPU, so that the kernels of csrc/cuda run, under the sanitizers, where
-// there is no GPU.
+// Emulates a CUDA device on the CPU, so that the kernels of csrc/cuda run under the sanitizers
+// without a GPU.
 //
-// Blocks run one after the other. The threads of a block run in turns from barrier to barrier,
-// forwards and backwards alternately, so that a kernel that lacks a barrier reads what is not there
-// yet. What this cannot show: races between blocks, warps, memory ordering, speed.
+// Blocks run one after the other. The threads of a block take turns from barrier to barrier,
+// forwards and backwards alternately, so that a kernel that lacks a barrier reads values that are
+// not written yet. The emulation cannot show races between blocks, warps, memory ordering or speed.
 
 #include <ucontext.h>
 
@@ -84,7 +84,7 @@ using std::max;
 using std::min;
 
 template <typename T>
-struct EmulatedSame {  // keeps an argument from taking part in deduction
+struct EmulatedSame {  // keeps an argument out of template deduction
   using Type = T;
 };
 template <typename T>
@@ -120,7 +120,7 @@ T atomicCAS(T* at, typename EmulatedSame<T>::Type expected, typename EmulatedSam
 
 namespace emulator {
 
-// One thread of a block, with a stack of its own, so that it can wait at a barrier.
+// One thread of a block, with its own stack, so that it can wait at a barrier.
 struct Fiber {
   static constexpr std::size_t kStack = 128 << 10;
   ucontext_t context;
@@ -172,7 +172,7 @@ inline void begin() {
   leave(fiber, true);
 }
 
-// All threads of one block, from barrier to barrier.
+// Runs all threads of one block from barrier to barrier.
 inline void run_cooperating(unsigned threads) {
   while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
   for (unsigned t = 0; t < threads; ++t) {
@@ -202,8 +202,8 @@ inline void run(unsigned blocks, unsigned threads, std::size_t shared_bytes,
   gridDim.x = blocks;
   met_barrier = false;
   for (unsigned b = 0; b < blocks; ++b) {
-    // Memory of the exact size, so that the address sanitizer sees what lies beyond; its first
-    // values are garbage.
+    // Memory of the exact size, so that the address sanitizer finds accesses beyond it. It begins
+    // with garbage.
     const std::unique_ptr<unsigned char[]> shared(new unsigned char[shared_bytes]);
     std::memset(shared.get(), 0xA5, shared_bytes);
     dynamic_shared = shared.get();
