@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 import _root  # noqa: F401
 from dataloaders import open_dataset
-from dataloaders.phantom import SIZE, write_dataset
+from dataloaders.phantom import SIZE
 from utils import command
+from utils.preparation.phantom import write_dataset
 
 
 def parse(arguments=None):

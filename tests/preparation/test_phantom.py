@@ -14,8 +14,11 @@ import pytest
 from scipy import ndimage
 
 from dataloaders import open_dataset
-from dataloaders.phantom import FOLDER, MIN_SIZE, Phantom, make_case, write_dataset
+from dataloaders.la import FOLDER
+from dataloaders.phantom import Phantom
 from utils.errors import UserError
+from utils.preparation.phantom import MIN_SIZE, write_dataset
+from utils.preparation.phantom_imaging import make_case
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = MIN_SIZE

@@ -10,7 +10,7 @@ import SimpleITK
 from dataloaders.h5 import h5_bytes
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.preparation.folder import _writing
+from utils.preparation.folder import writing
 from utils.preparation.grid import Grid
 from utils.preparation.images import to_array
 
@@ -146,6 +146,6 @@ def write_case(
         attributes |= {"spacing": grid.spacing, "origin": grid.origin, "direction": grid.direction}
     content = h5_bytes(arrays, attributes)
 
-    with _writing():
+    with writing():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda part: part.write_bytes(content))

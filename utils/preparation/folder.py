@@ -85,9 +85,9 @@ def begin(
         return found
     else:
         for file in (*found["files"], *RESULTS):
-            with _writing():
+            with writing():
                 (root / file).unlink(missing_ok=True)
-    with _writing():
+    with writing():
         for folder in {(root / file).parent for file in files} | {root}:
             folder.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"recipe": recipe, "files": list(files), "complete": False})
@@ -122,12 +122,12 @@ def write_json(path: str | Path, values: Mapping | Sequence) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    with _writing():
+    with writing():
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def copy_file(source: str | Path, path: str | Path) -> None:
-    with _writing():
+    with writing():
         write_atomically(path, lambda part: shutil.copyfile(source, part))
 
 
@@ -137,12 +137,13 @@ def write_list(path: str | Path, names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _writing() -> Iterator[None]:
-    """What the file system refuses, as one line that ends the script."""
+def writing(advice: str = "") -> Iterator[None]:
+    """Turn an error of the file system into one line that ends the script, `advice` at its end."""
     try:
         yield
     except OSError as error:
-        raise CannotWriteError(f"{error.filename}: cannot be written ({error.strerror})") from None
+        reason = f"cannot be written ({error.strerror}){advice}"
+        raise CannotWriteError(f"{error.filename}: {reason}") from None
     except UserError as error:
         raise CannotWriteError(str(error)) from None
 
