@@ -355,3 +355,19 @@ def first_difference(before, options, ignored):
     """The first option, by name, that both have with different values, or None."""
     shared = sorted((before.keys() & options.keys()) - ignored)
     return next((key for key in shared if before[key] != options[key]), None)
+
+
+# options in which two runs of one training may differ besides: its name, and the precision that the
+# device made of the one asked for
+NOT_COMPARED = MAY_DIFFER | {"name", "precision", "precision_asked"}
+
+
+def other_option(trained, asked):
+    """The first option, by name, that a run was trained with otherwise than a script would be with
+    the options `asked`, or None. A precision is the same if the run asked for it or came to it.
+    """
+    key = first_difference(trained, asked, NOT_COMPARED)
+    if key:
+        return key
+    precisions = trained.get("precision_asked", asked["precision"]), trained.get("precision")
+    return None if asked["precision"] in precisions else "precision"
