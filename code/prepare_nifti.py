@@ -44,7 +44,7 @@ from utils.preparation.folder import begin, complete, copy_file, read_json, writ
 from utils.preparation.grid import Grid
 from utils.preparation.images import find_images, read_image, stem, suffix, to_array, write_image
 from utils.preparation.preprocess import preprocess
-from utils.preparation.report import Report, tell
+from utils.preparation.report import Report, print_problems
 
 SPLITS = ("train", "val", "test")
 CHANNEL = re.compile(r"_(\d{4})$")  # nnU-Net's, at the end of an image's name
@@ -622,7 +622,7 @@ def main(arguments=None):
             "makes it again"
         )
         problems = whole["problems"]
-        tell(problems)
+        print_problems(problems)
     else:
         report = Report([])
         survey(cases, report, args)

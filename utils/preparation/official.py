@@ -16,7 +16,7 @@ from utils.preparation.folder import (
     complete,
     write_list,
 )
-from utils.preparation.report import Report, Row, tell
+from utils.preparation.report import Report, Row, print_problems
 
 
 def add_options(
@@ -93,7 +93,7 @@ def prepare_all(
     whole = begin(root, recipe, files, overwrite)
     if whole:
         print(f"{root}: prepared already, nothing to do")
-        tell(whole["problems"])
+        print_problems(whole["problems"])
         return whole["problems"]
     report = Report(class_names)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from matplotlib.colors import to_rgb
-from scipy import ndimage
 
 from dataloaders.preprocessing import Preprocessing
 from utils.errors import UserError
-from utils.figures import CLASSES
-from utils.figures.contact_sheet import TILE, contact_sheet
+from utils.figures.contact_sheet import Tile, contact_sheet, slice_picture
 from utils.preparation.cases import misfit, voxel_hash, write_case
 from utils.preparation.folder import CannotWriteError, write_text
 from utils.preparation.grid import Grid
@@ -31,12 +28,19 @@ class Row:
         problem: why it was left out, or None.
         flags: what is odd about it.
         sha256: of the image's voxels.
-        values: what the table says of it.
+        values: its cells in the table, by column.
+        picture: its slice for the contact sheet, or None.
     """
 
     def __init__(self, report: "Report", case: str):
-        self.report, self.case, self.split = report, case, None
-        self.problem, self.flags, self.sha256, self.values, self.tile = None, [], "", {}, None
+        self.report = report
+        self.case = case
+        self.split: str | None = None
+        self.problem: str | None = None
+        self.flags: list[str] = []
+        self.sha256 = ""
+        self.values: dict[str, str] = {}
+        self.picture: np.ndarray | None = None
 
     def look(
         self,
@@ -45,17 +49,17 @@ class Row:
         source: str | Path = "",
         trust_voxels: bool = False,
     ) -> None:
-        """Take down what the image and its label are, and see that they fit each other and are new.
+        """Note what the image and its label are, and check that they fit each other and are new.
 
         Args:
-            image, label: as read, the label's values being classes.
+            image, label: as read; the label's values are classes.
             source: the image's file.
             trust_voxels: the label's voxels belong to the image's one by one, whatever the label's
                 header says.
 
         Raises:
             UserError: shape or geometry differ, a value is no class, or the image is in another
-                split too (where no split is known yet, :meth:`Report.check_new` sees to it later).
+                split too (where no split is known yet, `Report.check_new` finds it later).
         """
         grid = Grid.of(image)
         self.sha256 = voxel_hash(image)
@@ -82,10 +86,8 @@ class Row:
 
     def _measure(self, image: np.ndarray, label: np.ndarray, grid: Grid) -> None:
         names = self.report.class_names
-        counts = {
-            int(value): int(count)
-            for value, count in zip(*np.unique(label, return_counts=True), strict=True)
-        }
+        found, numbers = np.unique(label, return_counts=True)
+        counts = dict(zip(found.astype(int).tolist(), numbers.tolist(), strict=True))
         outside = [value for value in counts if not 0 <= value <= len(names)]
         if outside:
             raise UserError(f"label has values {outside[:5]} outside the classes 0 … {len(names)}")
@@ -101,52 +103,27 @@ class Row:
         self,
         how: Preprocessing,
         image: SimpleITK.Image,
-        label: SimpleITK.Image,
+        label: SimpleITK.Image | None,
         path: Path,
         source: str | Path,
-    ) -> None:
-        """Write the case as ``how`` prepares it, and show it."""
+    ) -> np.ndarray:
+        """Write the case as `how` prepares it, and show it; returns the prepared image."""
         prepared = preprocess(how, image, label)
         grid = prepared.place.grid
         write_case(
             path, prepared.image, prepared.label, grid=grid, source=source, sha256=self.sha256
         )
         self.show(prepared.image, prepared.label, grid.spacing)
+        return prepared.image
 
     def show(self, image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float]) -> None:
-        """Draw the prepared case into the contact sheet: the slice across the longest voxels with
-        most label.
-        """
+        """Draw a slice of the prepared case for the contact sheet."""
         self.values["prepared"] = "×".join(map(str, image.shape))
-        axis = max(range(3), key=lambda a: (image.shape[a] == 1, round(spacing[a], 3), a))
-        others = [a for a in range(3) if a != axis]
-        known = label is not None and label.any()
-        at = int((label > 0).sum(axis=tuple(others)).argmax()) if known else image.shape[axis] // 2
-        plane = image.take(
-            at, axis
-        ).T  # as on a light box: the first axis to the right, the second downwards
-        classes = label.take(at, axis).T if known else np.zeros(plane.shape, np.uint8)
-        extents = [plane.shape[0] * spacing[others[1]], plane.shape[1] * spacing[others[0]]]
-        rows, columns = (max(1, round(TILE * extent / max(extents))) for extent in extents)
-        pick = np.ix_(
-            *(
-                (np.arange(n) * extent) // n
-                for n, extent in zip((rows, columns), plane.shape, strict=True)
-            )
-        )
-        low, high = np.percentile(plane, (0.5, 99.8))
-        grey = np.clip((plane[pick] - low) / ((high - low) or 1), 0, 1)
-        picture, classes = np.repeat(grey[..., None], 3, 2), classes[pick]
-        for c in np.unique(classes[classes > 0]):
-            mask = classes == c
-            picture[mask & ~ndimage.binary_erosion(mask)] = to_rgb(CLASSES[(c - 1) % len(CLASSES)])
-        self.tile = np.zeros((TILE, TILE, 3), np.uint8)
-        top, left = (TILE - rows) // 2, (TILE - columns) // 2
-        self.tile[top : top + rows, left : left + columns] = (255 * picture).astype(np.uint8)
+        self.picture = slice_picture(image, label, spacing)
 
 
 class Report:
-    """What is known of all cases.
+    """All that is known of the cases.
 
     Args:
         class_names: of the foreground classes.
@@ -156,7 +133,9 @@ class Report:
     """
 
     def __init__(self, class_names: Sequence[str]):
-        self.class_names, self.rows, self._hashes = list(class_names), {}, {}
+        self.class_names = list(class_names)
+        self.rows: dict[str, Row] = {}
+        self._hashes: dict[str, list[Row]] = {}
 
     @contextlib.contextmanager
     def case(self, name: str, split: str | None = None) -> Iterator[Row]:
@@ -180,62 +159,50 @@ class Report:
         return [name for name, row in self.rows.items() if row.problem is None]
 
     def check_new(self, row: Row) -> None:
-        """See that no case of another split has the same voxels; one of the same split is told.
+        """See that no case of another split has the same voxels; one of the same split is flagged.
 
         Raises:
             UserError: one has.
         """
-        for other in self._hashes.setdefault(row.sha256, []):
+        same = self._hashes.setdefault(row.sha256, [])
+        for other in same:
             if other is not row and other.problem is None:
                 if other.split != row.split:
                     raise UserError(
                         f"the same voxels as {other.case}, which is in the {other.split} list"
                     )
                 row.flags.append(f"the same voxels as {other.case}")
-        self._hashes[row.sha256].append(row)
+        same.append(row)
 
     def finish(self, root: str | Path) -> list[str]:
-        """Write ``report.csv`` and ``overlays.png``, print the table, the flags and the problems.
+        """Write `report.csv` and `overlays.png`, print the table, the flags and the problems.
 
         Returns:
-            The problems, a line each: of the cases that were left out.
+            The problems, a line for each case that was left out.
         """
         root, rows = Path(root), list(self.rows.values())
-        keys = [
-            "shape",
-            "spacing",
-            "axes",
-            "oblique",
-            *(f"{name} ml" for name in self.class_names),
-            "prepared",
-        ]
+        volumes = [f"{name} ml" for name in self.class_names]
+        keys = ["shape", "spacing", "axes", "oblique", *volumes, "prepared"]
         self._write_csv(root / "report.csv", [*keys, "sha256", "source"])
-        shown = [row for row in rows if row.tile is not None]
-        if shown:
-            contact_sheet(root / "overlays.png", shown)
-        table = [["case", "list", *keys]]
-        table += [
-            [row.case, row.split or "-", *(row.values.get(key, "") for key in keys)] for row in rows
+        tiles = [
+            Tile(f"{row.case} {row.split or ''}".strip(), row.picture, bool(row.flags))
+            for row in rows
+            if row.picture is not None
         ]
-        widths = [max(len(cells[place]) for cells in table) for place in range(len(table[0]))]
-        for cells in table:
-            print(
-                "  ".join(
-                    f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)
-                ).rstrip()
-            )
+        if tiles:
+            contact_sheet(root / "overlays.png", tiles)
+        self._print_table(keys)
         for row in rows:
             for flag in row.flags:
                 print(f"{row.case}: {flag}")
         problems = [f"{row.case}: {row.problem}" for row in rows if row.problem is not None]
         flagged = sum(bool(row.flags) for row in rows)
-        print(
-            f"{len(rows) - len(problems)} of {len(rows)} cases prepared, {flagged} of them to look "
-            "at"
-        )
-        for name in ["report.csv", *(["overlays.png"] if shown else [])]:
-            print(root / name)
-        tell(problems)
+        good = len(rows) - len(problems)
+        print(f"{good} of {len(rows)} cases prepared, {flagged} of them to look at")
+        print(root / "report.csv")
+        if tiles:
+            print(root / "overlays.png")
+        print_problems(problems)
         return problems
 
     def _write_csv(self, path: Path, keys: Sequence[str]) -> None:
@@ -249,8 +216,18 @@ class Report:
             )
         write_text(path, text.getvalue())
 
+    def _print_table(self, keys: Sequence[str]) -> None:
+        table = [["case", "list", *keys]]
+        for row in self.rows.values():
+            cells = [row.values.get(key, "") for key in keys]
+            table.append([row.case, row.split or "-", *cells])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for cells in table:
+            padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)]
+            print("  ".join(padded).rstrip())
 
-def tell(problems: Sequence[str]) -> None:
+
+def print_problems(problems: Sequence[str]) -> None:
     """Print the cases that were left out, last of all, where they are seen."""
     if problems:
         print(f"{len(problems)} left out:")
@@ -260,5 +237,5 @@ def tell(problems: Sequence[str]) -> None:
 
 def _tilt(grid: Grid) -> float:
     """Degrees between the axis furthest from the patient's and the nearest of these."""
-    nearest = np.abs(np.reshape(grid.direction, (3, 3))).max(axis=0).min()
+    nearest = np.abs(grid.axes).max(axis=0).min()
     return math.degrees(math.acos(min(1.0, nearest)))
