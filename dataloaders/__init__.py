@@ -28,6 +28,14 @@ def dataset_class(name, root=None):
     return cls if root is None else cls.at(root)
 
 
+def evaluation_script(name):
+    """File name of the script in `code/` that tests data set `name`; of one that is not known here,
+    the script of its own name.
+    """
+    owner = dataset_class(name).tested_by if name in DATASETS else None
+    return f"test_{owner or name}.py"
+
+
 def default_root(name):
     """Where data set `name` is looked for without `--root`."""
     return f"data/{DATASETS[name][2]}"

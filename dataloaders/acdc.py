@@ -30,11 +30,13 @@ class ACDC(Volumes):
     patches = MappingProxyType({1: (256, 256)})
     stride = None
     spacing = None
+    file_axes = (1, 2, 0)
     net = "unet"
     augment = "rotate"
     labelnum = 7
     labeled_bs, unlabeled_bs = 12, 12
     unit = "patients"
+    training_units = 70
     splits = ("train", "val", "test")
     source = "Luo et al., SSL4MIS"
     preprocessing = Preprocessing(intensity="minmax")
@@ -52,4 +54,4 @@ class ACDC(Volumes):
         train = self.split == "train"
         image = read_image(path, 2 if train else 3)
         target = read_label(path, image.shape, self.num_classes) if label else None
-        return (image, target) if train else with_axes(image, target, (1, 2, 0))
+        return (image, target) if train else with_axes(image, target, self.file_axes)

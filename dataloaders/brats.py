@@ -33,6 +33,7 @@ class BraTS2019(Volumes):
     augment = "rot_flip"
     labelnum = 25
     labeled_bs, unlabeled_bs = 2, 2
+    training_units = 250
     splits = ("train", "val", "test")
     source = "Luo et al., SSL4MIS"
     preprocessing = Preprocessing(orientation="LPS", crop="nonzero", intensity="zscore_nonzero")

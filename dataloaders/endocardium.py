@@ -29,7 +29,10 @@ class Endocardium(Slices):
     labelnum = 5
     labeled_bs, unlabeled_bs = 2, 2
     unit = "subjects"
+    training_units = 25
     source = "Shi et al., TMI 2022 (CoraNet), 1 labelled : 4 unlabelled"
     preprocessing = Preprocessing(intensity="minmax")
     as_published = False  # none are
-    axes = (1, 2, 0)
+    file_axes = (1, 2, 0)
+    per_slice = True
+    shown = reported = ("dice", "precision", "recall", "hd")

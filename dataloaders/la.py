@@ -31,6 +31,8 @@ class LA(Volumes):
     augment = "rot_flip"
     labelnum = 16
     labeled_bs, unlabeled_bs = 2, 2
+    training_units = 80
+    keep_largest = True
     source = "Yu et al., MICCAI 2019 (UA-MT)"
     # the published margins are random: of these means; all slices are kept
     preprocessing = Preprocessing(

@@ -147,6 +147,7 @@ class Own2d(Slices, Own):
     """
 
     name = "own2d"
+    tested_by = "own"
     stride = None
     net = "unet"
     augment = "rotate"
@@ -159,7 +160,7 @@ class Own2d(Slices, Own):
             raise ValueError(f"axes {axes} of the slices are not 0, 1 and 2 in some order")
         return {
             "patches": MappingProxyType({1: _numbers("patch", table["slices"]["patch"], 2)}),
-            "axes": axes,
+            "file_axes": axes,
             "image_axes": axes,
         }
 

@@ -38,6 +38,8 @@ class Pancreas(Volumes):
     augment = "crop"
     labelnum = 12
     labeled_bs, unlabeled_bs = 4, 4
+    training_units = 62
+    reported = (*Volumes.reported, "hd")
     source = "Shi et al., TMI 2022 (CoraNet)"
     preprocessing = Preprocessing(
         orientation="LPS",
@@ -91,4 +93,5 @@ class Pancreas2d(Slices, Pancreas):
     labelnum = 31
     labeled_bs, unlabeled_bs = 2, 2
     source = "Shi et al., TMI 2022 (CoraNet), 1 labelled : 1 unlabelled"
-    axes = (1, 0, 2)
+    file_axes = (1, 0, 2)
+    shown = reported = ("dice", "precision", "recall", "hd")

@@ -23,18 +23,17 @@ class Slices(Volumes):
     :class:`dataloaders.volumes.Volumes`.
 
     Class attributes:
-        axes: which axes of the files are H, W and the slices.
         spacing: along the files' axes; an instance's along H, W and the slices.
     """
 
-    axes = (0, 1, 2)
+    file_axes = (0, 1, 2)
 
     def __init__(self, root, split="train", downsample=1):
         super().__init__(root, split, downsample)
         if self.spacing is not None:
-            self.spacing = tuple(self.spacing[axis] for axis in self.axes)
+            self.spacing = tuple(self.spacing[axis] for axis in self.file_axes)
         if split == "train":
-            counts = [image_shape(path)[self.axes[2]] for path in self.paths]
+            counts = [image_shape(path)[self.file_axes[2]] for path in self.paths]
             self._places = [(case, k) for case, count in enumerate(counts) for k in range(count)]
             self.names = [f"{self.names[case]}_slice_{k + 1}" for case, k in self._places]
             self.units = [self.units[case] for case, _ in self._places]
@@ -45,7 +44,7 @@ class Slices(Volumes):
             )  # the volume read last: its slices are asked for one after the other
 
     def read(self, path, label=True):
-        return with_axes(*super().read(path, label), self.axes)
+        return with_axes(*super().read(path, label), self.file_axes)
 
     def load(self, index, label=True):
         """Sample `index` as `(image, label)`: float32 and uint8, both `(H, W)`, or `(H, W, slices)`

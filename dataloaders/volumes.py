@@ -26,14 +26,26 @@ class Volumes:
 
     Class attributes, the protocol:
         name: as in `--dataset`.
+        in_channels: channels of an image.
         num_classes, class_names: background included; the foreground's names alone.
         patches: patch by `--downsample`; of two extents for a data set of slices.
         stride: of the sliding window; None in 2-D.
         spacing: mm; None where it differs from case to case.
+        file_axes: in 2-D, which axes of a file's arrays are a sample's rows, columns and slices;
+            None in 3-D, where files are read as they are.
         net, augment, labelnum, labeled_bs, unlabeled_bs: defaults of the options of these names.
         unit: what `labelnum` counts.
+        training_units: how many units the train list has as it is published; None where the folder
+            says it.
         splits: the lists that are published, in the order of their use.
         source: whose protocol this is.
+        tested_by: the data set whose script `code/test_<name>.py` tests this one too; None: it has
+            a script of its own.
+        keep_largest: whether its tests keep the largest component of each class only.
+        per_slice: whether its tests score each slice by itself, because a volume's slices are no
+            neighbours in space.
+        shown: metrics that its tests show where `--metrics` asks for no others.
+        reported: metrics that papers report on it.
         preprocessing: how the files are made of the images
             (`dataloaders.preprocessing.Preprocessing`); None: unknown.
         as_published: whether those that are published were made so too.
@@ -47,8 +59,16 @@ class Volumes:
         UserError: a list or a case is missing, a case is listed twice or a unit in two lists.
     """
 
+    in_channels = 1
+    file_axes = None
     unit = "cases"
+    training_units = None
     splits = ("train", "test")
+    tested_by = None
+    keep_largest = False
+    per_slice = False
+    shown = ("dice", "jaccard", "hd95", "asd")
+    reported = shown
     image_axes = (1, 0, 2)
     val_from = "unlabeled"
     preprocessing = None
@@ -82,10 +102,13 @@ class Volumes:
         """
         return {
             "name": cls.name,
+            "in_channels": cls.in_channels,
             "num_classes": cls.num_classes,
             "class_names": list(cls.class_names),
             "spacing": cls.spacing and list(cls.spacing),
             "stride": cls.stride and list(cls.stride),
+            "keep_largest": cls.keep_largest,
+            "file_axes": cls.file_axes and list(cls.file_axes),
             "image_axes": list(cls.image_axes) if len(cls.patches[1]) == 2 else None,
             "preprocessing": cls.preprocessing and cls.preprocessing.as_dict(),
             "unlike_published": list(cls.unlike_published),

@@ -10,9 +10,9 @@ import warnings
 import h5py
 import numpy as np
 import pytest
-from conftest import FOLDER
+from conftest import FOLDER, ROOT
 
-from dataloaders import dataset_class, open_dataset
+from dataloaders import dataset_class, evaluation_script, open_dataset
 from dataloaders.transforms import AUGMENTS
 from utils.errors import UserError
 
@@ -99,6 +99,8 @@ def test_the_protocol_is_whole(name):
     assert axes == 3 or set(data.patches) == {1}
     assert all(count > 0 for count in (data.labelnum, data.labeled_bs, data.unlabeled_bs))
     assert data.source
+    assert (data.file_axes is None) if axes == 3 else (sorted(data.file_axes) == [0, 1, 2])
+    assert (ROOT / "code" / evaluation_script(name)).is_file()
 
 
 @every

@@ -77,10 +77,13 @@ def test_the_protocol_is_the_folders(root):
     )
     assert data.description() == {
         "name": "own",
+        "in_channels": 1,
         "num_classes": 3,
         "class_names": ["wall", "pool"],
         "spacing": [1.0, 2.5, 1.0],
         "stride": None,
+        "keep_largest": False,
+        "file_axes": None,
         "image_axes": None,
         "preprocessing": Preprocessing("LPS", (1.0, 2.5, 1.0)).as_dict(),
         "unlike_published": [],

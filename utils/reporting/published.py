@@ -1,15 +1,9 @@
-"""What the papers print of the methods as they stand, for a table to set beside what was measured
-here.
-"""
+"""What the papers print of their methods, for a table to set beside what was measured here."""
 
-from utils.metrics import SHOWN
+from dataloaders import dataset_class
 
-# what papers report: SHOWN (Dice, Jaccard, 95HD, ASD), but where it is said otherwise
-METRICS = dict.fromkeys(("Pancreas2d", "endocardium"), ("dice", "precision", "recall", "hd"))
-METRICS["Pancreas"] = (*SHOWN, "hd")
-
-# by method, then by data set and number of labels: values of the data set's METRICS, None where the
-# paper gives none
+# By method, then by data set and number of labels: values of the data set's `reported` metrics,
+# overlaps in percent, None where the paper gives none.
 PUBLISHED = {
     "supervised": {
         ("LA", 4): (52.55, None, 47.05, 9.87),
@@ -42,22 +36,23 @@ PUBLISHED = {
         ("BraTS2019", 50): (86.63, None, 7.83, 1.45),
     },
     "coranet": {
-        ("ACDC", 14): (86.10, None, None, None),
         ("Pancreas", 12): (79.67, 66.69, None, 1.89, 7.59),
         ("Pancreas2d", 31): (67.01, 68.41, 74.19, 15.90),
         ("endocardium", 5): (86.67, 83.21, 93.19, 10.91),
     },
+    "coranet_ovr": {("ACDC", 14): (86.10, None, None, None)},
 }
 
-# whether the papers keep the largest component alone, where they say so
-NMS = {("dmd", "LA"): 0, ("dtml", "LA"): 1, ("cml", "LA"): 1}
+
+def published_row(method: str, dataset: str, labelnum: int) -> tuple[float | None, ...] | None:
+    """The paper's numbers in the order of the data set's `reported`; None where it has none."""
+    return PUBLISHED.get(method, {}).get((dataset, labelnum))
 
 
 def published(method: str, dataset: str, labelnum: int) -> dict[str, float]:
     """The paper's numbers by metric, overlaps in percent; empty where it has none."""
-    values = PUBLISHED.get(method, {}).get((dataset, labelnum), ())
-    return {
-        m: value
-        for m, value in zip(METRICS.get(dataset, SHOWN), values, strict=False)
-        if value is not None
-    }
+    values = published_row(method, dataset, labelnum)
+    if values is None:
+        return {}
+    named = zip(dataset_class(dataset).reported, values, strict=True)
+    return {metric: value for metric, value in named if value is not None}
