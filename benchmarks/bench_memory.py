@@ -78,7 +78,7 @@ class Noise:
     takes.
     """
 
-    num_classes, steps_per_epoch = 2, 1
+    in_channels, num_classes, steps_per_epoch = 1, 2, 1
 
     def __init__(self, args, device):
         self.patch, self.device = args.patch, device
@@ -89,7 +89,7 @@ class Noise:
         labeled, unlabeled = self.labeled_bs // parts, self.unlabeled_bs // parts
         image = torch.randn(labeled + unlabeled, 1, *self.patch, device=self.device)
         label = (image[:labeled, 0] > 0).long()
-        return Batch(image, label, [None] * len(image), [], labeled, part)
+        return Batch(image, label, [None] * len(image), [], labeled, part, parts)
 
     def samples(self, step):
         return []

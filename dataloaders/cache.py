@@ -177,7 +177,7 @@ class Resident:
             memory; None for none.
 
     Attributes:
-        names, num_classes, description: of the data set.
+        names, in_channels, num_classes, description: of the data set.
         cache: what was chosen: `gpu`, `ram` or `off`.
         shapes: index to extents.
         images: index to float32 tensor `(X, Y, Z)` or `(H, W)`, made when it is asked for.
@@ -190,7 +190,8 @@ class Resident:
 
     def __init__(self, dataset, labeled, cases, cache="ram", device="cpu", cache_dir=None):
         device, volumes = torch.device(device), len(dataset.patches[1]) == 3
-        self.names, self.num_classes = dataset.names, dataset.num_classes
+        self.names = dataset.names
+        self.in_channels, self.num_classes = dataset.in_channels, dataset.num_classes
         self.description = dataset.description()
         self.cache = _possible(cache, device, volumes)
         self._dataset, self._labeled, self._kept, self.shapes = dataset, set(labeled), {}, {}

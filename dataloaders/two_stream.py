@@ -34,6 +34,7 @@ class Batch:
         names: of the case, in 2-D of the slice, of each sample.
         labeled_bs: how many samples are labelled.
         part: number of the share among those that this process sees of the step, from 0.
+        parts: how many shares of the step this process sees; 1 without `--accumulate`.
     """
 
     image: torch.Tensor
@@ -42,6 +43,17 @@ class Batch:
     names: list
     labeled_bs: int
     part: int = 0
+    parts: int = 1
+
+    @property
+    def first_part(self) -> bool:
+        """Whether this process has seen nothing of the step yet."""
+        return self.part == 0
+
+    @property
+    def last_part(self) -> bool:
+        """Whether this process sees nothing of the step after this."""
+        return self.part == self.parts - 1
 
 
 class TwoStream:
@@ -53,8 +65,9 @@ class TwoStream:
     passes over its own cases without end.
 
     Attributes:
-        num_classes, description: of the data set, background included; what prediction must know of
-            it.
+        in_channels: channels of an image.
+        num_classes: background included.
+        description: what a checkpoint says of the data set (`Volumes.description`).
         validation: the training cases kept aside (`dataloaders.validation.Validation`), or None.
         steps_per_epoch: steps of one pass.
         summary: where the data is kept, and how, for the log.
@@ -88,7 +101,8 @@ class TwoStream:
         self.device = torch.device(device)
         self.cases = {LABELED: list(labeled), UNLABELED: list(unlabeled)}
         self.labeled_bs, self.unlabeled_bs = labeled_bs, unlabeled_bs
-        self.num_classes, self.description = volumes.num_classes, volumes.description
+        self.in_channels, self.num_classes = volumes.in_channels, volumes.num_classes
+        self.description = volumes.description
         self.validation, self.summary = validation, volumes.summary
         self.steps_per_epoch = -(-len(labeled) // labeled_bs)
 
@@ -135,7 +149,7 @@ class TwoStream:
         self._read_ahead(step, parts)
         image, label = self._take(crops, len(labeled))
         names = [self.volumes.names[crop.case] for crop in crops]
-        return Batch(image.unsqueeze(1), label.long(), crops, names, len(labeled), part)
+        return Batch(image.unsqueeze(1), label.long(), crops, names, len(labeled), part, parts)
 
     def gather(self, store, crops):
         """`(len(crops), *patch)` on the device, from any store of one tensor a case, such as

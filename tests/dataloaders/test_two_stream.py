@@ -49,6 +49,13 @@ FORMS = {"volumes": loader, "slices": slices}
 both = pytest.mark.parametrize("form", FORMS)
 
 
+def test_the_loader_says_what_a_network_takes_and_gives(tiny_la):
+    data = loader(tiny_la)
+    assert (data.in_channels, data.num_classes) == (1, 2)
+    assert data.batch(1).image.shape[1] == data.in_channels
+    assert data.description["in_channels"] == 1
+
+
 def test_an_epoch_is_one_pass_over_the_labelled_cases(tiny_la):
     data = loader(tiny_la, labelnum=4)
     assert data.steps_per_epoch == 2

@@ -201,6 +201,8 @@ def test_a_share_keeps_the_ratio_and_the_pairs(tiny_la, monkeypatch):
             for part in range(parts):
                 batch = data.batch(2, part, parts)
                 assert batch.part == part
+                assert batch.first_part == (part == 0)
+                assert batch.last_part == (part == parts - 1)
                 assert (batch.labeled_bs, len(batch.crops)) == (
                     8 // (processes * parts),
                     24 // (processes * parts),

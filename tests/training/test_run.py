@@ -24,7 +24,8 @@ from utils.training import options, run, tensorboard
 class Data:
     """The least a loader has to be."""
 
-    steps_per_epoch, num_classes, description, validation = 2, 2, {"class_names": ["object"]}, None
+    steps_per_epoch, in_channels, num_classes = 2, 1, 2
+    description, validation = {"class_names": ["object"]}, None
     summary = "two volumes"
 
     def fingerprint(self):
