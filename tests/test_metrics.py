@@ -9,7 +9,18 @@ import torch
 from medpy.metric import binary
 from scipy import ndimage
 
-from utils.metrics import METRICS, binary_metrics, multiclass_metrics
+from dataloaders.volumes import Volumes
+from utils.metrics import (
+    METRICS,
+    NAMES,
+    SHOWN,
+    Spread,
+    binary_metrics,
+    mean,
+    multiclass_metrics,
+    spread,
+    spread_text,
+)
 
 MEDPY = {
     "dice": binary.dc,
@@ -264,6 +275,29 @@ def test_multiclass_takes_any_labels(device):
         multiclass_metrics(
             torch.from_numpy(pred).to(device), torch.from_numpy(target).to(device), 2
         )
+
+
+def test_a_spread_leaves_nan_out():
+    found = spread([1.0, math.nan, 2.0, 6.0])
+    assert found == Spread(3.0, math.sqrt(7), 3)
+    assert mean(iter([math.nan, 4.0])) == 4
+    one, none = spread([5.0]), spread([math.nan])
+    assert (one.mean, one.n, none.n) == (5, 1, 0)
+    assert all(map(math.isnan, (one.sd, none.mean, none.sd, mean([]))))
+
+
+def test_a_spread_is_written_with_two_digits():
+    found = spread([0.5, 0.75])
+    assert spread_text(found) == "0.62 ± 0.18"
+    assert spread_text(found, 100, width=7) == "  62.50 ± 17.68"
+    assert spread_text(spread([0.5]), 100) == "50.00"
+    assert spread_text(spread([math.nan]), width=7) == "      -"
+    assert spread_text(spread([])) == "-"
+
+
+def test_every_metric_has_a_name_and_tests_show_the_usual_ones():
+    assert tuple(NAMES) == METRICS
+    assert Volumes.shown == SHOWN
 
 
 def test_real_left_atria_equal_medpy(la_root):

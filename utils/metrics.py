@@ -1,12 +1,14 @@
-"""Overlap and surface metrics of a segmentation, with the definitions of ``medpy.metric.binary``.
+"""Overlap and surface metrics of a segmentation, with the definitions of `medpy.metric.binary`, and
+how their values are averaged and written.
 
 Every method of the field is compared with medpy's numbers, so these equal them (a test holds them
-to 1e-9), but take the voxel counts and both directed sets of surface distances once for all
-metrics, from one compiled operator.
+to 1e-9). The voxel counts and both directed sets of surface distances are computed once for all
+metrics, by one compiled operator.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +18,19 @@ from utils.ops.surface_distances import surface_distances_and_overlap
 
 METRICS = ("dice", "jaccard", "precision", "recall", "hd", "hd95", "asd", "assd")
 OVERLAPS, DISTANCES = METRICS[:4], METRICS[4:]
+NAMES = {
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "precision": "Precision",
+    "recall": "Recall",
+    "hd": "HD",
+    "hd95": "95HD",
+    "asd": "ASD",
+    "assd": "ASSD",
+}
+SHOWN = ("dice", "jaccard", "hd95", "asd")  # the columns of the field's tables
+
+# ------------------------------------------------------------------ of a pair of masks
 
 
 def binary_metrics(
@@ -27,29 +42,27 @@ def binary_metrics(
 ) -> dict[str, float]:
     """Dice, Jaccard, precision, recall (all in [0, 1]), HD, 95HD, ASD and ASSD of a prediction.
 
-    ``asd`` is the mean from prediction to target alone, as medpy has it and the papers report it;
-    ``assd`` is the mean over both directions together. Distances are in the unit of ``spacing``, in
-    voxels without it.
+    `asd` is the mean distance from the prediction to the target only, as medpy has it and the
+    papers report it; `assd` is the mean over both directions together. Distances are in the unit
+    of `spacing`, and in voxels without it.
+
+    A mask without voxels has no surface to measure from. `empty` says how such a pair is scored:
+
+    - `zero`: everything is 0, whether one mask is empty or both, as in the released codes of the
+      field. A distance of 0 is the best there is, which flatters the method: count the empty
+      predictions.
+    - `nan`: one empty mask has overlaps of 0 and distances of NaN (left out of means); two empty
+      masks have NaN everywhere.
+    - `diagonal`: one empty mask has overlaps of 0 and the volume's diagonal as every distance; two
+      empty masks have overlaps of 1 and distances of 0 (the rule of BraTS).
 
     Args:
-        pred, target: one pair, no batch: ``(X, Y, Z)`` or ``(X, Y)``, arrays or tensors on one
-            device, of bools, integers or floats; what is not zero is foreground.
+        pred, target: one pair, no batch: `(X, Y, Z)` or `(X, Y)`, arrays or tensors on one device,
+            of bools, integers or floats; whatever is not zero is foreground.
         spacing: size of a voxel along each axis.
-        hd95: ``pooled``, the 95th percentile of both directions together (medpy), or ``max``, the
+        hd95: `pooled`, the 95th percentile of both directions together (medpy), or `max`, the
             larger of the two directed percentiles (MONAI, DeepMind surface-distance).
-        empty: how a pair is scored when a mask has no voxel, and no surface to measure from.
-
-            ========== ============================================
-            ================================== empty      one mask is empty                            both are
-            ========== ============================================
-            ================================== zero       all 0, as the released codes of the field    all 0, as those codes
-                       score an empty prediction. A distance of 0
-                       is the best there is: this flatters the
-                       method, so count the empty predictions
-            nan        overlaps 0, distances NaN (left out)         all NaN: nothing to score
-            diagonal   overlaps 0, distances the volume's diagonal  overlaps 1, distances 0 (BraTS)
-            ========== ============================================
-            ==================================
+        empty: `zero`, `nan` or `diagonal`.
 
     Raises:
         TypeError: complex numbers, objects or text, or a spacing that is a single number.
@@ -62,39 +75,30 @@ def binary_metrics(
 
     pred, target = _mask(pred), _mask(target)
     if spacing is not None:
-        spacing = _checks.numbers(
-            spacing, f"a positive finite spacing for each of {pred.ndim} axes"
-        )
+        wanted = f"a positive finite spacing for each of {pred.ndim} axes"
+        spacing = _checks.numbers(spacing, wanted)
     there, back, voxels = surface_distances_and_overlap(pred, target, spacing)
     n_pred, n_target, both = voxels.tolist()
     if not n_pred or not n_target:
         overlap, distance = _score_empty(empty, not n_pred and not n_target, pred.shape, spacing)
         return dict.fromkeys(OVERLAPS, overlap) | dict.fromkeys(DISTANCES, distance)
-
-    there, back = there.cpu().numpy(), back.cpu().numpy()
-    pooled = np.concatenate((there, back))
-    sets = [pooled] if hd95 == "pooled" else [there, back]
-    values = {
+    overlaps = {
         "dice": 2 * both / (n_pred + n_target),
         "jaccard": both / (n_pred + n_target - both),
         "precision": both / n_pred,
         "recall": both / n_target,
-        "hd": pooled.max(),
-        "hd95": max(_percentile(s, 95) for s in sets),
-        "asd": there.mean(),
-        "assd": pooled.mean(),
     }
-    return {name: float(value) for name, value in values.items()}
+    return overlaps | _distances(there.cpu().numpy(), back.cpu().numpy(), hd95)
 
 
 def multiclass_metrics(
     pred: np.ndarray | torch.Tensor, target: np.ndarray | torch.Tensor, num_classes: int, **options
 ) -> dict[int, dict[str, float]]:
-    """:func:`binary_metrics` of each foreground class 1 … num_classes - 1 against all else.
+    """`binary_metrics` of each foreground class 1 … num_classes - 1 against all else.
 
     Raises:
-        TypeError: as :func:`binary_metrics`, or a number of classes that is no integer.
-        ValueError: as :func:`binary_metrics`; a label outside of ``[0, num_classes)`` or between
+        TypeError: as `binary_metrics`, or a number of classes that is no integer.
+        ValueError: as `binary_metrics`; a label outside of `[0, num_classes)` or between
             two integers; or fewer than 2 classes.
     """
     if _checks.integer(num_classes, "the number of classes") < 2:
@@ -113,33 +117,41 @@ def multiclass_metrics(
     return {c: binary_metrics(pred == c, target == c, **options) for c in range(1, num_classes)}
 
 
+def _distances(there: np.ndarray, back: np.ndarray, hd95: str) -> dict[str, float]:
+    """The surface metrics of both directed sets of distances, neither of them empty."""
+    pooled = np.concatenate((there, back))
+    sets = [pooled] if hd95 == "pooled" else [there, back]
+    values = {
+        "hd": pooled.max(),
+        "hd95": max(_percentile(distances, 95) for distances in sets),
+        "asd": there.mean(),
+        "assd": pooled.mean(),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
 def _mask(labels: np.ndarray | torch.Tensor) -> torch.Tensor:
     mask = _checks.real(labels, "labels")
     return mask != 0 if mask.is_floating_point() else mask
 
 
 def _percentile(values: np.ndarray, q: float) -> float:
-    """``np.percentile(values, q)``, to the bit and in a third of its time, of values that are not
-    empty nor NaN.
+    """`np.percentile(values, q)` in a third of its time, bit-identical; no value may be NaN, and
+    there must be one.
     """
     rank = (len(values) - 1) * (q / 100)
     low, high = math.floor(rank), math.ceil(rank)
     values = np.partition(values, [low, high])
     step = values[high] - values[low]
+    share = rank - low
     # From the nearer end, as NumPy does.
-    return (
-        values[low] + step * (rank - low)
-        if rank - low < 0.5
-        else values[high] - step * (1 - (rank - low))
-    )
+    return values[low] + step * share if share < 0.5 else values[high] - step * (1 - share)
 
 
 def _score_empty(
     mode: str, both: bool, shape: Sequence[int], spacing: Sequence[float] | None
 ) -> tuple[float, float]:
-    """(overlap, distance) of a pair with an empty mask, after the table of
-    :func:`binary_metrics`.
-    """
+    """(overlap, distance) of a pair with an empty mask, as `binary_metrics` describes them."""
     if mode == "zero":
         return 0.0, 0.0
     if mode == "nan":
@@ -149,16 +161,48 @@ def _score_empty(
     return 0.0, float(np.linalg.norm(np.multiply(shape, 1.0 if spacing is None else spacing)))
 
 
-# How the metrics are written; overlaps in percent.
-NAMES = {"dice": "Dice", "jaccard": "Jaccard", "precision": "Precision", "recall": "Recall"}
+# ------------------------------------------------------------------ of many cases
 
 
-NAMES |= {"hd": "HD", "hd95": "95HD", "asd": "ASD", "assd": "ASSD"}
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample sd (`ddof` 1) of `n` values: NaN where there are too few."""
+
+    mean: float
+    sd: float
+    n: int
 
 
-SHOWN = (
-    "dice",
-    "jaccard",
-    "hd95",
-    "asd",
-)  # where nothing else is asked for: the columns of the field's tables
+def spread(values: Iterable[float]) -> Spread:
+    """Mean, sample sd and number of the values; NaN is left out."""
+    kept = np.array(list(values), dtype=float)
+    kept = kept[~np.isnan(kept)]
+    average = float(kept.mean()) if len(kept) else math.nan
+    sd = float(kept.std(ddof=1)) if len(kept) > 1 else math.nan
+    return Spread(average, sd, len(kept))
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of the values; NaN is left out, and is the mean of none."""
+    return spread(values).mean
+
+
+def factor(metric: str) -> int:
+    """The number that a metric is multiplied with to be shown: overlaps are shown in percent."""
+    return 100 if metric in OVERLAPS else 1
+
+
+def heading(metric: str) -> str:
+    """A metric's name, with % where it is shown so."""
+    return f"{NAMES[metric]} %" if metric in OVERLAPS else NAMES[metric]
+
+
+def spread_text(found: Spread, times: float = 1, width: int = 0) -> str:
+    """Mean ± sd, both multiplied by `times`; `-` for no value, and one value without sd.
+
+    The mean is set to the right in `width` characters.
+    """
+    if math.isnan(found.mean):
+        return f"{'-':>{width}}"
+    sd = "" if math.isnan(found.sd) else f" ± {times * found.sd:.2f}"
+    return f"{times * found.mean:{width}.2f}{sd}"
