@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataloaders.cache_files import CacheFiles
+from utils import progress
 from utils.device import warn_once
 from utils.errors import UserError
 
@@ -267,7 +267,7 @@ class Resident:
             tasks = [
                 (group, pool.submit(self._decode, path, group)) for path, group in groups.items()
             ]
-            for group, task in tqdm(tasks, desc="decoding", unit="file", disable=None, leave=False):
+            for group, task in progress.bar(tasks, title="decoding", unit="file"):
                 shapes, samples, cached = task.result()
                 self.shapes.update(zip(group, shapes, strict=True))
                 self._kept.update(zip(group, samples, strict=bool(samples)))

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataloaders import dataset_class, default_root, open_dataset
-from utils import command, distributed, environment
+from utils import command, distributed, environment, progress
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation.scoring import EMPTY, evaluate
@@ -119,7 +118,7 @@ class Test:
             "batch": args.batch,
             "device": self.device,
             "precision": self.precision,
-            "progress": _bar(),
+            "progress": progress.Windows(),
         }
         self.listed = range(len(self.data.names))
         if args.split == "train":
@@ -347,22 +346,3 @@ def _parser(doc, datasets, splits, scores):
         help="auto: bf16 where fast",
     )
     return parser
-
-
-def _bar():
-    """A progress bar over a volume's windows or slices, on a terminal alone, that leaves when the
-    volume is done.
-    """
-    bar = None
-
-    def progress(done, total):
-        nonlocal bar
-        bar = bar or tqdm(
-            total=total, leave=False, disable=None if distributed.is_first() else True
-        )
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-            bar = None
-
-    return progress
