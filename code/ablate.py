@@ -7,14 +7,14 @@ tables.
     python code/ablate.py ugmcl-table1 --labelnum 16 --fill   # fills the table with what is there
     python code/ablate.py coranet-table8 --dataset LA --labelnum 8 --seeds 1337 1338 1339 --run
 
-A cell is the mean over the cases in runs/<dataset>/<name>/seed<seed>/test/, with several seeds their
-mean ± sample sd. Beside the cells stand the numbers that the paper prints for this row, data set and
-number of labels, or `-` where we know none.
+A cell is the mean over the cases in runs/<dataset>/<name>/seed<seed>/test/; with several seeds it
+is their mean ± sample sd. Beside the cells stand the numbers that the paper prints for this row,
+data set and number of labels, or `-` where we know none.
 
---run skips finished commands and resumes stopped ones, so the same command can be given again. A row
-that comes to the defaults is the run without a name, and no two tables train it twice. For a quick
-look: --extra "--downsample 2 --max_iterations 2000" --runs runs_quick. The rows themselves are
-written in utils/reporting/paper_tables.py.
+--run skips finished commands and resumes stopped ones, so the same command can be given again. A
+row that comes to the defaults is the run without a name, and no two tables train it twice. For a
+quick look: --extra "--downsample 2 --max_iterations 2000" --runs runs_quick. The rows themselves
+are written in utils/reporting/paper_tables.py.
 """
 
 import argparse
@@ -162,9 +162,7 @@ def print_table(table: Table, rows: Sequence[tuple[Row, Sequence[Job]]], args) -
         notes.insert(0, table.note)
     if args.extra:
         extra = shlex.join(args.extra)
-        notes.insert(
-            0, f"Trained with {extra}: the published numbers are not of this setting."
-        )
+        notes.insert(0, f"Trained with {extra}: the published numbers are not of this setting.")
     print(f"\n{table.title} ({args.dataset})\n\n{render(cells, args.format)}")
     if notes:
         print("", *notes, sep="\n")

@@ -17,33 +17,38 @@ from utils.files import write_atomically
 matplotlib.rcParams["text.parse_math"] = False  # a case may be called a$^$b
 
 REFERENCE, PREDICTION, INK, FAINT = "#56B4E9", "#E69F00", "#222222", "#8A8A8A"
-CLASSES = (
-    "#56B4E9",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#F0E442",
-    "#D55E00",
-    "#0072B2",
-)  # where there are several
+# the colours of the classes where there are several
+CLASSES = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 DPI = 300
 WIDTH = 7.0  # inches: two columns of a journal page
 FORMATS = ("png", "pdf", "svg")
-
 
 # inches: a line of text above, the names of panels below it, a legend and a colour bar below the
 # panels
 HEAD, OVER, FOOT, BAR_FOOT = 0.28, 0.14, 0.22, 0.42
 SIDE, GAP = 0.08, 0.05  # inches, at both sides of the page and between panels
 
-EDGE = [
-    withStroke(linewidth=1.2, foreground="#000000B0")
-]  # white on grey stays legible on bright tissue
+# keeps white text legible on bright tissue
+EDGE = [withStroke(linewidth=1.2, foreground="#000000B0")]
 
 
 def colour(c: int) -> str:
-    """Of class ``c``, from 1."""
+    """The colour of class `c`, from 1."""
     return CLASSES[(c - 1) % len(CLASSES)]
+
+
+def canvas(width: float, height: float, **options) -> Figure:
+    """An empty figure on the Agg canvas; inches. `options` are those of `Figure`."""
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain(ax: Axes) -> None:
+    """Thin axes at the left and below."""
+    ax.tick_params(labelsize=7, colors=INK, length=2)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(FAINT)
 
 
 def page(
@@ -53,19 +58,22 @@ def page(
     left: float = 0.0,
     tallest: float = 3.0,
 ) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of rows of panels without frames, each row as wide as the page if it may be.
+    """A figure of rows of panels without frames, each row as wide as the page if its height allows.
 
     Args:
-        rows: of each row the aspects of its panels, width over height.
+        rows: for each row the aspects of its panels, width over height.
         head, foot, left: inches above, below and beside the panels.
-        tallest: inches of a row at most.
+        tallest: largest height of a row in inches.
+
+    Returns:
+        The figure, and its axes by row.
     """
     room = WIDTH - 2 * SIDE - left
     heights = [min((room - GAP * (len(row) - 1)) / sum(row), tallest) for row in rows]
     height = head + sum(heights) + GAP * (len(rows) - 1) + foot
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    axes, bottom = [], height - head + GAP
+    figure = canvas(WIDTH, height)
+    axes = []
+    bottom = height - head + GAP
     for row, tall in zip(rows, heights, strict=True):
         bottom -= tall + GAP
         x = SIDE + left + (room - tall * sum(row) - GAP * (len(row) - 1)) / 2
@@ -79,10 +87,11 @@ def page(
 
 
 def headline(figure: Figure, title: str, text: str = "") -> None:
-    """The title in bold at the left of the first line, ``text`` at its right, both as large as
+    """The title in bold at the left of the first line and `text` at its right, both as large as
     fits.
     """
-    line, side = 1 - 0.5 * HEAD / figure.get_figheight(), SIDE / WIDTH
+    line = 1 - 0.5 * HEAD / figure.get_figheight()
+    side = SIDE / WIDTH
     words = [figure.text(side, line, title, size=8, weight="bold", color=INK, va="center")]
     if text:
         words.append(
@@ -94,7 +103,7 @@ def headline(figure: Figure, title: str, text: str = "") -> None:
 
 
 def legend(figure: Figure, handles: Sequence, labels: Sequence[str], x: float = 0.5) -> None:
-    """One line below the panels, about ``x`` of the width."""
+    """A legend of one line below the panels, its middle at the share `x` of the width."""
     figure.legend(
         handles=handles,
         labels=labels,
@@ -109,7 +118,7 @@ def legend(figure: Figure, handles: Sequence, labels: Sequence[str], x: float = 
 
 
 def over(ax: Axes, text: str) -> None:
-    """Above a panel."""
+    """Write above a panel."""
     ax.annotate(
         text,
         (0.5, 1),
@@ -124,18 +133,28 @@ def over(ax: Axes, text: str) -> None:
 
 
 def beside(ax: Axes, text: str) -> None:
-    """At the left of the page beside a panel, upwards."""
+    """Write upwards at the left of the page, beside a panel."""
     place = ax.get_position()
-    options = {"rotation": 90, "multialignment": "center", "size": 6.5, "color": INK}
-    ax.figure.text(SIDE / WIDTH, (place.y0 + place.y1) / 2, text, ha="left", va="center", **options)
+    ax.figure.text(
+        SIDE / WIDTH,
+        (place.y0 + place.y1) / 2,
+        text,
+        ha="left",
+        va="center",
+        rotation=90,
+        multialignment="center",
+        size=6.5,
+        color=INK,
+    )
 
 
 def white_text(ax: Axes, x: float, y: float, text: str, **options) -> None:
+    """Write in white with a dark edge."""
     ax.text(x, y, text, color="white", size=6, path_effects=EDGE, **options)
 
 
 def corner_text(ax: Axes, text: str) -> None:
-    """In the upper left corner of an image."""
+    """Write in the upper left corner of an image."""
     ax.annotate(
         text,
         (0, 1),
@@ -150,8 +169,8 @@ def corner_text(ax: Axes, text: str) -> None:
 
 
 def bar_length(extents: Sequence[float]) -> float:
-    """Of a scale bar in panels as wide as ``extents``: 1, 2 or 5 times a power of ten, a third of
-    the narrowest.
+    """Length of a scale bar in panels as wide as `extents`: 1, 2 or 5 times a power of ten, at most
+    a third of the narrowest.
     """
     third = max(min(extents) / 3, 1e-9)
     power = 10.0 ** np.floor(np.log10(third))
@@ -166,13 +185,14 @@ def colour_bar(
     sides: tuple[str, str],
     clipped: bool = False,
 ) -> None:
-    """About ``x`` of the width, below panels above :data:`BAR_FOOT`.
+    """A colour bar below panels that leave `BAR_FOOT`, its middle at the share `x` of the width.
 
     Args:
-        sides: what the lowest and the highest values mean.
+        sides: meaning of the lowest and of the highest values.
         clipped: there are values beyond the bar.
     """
-    height, wide = figure.get_figheight(), 2.0
+    height = figure.get_figheight()
+    wide = 2.0
     ax = figure.add_axes((x - wide / 2 / WIDTH, 0.26 / height, wide / WIDTH, 0.08 / height))
     extend = {"extend": "both", "extendfrac": 0.05} if clipped else {}
     bar = figure.colorbar(ScalarMappable(norm, colours), cax=ax, orientation="horizontal", **extend)
@@ -184,10 +204,14 @@ def colour_bar(
 
 
 def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure in the format of the file's ending, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     kind = Path(path).suffix[1:]
     # zlib's level 3 takes half of the time of the usual 6, for a tenth more bytes
     options = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
-    with matplotlib.rc_context(
-        {"pdf.fonttype": 42}
-    ):  # TrueType: publishers refuse Matplotlib's usual Type 3
+    # TrueType: publishers refuse Matplotlib's usual Type 3
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
         write_atomically(path, lambda part: figure.savefig(part, format=kind, **options))

@@ -1,48 +1,36 @@
-"""Tables of runs: the commands that make each row, and what the runs' test results say beside
-published numbers.
+"""Tables of runs: the commands that make each row, and the cells that the runs' results fill.
 
-What a row would train with is asked of its script (`options_of`), never guessed. So a row that
-comes to the defaults shares the default's run, a flag that does not exist stops everything before
-it begins, and a result counts for a row only where the run was trained with exactly these options
-and to its end.
+The script of a row says what it would train with (`scripts.options_of`). So a row that comes to the
+defaults shares the default's run, a flag that does not exist stops everything before it begins, and
+a result counts for a row only where the run was trained with exactly these options and to its end.
 """
 
 import difflib
-import functools
 import json
-import os
-import runpy
 import shlex
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from dataloaders import dataset_class, evaluation_script
 from utils.errors import UserError
-from utils.metrics import NAMES, OVERLAPS
-from utils.training import options, run
-
-NOT_COMPARED = options.MAY_DIFFER | {
-    "name",
-    "precision",
-    "precision_asked",
-}  # what the device made of what was asked
+from utils.metrics import heading
+from utils.reporting.cells import mean_sd
+from utils.reporting.scripts import CODE, flags_of_test, options_of, pairs, training_script
+from utils.training import options
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table.
+    """A row of a table.
 
     Attributes:
         label: as in the paper.
-        method: of `train_<method>.py`; None for one that is not here: its published numbers alone.
-        flags: of the training script, beside the data set, the labels, the seed and places.
-        variant: what the run's name ends in, unless the flags come to the defaults.
-        test: flags of the test script.
+        method: of `train_<method>.py`; None where the method is not here and the row has only its
+            published numbers.
+        flags: of the training script, besides those for the data set, labels, seed and places.
+        variant: ends the run's name, unless the flags come to the defaults.
+        test: flags of the test script, besides those that the method's paper tests with.
         labelnum: where the rows of a table differ in it.
         published: what the paper prints under the table's metrics, None where it gives none.
     """
@@ -62,9 +50,10 @@ class Table:
 
     Attributes:
         title: what it shows.
-        rows: of a data set and a number of labels.
-        dataset, labelnum: the paper's; `labelnum` None where each row has its own.
-        note: for the reader, below it.
+        rows: makes the rows of a data set and a number of labels.
+        dataset: the paper's.
+        labelnum: the paper's; None where each row has its own.
+        note: for the reader, printed below the table.
     """
 
     title: str
@@ -81,133 +70,109 @@ class Job:
     Attributes:
         train, test: its commands.
         folder: of the run.
-        results: where its result may lie: which component filter a test script's folders name
-            depends on its default.
-        nms: the filter that the result must be with, as text; None for the test script's default.
+        summary: file of its test's result.
+        nms: the component filter that the result must be with, 0 or 1.
         options: what it is trained with.
-        default: whether that is what the method is trained with by default.
+        default: whether the method is trained with these options by default.
     """
 
     train: list[str]
     test: list[str]
     folder: Path
-    results: list[Path]
-    nms: str | None
+    summary: Path
+    nms: int
     options: dict
     default: bool
 
-    def result(self):
-        """The summary of the finished run, or None, and why there is none (None where it was never
-        tested).
+    def result(self) -> tuple[dict | None, str | None]:
+        """The summary of the finished run, or None and the reason; both None where it was never
+        tested.
         """
-        for path in filter(Path.is_file, self.results):
-            try:
-                summary = json.loads(path.read_text(encoding="utf-8"))
-                trained, step, last = summary["trained"], summary["step"], summary["last_step"]
-                nms = str(summary["test"]["nms"])
-            except (OSError, ValueError, LookupError, TypeError):
-                return None, f"{path}: damaged; delete it and test again"
-            if nms != (self.nms or nms):
-                continue
-            if step < last:
-                return None, f"{self.folder}: tested at step {step} of {last}"
-            key = other_option(trained, self.options)
-            if key:
-                return (
-                    None,
-                    f"{self.folder}: trained with {key} {trained[key]}, not {self.options[key]}",
-                )
-            return summary, None
-        return None, None
+        if not self.summary.is_file():
+            return None, None
+        try:
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
+            trained = summary["trained"]
+            step = summary["step"]
+            last = summary["last_step"]
+            nms = summary["test"]["nms"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return None, f"{self.summary}: damaged; delete it and test again"
+        if nms != self.nms:
+            return None, None
+        if step < last:
+            return None, f"{self.folder}: tested at step {step} of {last}"
+        key = options.other_option(trained, self.options)
+        if key:
+            other = f"trained with {key} {trained[key]}, not {self.options[key]}"
+            return None, f"{self.folder}: {other}"
+        return summary, None
 
 
-def other_option(trained, options):
-    """The first option, by name, that a run was trained with otherwise than a script would with
-    `options`, or None.
-    """
-    key = options.first_difference(trained, options, NOT_COMPARED)
-    if key:
-        return key
-    asked, made = trained.get("precision_asked", options["precision"]), trained.get("precision")
-    return None if options["precision"] in (asked, made) else "precision"
-
-
-class _Reached(BaseException):
-    """A script is about to make its `Run`: carries the options. No Exception, so that no script
-    handles it.
-    """
-
-
-@functools.cache
-def options_of(script, *arguments):
-    """What a training script would train with: its own `main`, as far as its `Run`.
-
-    Raises:
-        SystemExit: the script's parser or its checks refuse the arguments; it has said why, in one
-            line.
-    """
-
-    def reached(args, _):
-        raise _Reached(vars(args))
-
-    before = sys.argv, run.Run
-    sys.argv, run.Run = [str(script), *arguments], reached
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except _Reached as found:
-        known = {key: value for key, value in found.args[0].items() if key != "sources"}
-        return json.loads(json.dumps(known))  # as `args.json` holds them
-    finally:
-        sys.argv, run.Run = before
-    raise AssertionError(f"{script} makes no Run")
-
-
-def make_job(row, train, test, dataset, labelnum, seed, runs, places, extra):
+def make_job(
+    row: Row,
+    dataset: str,
+    labelnum: int,
+    seed: int,
+    runs: str | Path = "runs",
+    places: Mapping[str, str] | None = None,
+    extra: Sequence[str] = (),
+) -> Job:
     """The job of a row with a seed.
 
     Args:
-        train, test: paths of the scripts.
         runs: folder of all runs.
         places: `{"--gpu": …, "--root": …}`, those that were given.
-        extra: further arguments of the training command.
+        extra: further arguments of the training command, of all rows.
+
+    Raises:
+        UserError, SystemExit: as `scripts.options_of`.
     """
+    places = places or {}
+    train = training_script(row.method)
     base = ["--dataset", dataset, "--labelnum", str(labelnum), "--seed", str(seed)]
     flags = [*base, *shlex.split(row.flags), *extra]
-    options = options_of(train, *flags)
-    default = options == options_of(train, *base, *extra)
-    name = f"{row.method}_{labelnum}" + ("" if default else f"_{row.variant}")
+    asked = options_of(train, *flags)
+    default = asked == options_of(train, *base, *extra)
+    name = f"{row.method}_{labelnum}"
+    if not default:
+        name += f"_{row.variant}"
+        flags += ["--name", name]
+    if str(runs) != "runs":
+        flags += ["--runs", str(runs)]
     folder = Path(runs) / dataset / name / f"seed{seed}"
-    flags += [] if default else ["--name", name]
-    flags += ["--runs", str(runs)] if str(runs) != "runs" else []
-    test_flags = shlex.split(row.test)
-    given = dict(zip(test_flags[::2], test_flags[1::2], strict=True))
-    tag = "last" + (f"_{given['--network']}" if "--network" in given else "")
-    tags = [tag] + ([f"{tag}_nms{given['--nms']}"] if "--nms" in given else [])
+
+    usual_nms = int(dataset_class(dataset).keep_largest)
+    tested = pairs(row.test)
+    for flag, value in flags_of_test(row.method, dataset).items():
+        tested.setdefault(flag, value)
+    nms = int(tested.get("--nms", usual_nms))
+    if nms == usual_nms:
+        tested.pop("--nms", None)
+    tag = "last"
+    tag += f"_{tested['--network']}" if "--network" in tested else ""
+    tag += f"_nms{nms}" if nms != usual_nms else ""
+    one_device = {flag: value.split(",")[0] for flag, value in places.items()}  # of a test
+    test = {"--run": str(folder)} | tested | one_device
     return Job(
-        train=[
-            str(train),
-            *flags,
-            *(part for place in places.items() for part in place),
-            "--resume",
-        ],
-        test=[
-            *(str(test), "--run", str(folder), *test_flags),
-            *(
-                part for flag, value in places.items() for part in (flag, value.split(",")[0])
-            ),  # tests use one GPU
-        ],
+        train=[str(train), *flags, *_words(places), "--resume"],
+        test=[str(CODE / evaluation_script(dataset)), *_words(test)],
         folder=folder,
-        results=[folder / "test" / tag / "summary.json" for tag in tags],
-        nms=given.get("--nms"),
-        options=options,
+        summary=folder / "test" / tag / "summary.json",
+        nms=nms,
+        options=asked,
         default=default,
     )
 
 
-def commands(rows):
-    """`(row, job, command)` for the commands of all jobs, each once: two rows may be two tests of
-    one run.
-    """
+def _words(flags: Mapping[str, str]) -> list[str]:
+    return [word for pair in flags.items() for word in pair]
+
+
+def commands(
+    rows: Iterable[tuple[Row, Sequence[Job]]],
+) -> Iterator[tuple[Row, Job, list[str]]]:
+    """`(row, job, command)` of all jobs, each command once: two rows may test one run."""
     seen = set()
     for row, jobs in rows:
         for job in jobs:
@@ -217,101 +182,45 @@ def commands(rows):
                     yield row, job, command
 
 
-def shell(command):
-    """A command as one types it, its script as seen from here."""
-    return shlex.join(["python", os.path.relpath(command[0]), *command[1:]])
-
-
-def call(command):
-    """Run a Python script to its end and return its exit status, negative for a signal as in
-    `subprocess`.
-
-    It has a session of its own, and gets each signal once, from here: a training script saves at
-    the first and leaves at once at the second.
-    """
-    process, early = None, []  # signals that come while the script is being started
-
-    def pass_on(number, _):
-        if process is None:
-            early.append(number)
-        else:
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in command.SIGNALS}
-    try:
-        process = subprocess.Popen([sys.executable, *command], start_new_session=True)
-        for number in early:
-            process.send_signal(number)
-        return process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def fill(rows, metrics):
+def fill(
+    rows: Iterable[tuple[Row, Sequence[Job]]], metrics: Sequence[str]
+) -> tuple[list[list[str]], list[str]]:
     """The cells of a table, and what must be said below it.
 
     Args:
-        rows: `(row, jobs)` of each, one job a seed.
+        rows: each row with its jobs, one a seed.
         metrics: names of the columns, as in `summary.json`.
 
     Returns:
         The header and the rows, lists of text; notes, lines of text.
     """
-    cells = [
-        [
-            "",
-            "labels",
-            *(NAMES[m] + " %" * (m in OVERLAPS) for m in metrics),
-            "published",
-            "seeds",
-            "run",
-        ]
-    ]
+    head = ["", "labels", *map(heading, metrics), "published", "seeds", "run"]
+    cells = [head]
     notes = []
     for row, jobs in rows:
         found = []
         for job in jobs:
             summary, reason = job.result()
-            notes += [reason] if reason else []
-            if summary:
-                found.append(summary["mean"])
-                empty = summary["empty_predictions"]
-                notes += (
-                    [f"{job.folder}: {empty} empty predictions: {summary['empty']}"]
-                    if empty
-                    else []
-                )
-        published = ["-" if value is None else f"{value:.2f}" for value in row.published or ()]
-        last = [f"{len(found)} of {len(jobs)}", jobs[0].folder.parent.name] if jobs else ["-", "-"]
-        cells.append(
-            [
-                row.label,
-                str(jobs[0].options["labelnum"]) if jobs else "-",
-                *(
-                    _cell([mean[m]["mean"] for mean in found], 100 if m in OVERLAPS else 1)
-                    for m in metrics
-                ),
-                " / ".join(published) or "-",
-                *last,
-            ]
-        )
+            if reason:
+                notes.append(reason)
+            if summary is None:
+                continue
+            found.append(summary["mean"])
+            empty = summary["empty_predictions"]
+            if empty:
+                notes.append(f"{job.folder}: {empty} empty predictions: {summary['empty']}")
+        means = [mean_sd([mean[m]["mean"] for mean in found], m) for m in metrics]
+        printed = ["-" if value is None else f"{value:.2f}" for value in row.published or ()]
+        labels, seeds, run = "-", "-", "-"
+        if jobs:
+            labels = str(jobs[0].options["labelnum"])
+            seeds = f"{len(found)} of {len(jobs)}"
+            run = jobs[0].folder.parent.name
+        cells.append([row.label, labels, *means, " / ".join(printed) or "-", seeds, run])
     return cells, list(dict.fromkeys(notes))
 
 
-def _cell(values, factor):
-    """Mean over seeds, with its sample sd from two on; `-` for none (a JSON null is a distance that
-    nothing had).
-    """
-    values = [factor * value for value in values if value is not None]
-    if not values:
-        return "-"
-    return f"{np.mean(values):.2f}" + (
-        f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    )
-
-
-def find_table(tables, name):
+def find_table(tables: Mapping[str, Table], name: str) -> Table:
     """The table of a name.
 
     Raises:

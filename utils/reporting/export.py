@@ -156,7 +156,8 @@ def model_card(
         "```",
         "",
         "```python",
-        "from utils.inference import load_networks, mean_probability",
+        "from utils.inference import mean_probability",
+        "from utils.trained import load_networks",
         "",
         'networks, config = load_networks("THIS_FOLDER", "cpu")',
         "prob = mean_probability(networks)(patches)  # (B, 1, *patch), prepared as config.json "

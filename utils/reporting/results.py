@@ -10,8 +10,7 @@ from pathlib import Path
 
 from dataloaders import evaluation_script
 from utils.errors import UserError
-from utils.metrics import METRICS
-from utils.reporting.statistics import mean
+from utils.metrics import METRICS, mean
 
 TEXT = ("case", "class_name")  # columns of per_case.csv that hold text
 COUNTS = ("class", "prediction_voxels", "reference_voxels")
