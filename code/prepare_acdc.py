@@ -26,8 +26,9 @@ from dataloaders.acdc import ACDC
 from dataloaders.h5 import check_disjoint, read_list
 from utils import command
 from utils.errors import UserError
-from utils.preparation.cases import draw_lists, relabel, write_case
+from utils.preparation.cases import relabel, write_case
 from utils.preparation.images import read_image
+from utils.preparation.lists import draw_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.preprocess import preprocess
 from utils.preparation.report import Report

@@ -31,7 +31,8 @@ from dataloaders.endocardium import Endocardium
 from dataloaders.h5 import check_disjoint, read_list
 from utils import command
 from utils.errors import UserError
-from utils.preparation.cases import draw_lists, write_case
+from utils.preparation.cases import write_case
+from utils.preparation.lists import draw_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.preprocess import preprocess
 from utils.preparation.report import Report

@@ -23,8 +23,9 @@ from dataloaders.h5 import check_disjoint, read_list
 from dataloaders.la import FOLDER, LA
 from utils import command
 from utils.errors import UserError
-from utils.preparation.cases import draw_lists, relabel
+from utils.preparation.cases import relabel
 from utils.preparation.images import read_image
+from utils.preparation.lists import draw_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.report import Report
 

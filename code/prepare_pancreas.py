@@ -40,8 +40,9 @@ from dataloaders.h5 import check_disjoint, read_list
 from dataloaders.pancreas import Pancreas
 from utils import command
 from utils.errors import UserError
-from utils.preparation.cases import draw_lists, relabel
+from utils.preparation.cases import relabel
 from utils.preparation.images import find_images, from_array, read_image, to_array
+from utils.preparation.lists import draw_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.report import Report
 

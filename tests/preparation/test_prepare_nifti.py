@@ -17,22 +17,14 @@ from official_files import write_dicom
 
 from dataloaders import open_dataset
 from utils.errors import UserError
-from utils.preparation import cases, folder
+from utils.preparation import cases, folder, lists, report
 from utils.preparation.grid import Grid
 from utils.preparation.images import read_image, to_array, write_image
 
 COS, SIN = np.cos(0.3), np.sin(0.3)
-OBLIQUE = (
-    -COS,
-    SIN,
-    0.0,
-    -SIN,
-    -COS,
-    0.0,
-    0.0,
-    0.0,
-    1.0,
-)  # the first two axes against the patient's, and turned
+UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+# the first two axes point against the patient's, and are turned
+OBLIQUE = (-COS, SIN, 0.0, -SIN, -COS, 0.0, 0.0, 0.0, 1.0)
 SIZE, SPACING = (20, 18, 16), (1.0, 1.0, 2.5)
 
 
@@ -64,12 +56,8 @@ def files(tmp_path):
 
 def prepare(folder, *more, images=("images", "labels"), status=0):
     """Run the script into `<folder>/own`."""
-    arguments = [
-        *(str(folder / name) for name in images),
-        "--root",
-        str(folder / "own"),
-        *map(str, more),
-    ]
+    folders = [str(folder / name) for name in images]
+    arguments = [*folders, "--root", str(folder / "own"), *map(str, more)]
     if status:
         with pytest.raises(SystemExit) as ended:
             prepare_nifti.main(arguments)
@@ -94,12 +82,8 @@ def test_from_files_to_a_network_and_back(files, capsys):
     assert f"train_coranet.py --dataset own --root {root}" in shown
     assert "predict.py runs/own/coranet_3/seed1337 NEW_IMAGES" in shown
     train, test = (open_dataset("own", root, split) for split in ("train", "test"))
-    assert (len(train), len(test), train.num_classes, train.class_names) == (
-        9,
-        1,
-        4,
-        ("RV", "Myo", "LV"),
-    )
+    assert (len(train), len(test), train.num_classes) == (9, 1, 4)
+    assert train.class_names == ("RV", "Myo", "LV")
     assert train.labelnum == 3
     assert [train.names[index] for index in train.labeled(3)] == train.names[:3]
     assert set(train.names[:3]) | set(test.names) == {f"case_{i}" for i in range(4)}
@@ -112,23 +96,17 @@ def test_from_files_to_a_network_and_back(files, capsys):
         assert_array_equal(target, label[3:][::-1, ::-1])
     assert train.load(8, label=False)[1] is None
     with h5py.File(root / "data" / f"{test.names[0]}.h5") as file:
-        where = Grid(
-            (17, 18, 16),
-            *(tuple(file.attrs[key].tolist()) for key in ("spacing", "origin", "direction")),
-        )
+        geometry = [file.attrs[key].tolist() for key in ("spacing", "origin", "direction")]
+        where = Grid((17, 18, 16), *map(tuple, geometry))
         source = read_image(file.attrs["source"])
     # the file's first voxel is the image's last in x and y
-    assert_allclose(
-        where.point((0, 0, 0)), source.TransformIndexToPhysicalPoint((19, 17, 0)), atol=1e-5
-    )
+    first = source.TransformIndexToPhysicalPoint((19, 17, 0))
+    assert_allclose(where.point((0, 0, 0)), first, atol=1e-5)
     with open(root / "report.csv", encoding="utf-8") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
     assert float(rows["case_0"]["Myo ml"]) == pytest.approx((5 * 4 * 5) * 2.5 / 1000, abs=0.005)
-    assert (rows["case_0"]["axes"], rows["case_0"]["oblique"], rows["case_9"]["Myo ml"]) == (
-        "RAS",
-        "17°",
-        "",
-    )
+    assert (rows["case_0"]["axes"], rows["case_0"]["oblique"]) == ("RAS", "17°")
+    assert rows["case_9"]["Myo ml"] == ""
     assert (root / "overlays.png").stat().st_size > 1000
 
 
@@ -148,9 +126,7 @@ def test_a_second_call_finds_it_whole_and_other_options_are_refused(files, capsy
     assert not (root / "data" / "case_9.h5").exists()
     assert (root / "notes.txt").exists()
 
-    monkeypatch.setattr(
-        prepare_nifti, "write_case", lambda *_, **__: 1 / 0
-    )  # cut off in the middle
+    monkeypatch.setattr(report, "write_case", lambda *_, **__: 1 / 0)  # cut off in the middle
     with pytest.raises(ZeroDivisionError):
         prepare(files, "--overwrite", "--seed", 5)
     monkeypatch.undo()
@@ -198,30 +174,24 @@ def test_patients_stay_together(tmp_path):
 
 def test_units_are_drawn_by_the_seed_alone():
     units = [f"p{i % 10}" for i in range(20)]
-    drawn = cases.split_units(units, {"val": 0.1, "test": 0.25}, 7)
+    drawn = lists.split_units(units, {"val": 0.1, "test": 0.25}, 7)
     assert [len(drawn[split]) for split in ("val", "test")] == [1, 2]
     assert not set(drawn["val"]) & set(drawn["test"])
-    again = cases.split_units(units[::-1], {"val": 0.1, "test": 0.25}, 7)
-    assert {split: set(names) for split, names in again.items()} == {
-        split: set(names) for split, names in drawn.items()
-    }
-    assert (
-        len({tuple(cases.split_units(units, {"test": 0.25}, seed)["test"]) for seed in range(9)})
-        > 3
-    )
-    assert cases.split_units(["a", "b"], {"test": 0.01, "val": 0}, 0, keep=1)["val"] == []
+    again = lists.split_units(units[::-1], {"val": 0.1, "test": 0.25}, 7)
+    assert again.keys() == drawn.keys()
+    assert all(set(again[split]) == set(drawn[split]) for split in drawn)
+    tests = [lists.split_units(units, {"test": 0.25}, seed)["test"] for seed in range(9)]
+    assert len(set(map(tuple, tests))) > 3
+    assert lists.split_units(["a", "b"], {"test": 0.01, "val": 0}, 0, keep=1)["val"] == []
     with pytest.raises(UserError, match="2 for test of 2 patients"):
-        cases.split_units(["a", "b"], {"test": 0.9}, 0)
+        lists.split_units(["a", "b"], {"test": 0.9}, 0)
 
 
 def test_a_list_of_test_cases(files):
     (files / "test.txt").write_text("case_2.nii.gz\ncase_0\n")
     root = prepare(files, "--test", files / "test.txt")
     assert sorted(listed(root, "test")) == ["case_0", "case_2"]
-    for line, words in (
-        ("case_7", "case_7 has no label"),
-        ("case_77", "case_77 is none of the cases"),
-    ):
+    for line, words in (("case_7", "case_7 has no label"), ("case_77", "case_77 is none")):
         (files / "test.txt").write_text(line + "\n")
         with pytest.raises(UserError, match=words):
             prepare(files, "--test", files / "test.txt", "--overwrite")
@@ -266,18 +236,12 @@ def test_dicom_series(tmp_path):
     """A folder a patient, named alike within it; the labels beside them in another format."""
     image, label = volume(0)
     for i in range(3):
-        write_dicom(
-            tmp_path / "ct" / f"p{i}" / "series", image + np.int16(i), SPACING, uid=str(i + 1)
-        )
+        series = tmp_path / "ct" / f"p{i}" / "series"
+        write_dicom(series, image + np.int16(i), SPACING, uid=str(i + 1))
     geometry = Grid.of(read_image(tmp_path / "ct" / "p0" / "series"))
     for i in range(2):
-        write(
-            tmp_path / "labels" / f"p{i}_series.nrrd",
-            label,
-            geometry.spacing,
-            geometry.direction,
-            geometry.origin,
-        )
+        path = tmp_path / "labels" / f"p{i}_series.nrrd"
+        write(path, label, geometry.spacing, geometry.direction, geometry.origin)
     root = prepare(tmp_path, "--intensity", "none", "--crop", "none", images=("ct", "labels"))
     data = open_dataset("own", root, "test")
     i = int(data.names[0][1])
@@ -288,8 +252,8 @@ def test_dicom_series(tmp_path):
 
 def test_axes_that_are_kept_and_differ_are_told(files, recwarn):
     image, label = volume(0)
-    write(files / "images" / "case_0.nii.gz", image, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
-    write(files / "labels" / "case_0.nii.gz", label, direction=(1, 0, 0, 0, 1, 0, 0, 0, 1))
+    write(files / "images" / "case_0.nii.gz", image, direction=UPRIGHT)
+    write(files / "labels" / "case_0.nii.gz", label, direction=UPRIGHT)
     root = prepare(files, "--orientation", "keep", "--classes", "a", "b", "c", "d")
     told = [str(warning.message) for warning in recwarn]
     assert any("axes point to LPS, RAS" in line for line in told)
@@ -350,18 +314,11 @@ def test_bad_cases_are_left_out_and_named_and_the_rest_is_ready(files, capsys):
 
 def test_labels_with_another_header_can_be_trusted(files, capsys):
     for path in (files / "labels").iterdir():
-        write(
-            path,
-            to_array(read_image(path)),
-            (1.0, 1.0, 1.0),
-            (1, 0, 0, 0, 1, 0, 0, 0, 1),
-            (0.0, 0.0, 0.0),
-        )
+        write(path, to_array(read_image(path)), (1.0, 1.0, 1.0), UPRIGHT, (0.0, 0.0, 0.0))
     with pytest.raises(UserError, match="no case with a label is left"):
         prepare(files)
-    data = open_dataset(
-        "own", prepare(files, "--trust_voxels", "--to_nnunet", files / "nnunet"), "test"
-    )
+    root = prepare(files, "--trust_voxels", "--to_nnunet", files / "nnunet")
+    data = open_dataset("own", root, "test")
     assert_array_equal(data.load(0)[1], volume(int(data.names[0][-1]))[1][3:][::-1, ::-1])
     pair = f"imagesTs/{data.names[0]}_0000.nii.gz", f"labelsTs/{data.names[0]}.nii.gz"
     assert cases.misfit(*(read_image(files / "nnunet" / name) for name in pair)) is None
@@ -422,6 +379,7 @@ def test_what_stops_all(files, spoil, arguments, words):
         (["images", "--classes", "a", "a"], "--classes"),
         (["images", "--classes", "a", "--values", "1", "2"], "--classes names 1"),
         (["images", "--test", "x", "--test_fraction", "0.1"], "--test_fraction"),
+        (["images", "--patient", "("], "--patient"),
     ],
 )
 def test_options_that_contradict_each_other(arguments, words, capsys):
@@ -444,9 +402,8 @@ def test_a_full_disk_ends_it_in_one_line(files, monkeypatch):
 
 
 def test_ct_is_cut_to_a_window(files):
-    root = prepare(
-        files, "--intensity", "window", "--window", 100, 600, "--crop", "label", "--margin", 1
-    )
+    window = ("--intensity", "window", "--window", 100, 600)
+    root = prepare(files, *window, "--crop", "label", "--margin", 1)
     data = open_dataset("own", root, "test")
     image, _ = volume(int(data.names[0][-1]))
     box = image[4:19, 3:16, 2:14][::-1, ::-1]
@@ -468,36 +425,23 @@ def test_spacing_is_made_alike_or_kept(files):
 
 
 def test_nnunet_there_and_back(files):
-    """Images and labels on their own grid; what is tested, trained on and without a label stays
-    so.
-    """
-    root = prepare(
-        files,
-        "--classes",
-        "RV",
-        "Myo",
-        "LV",
-        "--to_nnunet",
-        files / "Dataset001",
-        "--val_fraction",
-        0.3,
-    )
-    found = {
-        str(path.relative_to(files / "Dataset001"))
-        for path in (files / "Dataset001").rglob("*.nii.gz")
-    }
+    """Images and labels are on their own grid, and each case stays in its list."""
+    nnunet = files / "Dataset001"
+    classes = ("--classes", "RV", "Myo", "LV")
+    root = prepare(files, *classes, "--to_nnunet", nnunet, "--val_fraction", 0.3)
+    found = {str(path.relative_to(nnunet)) for path in nnunet.rglob("*.nii.gz")}
     assert len(found) == 10 + 4
     for name in listed(root, "test"):
         assert {f"imagesTs/{name}_0000.nii.gz", f"labelsTs/{name}.nii.gz"} <= found
-        back = read_image(files / "Dataset001" / "labelsTs" / f"{name}.nii.gz")
+        back = read_image(nnunet / "labelsTs" / f"{name}.nii.gz")
         assert_array_equal(to_array(back), volume(0)[1])
-        image = read_image(files / "Dataset001" / "imagesTs" / f"{name}_0000.nii.gz")
+        image = read_image(nnunet / "imagesTs" / f"{name}_0000.nii.gz")
         assert cases.misfit(image, back) is None
         assert_array_equal(to_array(image), volume(int(name[-1]))[0])
     assert {f"imagesUn/case_{i}_0000.nii.gz" for i in range(4, 10)} <= found
-    folds = json.loads((files / "Dataset001" / "splits_final.json").read_text())
+    folds = json.loads((nnunet / "splits_final.json").read_text())
     assert folds == [{"train": sorted(listed(root, "train")[:2]), "val": listed(root, "val")}]
-    again = prepare(files, "--nnunet", files / "Dataset001", "--overwrite", images=())
+    again = prepare(files, "--nnunet", nnunet, "--overwrite", images=())
     assert table(again)["class_names"] == ["RV", "Myo", "LV"]
     assert [table(again)["cases"][name]["list"] for name in listed(root, "test")] == ["test"]
     assert (table(again)["labelnum"], len(listed(again, "train"))) == (3, 9)
@@ -518,9 +462,8 @@ def make_nnunet(folder, **more):
 
 def test_a_channel_of_nnunet(tmp_path):
     make_nnunet(tmp_path)
-    data = open_dataset(
-        "own", prepare(tmp_path, "--nnunet", tmp_path, "--channel", "FLAIR", images=()), "test"
-    )
+    root = prepare(tmp_path, "--nnunet", tmp_path, "--channel", "FLAIR", images=())
+    data = open_dataset("own", root, "test")
     turned = volume(10 + int(data.names[0][-1]))[0][3:][::-1, ::-1].astype(np.float64)
     assert_allclose(data.load(0)[0], (turned - turned.mean()) / turned.std(), atol=1e-4)
     with pytest.raises(UserError, match=r"--channel T2: .* has 0 \(T1\), 1 \(FLAIR\)"):

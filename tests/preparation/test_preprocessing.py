@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from dataloaders.preprocessing import Preprocessing
 from utils.errors import UserError
-from utils.inference import interpolate_slabs
+from utils.slabs import interpolate_slabs
 from utils.preparation.grid import Grid
 from utils.preparation.preprocess import bounding_box, label_values, preprocess
 

@@ -1,7 +1,7 @@
-"""The cases of a data set: splits by patient, labels, and whether image and label fit."""
+"""The cases of a data set: their labels, whether image and label fit, and their h5 files."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,75 +15,26 @@ from utils.preparation.grid import Grid
 from utils.preparation.images import to_array
 
 
-def split_units(
-    units: Sequence[str], fractions: Mapping[str, float], seed: int, keep: int = 1
-) -> dict[str, list[str]]:
-    """Draw units (patients, cases) for some splits, the same ones from the same seed in whatever
-    order they come.
-
-    Args:
-        units: names; repeated ones count once.
-        fractions: split to its part of the units; more than 0 is at least one unit.
-        seed: of the draw.
-        keep: at least so many stay undrawn.
-
-    Returns:
-        Split to its units, in the order in which ``units`` has them.
-
-    Raises:
-        UserError: fewer would be left.
-    """
-    names = sorted(set(units))
-    counts = {
-        split: max(1, round(part * len(names))) if part > 0 else 0
-        for split, part in fractions.items()
-    }
-    if sum(counts.values()) > max(len(names) - keep, 0):
-        wanted = " and ".join(f"{count} for {split}" for split, count in counts.items() if count)
-        raise UserError(
-            f"{wanted} of {len(names)} patients with labels leave too few to train on; take "
-            "smaller fractions, or 0"
-        )
-    order, drawn = np.random.default_rng(seed).permutation(len(names)).tolist(), {}
-    for split, count in counts.items():
-        taken = {names[place] for place in order[:count]}
-        order = order[count:]
-        drawn[split] = [unit for unit in dict.fromkeys(units) if unit in taken]
-    return drawn
-
-
-def draw_lists(
-    names: Sequence[str], fractions: Mapping[str, float], seed: int
-) -> dict[str, list[str]]:
-    """:func:`split_units`, and as ``train``, in an order of the seed's too, the names that no split
-    has.
-    """
-    drawn = split_units(names, fractions, seed)
-    taken = {name for split in drawn.values() for name in split}
-    left = [name for name in names if name not in taken]
-    return {"train": np.random.default_rng(seed).permutation(left).tolist(), **drawn}
-
-
 def relabel(label: SimpleITK.Image, values: Sequence[int]) -> SimpleITK.Image:
-    """A label whose ``values[c]`` became class ``c``, uint8.
+    """A label, uint8, in which class `c` stands for every `values[c]`.
 
     Raises:
         UserError: it has another value.
     """
     array = SimpleITK.GetArrayViewFromImage(label)
-    result, known = np.zeros(array.shape, np.uint8), np.zeros(array.shape, bool)
+    result = np.zeros(array.shape, np.uint8)
+    known = np.zeros(array.shape, bool)
     for c, value in enumerate(values):
         found = array == value
         known |= found
         result[found] = c
     if not known.all():
         others = np.unique(array[~known])
-        listed = ", ".join(f"{value:g}" for value in others[:5]) + (
-            ", …" if len(others) > 5 else ""
-        )
+        listed = ", ".join(f"{value:g}" for value in others[:5])
+        more = ", …" if len(others) > 5 else ""
         expected = ", ".join(map(str, values))
         raise UserError(
-            f"label has values {listed} in {np.count_nonzero(~known)} voxels; {expected} are "
+            f"label has values {listed}{more} in {np.count_nonzero(~known)} voxels; {expected} are "
             "expected"
         )
     image = SimpleITK.GetImageFromArray(result)
@@ -110,13 +61,10 @@ def misfit(image: SimpleITK.Image, label: SimpleITK.Image) -> str | None:
 
 def voxel_hash(image: SimpleITK.Image) -> str:
     """SHA-256 of an image's size and values, with axes to the left, the back and the head: equal
-    for one scan in two formats, types or orders of axes."""
+    for one scan in two formats, types or orders of axes.
+    """
     oriented = to_array(SimpleITK.DICOMOrient(image, "LPS")).astype(np.float32)
     return hashlib.sha256(repr(oriented.shape).encode() + oriented.tobytes()).hexdigest()
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.6g}" for value in values)
 
 
 def write_case(
@@ -128,16 +76,15 @@ def write_case(
     source: str | Path = "",
     sha256: str = "",
 ) -> None:
-    """One h5 file: ``image`` float32 and, where there is one, ``label`` uint8 of the same shape,
+    """One h5 file: `image` float32 and, where there is one, `label` uint8 of the same shape,
     compressed.
 
     Args:
         path: of the file; its folder is made.
-        grid: where the arrays' voxels lie, if their axes are x, y and z: attributes ``spacing``,
-            ``origin``, ``direction``.
-        source: the image file, an attribute too, as is ``sha256`` (:func:`voxel_hash`).
+        grid: where the arrays' voxels lie, if their axes are x, y and z: attributes `spacing`,
+            `origin`, `direction`.
+        source: the image file, an attribute too, as is `sha256` (see `voxel_hash`).
     """
-
     arrays = {"image": np.asarray(image, dtype=np.float32)}
     if label is not None:
         arrays["label"] = np.asarray(label, dtype=np.uint8)
@@ -145,7 +92,10 @@ def write_case(
     if grid is not None:
         attributes |= {"spacing": grid.spacing, "origin": grid.origin, "direction": grid.direction}
     content = h5_bytes(arrays, attributes)
-
     with writing():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda part: part.write_bytes(content))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)
