@@ -6,10 +6,10 @@ and its own inside, and their features are pushed apart so that they stay two vi
     pre-training     L = L_sup^l + λ₂ L_dis^l
     self-training    L = L_sup^l + λ₁ L_sup^u + λ₂ (L_dis^l + L_dis^u)
 
-    L_sup = Σᵢ (CE(pᵢ, Yᵢ) + Dice(pᵢ, Yᵢ)) / 2             on mixed crops X_mix = X_a M + X_b (1 - M)
-    L_dis = Σᵢ 1 + mean cos(fᵢ, stopgrad f₁₋ᵢ)             on the same crops
-    Yᵢ    = Y_a M + Y_b (1 - M)                            for labelled crops
-    Yᵢ    = Ŷ_a,₁₋ᵢ M + Ŷ_b,ᵢ (1 - M)                      for unlabelled crops
+    L_sup = Σᵢ (CE(pᵢ, Yᵢ) + Dice(pᵢ, Yᵢ)) / 2     on mixed crops X_mix = X_a M + X_b (1 - M)
+    L_dis = Σᵢ 1 + mean cos(fᵢ, stopgrad f₁₋ᵢ)     on the same crops
+    Yᵢ    = Y_a M + Y_b (1 - M)                    for labelled crops
+    Yᵢ    = Ŷ_a,₁₋ᵢ M + Ŷ_b,ᵢ (1 - M)              for unlabelled crops
 
     i     the network, 0 or 1; l and u: labelled and unlabelled crops
     pᵢ    softmax of network i
@@ -23,12 +23,12 @@ and its own inside, and their features are pushed apart so that they stay two vi
 
 Setting of the paper, on LA: two V-Nets (for slices U-Nets), one SGD 0.01 for both with momentum 0.9
 and weight decay 1e-4, ×0.1 every 2500 iterations of either phase; 2000 + 15000 iterations; 4 + 4
-crops a step, mixed to 2 + 2; λ₁ = 1, λ₂ = 0.2, β = 2/3. BraTS2019 and ACDC: 10000 + 30000 iterations
-at a constant rate; ACDC: λ₁ = 0.5, λ₂ = 0.1, β = 1/2, 12 + 12 slices. The mean of both networks is
-tested.
+crops a step, mixed to 2 + 2; λ₁ = 1, λ₂ = 0.2, β = 2/3. BraTS2019 and ACDC: 10000 + 30000
+iterations at a constant rate; ACDC: λ₁ = 0.5, λ₂ = 0.1, β = 1/2, 12 + 12 slices. The mean of both
+networks is tested.
 
-`--framework cfl` leaves CutMix out, `cps` (Chen et al., CVPR 2021) leaves L_dis out too: each network
-learns from the other's pseudo-labels.
+`--framework cfl` leaves CutMix out, `cps` (Chen et al., CVPR 2021) leaves L_dis out too: each
+network learns from the other's pseudo-labels.
 `--preset released` is the released code where it differs: labelled and unlabelled crops go through
 the network one after another, so batch norm sees one kind at a time; on slices one network is both,
 told apart only by its dropout.
@@ -173,7 +173,7 @@ def parse(argv=None):
     method.add_argument(
         "--lr_step",
         type=command.non_negative_int,
-        help="multiply the learning rate by 0.1 every so many steps of a phase; 0 keeps it constant",
+        help="multiply the learning rate by 0.1 every so many steps of a phase; 0: never",
     )
     method.add_argument(
         "--lambda_u", type=command.non_negative, help="λ₁, weight of the pseudo-labels"
@@ -289,11 +289,8 @@ def main(argv=None):
             image = torch.cat((image, mix(batch.image[n:], box)))
             labels_1 = torch.cat((labels_1, target_1))
             labels_2 = torch.cat((labels_2, target_2))
-            unlabelled = len(image) - labelled
-            if args.preset == "released":
-                sizes = [labelled, unlabelled]
-            else:
-                sizes = [labelled + unlabelled]
+            released = args.preset == "released"
+            sizes = [labelled, len(image) - labelled] if released else [len(image)]
 
         outputs_1 = forward(model_1, image, sizes)
         outputs_2 = forward(model_2, image, sizes)

@@ -1,56 +1,62 @@
 """CoraNet, the conservative-radical network (Shi et al., IEEE TMI 41(3), 2022).
 
-    pre-training      L = L_crm                                on L
-    self-training     L = L_crm + L_csn + L_cnt                on L, U and U
+One network predicts three times: normally (D), shy of false objects (D_con), and shy of missed ones
+(D_rad). Where the last two agree the pseudo-label is certain, and D learns from it; elsewhere D
+follows its mean teacher.
 
-    L_crm = CE(D) + CE_con(D_con) + CE_rad(D_rad)     a false object costs α in CE_con, a missed one costs α in CE_rad
-    L_csn = CE(D, pseudo-label)                       on the certain voxels: D_con and D_rad predict the same class
-    L_cnt = MSE(softmax(D), softmax(D'))              on all others; D' is the mean teacher's
+    pre-training     L = L_crm
+    self-training    L = L_crm + L_csn + L_cnt
+
+    L_crm = CE(D, Y) + CE_con(D_con, Y) + CE_rad(D_rad, Y)    on labelled crops
+    L_csn = CE(D, pseudo)                                     on unlabelled crops where certain
+    L_cnt = (softmax(D) - softmax(D'))²                       on unlabelled crops where uncertain
+
+    CE_con   cross-entropy in which a voxel of the background weighs α, and one of an object 1
+    CE_rad   cross-entropy in which a voxel of an object weighs α, and one of the background 1
+    D'       D of the mean teacher, with an EMA decay of up to 0.99
+    pseudo   argmax of D on whole images, certain where D_con and D_rad predict the same class;
+             found anew every 5 epochs (an epoch is a pass over the labelled cases)
 
     python code/train_coranet.py --labelnum 16 --gpu 0
     python code/test_LA.py --method coranet --labelnum 16
 
-One V-Net with instance norm and three branches, 4 + 4 crops a step; for slices a U-Net of four
-levels from 64 channels, 2 + 2. Adam 1e-3, betas (0.5, 0.999). An epoch is a pass over the labelled
-cases; every 5 pseudo-labels (from D) and certain voxels of whole unlabelled images are found anew.
-Tested: D of the student. ACDC has a binary CoraNet a class, and they vote; `--multiclass direct`
-    has one, α on the background in CE_con, on all others in CE_rad.
+Setting in 3-D: V-Net with instance norm, three branches at its end; Adam 1e-3, betas (0.5, 0.999);
+4 + 4 crops a step; 30 epochs of pre-training and 200 of self-training; α = 5. For slices: U-Net of
+four levels from 64 channels, 2 + 2 slices a step, 30 + 100 epochs. D of the student is tested.
 
-`--preset released`: in 3-D 8 + 8 crops, epochs of five passes over the labelled cases, then at most
-one over the unlabelled, 60 of pre-training; L_crm and L_csn are means of CE, Dice, CE_con and
-CE_rad, L_csn with swapped weights; L_cnt sums over classes, is averaged over the branches and
-weighs 0.1 r(epoch, 40); L_csn + L_cnt weighs 0.5; constant decay of the teacher. Not its V-Net
-without dropout, Dice of both classes without squares, central unlabelled crops.
-
-`--uncertainty` other than crm calls certain, with D alone, where the entropy of a mean softmax is
-below half of ln C: over flips (`tta`), passes with dropout (`mcdropout`), or logits D + σ ε
-(`aleatoric`), σ learned by their likelihood (Kendall & Gal, NeurIPS 2017, equation 12).
+With several classes this script has one network for all of them; `train_coranet_ovr.py` has a
+binary network a class, which the paper uses on ACDC. `train_coranet_uncertainty.py` replaces D_con
+and D_rad by other measures of uncertainty (Table VI).
+`--preset released` is the released code where it differs; see `objective_released`.
 """
 
 import copy
 import math
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 import _root  # noqa: F401
 from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
 from networks import network_class
-from networks.one_vs_rest import OneVsRest, problems
 from utils import command
 from utils.distributed import gather, share_out
 from utils.errors import UserError
 from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
-from utils.pseudo_labels import CompressedVolumes, found, pack, unpack
+from utils.pseudo_labels import PseudoLabels, relabelling_summary
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
-from utils.uncertainty import entropy, noisy_softmax, views
 
 DEFAULTS = [
-    rule("paper", pretrain_epochs=30, selftrain_epochs=200, passes=1, labeled_bs=4, unlabeled_bs=4),
+    rule(
+        "paper",
+        pretrain_epochs=30,
+        selftrain_epochs=200,
+        passes=1,
+        labeled_bs=4,
+        unlabeled_bs=4,
+    ),
     rule(
         "released code",
         lambda args: args.preset == "released",
@@ -63,266 +69,332 @@ DEFAULTS = [
         "paper, 2-D",
         lambda args: args.net == "unet",
         n_filters=64,
+        normalization="batchnorm",
         pretrain_epochs=30,
         selftrain_epochs=100,
-    ),
-    rule(
-        "paper, 2-D",
-        lambda args: args.net == "unet",
-        normalization="batchnorm",
         labeled_bs=2,
         unlabeled_bs=2,
     ),
-    rule(
-        "paper, ACDC",
-        lambda args: args.dataset == "ACDC",
-        multiclass="one_vs_rest",
-        augment="affine",
-    ),
+    rule("paper, ACDC", lambda args: args.dataset == "ACDC", augment="affine"),
 ]
-MODES = (
-    "seg",
-    "seg+st",
-    "seg+st_mask",
-    "seg+mt",
-    "seg+mt_mask",
-    "full",
-)  # Table IV: L_csn? L_cnt? on their masks?
-MODES = {
-    mode: [mode == "full" or part in mode for part in ("+st", "+mt", "_mask")] for mode in MODES
-}
-BRANCHES = {
-    "crm": 3,
-    "tta": 1,
-    "mcdropout": 1,
-    "aleatoric": 2,
-}  # D, D_con, D_rad; D; D; D and log σ²
+
+# ------------------------------------------------------------------------------------- the losses
+# To fork: change a loss here, or how they add up in `objective`. Logits are float32 `(B, C, *S)`,
+# labels int64 `(B, *S)`, masks of voxels bool `(B, *S)`.
 
 
-@torch.no_grad()
-def relabel(net, data, steps, job, args):
-    """Packed pseudo-labels and certain voxels, uint8 `(*S)`, of the unlabelled images that `steps`
-    will show.
-    """
-    count, classes = (
-        (data.num_classes - 1, 2) if args.multiclass == "one_vs_rest" else (1, data.num_classes)
+def class_weights(D, alpha):
+    """Weights `(C,)` of CE_con and of CE_rad, equation 1: background first."""
+    conservative = D.new_ones(D.shape[1])
+    conservative[0] = alpha
+    radical = D.new_ones(D.shape[1])
+    radical[1:] = alpha
+    return conservative, radical
+
+
+def labelled_loss(D, D_con, D_rad, label, alpha):
+    """L_crm, equation 1."""
+    conservative, radical = class_weights(D, alpha)
+    return (
+        cross_entropy(D, label)
+        + cross_entropy(D_con, label, conservative)
+        + cross_entropy(D_rad, label, radical)
     )
-    crm, look = args.uncertainty == "crm", partial(views, args.uncertainty, net, draws=args.looks)
-    labels, channels = {}, count * classes * (3 if crm else 2)
-    where = {"device": job.device, "precision": job.precision}
-    net.eval()
-    for case in share_out(
-        sorted({case for step in steps for case in data.samples(step)[data.labeled_bs :]})
-    ):
-        job.leave_if_asked(steps.start - 1)
-        prob = whole_image(
-            look, data.volumes.images[case], data.patch, args.relabel_stride, channels, **where
-        )
-        normal, *others = (p.unflatten(0, (count, classes)) for p in prob.split(count * classes))
-        certain = others[0].argmax(1) == others[-1].argmax(1)
-        if not crm:
-            certain = entropy(others[0]) < args.certain_below * math.log(classes)
-        labels[case] = pack(normal.argmax(1), certain).cpu()
-    net.train()
-    return {case: code for share in gather(labels) for case, code in share.items()}
 
 
-def objective(outputs, label, args, pseudo=None, certain=None, targets=None, epoch=0):
-    """The whole loss of a step, and its terms by name.
+def labelled_loss_released(D, D_con, D_rad, label, alpha):
+    """L_crm of the released code: the mean of CE, CE_con, CE_rad and Dice."""
+    dice = foreground_dice_loss(D.softmax(1), label)
+    return (labelled_loss(D, D_con, D_rad, label, alpha) + dice) / 4
+
+
+def certain_loss(D, pseudo, certain):
+    """L_csn, equation 7: mean over the certain voxels."""
+    return masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
+
+
+def certain_loss_released(D, D_con, D_rad, pseudo, certain, alpha):
+    """L_csn of the released code: CE, CE_con and CE_rad with swapped weights, and Dice."""
+    conservative, radical = class_weights(D, alpha)
+    ce = masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
+    ce_con = masked_mean(cross_entropy(D_con, pseudo, radical, reduction="none"), certain)
+    ce_rad = masked_mean(cross_entropy(D_rad, pseudo, conservative, reduction="none"), certain)
+    dice = foreground_dice_loss(D.softmax(1), pseudo, certain)
+    return (ce + ce_con + ce_rad + dice) / 4
+
+
+def consistency_loss(D, D_teacher, uncertain):
+    """L_cnt, equation 8: mean over the uncertain voxels and the classes."""
+    square = (D.softmax(1) - D_teacher.softmax(1)).square()
+    return masked_mean(square.mean(1), uncertain)
+
+
+def consistency_loss_released(student, teacher, uncertain):
+    """L_cnt of the released code: the sum over the classes, the mean over the three branches."""
+    squares = [
+        (ours.softmax(1) - theirs.softmax(1)).square()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return sum(masked_mean(square.sum(1), uncertain) for square in squares) / len(squares)
+
+
+def objective(
+    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+):
+    """The loss of a step.
 
     Args:
-        outputs: float32 logits `(B, C, *S)` of the BRANCHES, labelled crops first.
-        label: int64 `(B_l, *S)`.
-        args: `alpha`, `train`, `preset`, `uncertainty` and `looks`.
-        pseudo, certain: pseudo-labels int64 and certain voxels bool `(B_u, *S)`; None in
-            pre-training.
-        targets: logits of the teacher's branches `(B_u, C, *S)`; None without L_cnt.
-        epoch: of self-training, from 0.
+        student: D, D_con and D_rad, labelled crops first.
+        label: of the labelled crops.
+        args: `alpha`.
+        epoch: of self-training, from 0; the paper's losses do not depend on it.
+        pseudo, certain: pseudo-labels of the unlabelled crops, and where D learns from them; None
+            without L_csn.
+        teacher, uncertain: D', D'_con and D'_rad on the unlabelled crops, and where D follows D';
+            None without L_cnt.
+
+    Returns:
+        The loss, and its terms by name.
     """
-    n, crm, released = len(label), args.uncertainty == "crm", args.preset == "released"
-    self_training, mean_teaching, masked = MODES[args.train]
-    con_weight, rad_weight = outputs[0].new_ones(2, outputs[0].shape[1])
-    con_weight[0] = rad_weight[1:] = args.alpha
-    normal, *others = (logits[:n] for logits in outputs)
-    losses = [cross_entropy(normal, label)]
-    if crm:
-        losses += [
-            cross_entropy(z, label, w)
-            for z, w in zip(others, (con_weight, rad_weight), strict=True)
-        ]
-    elif others:
-        losses = [
-            F.nll_loss(noisy_softmax(normal, others[0], args.looks).clamp(min=1e-7).log(), label)
-        ]
-    if released:
-        losses.append(foreground_dice_loss(normal.softmax(1), label))
-    loss = sum(losses) / (len(losses) if released else 1)
+    n = len(label)
+    labelled = [branch[:n] for branch in student]
+    loss = labelled_loss(*labelled, label, args.alpha)
     terms = {"loss_crm": loss}
-    if len(outputs[0]) == n:
-        return loss, terms
-    normal, *others = outputs = [logits[n:] for logits in outputs]
-    if self_training:
-        where = certain if masked else torch.ones_like(pseudo, dtype=torch.bool)
-        losses = [masked_mean(cross_entropy(normal, pseudo, reduction="none"), where)]
-        if released and crm:
-            swapped = zip(others, (rad_weight, con_weight), strict=True)
-            losses += [
-                masked_mean(cross_entropy(z, pseudo, w, reduction="none"), where)
-                for z, w in swapped
-            ]
-        if released:
-            losses.append(foreground_dice_loss(normal.softmax(1), pseudo, where))
-        terms["loss_csn"] = sum(losses) / len(losses)
-        loss = loss + (0.5 if released else 1.0) * terms["loss_csn"]
-    if mean_teaching:
-        where = ~certain if masked else torch.ones_like(normal[:, 0], dtype=torch.bool)
-        pairs = list(zip(outputs, targets, strict=True))[: 3 if released and crm else 1]
-        squares = [(student.softmax(1) - teacher.softmax(1)).square() for student, teacher in pairs]
-        loss_cnt = sum(
-            masked_mean(s.sum(1) if released else s.mean(1), where) for s in squares
-        ) / len(squares)
-        weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40) if released else 1.0
-        loss = loss + weight * loss_cnt
-        terms |= {"loss_cnt": loss_cnt, "consistency_weight": weight}
+    D = student[0][n:]
+    if pseudo is not None:
+        terms["loss_csn"] = certain_loss(D, pseudo, certain)
+        loss = loss + terms["loss_csn"]
+    if teacher is not None:
+        terms["loss_cnt"] = consistency_loss(D, teacher[0], uncertain)
+        terms["consistency_weight"] = 1.0
+        loss = loss + terms["loss_cnt"]
     return loss, terms
 
 
-def main():
+def objective_released(
+    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+):
+    """The loss of the released code: L_crm + 0.5 (L_csn + 0.1 r(epoch, 40) L_cnt).
+
+    Its terms are means over what they sum up, over all three branches; see the functions above.
+    Arguments and result are those of `objective`.
+    """
+    n = len(label)
+    labelled = [branch[:n] for branch in student]
+    loss = labelled_loss_released(*labelled, label, args.alpha)
+    terms = {"loss_crm": loss}
+    unlabelled = [branch[n:] for branch in student]
+    if pseudo is not None:
+        terms["loss_csn"] = certain_loss_released(*unlabelled, pseudo, certain, args.alpha)
+        loss = loss + 0.5 * terms["loss_csn"]
+    if teacher is not None:
+        weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40)
+        terms["loss_cnt"] = consistency_loss_released(unlabelled, teacher, uncertain)
+        terms["consistency_weight"] = weight
+        loss = loss + weight * terms["loss_cnt"]
+    return loss, terms
+
+
+# ------------------------------------------------------------------------------ the pseudo-labels
+# To fork: another way to find them, or to call them certain, goes into `relabel`.
+
+
+@torch.no_grad()
+def relabel(net, data, steps, job, stride):
+    """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
+
+    Returns:
+        Case to its classes int64 `(*S)` and its certain voxels bool `(*S)`.
+    """
+
+    def branches(image):
+        """Softmax of D, D_con and D_rad behind one another, `(B, 3 C, *S)`."""
+        return torch.cat([logits.float().softmax(1) for logits in net(image)], 1)
+
+    cases = {case for step in steps for case in data.samples(step)[data.labeled_bs :]}
+    found = {}
+    net.eval()
+    for case in share_out(sorted(cases)):
+        job.leave_if_asked(steps.start - 1)
+        prob = whole_image(
+            branches,
+            data.volumes.images[case],
+            data.patch,
+            stride,
+            3 * data.num_classes,
+            device=job.device,
+            precision=job.precision,
+        )
+        D, D_con, D_rad = (branch.argmax(0) for branch in prob.split(data.num_classes))
+        found[case] = (D.cpu(), (D_con == D_rad).cpu())
+    net.train()
+    shares = gather(found)
+    return {case: labels for share in shares for case, labels in share.items()}
+
+
+def summary_of(pseudo_labels, data, certain_only):
+    """A line for the log: in how many relabelled images each class has pseudo-labels."""
+    counts = [pseudo_labels.images_with(c, certain_only) for c in range(1, data.num_classes)]
+    names = data.description["class_names"]
+    return relabelling_summary(len(pseudo_labels.labels), counts, names, certain_only)
+
+
+# ------------------------------------------------------------------------------------ the options
+
+
+def parse(argv=None):
     parser = options.parser(
-        __doc__, __file__, ("paper", "released"), base_lr=1e-3, normalization="instancenorm"
+        __doc__,
+        __file__,
+        ("paper", "released"),
+        base_lr=1e-3,
+        normalization="instancenorm",
     )
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--pretrain_epochs", type=command.non_negative_int, help="epochs of L_crm alone"
+        "--pretrain_epochs",
+        type=command.non_negative_int,
+        help="epochs on labelled crops only",
     )
     method.add_argument(
-        "--selftrain_epochs", type=command.non_negative_int, help="epochs with unlabelled data"
+        "--selftrain_epochs", type=command.non_negative_int, help="epochs with unlabelled crops"
     )
     method.add_argument(
-        "--passes", type=command.positive_int, help="over the labelled cases that make an epoch"
+        "--passes",
+        type=command.positive_int,
+        help="passes over the labelled cases that make an epoch",
     )
     method.add_argument(
-        "--alpha", type=command.positive, default=5.0, help="cost ratio; higher: more is uncertain"
+        "--alpha",
+        type=command.positive,
+        default=5.0,
+        help="α, ratio of the misclassification costs; raise it to call more voxels uncertain",
     )
     method.add_argument(
         "--train",
-        choices=list(MODES),
+        choices=("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full"),
         default="full",
-        help="rows of Table IV: st is L_csn, mt L_cnt",
+        help="row of Table IV: st is L_csn, mt is L_cnt, mask restricts it to its region",
     )
     method.add_argument(
-        "--relabel_epochs", type=command.positive_int, default=5, help="epochs between relabellings"
-    )
-    method.add_argument(
-        "--relabel_stride", type=command.positive_int, nargs=3, help="its windows' (half a patch)"
-    )
-    method.add_argument(
-        "--ema_decay", type=command.fraction, default=0.99, help="of the teacher, at most"
-    )
-    method.add_argument(
-        "--uncertainty", choices=list(BRANCHES), default="crm", help="what is certain (Table VI)"
-    )
-    method.add_argument(
-        "--looks",
+        "--relabel_epochs",
         type=command.positive_int,
-        default=8,
-        help="passes of mcdropout, draws of aleatoric",
+        default=5,
+        help="epochs between relabellings",
     )
     method.add_argument(
-        "--certain_below",
+        "--relabel_stride",
+        type=command.positive_int,
+        nargs=3,
+        help="stride of the windows in relabelling (default: half a patch)",
+    )
+    method.add_argument(
+        "--ema_decay",
         type=command.fraction,
-        default=0.5,
-        help="entropy over ln C of all but crm",
+        default=0.99,
+        help="maximum EMA decay of the teacher; lower it for short runs",
     )
-    method.add_argument(
-        "--multiclass",
-        choices=("direct", "one_vs_rest"),
-        default="direct",
-        help="one network or many",
-    )
-    args = options.parse(parser, DEFAULTS)
-    half = (
-        [extent // 2 for extent in args.patch] if len(args.patch) == 3 else None
-    )  # slices are seen whole
-    if (stride := args.relabel_stride) and not (half and all(map(int.__le__, stride, args.patch))):
-        raise UserError(
-            f"--relabel_stride {stride} is not for windows of {args.patch}: too wide, or 2-D"
-        )
-    args.relabel_stride = stride or half
-    self_training, mean_teaching, masked = MODES[args.train]
-    job = run.Run(args, __file__)
+    args = options.parse(parser, DEFAULTS, argv)
+    check_relabel_stride(args)
+    return args
 
-    data, one_vs_rest = two_stream_loader(args, job.device), args.multiclass == "one_vs_rest"
-    if (
-        args.selftrain_epochs
-        and (self_training or masked)
-        and data.num_classes > (5 if one_vs_rest else 128)
-    ):
-        raise UserError(
-            f"--multiclass: {data.num_classes} classes, but one_vs_rest has room for 5, direct for "
-            "128"
-        )
-    epoch_steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
-    pretraining = args.pretrain_epochs * epoch_steps
-    if (
-        args.preset == "released" and args.net != "unet"
-    ):  # the shorter of its two loaders, this one of whole batches
-        epoch_steps = max(1, min(epoch_steps, len(data.cases[UNLABELED]) // args.unlabeled_bs))
-    last, between = (
-        pretraining + args.selftrain_epochs * epoch_steps,
-        args.relabel_epochs * epoch_steps,
-    )
-    own = {"branches": BRANCHES[args.uncertainty]} | ({"levels": 4} if args.net == "unet" else {})
-    own |= {"dropout": 0.5} if args.uncertainty == "mcdropout" else {}  # which ResNet-18 has not
-    network = partial(OneVsRest, args.net) if one_vs_rest else network_class(args.net)
-    net = job.to_device(
-        network(
-            1, data.num_classes, n_filters=args.n_filters, normalization=args.normalization, **own
-        )
-    )
-    teacher = copy.deepcopy(net).requires_grad_(False)
-    student, mean_teacher = job.parallel(net), job.parallel(teacher)
+
+def check_relabel_stride(args):
+    """Fill in the stride of the relabelling windows; slices are labelled whole.
+
+    Raises:
+        UserError: a stride for slices, or one that leaves gaps.
+    """
+    if args.relabel_stride is None:
+        if len(args.patch) == 3:
+            args.relabel_stride = [extent // 2 for extent in args.patch]
+        return
+    if len(args.patch) == 2:
+        raise UserError("--relabel_stride: slices are labelled whole, without windows")
+    for step, extent in zip(args.relabel_stride, args.patch, strict=True):
+        if step > extent:
+            raise UserError(f"--relabel_stride {step} leaves gaps between windows of {extent}")
+
+
+# -------------------------------------------------------------------------------- the training loop
+
+
+def epoch_lengths(args, data):
+    """Steps of an epoch of pre-training, and of one of self-training."""
+    steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
+    if args.preset == "released" and args.net != "unet":
+        # its self-training stops with the shorter of two loaders, this one of whole batches
+        whole_batches = len(data.cases[UNLABELED]) // args.unlabeled_bs
+        return steps, max(1, min(steps, whole_batches))
+    return steps, steps
+
+
+def main(argv=None):
+    args = parse(argv)
+    job = run.Run(args, __file__)
+    data = two_stream_loader(args, job.device)
+
+    released = args.preset == "released"
+    loss_of_step = objective_released if released else objective
+    uses_pseudo_labels = args.train in ("seg+st", "seg+st_mask", "full")
+    uses_teacher = args.train in ("seg+mt", "seg+mt_mask", "full")
+    masked = args.train in ("seg+st_mask", "seg+mt_mask", "full")
+
+    pretrain_epoch, selftrain_epoch = epoch_lengths(args, data)
+    pretraining = args.pretrain_epochs * pretrain_epoch
+    last = pretraining + args.selftrain_epochs * selftrain_epoch
+    relabel_every = args.relabel_epochs * selftrain_epoch
+
+    shape = {"n_filters": args.n_filters, "normalization": args.normalization, "branches": 3}
+    if args.net == "unet":
+        shape["levels"] = 4
+    network = network_class(args.net)
+    net = job.to_device(network(data.in_channels, data.num_classes, **shape))
+    net_teacher = copy.deepcopy(net).requires_grad_(False)
+    student = job.parallel(net)
+    teacher = job.parallel(net_teacher)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.base_lr, betas=(0.5, 0.999))
-    job.resume(net=net, teacher=teacher, optimizer=optimizer, codes=(codes := CompressedVolumes()))
+    pseudo_labels = PseudoLabels()
+    job.resume(net=net, teacher=net_teacher, optimizer=optimizer, pseudo_labels=pseudo_labels)
 
     for step, batch in job.steps(data, last):
-        t, n = step - 1 - pretraining, batch.labeled_bs  # t: iteration of self-training, from 0
-        labels = (
-            [(batch.label == c).long() for c in range(1, data.num_classes)]
-            if one_vs_rest
-            else [batch.label]
-        )
-        pseudo = certain = targets = [None] * len(labels)
-        if t >= 0 and (self_training or masked):
-            if t % between == 0 and batch.part == 0:
-                codes.replace(
-                    relabel(net, data, range(step, min(step + between, last + 1)), job, args)
-                )
-                job.logger.info(found(codes, len(labels), data.description["class_names"], masked))
-            pseudo, certain = unpack(data.gather(codes, batch.crops[n:]), len(labels))
-        if t >= 0 and mean_teaching:
-            if batch.part == 0:  # a copy of the pre-trained student at t = 0
-                constant = args.preset == "released" and t > 0
-                update_teacher(
-                    teacher, net, args.ema_decay if constant else ema_decay(t, args.ema_decay)
-                )
-            with torch.no_grad():
-                targets = problems(mean_teacher(batch.image[n:]))
-        outputs = student(batch.image[:n] if t < 0 or args.train == "seg" else batch.image)
+        n = batch.labeled_bs
+        t = step - 1 - pretraining  # iteration of self-training, from 0
+        pseudo = certain = None
+        learn = {}
+        info = {}
 
-        parts, epoch = (
-            zip(problems(outputs), labels, pseudo, certain, targets, strict=True),
-            max(t, 0) // epoch_steps,
-        )
-        losses, terms = zip(
-            *(objective(z, y, args, *rest, epoch) for z, y, *rest in parts), strict=True
-        )
-        loss = sum(losses) / len(losses)  # to Adam the same as each network's own
-        terms = {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
-        if certain[0] is not None:
-            terms["certain"] = torch.stack(certain).float().mean()
+        if t >= 0 and (uses_pseudo_labels or masked):
+            if t % relabel_every == 0 and batch.first_part:
+                coming = range(step, min(step + relabel_every, last + 1))
+                pseudo_labels.replace(relabel(net, data, coming, job, args.relabel_stride))
+                job.logger.info(summary_of(pseudo_labels, data, masked))
+            crops = batch.crops[n:]
+            pseudo = data.gather(pseudo_labels.labels, crops).long()
+            certain = data.gather(pseudo_labels.uncertain, crops) == 0
+            info["certain"] = certain.float().mean()
+            if uses_pseudo_labels:
+                learn["pseudo"] = pseudo
+                learn["certain"] = certain if masked else torch.ones_like(certain)
+
+        if t >= 0 and uses_teacher:
+            if batch.first_part:  # at t = 0 the teacher becomes a copy of the pre-trained student
+                constant = released and t > 0
+                decay = args.ema_decay if constant else ema_decay(t, args.ema_decay)
+                update_teacher(net_teacher, net, decay)
+            with torch.no_grad():
+                learn["teacher"] = [branch.float() for branch in teacher(batch.image[n:])]
+            everywhere = torch.ones_like(learn["teacher"][0][:, 0], dtype=torch.bool)
+            learn["uncertain"] = ~certain if masked else everywhere
+
+        labelled_only = t < 0 or args.train == "seg"
+        image = batch.image[:n] if labelled_only else batch.image
+        outputs = [branch.float() for branch in student(image)]
+        epoch = max(t, 0) // selftrain_epoch
+        loss, terms = loss_of_step(outputs, batch.label, args, epoch, **learn)
+
         job.optimize(loss, optimizer)
-        job.log(step, loss=loss, **terms, lr=args.base_lr)
+        job.log(step, loss=loss, **terms, **info, lr=args.base_lr)
         job.checkpoint(step)
 
 

@@ -61,12 +61,3 @@ class OneVsRest(nn.Module):
         if self.config.get("inference"):
             return self.segment(x)
         return [network(x) for network in self.networks]
-
-
-def problems(outputs):
-    """Any network's outputs as float32 branches of each problem: one of all classes, or each class
-    against the rest.
-    """
-    outputs = outputs if isinstance(outputs, list) else [outputs]
-    problems = [branches if isinstance(branches, tuple) else (branches,) for branches in outputs]
-    return [[logits.float() for logits in branches] for branches in problems]

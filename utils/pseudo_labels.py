@@ -1,94 +1,86 @@
-"""Pseudo-labels of whole images, a byte a voxel: small in a checkpoint, and cut into crops like any
-label map.
-
-A byte holds the class and whether it is uncertain, of one problem with all classes, or of up to
-four binary problems. So 0, which a crop has beyond the image's edge, is certain background: what
-padding is of a labelled crop too.
-"""
+"""Pseudo-labels of whole images, and which of their voxels are uncertain."""
 
 import zlib
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 
-def pack(labels, certain):
-    """Bytes `(*S)` uint8 of one to four problems' classes (integers `(*S)`) and certain voxels
-    (bool `(*S)`).
+class PseudoLabels:
+    """Pseudo-labels by case, as two volumes of a byte a voxel; a checkpoint holds them compressed.
 
-    Raises:
-        ValueError: more problems or classes than a byte holds.
+    Beyond an image's edge a crop of either volume is 0, which is certain background: what padding
+    is in a labelled crop too.
+
+    Attributes:
+        labels: case to classes, uint8 `(*S)`.
+        uncertain: case to 1 where the label is not to be trusted, else 0, uint8 `(*S)`.
     """
-    bits = 8 // len(labels)
-    if bits < 2 or max(label.max() for label in labels) >= 1 << (bits - 1):
-        raise ValueError(
-            f"a byte cannot hold {len(labels)} problems with these classes and what is certain"
-        )
-    shares = [
-        label + ((~sure).long() << (bits - 1)) for label, sure in zip(labels, certain, strict=True)
-    ]
-    return sum(share << (k * bits) for k, share in enumerate(shares)).to(torch.uint8)
+
+    def __init__(self):
+        self.labels: dict[int, Tensor] = {}
+        self.uncertain: dict[int, Tensor] = {}
+
+    def replace(self, found: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Hold these and no others.
+
+        Args:
+            found: case to its classes (integers from 0 to 255, `(*S)`) and whether each voxel is
+                certain (bool `(*S)`).
+        """
+        self.labels = {case: label.to("cpu", torch.uint8) for case, (label, _) in found.items()}
+        self.uncertain = {
+            case: (~certain).to("cpu", torch.uint8) for case, (_, certain) in found.items()
+        }
+
+    def images_with(self, c: int, certain_only: bool) -> int:
+        """Number of images in which class `c` has a voxel, or with `certain_only` a certain one."""
+        count = 0
+        for case, label in self.labels.items():
+            found = label == c
+            if certain_only:
+                found &= self.uncertain[case] == 0
+            count += bool(found.any())
+        return count
+
+    def state_dict(self) -> dict:
+        return {"labels": _compressed(self.labels), "uncertain": _compressed(self.uncertain)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.labels = _decompressed(state["labels"])
+        self.uncertain = _decompressed(state["uncertain"])
 
 
-def unpack(code, count):
-    """What `pack` put in for `count` problems: lists of classes int64 and of certain voxels
-    bool.
-    """
-    bits = 8 // count
-    shares = [(code.long() >> (k * bits)) % (1 << bits) for k in range(count)]
-    return [share % (1 << (bits - 1)) for share in shares], [
-        share < 1 << (bits - 1) for share in shares
-    ]
-
-
-def found(volumes, count, names, certain):
-    """A line for the log: in how many of the relabelled images each foreground class is, and which
-    is in none.
+def relabelling_summary(
+    images: int, counts: Sequence[int], names: Sequence[str], certain_only: bool
+) -> str:
+    """A line for the log: in how many relabelled images each class is, and which class is in none.
 
     Args:
-        volumes: what `pack` gave, by case.
-        count: problems in a byte, 1 or as many as names.
-        names: of the foreground classes.
-        certain: count certain voxels alone.
+        images: number of relabelled images.
+        counts: for each class, the number of images that have it (`PseudoLabels.images_with`).
+        names: of these classes.
+        certain_only: whether only certain voxels counted.
     """
-    images = [0] * len(names)
-    for volume in volumes.values():
-        codes = torch.bincount(volume.flatten(), minlength=256).nonzero().flatten()
-        labels, sure = unpack(codes, count)
-        for k in range(len(names)):
-            problem, label = (0, k + 1) if count == 1 else (k, 1)
-            images[k] += bool(((labels[problem] == label) & (sure[problem] | (not certain))).any())
-    shares = ", ".join(f"{name} in {number}" for name, number in zip(names, images, strict=True))
-    absent = ", ".join(name for name, number in zip(names, images, strict=True) if not number)
-    line = f"relabelled images: {len(volumes)}; {'certain' if certain else 'pseudo-label'} {shares}"
-    return line + (f" - none has {absent}" if absent else "")
+    found = ", ".join(f"{name} in {count}" for name, count in zip(names, counts, strict=True))
+    missing = [name for name, count in zip(names, counts, strict=True) if count == 0]
+    line = f"relabelled images: {images}; {'certain' if certain_only else 'pseudo-label'} {found}"
+    return f"{line} - none has {', '.join(missing)}" if missing else line
 
 
-class CompressedVolumes(dict):
-    """Case to uint8 tensor of any shape, small in a checkpoint: label maps compress a
-    hundredfold.
-    """
+def _compressed(volumes: Mapping[int, Tensor]) -> dict:
+    """Volumes as bytes in tensors, since a checkpoint holds only tensors, and their shapes."""
+    packed = {}
+    for case, volume in volumes.items():
+        content = bytearray(zlib.compress(volume.numpy(), 1))
+        packed[case] = (torch.frombuffer(content, dtype=torch.uint8), list(volume.shape))
+    return packed
 
-    def replace(self, volumes):
-        """Hold `volumes` and nothing else."""
-        self.clear()
-        self.update(volumes)
 
-    def state_dict(self):
-        packed = {
-            case: bytearray(zlib.compress(volume.numpy(), 1)) for case, volume in self.items()
-        }
-        return {
-            case: (torch.frombuffer(p, dtype=torch.uint8), list(self[case].shape))
-            for case, p in packed.items()
-        }
-
-    def load_state_dict(self, state):
-        raw = {
-            case: bytearray(zlib.decompress(packed.numpy())) for case, (packed, _) in state.items()
-        }
-        self.replace(
-            {
-                case: torch.frombuffer(r, dtype=torch.uint8).view(state[case][1])
-                for case, r in raw.items()
-            }
-        )
+def _decompressed(packed: Mapping[int, tuple[Tensor, list[int]]]) -> dict[int, Tensor]:
+    volumes = {}
+    for case, (content, shape) in packed.items():
+        raw = bytearray(zlib.decompress(content.numpy()))
+        volumes[case] = torch.frombuffer(raw, dtype=torch.uint8).view(shape)
+    return volumes

@@ -1,32 +1,36 @@
-"""How sure a prediction is: entropy, and what it is taken of - means over flips, passes with
-dropout, noisy logits.
-"""
+"""Measures of uncertainty: entropy, and the mean predictions that it is taken of."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from networks.one_vs_rest import problems
 
-
-def entropy(prob):
+def entropy(prob: Tensor) -> Tensor:
     """-Σ p ln p of probabilities `(B, C, *S)`: `(B, *S)`, from 0 (sure) to ln C."""
     return -torch.xlogy(prob, prob).sum(1)
 
 
-def mean_over_flips(predict, x):
-    """Mean of `predict(x)` `(B, C, *S)` over all flips of the spatial axes of `x` `(B, 1, *S)`,
-    each turned back.
+def mean_over_flips(predict: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Mean of `predict(x)` over all flips of the spatial axes of `x`, each flipped back.
+
+    Args:
+        predict: `(B, C_in, *S)` to `(B, C, *S)`.
+        x: `(B, C_in, *S)`.
     """
     axes = range(2, x.ndim)
     flips = [flip for n in range(len(axes) + 1) for flip in itertools.combinations(axes, n)]
     return sum(predict(x.flip(flip)).flip(flip) for flip in flips) / len(flips)
 
 
-def mean_over_dropout(predict, x, network, passes):
-    """Mean of some `predict(x)` of `network` in eval mode, but with dropout: batch norm stays
-    put.
+def mean_over_dropout(
+    predict: Callable[[Tensor], Tensor], x: Tensor, network: nn.Module, passes: int
+) -> Tensor:
+    """Mean of `passes` times `predict(x)` with dropout switched on in `network`.
+
+    The network is in eval mode before and after, so batch norm does not move.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, _DropoutNd)]
     for layer in layers:
@@ -37,38 +41,14 @@ def mean_over_dropout(predict, x, network, passes):
     return mean
 
 
-def noisy_softmax(logits, log_variance, draws):
-    """Mean softmax of `draws` of logits + σ ε (Kendall & Gal, NeurIPS 2017, equation 12): all
-    `(B, C, *S)`.
+def noisy_softmax(logits: Tensor, log_variance: Tensor, draws: int) -> Tensor:
+    """Mean softmax of `draws` of logits + σ ε (Kendall & Gal, NeurIPS 2017, equation 12).
 
-    ε is standard normal and σ² = exp(log_variance), kept between e⁻¹⁰ and e¹⁰.
+    Args:
+        logits: `(B, C, *S)`.
+        log_variance: ln σ², of the same shape, clamped to [-10, 10]; ε is standard normal.
+        draws: number of draws.
     """
     sigma = (log_variance.clamp(-10, 10) / 2).exp()
-    return sum((logits + sigma * torch.randn_like(logits)).softmax(1) for _ in range(draws)) / draws
-
-
-def views(kind, network, x, draws):
-    """What a network says of `x`, and what tells how sure it is, all as softmax `(B, ·, *S)` behind
-    each other.
-
-    The probabilities of the first branch, those of all binary problems behind each other, then as
-    many again: for `crm` (conservative, radical) of the second and of the third branch, else one
-    mean, over flips (`tta`), over `draws` passes with dropout (`mcdropout`), or over `draws` of
-    logits with the noise that the second branch says (`aleatoric`).
-    """
-
-    def softmax(outputs, branch=0):
-        return torch.cat([branches[branch].softmax(1) for branches in problems(outputs)], 1)
-
-    outputs = network(x)
-    if kind == "crm":
-        others = [softmax(outputs, branch) for branch in (1, 2)]
-    elif kind == "tta":
-        others = [mean_over_flips(lambda flipped: softmax(network(flipped)), x)]
-    elif kind == "mcdropout":
-        others = [mean_over_dropout(lambda same: softmax(network(same)), x, network, draws)]
-    else:
-        others = [
-            noisy_softmax(logits, log_variance, draws) for logits, log_variance in problems(outputs)
-        ]
-    return torch.cat([softmax(outputs), *others], 1)
+    noisy = (logits + sigma * torch.randn_like(logits) for _ in range(draws))
+    return sum(z.softmax(1) for z in noisy) / draws

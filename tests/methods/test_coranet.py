@@ -1,5 +1,5 @@
-"""CoraNet's objective against the equations in NumPy float64, its gradients, its relabelling and
-its teacher.
+"""CoraNet's losses against the equations in NumPy float64, their gradients, the relabelling, the
+teacher.
 """
 
 import math
@@ -10,22 +10,24 @@ import numpy as np
 import pytest
 import torch
 import train_coranet as coranet
+import train_coranet_ovr as ovr
+from conftest import run_script
 from numpy_reference import softmax
 
-from dataloaders.transforms import Warp, warp_matrix, warp_slices
-from networks.one_vs_rest import OneVsRest, problems
+from networks.one_vs_rest import OneVsRest
 from networks.vnet import VNet
-from utils.pseudo_labels import CompressedVolumes, found, pack, unpack
 
 ALPHA, EPOCH, LABELED = 5.0, 10, 2
 MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")
+WITH_CSN = ("seg+st", "seg+st_mask", "full")
+WITH_CNT = ("seg+mt", "seg+mt_mask", "full")
+STRIDE = (8, 8, 8)
 
 
-def options(train="full", preset="paper", **others):
-    usual = {"uncertainty": "crm", "multiclass": "direct", "looks": 4, "certain_below": 0.5}
-    return Namespace(
-        alpha=ALPHA, train=train, preset=preset, relabel_stride=(8, 8, 8), **usual | others
-    )
+@pytest.fixture(params=[coranet, ovr], ids=["direct", "one vs rest"])
+def script(request):
+    """Both scripts have the losses of one network with branches."""
+    return request.param
 
 
 def nll(z, y):
@@ -52,18 +54,26 @@ def case():
     )
 
 
-def ours(case, mode, preset, pretraining=False):
-    tensors = {
-        k: [torch.from_numpy(z) for z in v] if isinstance(v, list) else torch.from_numpy(v)
-        for k, v in vars(case).items()
-    }
-    outputs = [z.clone().requires_grad_() for z in tensors["outputs"]]
-    args = options(mode, preset)
+def ours(case, mode, preset, pretraining=False, script=coranet):
+    """Loss, terms and the outputs that carry its gradient, as the loop calls for them."""
+    outputs = [torch.from_numpy(z).clone().requires_grad_() for z in case.outputs]
+    label = torch.from_numpy(case.label)
+    objective = script.objective_released if preset == "released" else script.objective
+    args = Namespace(alpha=ALPHA)
     if pretraining:
-        loss, terms = coranet.objective([z[:LABELED] for z in outputs], tensors["label"], args)
-    else:
-        rest = (tensors["pseudo"], tensors["certain"], tensors["targets"], EPOCH)
-        loss, terms = coranet.objective(outputs, tensors["label"], args, *rest)
+        loss, terms = objective([z[:LABELED] for z in outputs], label, args)
+        return loss, terms, outputs
+    certain = torch.from_numpy(case.certain)
+    everywhere = torch.ones_like(certain)
+    masked = mode.endswith("mask") or mode == "full"
+    learn = {}
+    if mode in WITH_CSN:
+        learn["pseudo"] = torch.from_numpy(case.pseudo)
+        learn["certain"] = certain if masked else everywhere
+    if mode in WITH_CNT:
+        learn["teacher"] = [torch.from_numpy(z) for z in case.targets]
+        learn["uncertain"] = ~certain if masked else everywhere
+    loss, terms = objective(outputs, label, args, EPOCH, **learn)
     return loss, terms, outputs
 
 
@@ -108,7 +118,7 @@ def cnt(case, where, released):
 
 @pytest.mark.parametrize("released", [False, True], ids=["paper", "released"])
 @pytest.mark.parametrize("mode", MODES)
-def test_objective_against_numpy(case, mode, released):
+def test_objective_against_numpy(case, mode, released, script):
     everywhere = np.ones_like(case.certain)
     expected = crm(case, released)
     half = 0.5 if released else 1.0
@@ -119,12 +129,10 @@ def test_objective_against_numpy(case, mode, released):
         expected += (
             half * weight * cnt(case, everywhere if mode == "seg+mt" else ~case.certain, released)
         )
-    loss, terms, _ = ours(case, mode, "released" if released else "paper")
+    loss, terms, _ = ours(case, mode, "released" if released else "paper", script=script)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    assert ("loss_csn" in terms, "loss_cnt" in terms) == (
-        mode in MODES[1:3] + MODES[5:],
-        mode in MODES[3:],
-    )
+    assert ("loss_csn" in terms) == (mode in WITH_CSN)
+    assert ("loss_cnt" in terms) == (mode in WITH_CNT)
 
 
 @pytest.mark.parametrize("released", [False, True], ids=["paper", "released"])
@@ -153,59 +161,43 @@ def test_each_term_sends_its_gradient_where_it_should(case):
     assert unlabelled[~certain].ne(0).all()
 
 
-def test_gradcheck(case):
-    small = Namespace(
-        **{
-            k: [z[..., :2, :1, :1] for z in v] if isinstance(v, list) else v[..., :2, :1, :1]
-            for k, v in vars(case).items()
-        }
-    )
-    label, pseudo, certain = (
-        torch.from_numpy(v.copy()) for v in (small.label, small.pseudo, small.certain)
-    )
-    targets = [torch.from_numpy(t.copy()) for t in small.targets]
-    outputs = [torch.from_numpy(z.copy()).requires_grad_() for z in small.outputs]
-    for preset in ("paper", "released"):
-        args = options(preset=preset)
-        assert torch.autograd.gradcheck(
-            lambda *z, args=args: coranet.objective(
-                list(z), label, args, pseudo, certain, targets, EPOCH
-            )[0],
-            outputs,
-        )
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_gradcheck(case, preset, script):
+    small = {
+        name: [z[..., :2, :1, :1].copy() for z in value]
+        if isinstance(value, list)
+        else value[..., :2, :1, :1].copy()
+        for name, value in vars(case).items()
+    }
+    certain = torch.from_numpy(small["certain"])
+    learn = {
+        "pseudo": torch.from_numpy(small["pseudo"]),
+        "certain": certain,
+        "teacher": [torch.from_numpy(z) for z in small["targets"]],
+        "uncertain": ~certain,
+    }
+    label = torch.from_numpy(small["label"])
+    objective = script.objective_released if preset == "released" else script.objective
+
+    def loss(*outputs):
+        return objective(list(outputs), label, Namespace(alpha=ALPHA), EPOCH, **learn)[0]
+
+    outputs = [torch.from_numpy(z).requires_grad_() for z in small["outputs"]]
+    assert torch.autograd.gradcheck(loss, outputs)
 
 
-def test_a_false_object_costs_alpha_in_the_conservative_branch():
+def test_a_false_object_costs_alpha_in_the_conservative_branch(script):
     """Two voxels, one of each class, all predicted as object with p = e/(1+e): by hand."""
     z = torch.tensor([0.0, 1.0], dtype=torch.float64).view(1, 2, 1, 1, 1).expand(1, 2, 2, 1, 1)
     y = torch.tensor([0, 1]).view(1, 2, 1, 1)
     false, true = np.log(1 + np.e), np.log(1 + np.exp(-1))
-    loss, _ = coranet.objective([z, z, z], y, options())
+    loss = script.labelled_loss(z, z, z, y, ALPHA)
     by_hand = (false + true) / 2 + (5 * false + true) / 6 + (false + 5 * true) / 6
     assert loss.item() == pytest.approx(by_hand)
-    shifted = z + torch.tensor([3.0, 0.0], dtype=torch.float64).view(
-        1, 2, 1, 1, 1
-    )  # bolder background
-    args = options()
-    conservative, _ = coranet.objective([z, shifted, z], y, args)
-    radical, _ = coranet.objective([z, z, shifted], y, args)
+    background = torch.tensor([3.0, 0.0], dtype=torch.float64).view(1, 2, 1, 1, 1)
+    conservative = script.labelled_loss(z, z + background, z, y, ALPHA)
+    radical = script.labelled_loss(z, z, z + background, y, ALPHA)
     assert conservative < loss < radical
-
-
-def test_aleatoric_is_the_likelihood_of_a_mean_softmax():
-    """With next to no noise it is the cross-entropy of D; noise takes a sure and wrong prediction's
-    cost away.
-    """
-    z = torch.tensor([0.0, 4.0], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 50, 50)
-    y = torch.zeros(1, 50, 50, dtype=torch.int64)  # all wrong
-    args = options(uncertainty="aleatoric", looks=50)
-    torch.manual_seed(0)
-    quiet, loud = (coranet.objective([z, torch.full_like(z, s)], y, args)[0] for s in (-10.0, 3.0))
-    assert quiet.item() == pytest.approx(np.log(1 + np.exp(4)), rel=0.01)
-    assert loud < quiet / 2
-    s = torch.full_like(z, -1.0).requires_grad_()
-    coranet.objective([z, s], y, args)[0].backward()
-    assert s.grad.sum() < 0  # learns to be unsure
 
 
 class FakeData:
@@ -232,9 +224,8 @@ class FakeJob:
 def undecided(net):
     """Shift a network's branches so that each calls about half of the voxels object."""
     with torch.no_grad():
-        for head, logits in zip(
-            net.heads, problems(net(torch.randn(1, 1, 32, 16, 16)))[0], strict=True
-        ):
+        branches = net(torch.randn(1, 1, 32, 16, 16))
+        for head, logits in zip(net.heads, branches, strict=True):
             last = head if isinstance(head, torch.nn.Conv3d) else head[1]
             last.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
     return net
@@ -246,43 +237,23 @@ def net():
     return undecided(VNet(1, 2, 2, "instancenorm", branches=3).eval())
 
 
-def relabel(net, job=None, num_classes=2, **others):
-    return coranet.relabel(
-        net, FakeData(num_classes), range(4, 6), job or FakeJob(), options(**others)
-    )
+def relabel(net, job=None):
+    return coranet.relabel(net, FakeData(), range(4, 6), job or FakeJob(), STRIDE)
 
 
 def test_relabel_labels_the_cases_that_will_be_seen(net):
     job = FakeJob()
-    labels = relabel(net, job)
-    assert set(labels) == {1, 2}
+    found = relabel(net, job)
+    assert set(found) == {1, 2}
     assert job.asked == 3
     assert net.training
-    for case, packed in labels.items():
-        normal, con, rad = (
-            z[0].argmax(0) for z in net.eval()(FakeData().volumes.images[case][None, None])
-        )
-        (pseudo,), (certain,) = unpack(packed, 1)
+    for case, (pseudo, certain) in found.items():
+        branches = net.eval()(FakeData().volumes.images[case][None, None])
+        normal, con, rad = (z[0].argmax(0) for z in branches)
         assert torch.equal(pseudo, normal)
         assert torch.equal(certain, con == rad)
         assert 0.1 < pseudo.float().mean() < 0.9
         assert 0.1 < certain.float().mean() < 0.9
-
-
-@pytest.mark.parametrize("kind", ["tta", "mcdropout", "aleatoric"])
-def test_other_uncertainties_call_certain_where_the_entropy_is_low(kind):
-    torch.manual_seed(0)
-    net = undecided(VNet(1, 2, 2, "instancenorm", branches=coranet.BRANCHES[kind]).eval())
-    share = []
-    for limit in (0.0, 0.6, 0.9, 1.0):
-        for case, packed in relabel(net, uncertainty=kind, certain_below=limit).items():
-            (pseudo,), (certain,) = unpack(packed, 1)
-            own = problems(net.eval()(FakeData().volumes.images[case][None, None]))[0][0]
-            assert torch.equal(pseudo, own[0].argmax(0))
-        share.append(certain.float().mean().item())
-    assert share[0] == 0
-    assert share == sorted(share)
-    assert share[-1] > share[0]
 
 
 def test_one_vs_rest_labels_each_class_by_its_own_network():
@@ -290,96 +261,35 @@ def test_one_vs_rest_labels_each_class_by_its_own_network():
     net = OneVsRest("vnet", 1, 4, n_filters=2, normalization="instancenorm", branches=3).eval()
     for one in net.networks:
         undecided(one)
-    labels = relabel(net, num_classes=4, multiclass="one_vs_rest")
-    for case, packed in labels.items():
-        pseudo, certain = unpack(packed, 3)
-        image = FakeData().volumes.images[case][None, None]
-        for k, one in enumerate(net.networks):
+    of_classes = ovr.relabel(net, FakeData(4), range(4, 6), FakeJob(), STRIDE)
+    assert len(of_classes) == 3
+    for one, found in zip(net.networks, of_classes, strict=True):
+        assert set(found) == {1, 2}
+        for case, (pseudo, certain) in found.items():
+            image = FakeData().volumes.images[case][None, None]
             normal, con, rad = (z[0].argmax(0) for z in one.eval()(image))
-            assert torch.equal(pseudo[k], normal)
-            assert torch.equal(certain[k], con == rad)
-
-
-@pytest.mark.parametrize(("count", "classes"), [(1, 128), (2, 8), (3, 2), (4, 2)])
-def test_packing_keeps_everything(count, classes):
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, classes, (count, 7, 5), generator=rng)
-    certain = torch.rand(count, 7, 5, generator=rng) < 0.5
-    again, sure = unpack(pack(labels, certain), count)
-    assert torch.equal(torch.stack(again), labels)
-    assert torch.equal(torch.stack(sure), certain)
-    with pytest.raises(ValueError, match="a byte cannot hold"):
-        pack(labels + classes, certain)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_what_lies_beyond_the_image_is_certain_background(count):
-    """As it is of labelled crops; else the more of a batch is padding, the less an uncertain voxel
-    would count.
-    """
-    shape = 40, 48
-    objects, nowhere = (
-        torch.ones(count, *shape, dtype=torch.int64),
-        torch.zeros(count, *shape, dtype=torch.bool),
-    )
-    smaller = Warp(0, warp_matrix(shape, shape, scale=0.5))
-    pseudo, certain = unpack(warp_slices([pack(objects, nowhere)], [smaller], shape), count)
-    for classes, sure in zip(pseudo, certain, strict=True):
-        assert 0.2 < classes.float().mean() < 0.3
-        assert torch.equal(sure, classes == 0)
+            assert torch.equal(pseudo, normal)
+            assert torch.equal(certain, con == rad)
 
 
 @pytest.mark.parametrize(("alpha", "tied"), [(1.0, True), (5.0, False)])
 def test_with_alpha_1_tied_branches_never_part(net, alpha, tied):
-    """α = 1 makes both branches' losses equal: equal weights stay so in training, and nothing is
+    """α = 1 makes both branches' losses equal: equal weights stay equal in training, and nothing is
     uncertain.
     """
     net.heads[2].load_state_dict(net.heads[1].state_dict())
     optimizer = torch.optim.Adam(net.train().parameters(), lr=0.01)
-    args = options()
-    args.alpha = alpha
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         image = torch.randn(2, 1, 32, 16, 16, generator=generator)
+        label = (image[:, 0] > 0.5).long()
         optimizer.zero_grad()
-        coranet.objective(net(image), (image[:, 0] > 0.5).long(), args)[0].backward()
+        coranet.objective(net(image), label, Namespace(alpha=alpha))[0].backward()
         optimizer.step()
-    assert all(unpack(volume, 1)[1][0].all() == tied for volume in relabel(net.eval()).values())
+    assert all(certain.all() == tied for _, certain in relabel(net.eval()).values())
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_log_says_which_classes_pseudo_labels_have(count):
-    """RV in the first image alone, there uncertain, Myo in both, LV in none."""
-    first, second = torch.tensor([[0, 1, 2]]), torch.tensor([[0, 2, 2]])
-
-    def packed(label, certain):
-        problems = [label] if count == 1 else [label == c for c in (1, 2, 3)]
-        return pack([problem.long() for problem in problems], [certain] * count)
-
-    volumes, names = (
-        {4: packed(first, first != 1), 7: packed(second, second == 2)},
-        ("RV", "Myo", "LV"),
-    )
-    line = "relabelled images: 2; certain RV in 0, Myo in 2, LV in 0 - none has RV, LV"
-    assert found(volumes, count, names, certain=True) == line
-    line = "relabelled images: 2; pseudo-label RV in 1, Myo in 2, LV in 0 - none has LV"
-    assert found(volumes, count, names, certain=False) == line
-    volumes[9] = packed(third := torch.tensor([[3, 1]]), third > 0)
-    line = "relabelled images: 3; certain RV in 1, Myo in 2, LV in 1"
-    assert found(volumes, count, names, certain=True) == line
-
-
-def test_pseudo_labels_survive_a_checkpoint(net, tmp_path):
-    store = CompressedVolumes(relabel(net))
-    torch.save(store.state_dict(), tmp_path / "x.pth")
-    again = CompressedVolumes({9: torch.zeros(1)})
-    again.load_state_dict(torch.load(tmp_path / "x.pth", weights_only=True))
-    assert store.keys() == again.keys()
-    assert all(torch.equal(store[case], again[case]) for case in store)
-    assert (tmp_path / "x.pth").stat().st_size < sum(volume.numel() for volume in store.values())
-
-
-def test_the_teacher_follows_the_student(tiny_la, tmp_path, script):
+def test_the_teacher_follows_the_student(tiny_la, tmp_path):
     """One step an epoch: the run one epoch longer has moved its teacher towards the student where
     the shorter ended.
     """
@@ -401,7 +311,7 @@ def test_the_teacher_follows_the_student(tiny_la, tmp_path, script):
 
     def checkpoint(epochs, decay):
         runs = tmp_path / f"{epochs}_{decay}"
-        done = script(
+        done = run_script(
             "train_coranet.py",
             *options,
             "--runs",

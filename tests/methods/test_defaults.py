@@ -72,14 +72,9 @@ CORANET |= {
     "train": "full",
     "relabel_epochs": 5,
 }
-CORANET |= {
-    "ema_decay": 0.99,
-    "uncertainty": "crm",
-    "looks": 8,
-    "certain_below": 0.5,
-    "multiclass": "direct",
-}
-CORANET_ACDC = {"multiclass": "one_vs_rest", "augment": "affine"}
+CORANET |= {"ema_decay": 0.99}
+CORANET_ACDC = {"augment": "affine"}
+UNCERTAINTY = {"uncertainty": "tta", "looks": 8, "certain_below": 0.5}
 CORANET_CODE = CORANET | {"pretrain_epochs": 60, "passes": 5, "labeled_bs": 8, "unlabeled_bs": 8}
 CORANET_2D = CORANET | {
     "selftrain_epochs": 100,
@@ -130,6 +125,14 @@ WIDE = {"net": "unet", "n_filters": 64}
         ("coranet", "endocardium", "", CORANET_2D | WIDE | {"augment": "affine"}),
         ("coranet", "ACDC", "", CORANET_2D | WIDE | CORANET_ACDC),
         ("coranet", "Pancreas2d", "--preset released", CORANET_2D | WIDE),
+        ("coranet_ovr", "ACDC", "", CORANET_2D | WIDE | CORANET_ACDC),
+        ("coranet_ovr", "LA", "", CORANET | VNET),
+        (
+            "coranet_uncertainty",
+            "Pancreas2d",
+            "",
+            {key: CORANET_2D[key] for key in CORANET_2D if key != "alpha"} | WIDE | UNCERTAINTY,
+        ),
     ],
 )
 def test_defaults_are_the_papers(method, dataset, options, expected):

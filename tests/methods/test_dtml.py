@@ -104,17 +104,14 @@ def test_gradcheck(case):
 
 
 def test_consistency_weight():
-    paper = Namespace(preset="paper", consistency=0.1, max_iterations=6000)
-    assert dtml.consistency_weight(6000, paper) == pytest.approx(0.1)
-    assert dtml.consistency_weight(3000, paper) == pytest.approx(0.1 * math.exp(-5 / 4))
-    released = Namespace(preset="released", consistency=1.0, max_iterations=6000)
-    assert (
-        dtml.consistency_weight(150, released)
-        == dtml.consistency_weight(1, released)
-        == 2 * math.exp(-5)
-    )
-    assert dtml.consistency_weight(151, released) == 2 * math.exp(-5 * (39 / 40) ** 2)
-    assert dtml.consistency_weight(6001, released) == 2
+    args = Namespace(consistency=0.1, max_iterations=6000)
+    assert dtml.consistency_weight(6000, args) == pytest.approx(0.1)
+    assert dtml.consistency_weight(3000, args) == pytest.approx(0.1 * math.exp(-5 / 4))
+    args = Namespace(consistency=1.0, max_iterations=6000)
+    first, second = (dtml.consistency_weight_released(step, args) for step in (1, 151))
+    assert first == dtml.consistency_weight_released(150, args) == 2 * math.exp(-5)
+    assert second == 2 * math.exp(-5 * (39 / 40) ** 2)
+    assert dtml.consistency_weight_released(6001, args) == 2
 
 
 def test_released_is_both_losses_back_propagated_into_both_networks(case):

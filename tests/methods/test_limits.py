@@ -5,8 +5,6 @@ Dropout and norm are off, so that what else is in the batch cannot matter; what 
 the order of the crops, the optimizer, the schedule, and terms that ought to be 0.
 """
 
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,11 +97,8 @@ def run_main(script, flags, root, runs, monkeypatch):
         return resume(job, *names, **objects)
 
     monkeypatch.setattr(run.Run, "resume", remember)
-    monkeypatch.setattr(
-        sys, "argv", [script.__file__, *SMALL, *flags, "--root", str(root), "--runs", str(runs)]
-    )
     monkeypatch.setattr(VNet, "defaults", VNet.defaults._replace(dropout=0.0))
-    script.main()
+    script.main([*SMALL, *flags, "--root", str(root), "--runs", str(runs)])
     (path,) = runs.glob("*/*/*/last.pth")
     state = torch.load(path, weights_only=True)
     first = next(iter(began))

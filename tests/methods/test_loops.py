@@ -4,12 +4,13 @@ which clock.
 
 import math
 import re
-import sys
 
 import pytest
 import torch
 import train_cml
 import train_coranet
+import train_coranet_ovr
+import train_coranet_uncertainty
 import train_dtml
 import train_ugmcl
 
@@ -66,17 +67,12 @@ def calls(monkeypatch):
 
 
 @pytest.fixture
-def main(tmp_path, monkeypatch):
+def main(tmp_path):
     """`main(script, root, *options)`: the checkpoint that its run ends in."""
 
     def call(script, root, *options):
         runs = tmp_path / "runs"
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            [script.__file__, *map(str, options), "--root", str(root), "--runs", str(runs)],
-        )
-        script.main()
+        script.main([*map(str, options), "--root", str(root), "--runs", str(runs)])
         (path,) = runs.glob("*/*/*/last.pth")
         return torch.load(path, weights_only=True)
 
@@ -129,19 +125,19 @@ def test_cmls_released_code_shows_batch_norm_either_kind_alone(tiny_la, main, mo
     """4 + 2 crops, mixed to 2 + 1: what learns sees the labelled ones, in self-training the
     unlabelled one after.
     """
-    seen, see = [], train_cml.see
+    seen, forward = [], train_cml.forward
 
-    def listen(student, image, sizes):
-        hook = student.register_forward_hook(
+    def listen(model, image, sizes):
+        hook = model.register_forward_hook(
             lambda _, given, output: seen.append((given[0], output[0]))
         )
-        answer = see(student, image, sizes)
+        answer = forward(model, image, sizes)
         hook.remove()
         assert torch.equal(torch.cat([given for given, _ in seen[-len(sizes) :]]), image)
         assert torch.equal(torch.cat([logits for _, logits in seen[-len(sizes) :]]), answer[0])
         return answer
 
-    monkeypatch.setattr(train_cml, "see", listen)
+    monkeypatch.setattr(train_cml, "forward", listen)
     options = [
         "--labeled_bs",
         4,
@@ -171,7 +167,7 @@ def test_cmls_released_code_has_one_network_on_slices(tiny_acdc, main, calls):
     assert ended["networks"]["net"]["kwargs"]["upsampling"] == "linear"
     for args, _ in objectives:
         assert not torch.equal(args[0][0], args[1][0])  # but for its dropout
-    with pytest.raises(UserError, match="--framework cps is of two networks"):
+    with pytest.raises(UserError, match="--framework cps"):
         main(train_cml, tiny_acdc, *ACDC, *options, "--framework", "cps")
 
 
@@ -198,29 +194,17 @@ def test_dtml_ramps_its_consistency(tiny_la, main, calls):
     )
 
 
-def test_coranet_relabels_every_so_many_epochs(tiny_la, main, calls):
-    """3 labelled cases, 2 a step: epochs of 2 steps; 1 of pre-training, 5 of self-training,
+@pytest.mark.parametrize("script", [train_coranet, train_coranet_ovr, train_coranet_uncertainty])
+def test_coranet_relabels_every_so_many_epochs(script, tiny_la, main, calls):
+    """3 labelled cases, 2 a step: epochs of 2 steps; 1 epoch of pre-training, 5 of self-training,
     relabelled every 2.
     """
-    relabelled, objectives = calls(train_coranet, "relabel"), calls(train_coranet, "objective")
-    teachers = calls(train_coranet, "update_teacher")
-    options = [
-        "--pretrain_epochs",
-        1,
-        "--selftrain_epochs",
-        5,
-        "--relabel_epochs",
-        2,
-        "--ema_decay",
-        0.7,
-    ]
-    ended = main(train_coranet, tiny_la, *LA, *options)
+    relabelled, objectives = calls(script, "relabel"), calls(script, "objective")
+    teachers = calls(script, "update_teacher")
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 5, "--relabel_epochs", 2]
+    ended = main(script, tiny_la, *LA, *options, "--ema_decay", 0.7)
     assert [args[2] for args, _ in relabelled] == [range(3, 7), range(7, 11), range(11, 13)]
-    assert [args[6] for args, _ in objectives] == [
-        0,
-        0,
-        *(epoch for epoch in range(5) for _ in range(2)),
-    ]
+    assert [args[3] for args, _ in objectives] == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert [args[2] for args, _ in teachers][:4] == pytest.approx([0, 1 / 2, 2 / 3, 0.7])
     assert ended["optimizer"]["param_groups"][0]["betas"] == (0.5, 0.999)
 
@@ -229,78 +213,51 @@ def test_coranets_released_epochs_end_with_the_shorter_loader(tiny_la, main, cal
     """3 labelled and 3 unlabelled cases, 2 a step: five passes are 8 steps, whole batches of the
     unlabelled 1.
     """
-    relabelled, objectives = calls(train_coranet, "relabel"), calls(train_coranet, "objective")
-    options = [
-        "--preset",
-        "released",
-        "--pretrain_epochs",
-        1,
-        "--selftrain_epochs",
-        3,
-        "--relabel_epochs",
-        2,
-    ]
-    main(train_coranet, tiny_la, *LA, *options)
+    relabelled = calls(train_coranet, "relabel")
+    objectives = calls(train_coranet, "objective_released")
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 3, "--relabel_epochs", 2]
+    main(train_coranet, tiny_la, *LA, *options, "--preset", "released")
     assert [args[2] for args, _ in relabelled] == [range(9, 11), range(11, 12)]
-    assert [args[6] for args, _ in objectives] == [0] * 8 + [0, 1, 2]
-
-
-def test_coranet_says_at_the_start_how_many_classes_a_byte_holds(tiny_acdc, main, monkeypatch):
-    load = train_coranet.two_stream_loader
-
-    def six(*args):
-        data = load(*args)
-        data.num_classes = 6
-        return data
-
-    monkeypatch.setattr(train_coranet, "two_stream_loader", six)
-    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 1]
-    with pytest.raises(
-        UserError, match="6 classes, but one_vs_rest has room for 5, direct for 128"
-    ):
-        main(train_coranet, tiny_acdc, *ACDC, *options)
-    main(
-        train_coranet,
-        tiny_acdc,
-        *ACDC,
-        *options[:2],
-        "--selftrain_epochs",
-        0,
-        "--name",
-        "no_pseudo_labels",
-    )
+    assert [args[3] for args, _ in objectives] == [0] * 8 + [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("form", "name"), [("one_vs_rest", "one_vs_rest.OneVsRest"), ("direct", "unet.UNet")]
+    ("script", "network"),
+    [(train_coranet, "unet.UNet"), (train_coranet_ovr, "one_vs_rest.OneVsRest")],
 )
-def test_coranet_of_slices_has_four_levels(tiny_acdc, main, form, name):
-    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 0, "--multiclass", form]
-    spec = main(train_coranet, tiny_acdc, *ACDC, *options)["networks"]["net"]
-    assert spec["class"] == f"networks.{name}"
+def test_coranet_of_slices_has_four_levels(tiny_acdc, main, script, network):
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 0]
+    spec = main(script, tiny_acdc, *ACDC, *options)["networks"]["net"]
+    assert spec["class"] == f"networks.{network}"
     assert (spec["kwargs"]["levels"], spec["kwargs"]["branches"]) == (4, 3)
 
 
-@pytest.mark.parametrize(("form", "problems", "classes"), [("one_vs_rest", 3, 2), ("direct", 1, 4)])
-def test_coranet_self_trains_each_problem_of_slices(
-    tiny_acdc, main, calls, form, problems, classes
+@pytest.mark.parametrize(
+    ("script", "networks", "classes"), [(train_coranet, 1, 4), (train_coranet_ovr, 3, 2)]
+)
+def test_coranet_self_trains_each_network_of_slices(
+    tiny_acdc, main, monkeypatch, script, networks, classes
 ):
-    steps, lines = calls(train_coranet, "objective"), calls(train_coranet, "found")
-    main(
-        train_coranet,
-        tiny_acdc,
-        *ACDC,
-        "--pretrain_epochs",
-        1,
-        "--selftrain_epochs",
-        1,
-        "--multiclass",
-        form,
-    )
-    taught = [args for args, _ in steps if args[3] is not None]
-    assert len(taught) == len(steps) // 2
-    assert all(args[0][0].shape[1] == classes > args[3].max() for args in taught)
-    assert [args[1] for args, _ in lines] == [problems]
-    assert re.match(
-        r"relabelled images: \d+; certain RV in \d+, Myo in \d+, LV in \d+", lines[0][1]
+    taught, objective = [], script.objective
+
+    def listen(student, label, args, epoch, **learn):
+        if learn:
+            taught.append((student[0].shape[1], learn["pseudo"].max()))
+        return objective(student, label, args, epoch, **learn)
+
+    monkeypatch.setattr(script, "objective", listen)
+    ended = main(script, tiny_acdc, *ACDC, "--pretrain_epochs", 1, "--selftrain_epochs", 1)
+    steps = ended["step"] // 2
+    assert len(taught) == networks * steps
+    assert all(channels == classes > highest for channels, highest in taught)
+    stores = [name for name in ended if name.startswith("pseudo_labels")]
+    assert len(stores) == networks
+
+
+@pytest.mark.parametrize("script", [train_coranet, train_coranet_ovr])
+def test_coranet_logs_which_classes_have_pseudo_labels(tiny_acdc, main, tmp_path, script):
+    main(script, tiny_acdc, *ACDC, "--pretrain_epochs", 1, "--selftrain_epochs", 1)
+    (log,) = tmp_path.glob("runs/*/*/*/log.txt")
+    assert re.search(
+        r"relabelled images: \d+; certain RV in \d+, Myo in \d+, LV in \d+", log.read_text()
     )

@@ -1,0 +1,413 @@
+"""CoraNet for several classes: one binary network a class (Shi et al., IEEE TMI 41(3), 2022).
+
+Each foreground class has a CoraNet of its own, which tells the class from everything else. The
+networks train side by side on the same crops, and vote at the end. This is the paper's form for
+ACDC (section IV-F); `train_coranet.py` explains CoraNet and has one network for all classes.
+
+    L = mean of the L of the networks; for the network of class c
+
+    pre-training     L = L_crm
+    self-training    L = L_crm + L_csn + L_cnt
+
+    L_crm = CE(D, Y_c) + CE_con(D_con, Y_c) + CE_rad(D_rad, Y_c)    on the labelled crops
+    L_csn = CE(D, pseudo)                                           on its certain voxels
+    L_cnt = (softmax(D) - softmax(D'))²                             on its uncertain voxels
+
+    Y_c      1 where the label is c, else 0; the other symbols are those of `train_coranet.py`
+
+    python code/train_coranet_ovr.py --dataset ACDC --labelnum 14 --gpu 0
+    python code/test_ACDC.py --method coranet_ovr --labelnum 14
+
+Setting: that of `train_coranet.py`. The vote is weighted by confidence: `networks/one_vs_rest.py`.
+"""
+
+import copy
+import math
+
+import torch
+
+import _root  # noqa: F401
+from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
+from networks.one_vs_rest import OneVsRest
+from utils import command
+from utils.distributed import gather, share_out
+from utils.errors import UserError
+from utils.inference import whole_image
+from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
+from utils.pseudo_labels import PseudoLabels, relabelling_summary
+from utils.schedules import ema_decay, gaussian_rampup, update_teacher
+from utils.training import options, run
+from utils.training.options import rule
+
+DEFAULTS = [
+    rule(
+        "paper",
+        pretrain_epochs=30,
+        selftrain_epochs=200,
+        passes=1,
+        labeled_bs=4,
+        unlabeled_bs=4,
+    ),
+    rule(
+        "released code",
+        lambda args: args.preset == "released",
+        pretrain_epochs=60,
+        labeled_bs=8,
+        unlabeled_bs=8,
+    ),
+    rule("released code", lambda args: args.preset == "released" and args.net != "unet", passes=5),
+    rule(
+        "paper, 2-D",
+        lambda args: args.net == "unet",
+        n_filters=64,
+        normalization="batchnorm",
+        pretrain_epochs=30,
+        selftrain_epochs=100,
+        labeled_bs=2,
+        unlabeled_bs=2,
+    ),
+    rule("paper, ACDC", lambda args: args.dataset == "ACDC", augment="affine"),
+]
+
+# ------------------------------------------------------------------------------------- the losses
+# They are those of `train_coranet.py`, of one binary network. To fork: change a loss here, or how
+# they add up in `objective`. Logits are float32 `(B, 2, *S)`, labels int64 `(B, *S)` of 0 and 1,
+# masks of voxels bool `(B, *S)`.
+
+
+def class_weights(D, alpha):
+    """Weights `(2,)` of CE_con and of CE_rad, equation 1: background first."""
+    conservative = D.new_ones(D.shape[1])
+    conservative[0] = alpha
+    radical = D.new_ones(D.shape[1])
+    radical[1:] = alpha
+    return conservative, radical
+
+
+def labelled_loss(D, D_con, D_rad, label, alpha):
+    """L_crm, equation 1."""
+    conservative, radical = class_weights(D, alpha)
+    return (
+        cross_entropy(D, label)
+        + cross_entropy(D_con, label, conservative)
+        + cross_entropy(D_rad, label, radical)
+    )
+
+
+def labelled_loss_released(D, D_con, D_rad, label, alpha):
+    """L_crm of the released code: the mean of CE, CE_con, CE_rad and Dice."""
+    dice = foreground_dice_loss(D.softmax(1), label)
+    return (labelled_loss(D, D_con, D_rad, label, alpha) + dice) / 4
+
+
+def certain_loss(D, pseudo, certain):
+    """L_csn, equation 7: mean over the certain voxels."""
+    return masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
+
+
+def certain_loss_released(D, D_con, D_rad, pseudo, certain, alpha):
+    """L_csn of the released code: CE, CE_con and CE_rad with swapped weights, and Dice."""
+    conservative, radical = class_weights(D, alpha)
+    ce = masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
+    ce_con = masked_mean(cross_entropy(D_con, pseudo, radical, reduction="none"), certain)
+    ce_rad = masked_mean(cross_entropy(D_rad, pseudo, conservative, reduction="none"), certain)
+    dice = foreground_dice_loss(D.softmax(1), pseudo, certain)
+    return (ce + ce_con + ce_rad + dice) / 4
+
+
+def consistency_loss(D, D_teacher, uncertain):
+    """L_cnt, equation 8: mean over the uncertain voxels and the classes."""
+    square = (D.softmax(1) - D_teacher.softmax(1)).square()
+    return masked_mean(square.mean(1), uncertain)
+
+
+def consistency_loss_released(student, teacher, uncertain):
+    """L_cnt of the released code: the sum over the classes, the mean over the three branches."""
+    squares = [
+        (ours.softmax(1) - theirs.softmax(1)).square()
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return sum(masked_mean(square.sum(1), uncertain) for square in squares) / len(squares)
+
+
+def objective(
+    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+):
+    """The loss of one network in a step.
+
+    Args:
+        student: D, D_con and D_rad, labelled crops first.
+        label: of the labelled crops.
+        args: `alpha`.
+        epoch: of self-training, from 0; the paper's losses do not depend on it.
+        pseudo, certain: pseudo-labels of the unlabelled crops, and where D learns from them; None
+            without L_csn.
+        teacher, uncertain: D', D'_con and D'_rad on the unlabelled crops, and where D follows D';
+            None without L_cnt.
+
+    Returns:
+        The loss, and its terms by name.
+    """
+    n = len(label)
+    labelled = [branch[:n] for branch in student]
+    loss = labelled_loss(*labelled, label, args.alpha)
+    terms = {"loss_crm": loss}
+    D = student[0][n:]
+    if pseudo is not None:
+        terms["loss_csn"] = certain_loss(D, pseudo, certain)
+        loss = loss + terms["loss_csn"]
+    if teacher is not None:
+        terms["loss_cnt"] = consistency_loss(D, teacher[0], uncertain)
+        terms["consistency_weight"] = 1.0
+        loss = loss + terms["loss_cnt"]
+    return loss, terms
+
+
+def objective_released(
+    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+):
+    """The loss of the released code: L_crm + 0.5 (L_csn + 0.1 r(epoch, 40) L_cnt).
+
+    Its terms are means over what they sum up, over all three branches; see the functions above.
+    Arguments and result are those of `objective`.
+    """
+    n = len(label)
+    labelled = [branch[:n] for branch in student]
+    loss = labelled_loss_released(*labelled, label, args.alpha)
+    terms = {"loss_crm": loss}
+    unlabelled = [branch[n:] for branch in student]
+    if pseudo is not None:
+        terms["loss_csn"] = certain_loss_released(*unlabelled, pseudo, certain, args.alpha)
+        loss = loss + 0.5 * terms["loss_csn"]
+    if teacher is not None:
+        weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40)
+        terms["loss_cnt"] = consistency_loss_released(unlabelled, teacher, uncertain)
+        terms["consistency_weight"] = weight
+        loss = loss + weight * terms["loss_cnt"]
+    return loss, terms
+
+
+# ------------------------------------------------------------------------------ the pseudo-labels
+# To fork: another way to find them, or to call them certain, goes into `relabel`.
+
+
+@torch.no_grad()
+def relabel(net, data, steps, job, stride):
+    """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
+
+    Returns:
+        For each foreground class: case to its labels 0 and 1, int64 `(*S)`, and its certain voxels,
+        bool `(*S)`.
+    """
+    classes = data.num_classes - 1
+
+    def branches(image):
+        """Softmax of D, D_con and D_rad of each network behind one another, `(B, K 3 2, *S)`."""
+        logits = [branch for outputs in net(image) for branch in outputs]
+        return torch.cat([z.float().softmax(1) for z in logits], 1)
+
+    cases = {case for step in steps for case in data.samples(step)[data.labeled_bs :]}
+    found = {}
+    net.eval()
+    for case in share_out(sorted(cases)):
+        job.leave_if_asked(steps.start - 1)
+        prob = whole_image(
+            branches,
+            data.volumes.images[case],
+            data.patch,
+            stride,
+            classes * 3 * 2,
+            device=job.device,
+            precision=job.precision,
+        )
+        D, D_con, D_rad = prob.unflatten(0, (classes, 3, 2)).argmax(2).cpu().unbind(1)
+        found[case] = D, D_con == D_rad
+    net.train()
+    of_all = {case: labels for share in gather(found) for case, labels in share.items()}
+    return [
+        {case: (labels[k], certain[k]) for case, (labels, certain) in of_all.items()}
+        for k in range(classes)
+    ]
+
+
+def summary_of(pseudo_labels, data, certain_only):
+    """A line for the log: in how many relabelled images each class has pseudo-labels."""
+    counts = [of_class.images_with(1, certain_only) for of_class in pseudo_labels]
+    names = data.description["class_names"]
+    return relabelling_summary(len(pseudo_labels[0].labels), counts, names, certain_only)
+
+
+# ------------------------------------------------------------------------------------ the options
+
+
+def parse(argv=None):
+    parser = options.parser(
+        __doc__,
+        __file__,
+        ("paper", "released"),
+        base_lr=1e-3,
+        normalization="instancenorm",
+    )
+    method = parser.add_argument_group("method")
+    method.add_argument(
+        "--pretrain_epochs",
+        type=command.non_negative_int,
+        help="epochs on labelled crops only",
+    )
+    method.add_argument(
+        "--selftrain_epochs", type=command.non_negative_int, help="epochs with unlabelled crops"
+    )
+    method.add_argument(
+        "--passes",
+        type=command.positive_int,
+        help="passes over the labelled cases that make an epoch",
+    )
+    method.add_argument(
+        "--alpha",
+        type=command.positive,
+        default=5.0,
+        help="α, ratio of the misclassification costs; raise it to call more voxels uncertain",
+    )
+    method.add_argument(
+        "--train",
+        choices=("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full"),
+        default="full",
+        help="row of Table IV: st is L_csn, mt is L_cnt, mask restricts it to its region",
+    )
+    method.add_argument(
+        "--relabel_epochs",
+        type=command.positive_int,
+        default=5,
+        help="epochs between relabellings",
+    )
+    method.add_argument(
+        "--relabel_stride",
+        type=command.positive_int,
+        nargs=3,
+        help="stride of the windows in relabelling (default: half a patch)",
+    )
+    method.add_argument(
+        "--ema_decay",
+        type=command.fraction,
+        default=0.99,
+        help="maximum EMA decay of the teacher; lower it for short runs",
+    )
+    args = options.parse(parser, DEFAULTS, argv)
+    check_relabel_stride(args)
+    return args
+
+
+def check_relabel_stride(args):
+    """Fill in the stride of the relabelling windows; slices are labelled whole.
+
+    Raises:
+        UserError: a stride for slices, or one that leaves gaps.
+    """
+    if args.relabel_stride is None:
+        if len(args.patch) == 3:
+            args.relabel_stride = [extent // 2 for extent in args.patch]
+        return
+    if len(args.patch) == 2:
+        raise UserError("--relabel_stride: slices are labelled whole, without windows")
+    for step, extent in zip(args.relabel_stride, args.patch, strict=True):
+        if step > extent:
+            raise UserError(f"--relabel_stride {step} leaves gaps between windows of {extent}")
+
+
+# -------------------------------------------------------------------------------- the training loop
+
+
+def epoch_lengths(args, data):
+    """Steps of an epoch of pre-training, and of one of self-training."""
+    steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
+    if args.preset == "released" and args.net != "unet":
+        # its self-training stops with the shorter of two loaders, this one of whole batches
+        whole_batches = len(data.cases[UNLABELED]) // args.unlabeled_bs
+        return steps, max(1, min(steps, whole_batches))
+    return steps, steps
+
+
+def main(argv=None):
+    args = parse(argv)
+    job = run.Run(args, __file__)
+    data = two_stream_loader(args, job.device)
+
+    released = args.preset == "released"
+    loss_of_step = objective_released if released else objective
+    uses_pseudo_labels = args.train in ("seg+st", "seg+st_mask", "full")
+    uses_teacher = args.train in ("seg+mt", "seg+mt_mask", "full")
+    masked = args.train in ("seg+st_mask", "seg+mt_mask", "full")
+
+    pretrain_epoch, selftrain_epoch = epoch_lengths(args, data)
+    pretraining = args.pretrain_epochs * pretrain_epoch
+    last = pretraining + args.selftrain_epochs * selftrain_epoch
+    relabel_every = args.relabel_epochs * selftrain_epoch
+
+    shape = {"n_filters": args.n_filters, "normalization": args.normalization, "branches": 3}
+    if args.net == "unet":
+        shape["levels"] = 4
+    net = job.to_device(OneVsRest(args.net, data.in_channels, data.num_classes, **shape))
+    net_teacher = copy.deepcopy(net).requires_grad_(False)
+    student = job.parallel(net)
+    teacher = job.parallel(net_teacher)
+    optimizer = torch.optim.Adam(net.parameters(), lr=args.base_lr, betas=(0.5, 0.999))
+    classes = range(1, data.num_classes)
+    pseudo_labels = [PseudoLabels() for _ in classes]
+    stored = {f"pseudo_labels_{c}": pseudo_labels[c - 1] for c in classes}
+    job.resume(net=net, teacher=net_teacher, optimizer=optimizer, **stored)
+
+    for step, batch in job.steps(data, last):
+        n = batch.labeled_bs
+        t = step - 1 - pretraining  # iteration of self-training, from 0
+        learn = [{} for _ in classes]  # what each network learns from beside the labels
+        info = {}
+
+        if t >= 0 and (uses_pseudo_labels or masked):
+            if t % relabel_every == 0 and batch.first_part:
+                coming = range(step, min(step + relabel_every, last + 1))
+                found = relabel(net, data, coming, job, args.relabel_stride)
+                for of_class, labels in zip(pseudo_labels, found, strict=True):
+                    of_class.replace(labels)
+                job.logger.info(summary_of(pseudo_labels, data, masked))
+            crops = batch.crops[n:]
+            pseudo = [data.gather(of_class.labels, crops).long() for of_class in pseudo_labels]
+            certain = [data.gather(of_class.uncertain, crops) == 0 for of_class in pseudo_labels]
+            info["certain"] = torch.stack(certain).float().mean()
+            if uses_pseudo_labels:
+                for k, own in enumerate(learn):
+                    own["pseudo"] = pseudo[k]
+                    own["certain"] = certain[k] if masked else torch.ones_like(certain[k])
+
+        if t >= 0 and uses_teacher:
+            if batch.first_part:  # at t = 0 the teacher becomes a copy of the pre-trained student
+                constant = released and t > 0
+                decay = args.ema_decay if constant else ema_decay(t, args.ema_decay)
+                update_teacher(net_teacher, net, decay)
+            with torch.no_grad():
+                targets = teacher(batch.image[n:])
+            for k, own in enumerate(learn):
+                own["teacher"] = [branch.float() for branch in targets[k]]
+                everywhere = torch.ones_like(own["teacher"][0][:, 0], dtype=torch.bool)
+                own["uncertain"] = ~certain[k] if masked else everywhere
+
+        labelled_only = t < 0 or args.train == "seg"
+        outputs = student(batch.image[:n] if labelled_only else batch.image)
+        epoch = max(t, 0) // selftrain_epoch
+        losses = []
+        terms = []
+        for k, c in enumerate(classes):
+            branches = [branch.float() for branch in outputs[k]]
+            label = (batch.label == c).long()
+            loss_c, terms_c = loss_of_step(branches, label, args, epoch, **learn[k])
+            losses.append(loss_c)
+            terms.append(terms_c)
+        loss = sum(losses) / len(losses)  # for Adam the same as each network's own loss
+        mean_terms = {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
+
+        job.optimize(loss, optimizer)
+        job.log(step, loss=loss, **mean_terms, **info, lr=args.base_lr)
+        job.checkpoint(step)
+
+
+if __name__ == "__main__":
+    command.run(main)
