@@ -390,10 +390,10 @@ def test_stitcher_refuses_what_does_not_fit(device):
         stitcher.result()
     stitcher.add(logits[:1])
     stitcher.result()
-    with pytest.raises(ValueError, match="the result has been given"):
+    with pytest.raises(ValueError, match="once"):
         stitcher.result()
     for late in (logits[:1], logits[:0]):
-        with pytest.raises(ValueError, match="the result has been given"):
+        with pytest.raises(ValueError, match="once"):
             stitcher.add(late)
     with pytest.raises(TypeError, match=r"integer as the number of classes, got 2\.0"):
         WindowStitcher((6, 6), (4, 4), [[0, 2], [0, 2]], 2.0)

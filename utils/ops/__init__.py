@@ -1,7 +1,7 @@
 """Compiled operators on masks and volumes, each beside the reference that defines it.
 
-The kernels stand in csrc/ and are built by ``pip install --no-build-isolation -e .``; where they
-are not built the references run in their place, with one warning.
+The kernels are in csrc/ and are built by `pip install --no-build-isolation -e .`. If they are not
+built, the references run instead, with one warning.
 """
 
 from utils.ops.crop_rot_flip import crop_rot_flip, crop_rot_flip_reference

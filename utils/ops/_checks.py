@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-_FINEST, _COARSEST = (
-    1e-12,
-    1e12,
-)  # their squares times the longest diagonal squared are numbers in float32
+# Their squares times the longest squared diagonal are still finite, nonzero numbers in float32.
+_FINEST = 1e-12
+_COARSEST = 1e12
 
 
-def integer(value, what: str) -> int:
-    """The value as an int; unlike ``int()`` this takes no fraction, no text and no bool.
+def integer(value: object, what: str) -> int:
+    """The value as an int. Unlike `int()`, this accepts no fraction, no text and no bool.
 
     Raises:
         TypeError: it is no integer.
@@ -29,11 +28,11 @@ def integer(value, what: str) -> int:
         raise TypeError(f"expected an integer as {what}, got {value!r}") from None
 
 
-def sequence(values, what: str) -> list:
+def sequence(values: object, what: str) -> list:
     """The values in a list.
 
     Raises:
-        TypeError: there is nothing to go through, as in a single number or None.
+        TypeError: the value is not iterable, for example a single number or None.
     """
     try:
         return list(values)
@@ -41,8 +40,8 @@ def sequence(values, what: str) -> list:
         raise TypeError(f"expected a sequence of {what}, got {values!r}") from None
 
 
-def integers(values, what: str) -> list[int]:
-    """The integers of any sequence, an array or a tensor included.
+def integers(values: object, what: str) -> list[int]:
+    """The integers of any sequence, including an array or a tensor.
 
     Raises:
         TypeError: no sequence, or not of integers.
@@ -50,11 +49,11 @@ def integers(values, what: str) -> list[int]:
     return [integer(value, f"each of {what}") for value in sequence(values, what)]
 
 
-def numbers(values, what: str) -> list[float]:
-    """The numbers of any sequence, an array or a tensor included.
+def numbers(values: object, what: str) -> list[float]:
+    """The numbers of any sequence, including an array or a tensor.
 
     Raises:
-        TypeError: no sequence, or not of numbers; text is none.
+        TypeError: no sequence, or not of numbers (text is no number).
     """
     try:
         values = list(values)
@@ -70,8 +69,8 @@ def voxel_size(spacing: Sequence[float] | None, axes: int) -> list[float]:
 
     Raises:
         TypeError: not a sequence of numbers.
-        ValueError: not one positive finite number an axis, or one so far from 1 that its square is
-            none in float32.
+        ValueError: not one positive finite number an axis, or a number so far from 1 that its
+            square overflows or vanishes in float32.
     """
     if spacing is None:
         return [1.0] * axes
@@ -81,18 +80,17 @@ def voxel_size(spacing: Sequence[float] | None, axes: int) -> list[float]:
         raise ValueError(f"expected {wanted}, got {tuple(steps)}")
     if not all(_FINEST <= step <= _COARSEST for step in steps):
         raise ValueError(
-            f"expected spacings from {_FINEST:g} to {_COARSEST:g}, got {tuple(steps)}: take "
-            "another unit"
+            f"expected spacings from {_FINEST:g} to {_COARSEST:g}, got {tuple(steps)}: "
+            "use another unit"
         )
     return steps
 
 
-def real(values, what: str) -> torch.Tensor:
-    """A tensor of an array or a tensor; copied only where torch could not hold the values as they
-    are.
+def real(values: object, what: str) -> torch.Tensor:
+    """The array or tensor as a tensor; copied only if torch cannot hold the values as they are.
 
     Raises:
-        TypeError: neither bools, integers nor floats.
+        TypeError: the values are not bools, integers or floats.
     """
     if not isinstance(values, torch.Tensor):
         values = np.asarray(values)
@@ -100,28 +98,27 @@ def real(values, what: str) -> torch.Tensor:
             raise TypeError(f"expected {what} of bools, integers or floats, got {values.dtype}")
         native = values.dtype.newbyteorder("=") if values.itemsize <= 8 else np.float64
         values = np.require(values, native, ["C", "W"])
-        if any(
-            stride < 0 for stride in values.strides
-        ):  # of one step, and so contiguous all the same
+        # An axis of one element may have a negative stride and still count as contiguous.
+        if any(stride < 0 for stride in values.strides):
             values = values.copy()
         values = torch.from_numpy(values)
     if values.is_complex():
         raise TypeError(f"expected {what} of bools, integers or floats, got {values.dtype}")
-    # torch knows these, but computes little with them.
+    # torch has these types, but few operations for them.
     return values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
 
 
-def integral(tensor: torch.Tensor, what: str) -> None:
-    """Raises TypeError for what is no bool or integer tensor."""
+def integral(tensor: object, what: str) -> None:
+    """Raises TypeError if this is no bool or integer tensor."""
     if not isinstance(tensor, torch.Tensor) or tensor.is_floating_point() or tensor.is_complex():
         raise TypeError(f"expected {what} of bool or an integer type, got {_kind(tensor)}")
 
 
-def floating(tensor: torch.Tensor, what: str) -> None:
-    """Raises TypeError for what is no floating-point tensor."""
+def floating(tensor: object, what: str) -> None:
+    """Raises TypeError if this is no floating-point tensor."""
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         raise TypeError(f"expected floating-point {what}, got {_kind(tensor)}")
 
 
-def _kind(value):
+def _kind(value: object) -> object:
     return value.dtype if isinstance(value, torch.Tensor) else type(value).__name__

@@ -1,6 +1,4 @@
-"""Finds the compiled library and puts every operator under ``torch.ops.semiseg``, compiled or
-not.
-"""
+"""Loads the compiled library and registers every operator under `torch.ops.semiseg`."""
 
 import functools
 import os
@@ -15,12 +13,13 @@ REBUILD = "rebuild it with `pip install --no-build-isolation -e .`"
 
 
 def load(folder: Path) -> bool:
-    """Loads the compiled library of a folder, or the one that $SEMISEG_LIBRARY names, into torch;
-    False without one.
+    """Loads the compiled library of a folder, or the one that $SEMISEG_LIBRARY names, into torch.
+
+    Returns:
+        Whether there is a library.
 
     Raises:
-        ImportError: there is one and it does not load, for example because it was built for another
-            torch.
+        ImportError: the library does not load, for example because it was built for another torch.
     """
     named = os.environ.get("SEMISEG_LIBRARY")  # how `make sanitize` runs the tests on other builds
     found = [Path(named)] if named else sorted(folder.glob("_C*.so"))
@@ -37,13 +36,13 @@ def load(folder: Path) -> bool:
 
 
 BUILT = load(Path(__file__).resolve().parent)
-"""Whether the operators are compiled; else their references run in their place."""
+"""Whether the operators are compiled. If not, their references run instead."""
 
 CUDA = any(
     name.startswith("semiseg::")
     for name in torch._C._dispatch_get_registrations_for_dispatch_key("CUDA")
 )
-"""Whether the library has their CUDA kernels; else what is on a GPU goes through the CPU."""
+"""Whether the library has the CUDA kernels. If not, tensors on a GPU go through the CPU."""
 
 
 _NOT_BUILT = (
@@ -62,10 +61,10 @@ def _warn_once(message: str) -> None:
 
 
 def through_cpu(operator: Callable) -> Callable:
-    """The operator by its CPU kernel, for tensors that live elsewhere; the result goes back to
-    where the first is.
+    """The operator by its CPU kernel, for tensors on another device.
 
-    What the schema says the operator writes is written where it lives.
+    The result goes to the device of the first tensor. Arguments that the schema marks as written
+    are copied back in place.
     """
     arguments = operator._schema.arguments
     written = [
@@ -87,17 +86,18 @@ def through_cpu(operator: Callable) -> Callable:
 
 
 def register(schema: str, reference: Callable, fake: Callable) -> Callable:
-    """The operator of this schema, ready for ``torch.compile``.
+    """The operator of this schema, ready for `torch.compile`.
 
     Args:
-        schema: as it stands in csrc/ops.cpp, ``name(arguments) -> result``.
-        reference: the same arguments, any device; runs, with one warning a process, where nothing
-            is compiled.
-        fake: the same arguments; the result's shape, dtype and device, and no values.
+        schema: as written in csrc/ops.cpp, `name(arguments) -> result`.
+        reference: takes the same arguments, on any device. It runs, with one warning a process, if
+            nothing is compiled.
+        fake: takes the same arguments; returns the result's shape, dtype and device, without
+            values.
 
     Raises:
-        ImportError: the compiled library has no operator of this schema: it was built from other
-            sources.
+        ImportError: the compiled library has no operator of this schema, because it was built from
+            other sources.
     """
     name = schema.partition("(")[0]
     if not BUILT:
@@ -113,9 +113,8 @@ def register(schema: str, reference: Callable, fake: Callable) -> Callable:
     operator = getattr(getattr(torch.ops.semiseg, name, None), "default", None)
     if operator is None or str(operator._schema) != f"semiseg::{schema}":
         raise ImportError(f"the compiled library has no operator {schema}: {REBUILD}")
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"semiseg::{name}", "CUDA"
-    ):  # built for the CPU alone
+    on_cuda = torch._C._dispatch_has_kernel_for_dispatch_key(f"semiseg::{name}", "CUDA")
+    if not on_cuda:
         torch.library.impl(f"semiseg::{name}", "cuda", through_cpu(operator))
     torch.library.register_fake(f"semiseg::{name}", fake)
     return operator

@@ -17,32 +17,32 @@ def crop_rot_flip(
     rot: Sequence[int],
     flip: Sequence[int | None],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """A batch of crops, each taken from its volume, turned by quarters in the plane of the first
-    two axes and flipped.
+    """A batch of crops, each cut from its volume, turned by quarter turns and flipped.
 
-    What a crop takes before it is turned has the extents `size`, the first two exchanged for an odd
-    number of quarter turns. Turning and flipping are those of ``torch.rot90(crop, rot, (0, 1))``
-    and ``.flip(flip)``.
+    Turns are in the plane of the first two axes: `torch.rot90(crop, rot, (0, 1)).flip(flip)`. A
+    crop has the extents `size` after it is turned. Before, the first two extents are exchanged if
+    the number of quarter turns is odd.
 
     Args:
-        images: a sequence of B volumes ``(X, Y, Z)`` or images ``(X, Y)``, each of its own shape,
-            one dtype, any, and one device.
-        labels: a sequence, the labels of the first samples, each of its image's shape, one dtype.
-            The rest, or all for None or an empty sequence, have none.
-        corners: B corners of crops, in voxels; where a crop leaves its volume the result is 0.
-        size: extents of the result.
+        images: B volumes `(X, Y, Z)` or images `(X, Y)`. Their shapes may differ. They share one
+            dtype, which may be any, and one device.
+        labels: labels of the first samples, each of its image's shape, all of one dtype. The other
+            samples have none. None or an empty sequence: no sample has a label.
+        corners: the first corner of each of the B crops, in voxels. Outside of the volume the
+            result is 0.
+        size: extents of the result, in voxels.
         rot: B numbers of quarter turns from axis 0 to axis 1: 0, 1, 2 or 3.
-        flip: B axes reversed after turning, None for none.
+        flip: for each of the B crops the axis to reverse after turning; None for none.
 
     Returns:
-        images: ``(B, *size)``, no gradient.
-        labels: ``(len(labels), *size)``, or None where no label was given.
+        images: `(B, *size)`, no gradient.
+        labels: `(len(labels), *size)`, or None if no label was given.
 
     Raises:
-        TypeError: no tensors, or of several dtypes; no sequence, or not of integers (a bool is
-            none).
-        ValueError: no image; shapes, numbers or devices do not fit; or a crop has 2^31 voxels or
-            more.
+        TypeError: not tensors, or tensors of several dtypes; not sequences, or not of integers (a
+            bool is no integer).
+        ValueError: no image; shapes, numbers or devices that do not fit; or a crop of 2^31 voxels
+            or more.
     """
     arguments = _checked(images, labels, corners, size, rot, flip)
     crops, targets = _operator(*arguments)
@@ -57,9 +57,7 @@ def crop_rot_flip_reference(
     rot: Sequence[int],
     flip: Sequence[int | None],
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """:func:`crop_rot_flip` by its definition: pad, crop, ``rot90`` and ``flip``, volume by
-    volume.
-    """
+    """`crop_rot_flip` by its definition: pad, crop, `rot90` and `flip`, volume by volume."""
     arguments = _checked(images, labels, corners, size, rot, flip)
     crops, targets = _reference(*arguments)
     return crops, targets if arguments[1] else None
@@ -69,9 +67,9 @@ def _one(
     volume: torch.Tensor, start: Sequence[int], size: Sequence[int], rot: int, flip: int
 ) -> torch.Tensor:
     extents = [size[1], size[0], *size[2:]] if rot % 2 else size
-    padding = []  # negative to crop; `pad` wants the last axis first
+    padding = []  # negative values crop; `pad` takes the last axis first
     for corner, n, extent in reversed(list(zip(start, extents, volume.shape, strict=True))):
-        corner = max(-n, min(corner, extent))  # further out there are zeros all the same
+        corner = max(-n, min(corner, extent))  # farther out the crop is 0 anyway
         padding += [-corner, corner + n - extent]
     crop = torch.rot90(F.pad(volume, padding), rot, (0, 1))
     return crop if flip < 0 else crop.flip(flip)
@@ -86,15 +84,16 @@ def _reference(images, labels, starts, size, rot, flip) -> tuple[torch.Tensor, t
             ]
         )
 
-    return crops(images), crops(labels) if labels else _fake(
-        images, labels, starts, size, rot, flip
-    )[1]
+    if labels:
+        return crops(images), crops(labels)
+    _, no_labels = _fake(images, labels, starts, size, rot, flip)
+    return crops(images), no_labels
 
 
 def _checked(
     images, labels, corners, size, rot, flip
 ) -> tuple[list, list, list[int], list[int], list[int], list[int]]:
-    """The operator's arguments, of samples that are fit for use."""
+    """The operator's arguments, after all checks."""
     images = _checks.sequence(images, "images")
     labels = [] if labels is None else _checks.sequence(labels, "labels")
     for volume in [*images, *labels]:
@@ -146,11 +145,13 @@ def _checked(
     if not all(0 <= turns < 4 for turns in rot):
         raise ValueError(f"expected 0, 1, 2 or 3 quarter turns, got {rot}")
     axes = [-1 if axis is None else _checks.integer(axis, "the axis to flip") for axis in flip]
-    if not all(
-        0 <= axis < len(size) or given is None for axis, given in zip(axes, flip, strict=True)
-    ):
-        raise ValueError(f"expected axes from 0 to {len(size) - 1} to flip, or None, got {flip}")
-    return images, labels, [number for corner in corners for number in corner], size, rot, axes
+    for axis, given in zip(axes, flip, strict=True):
+        if given is not None and not 0 <= axis < len(size):
+            raise ValueError(
+                f"expected axes from 0 to {len(size) - 1} to flip, or None, got {flip}"
+            )
+    starts = [number for corner in corners for number in corner]
+    return images, labels, starts, size, rot, axes
 
 
 def _fake(images, labels, starts, size, rot, flip) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,9 +160,8 @@ def _fake(images, labels, starts, size, rot, flip) -> tuple[torch.Tensor, torch.
 
 
 _operator = _library.register(
-    "crop_rot_flip(Tensor[] images, Tensor[] labels, int[] starts, int[] size, int[] rot, int[] "
-    "flip)"
-    " -> (Tensor, Tensor)",
+    "crop_rot_flip(Tensor[] images, Tensor[] labels, int[] starts, int[] size, int[] rot, "
+    "int[] flip) -> (Tensor, Tensor)",
     _reference,
     _fake,
 )

@@ -1,4 +1,4 @@
-"""CutMix: one box of one sample pasted into another, image and label in one pass."""
+"""CutMix: pastes one box of a sample into another sample, image and label in one pass."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,17 +12,17 @@ def splice(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
     """`b` inside the box and `a` elsewhere.
 
     Args:
-        a, b: batches ``(B, ..., *S)``, of one shape, dtype and device, any dtype; `S` are the last
-            D axes, D = 1, 2 or
-            3. All axes between, such as channels, share the sample's box.
-        box: int64 ``(2, D)``, first and last corner, the last one excluded, the same box for all
-            samples; or ``(B, 2, D)``, one a sample. In voxels. What lies outside the volume is cut
-            off; a box that holds nothing leaves `a`. On the device of `a` and `b`, or on the CPU:
-            then it is copied to them without blocking. To be captured in a CUDA graph it must be on
+        a, b: batches `(B, ..., *S)` of one shape, device and dtype, which may be any. `S` are the
+            last D axes, D = 1, 2 or 3. All axes between B and S, such as channels, share the
+            sample's box.
+        box: int64, in voxels: the first corner and the last corner, which is excluded. `(2, D)`:
+            the same box for all samples. `(B, 2, D)`: one box a sample. The part outside the volume
+            is cut off; an empty box returns `a`. The box is on the device of `a` and `b`, or on the
+            CPU, from where it is copied without blocking. For capture in a CUDA graph it must be on
             their device.
 
     Returns:
-        A new tensor like `a`, contiguous. Its gradient reaches `b` inside the box and `a`
+        A new contiguous tensor like `a`. Its gradient goes to `b` inside the box and to `a`
         elsewhere.
 
     Raises:
@@ -39,22 +39,21 @@ def cutmix(
     label_b: torch.Tensor,
     box: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels of `b` inside the box and of `a` elsewhere: :func:`splice` of both pairs in
-    one pass.
+    """Images and labels of `b` inside the box and of `a` elsewhere: `splice` of both pairs at once.
 
-    CutMix (Yun et al., ICCV 2019) with one label a voxel. Further labels go through :func:`splice`
-    with the same box.
+    CutMix (Yun et al., ICCV 2019) with one label a voxel. For further labels call `splice` with
+    the same box.
 
     Args:
-        image_a, image_b: batches ``(B, C, *S)``, of one shape and dtype.
-        label_a, label_b: ``(B, *S)`` or ``(B, ..., *S)``, of one shape and dtype.
-        box: as for :func:`splice`.
+        image_a, image_b: batches `(B, C, *S)`, of one shape and dtype.
+        label_a, label_b: `(B, *S)` or `(B, ..., *S)`, of one shape and dtype.
+        box: as for `splice`.
 
     Returns:
-        image, label: new tensors. Those of a floating dtype have gradients as :func:`splice` has.
+        image, label: new tensors. A tensor of a floating dtype has a gradient, as in `splice`.
 
     Raises:
-        TypeError, ValueError: as :func:`splice`; or image and label differ in B or S.
+        TypeError, ValueError: as in `splice`; or image and label differ in B or S.
     """
     return _run(_cutmix, (image_a, image_b, label_a, label_b), box)
 
@@ -66,20 +65,20 @@ def random_box(
     count: int | None = None,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """A box of `ratio` of each axis, rounded down, at a place drawn uniformly from all where it
-    fits.
+    """A random box that covers `ratio` of each axis, rounded down to voxels.
 
-    A ratio under one voxel rounds down to none: the box is empty, and mixing by it leaves `a`.
+    Its place is drawn uniformly from all places where it fits. If a side rounds down to 0 voxels,
+    the box is empty, and `splice` with it returns `a`.
 
     Args:
-        shape: extents of the volume, `S`, 1, 2 or 3.
+        shape: the volume's extents `S`, 1, 2 or 3 numbers, in voxels.
         ratio: in (0, 1], one number or one an axis.
-        generator: drawn from, on its own device; torch's default on the CPU if not given.
-        count: how many boxes; None for one without an axis of its own.
-        device: where the box goes.
+        generator: draws on its own device; torch's default generator on the CPU if not given.
+        count: the number of boxes; None for one box without a batch axis.
+        device: where the result goes.
 
     Returns:
-        int64 ``(2, D)`` or ``(count, 2, D)``, as :func:`splice` takes it.
+        int64 `(2, D)` or `(count, 2, D)`, as `splice` takes it.
 
     Raises:
         TypeError: extents or count are no integers, or the ratio is no number.
@@ -100,27 +99,24 @@ def random_box(
         (1 if count is None else count, 2, len(shape)), dtype=torch.int64, device=drawn_on
     )
     for axis, (extent, r) in enumerate(zip(shape, ratios, strict=True)):
-        inside = int(round(r * extent, 6))  # 0.29 · 100 is a hair under 29
+        inside = int(round(r * extent, 6))  # 0.29 · 100 is slightly less than 29
         boxes[:, 0, axis] = torch.randint(
             extent - inside + 1, (len(boxes),), generator=generator, device=drawn_on
         )
         boxes[:, 1, axis] = boxes[:, 0, axis] + inside
     boxes = boxes[0] if count is None else boxes
-    return boxes.to(
-        device, non_blocking=drawn_on.type == "cpu"
-    )  # the host may read at once what comes back to it
+    # Copies to the CPU block, because the host may read the result at once.
+    return boxes.to(device, non_blocking=drawn_on.type == "cpu")
 
 
 def splice_reference(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-    """:func:`splice` by its definition: a slice assignment a sample."""
+    """`splice` by its definition: one slice assignment a sample."""
     _check([a, b], box)
     out = a.clone(memory_format=torch.contiguous_format)
     boxes = box if box.ndim == 3 else box.expand(len(a), -1, -1)
     for target, source, (start, stop) in zip(out, b, boxes.tolist(), strict=True):
-        inside = (
-            ...,
-            *(slice(max(begin, 0), max(end, 0)) for begin, end in zip(start, stop, strict=True)),
-        )
+        sides = [slice(max(begin, 0), max(end, 0)) for begin, end in zip(start, stop, strict=True)]
+        inside = (..., *sides)
         target[inside] = source[inside]
     return out
 
@@ -132,15 +128,13 @@ def cutmix_reference(
     label_b: torch.Tensor,
     box: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`cutmix` by its definition."""
+    """`cutmix` by its definition."""
     _check([image_a, image_b, label_a, label_b], box)
     return splice_reference(image_a, image_b, box), splice_reference(label_a, label_b, box)
 
 
 def _check(tensors: Sequence[torch.Tensor], box: torch.Tensor) -> None:
-    """Raises where a pair, or both pairs, and the box do not fit together; the kernels check the
-    same.
-    """
+    """Raises an error if the pairs and the box do not fit together, as the kernels do."""
     if box.dtype != torch.int64:
         raise TypeError(f"expected an int64 box, got {box.dtype}")
     if box.ndim not in (2, 3) or box.shape[-2] != 2 or not 1 <= box.shape[-1] <= 3:
@@ -183,9 +177,7 @@ def _fake_cutmix(image_a, image_b, label_a, label_b, box) -> tuple[torch.Tensor,
 
 
 class _Differentiable(torch.autograd.Function):
-    """An operator with its gradient: that goes to `b` inside the box and to `a` elsewhere, again by
-    splicing.
-    """
+    """An operator with its gradient, spliced too: to `b` inside the box and to `a` elsewhere."""
 
     generate_vmap_rule = True
 
@@ -211,8 +203,9 @@ class _Differentiable(torch.autograd.Function):
 
 
 class _ForwardToo(_Differentiable):
-    """The same with tangents, which are spliced as values are; on its own because torch.compile
-    takes no `jvp`.
+    """The same with tangents, which are spliced like values.
+
+    This is a class of its own because torch.compile does not accept a `jvp`.
     """
 
     @staticmethod
@@ -239,8 +232,8 @@ class _ForwardToo(_Differentiable):
 
 
 def _run(operator: Callable, tensors: Sequence[torch.Tensor], box: torch.Tensor):
-    # The operator checks what it gets, and has no torch.library.register_autograd: Python that runs
-    # at every call, its instructions gone from the caches, was a fifth of the time of a batch.
+    # The operator checks its own arguments, and torch.library.register_autograd is not used: Python
+    # that runs at every call took a fifth of the time of a batch.
     for tensor in (*tensors, box):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"expected tensors, got {type(tensor).__name__}")

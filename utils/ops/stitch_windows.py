@@ -1,6 +1,4 @@
-"""Sliding windows put together: activation, weighted sum over the windows of a grid, and division,
-without copies.
-"""
+"""Stitches sliding windows into one volume: activation and weighted mean, without copies."""
 
 import itertools
 import math
@@ -18,16 +16,15 @@ _LEAST, _MOST = 1e-30, 1e30  # weights whose sums and quotients are numbers in f
 def window_starts(
     shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]
 ) -> list[list[int]]:
-    """First voxel of every window along each axis, the last window moved back to end at the
-    volume's edge.
+    """The first voxel of every window along each axis. The last window ends at the volume's edge.
 
-    There are ``ceil((S - P) / stride) + 1`` windows along an axis of S voxels, at ``min(i * stride,
-    S - P)``.
+    An axis of S voxels has `ceil((S - P) / stride) + 1` windows of P voxels. They begin at
+    `min(i * stride, S - P)`.
 
     Raises:
         TypeError: not integers.
-        ValueError: lengths differ, a patch or stride below 1, a patch larger than the volume (pad
-            first), or a stride larger than the patch, which leaves holes.
+        ValueError: the lengths differ, a patch or stride is below 1, a patch is larger than the
+            volume (pad it first), or a stride is larger than the patch, which leaves holes.
     """
     shape, patch = _checks.integers(shape, "shape"), _checks.integers(patch, "patch")
     stride = _checks.integers(stride, "stride")
@@ -53,10 +50,10 @@ def window_starts(
 
 
 class WindowStitcher:
-    """Probabilities of one volume from the windows of a grid that come a few at a time.
+    """Probabilities of one volume from the windows of a grid, a few windows at a time.
 
-    The result is that of :func:`stitch_windows` to the bit, however the windows are split; memory
-    is the result and the windows at hand. ::
+    The result has the same bits as that of `stitch_windows`, however the windows are split. Memory
+    holds only the result and the windows of one call.
 
         stitcher = WindowStitcher(shape, patch, window_starts(shape, patch, stride), num_classes)
         for x in batches_of_windows:  # in C order of the grid
@@ -64,27 +61,27 @@ class WindowStitcher:
         prob = stitcher.result()
 
     Args:
-        shape: the volume, ``(X, Y, Z)`` or ``(X, Y)``, fewer than 2^31 voxels.
-        patch: the window.
-        starts: first voxels of the windows along each axis, ascending and without holes, as
-            :func:`window_starts` gives them; at most 768 over all axes.
+        shape: the volume, `(X, Y, Z)` or `(X, Y)`, fewer than 2^31 voxels.
+        patch: the extents of a window, in voxels.
+        starts: the first voxels of the windows along each axis, as from `window_starts`: ascending,
+            without holes, and at most 768 over all axes.
         num_classes: C, at least 1.
-        activation: from logits to probabilities: ``"softmax"`` over the classes, ``"sigmoid"``, or
+        activation: from logits to probabilities: `"softmax"` over the classes, `"sigmoid"`, or
             None.
-        weights: ``patch``, any floating-point type, read as float32, from 1e-30 to 1e30: how much
-            each place of a window counts; None: all the same. Their values are checked where they
-            are given on the CPU; on a GPU that would wait for it and break the capture of a CUDA
-            graph, and in ``torch.compile`` break the graph.
-        device: where the logits will be.
+        weights: the weight of each place in a window: a floating-point tensor of shape `patch`,
+            read as float32, with values from 1e-30 to 1e30; None for equal weights. Values are
+            checked only on the CPU and outside of `torch.compile`: the check would wait for a GPU,
+            and break the capture of a CUDA graph or a compiled graph.
+        device: the device of the logits.
 
     Attributes:
-        patch: the window, a tuple.
-        windows: how many windows the grid has.
-        done: how many have been added.
+        patch: the extents of a window, a tuple.
+        windows: the number of windows of the grid.
+        done: the number of windows added so far.
 
     Raises:
-        ValueError: starts that are not as said, no class, an unknown activation, or weights of
-            another shape or out of range.
+        ValueError: wrong starts, no class, an unknown activation, or weights of another shape or
+            out of range.
         TypeError: extents, starts or classes that are no integers, or weights that are no
             floating-point tensor.
     """
@@ -115,13 +112,13 @@ class WindowStitcher:
         """Adds the next windows in C order of the grid.
 
         Args:
-            logits: ``(n, C, *patch)`` of any floating-point type and any strides; read as float32.
+            logits: `(n, C, *patch)` of any floating-point type and any strides, read as float32.
                 No gradient.
 
         Raises:
             TypeError: not a floating-point tensor.
-            ValueError: another shape or device, more windows than are left, or the result has been
-                given.
+            ValueError: another shape or device, more windows than are left, or a call after
+                `result`.
         """
         _check_logits(logits)
         self._check_open()
@@ -140,10 +137,10 @@ class WindowStitcher:
         self.done += len(logits)
 
     def result(self) -> Tensor:
-        """``(C, *shape)`` float32; once, after the last window.
+        """The probabilities, `(C, *shape)` float32. Call it once, after the last window.
 
         Raises:
-            ValueError: windows are missing, or the result has been given.
+            ValueError: windows are missing, or this is the second call.
         """
         self._check_open()
         if self.done < self.windows:
@@ -155,8 +152,7 @@ class WindowStitcher:
     def _check_open(self) -> None:
         if self._total is None:
             raise ValueError(
-                "the result has been given; it is given once, and another volume takes another "
-                "stitcher"
+                "a WindowStitcher returns its result once; make another one for another volume"
             )
 
 
@@ -169,26 +165,26 @@ def stitch_windows(
 ) -> Tensor:
     """Probabilities of one volume: the weighted mean over the windows that cover a voxel.
 
-    Sliding-window inference as the field does it, with equal weights (UA-MT, DTC, MC-Net) or with
-    Gaussian ones (nnU-Net, MONAI). A voxel goes through its windows in the grid's order, so the
-    result does not depend on threads.
+    This is the field's sliding-window inference, with equal weights (UA-MT, DTC, MC-Net) or with
+    Gaussian weights (nnU-Net, MONAI). A voxel visits its windows in the grid's order, so the result
+    does not depend on the number of threads.
 
     Args:
-        logits: ``(N, C, *P)``, the windows of one volume in C order of the grid, ``P`` of 2 or 3
-            axes; any floating-point type, read as float32 (float64 too), any strides, channels-last
-            included.
-        starts: first voxels along each axis, see :class:`WindowStitcher`; N is the product of their
+        logits: `(N, C, *P)`, the windows of one volume in C order of the grid, with 2 or 3 axes P;
+            any floating-point type, read as float32 (float64 too), and any strides, including
+            channels-last.
+        starts: the first voxels along each axis, see `WindowStitcher`. N is the product of their
             numbers.
-        shape: the volume.
-        activation, weights: see :class:`WindowStitcher`.
+        shape: the volume's extents.
+        activation, weights: see `WindowStitcher`.
 
     Returns:
-        ``(C, *shape)`` float32 on the logits' device, no gradient. Softmax and sigmoid treat
+        `(C, *shape)` float32 on the logits' device, no gradient. Softmax and sigmoid treat
         infinite logits and NaN as torch does.
 
     Raises:
-        TypeError, ValueError: as :class:`WindowStitcher`, or another number of windows than the
-            grid's.
+        TypeError, ValueError: as in `WindowStitcher`, or another number of windows than the grid
+            has.
     """
     _check_logits(logits)
     options = {"activation": activation, "weights": weights, "device": logits.device}
@@ -206,7 +202,7 @@ def stitch_windows_reference(
     activation: str | None = "softmax",
     weights: Tensor | None = None,
 ) -> Tensor:
-    """:func:`stitch_windows` by its definition, one window at a time, in float64 on the CPU."""
+    """`stitch_windows` by its definition, one window at a time, in float64 on the CPU."""
     shape, patch, grid = _checked_grid(shape, logits.shape[2:], starts)
     total = torch.zeros((logits.shape[1], *shape), dtype=torch.float64)
     weights = None if weights is None else weights.cpu().double()
@@ -226,17 +222,11 @@ def _check_logits(logits: Tensor) -> None:
 def _checked_grid(
     shape: Sequence[int], patch: Sequence[int], starts: Sequence[Sequence[int]]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[list[int], list[int]]]:
-    """Shape, window, and the grid: the starts of all axes in one list, and how many each axis
-    has.
-    """
-    shape, patch = (
-        tuple(_checks.integers(shape, "shape")),
-        tuple(_checks.integers(patch, "the window")),
-    )
-    starts = [
-        _checks.integers(along, "starts")
-        for along in _checks.sequence(starts, "starts, one list an axis")
-    ]
+    """Shape, window, and the grid: the starts of all axes in one list, and their number by axis."""
+    shape = tuple(_checks.integers(shape, "shape"))
+    patch = tuple(_checks.integers(patch, "the window"))
+    axes = _checks.sequence(starts, "starts, one list an axis")
+    starts = [_checks.integers(along, "starts") for along in axes]
     if len(shape) not in (2, 3) or not len(shape) == len(patch) == len(starts):
         lengths = f"{len(shape)}, {len(patch)} and {len(starts)}"
         raise ValueError(f"expected shape, window and starts of 2 or 3 axes, got {lengths} axes")
@@ -255,11 +245,8 @@ def _checked_grid(
             raise ValueError(
                 f"axis {axis}: windows of {extent} at {along} leave holes or do not ascend"
             )
-    return (
-        shape,
-        patch,
-        ([start for along in starts for start in along], [len(along) for along in starts]),
-    )
+    in_one_list = [start for along in starts for start in along]
+    return shape, patch, (in_one_list, [len(along) for along in starts])
 
 
 def _checked_activation(activation: str | None) -> str:
@@ -281,7 +268,7 @@ def _checked_weights(
     weights = weights.detach().float()
     if weights.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (value.item() for value in weights.aminmax())
-        if not _LEAST <= low <= high <= _MOST:  # NaN is not
+        if not _LEAST <= low <= high <= _MOST:  # false for NaN
             raise ValueError(f"expected weights from {_LEAST:g} to {_MOST:g}, got {low} to {high}")
     return weights.to(device).contiguous()
 
@@ -289,28 +276,26 @@ def _checked_weights(
 def _windows(
     patch: Sequence[int], starts: Sequence[int], counts: Sequence[int]
 ) -> list[tuple[slice, ...]]:
-    """Where in the volume the windows lie, in the grid's order."""
+    """Where the windows lie in the volume, in the grid's order."""
     given = iter(starts)
-    axes = [
-        [slice(a, a + extent) for a in itertools.islice(given, n)]
-        for extent, n in zip(patch, counts, strict=True)
-    ]
+    axes = []
+    for extent, count in zip(patch, counts, strict=True):
+        along = itertools.islice(given, count)
+        axes.append([slice(start, start + extent) for start in along])
     return list(itertools.product(*axes))
 
 
 def _reference_add(total, logits, weights, starts, counts, first, activation):
-    logits = logits.to(total.dtype)
-    prob = {
-        "softmax": lambda: logits.softmax(1),
-        "sigmoid": logits.sigmoid,
-        "none": lambda: logits,
-    }[activation]()
+    prob = logits.to(total.dtype)
+    if activation == "softmax":
+        prob = prob.softmax(1)
+    elif activation == "sigmoid":
+        prob = prob.sigmoid()
     if weights is not None:
         prob = prob * weights
-    for i, window in enumerate(
-        _windows(logits.shape[2:], starts, counts)[first : first + len(logits)]
-    ):
-        total[(slice(None), *window)] += prob[i]
+    windows = _windows(logits.shape[2:], starts, counts)[first : first + len(logits)]
+    for window, values in zip(windows, prob, strict=True):
+        total[(slice(None), *window)] += values
 
 
 def _reference_divide(total, weights, patch, starts, counts):
@@ -321,21 +306,18 @@ def _reference_divide(total, weights, patch, starts, counts):
 
 
 def _fake(*_) -> None:
-    """Nothing is returned: the total is written in place, the one exception among these
-    operators.
-    """
+    """Returns nothing: these two operators, unlike the others, write their result in place."""
 
 
 _add = _library.register(
-    "stitch_add(Tensor(a!) total, Tensor logits, Tensor? weights, int[] starts, int[] counts, int "
-    "first, "
-    "str activation) -> ()",
+    "stitch_add(Tensor(a!) total, Tensor logits, Tensor? weights, int[] starts, int[] counts, "
+    "int first, str activation) -> ()",
     _reference_add,
     _fake,
 )
 _divide = _library.register(
-    "stitch_divide(Tensor(a!) total, Tensor? weights, int[] patch, int[] starts, int[] counts) -> "
-    "()",
+    "stitch_divide(Tensor(a!) total, Tensor? weights, int[] patch, int[] starts, int[] counts) "
+    "-> ()",
     _reference_divide,
     _fake,
 )

@@ -1,6 +1,4 @@
-"""Distances between the surfaces of two masks, from which Hausdorff and mean surface distances
-come.
-"""
+"""Distances between the surfaces of two masks, for Hausdorff and mean surface distances."""
 
 from collections.abc import Sequence
 
@@ -14,34 +12,35 @@ from utils.ops import _checks, _library
 def surface_distances(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The exact Euclidean distance of each surface voxel of one mask to the nearest surface voxel
-    of the other.
+    """The exact Euclidean distances between the surface voxels of two masks, in both directions.
 
-    The surface of a mask is every foreground voxel with a background voxel across one of its faces
-    (2-D: edges); what lies outside of the volume is background. Distances are between voxel
+    The surface of a mask is every foreground voxel that shares a face (2-D: an edge) with a
+    background voxel. Everything outside of the volume is background. Distances are between voxel
     centres.
 
     Args:
-        pred, target: one pair, no batch: ``(X, Y, Z)`` or ``(X, Y)``, one shape and one device,
+        pred, target: one pair, no batch: `(X, Y, Z)` or `(X, Y)`, of one shape and on one device,
             bool or any integer type; nonzero is foreground. Made contiguous if they are not.
-        spacing: the size of a voxel along each axis, any unit; 1 if not given.
+        spacing: the size of a voxel along each axis, in any unit; 1 if not given.
 
     Returns:
-        ``there``: float64 vector, one distance for each surface voxel of ``pred`` in the order of
-        its memory, last axis fastest, in the unit of ``spacing``. ``back``: the same from
-        ``target`` to ``pred``. No gradients. If one mask has no voxel its vector is empty and the
-        other's is ``+inf`` everywhere: there is nothing to measure to.
+        there: float64 vector in the unit of `spacing`: for each surface voxel of `pred`, in scan
+            order (last axis fastest), the distance to the nearest surface voxel of `target`.
+        back: the same from `target` to `pred`.
+
+        No gradients. If one mask is empty, its vector is empty and the other vector is `+inf`
+        everywhere.
 
     Raises:
         TypeError: a mask is not a bool or integer tensor, or the spacing is a single number.
         ValueError: the masks differ in shape or device, have other than 2 or 3 axes or 2^31 - 64
             voxels or more, or the spacing is not one positive finite number an axis.
 
-    Squared distances are int64, hence exact, when the spacing is equal along all axes, and float64
-    otherwise. Surface and distances are those of ``medpy.metric.binary`` (``__surface_distances``
-    with connectivity 1). Since the sizes depend on the values, a GPU is waited for once, as for
-    ``torch.nonzero``. Scratch memory is half a byte a voxel, and more where the last axis is much
-    shorter than a word of 64 voxels.
+    With equal spacing along all axes squared distances are int64 and hence exact; otherwise they
+    are float64. Surfaces and distances agree with `medpy.metric.binary` (`__surface_distances` with
+    connectivity 1). The sizes of the result depend on the values, so the call waits for a GPU once,
+    as `torch.nonzero` does. Scratch memory is half a byte a voxel, and more if the last axis is
+    much shorter than a word of 64 voxels.
     """
     return _operator(pred, target, _checked(pred, target, spacing))[:2]
 
@@ -49,12 +48,12 @@ def surface_distances(
 def surface_distances_and_overlap(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """:func:`surface_distances`, and how many voxels ``pred``, ``target`` and both have, from the
-    same pass.
+    """`surface_distances` and the sizes of the masks, from the same pass.
 
     Returns:
-        ``there``, ``back``, and int64 ``(3,)``: the voxels of ``pred``, of ``target`` and of their
-        intersection.
+        there, back: as from `surface_distances`.
+        voxels: int64 `(3,)`: the number of voxels of `pred`, of `target` and of their
+            intersection.
     """
     return _operator(pred, target, _checked(pred, target, spacing))
 
@@ -62,7 +61,7 @@ def surface_distances_and_overlap(
 def surface_distances_reference(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`surface_distances` by its definition, with SciPy, on the CPU."""
+    """`surface_distances` by its definition, with SciPy, on the CPU."""
     spacing = _checked(pred, target, spacing)
     pred, target = (_surface(mask.cpu().numpy() != 0) for mask in (pred, target))
     return _directed(pred, target, spacing), _directed(target, pred, spacing)
@@ -81,7 +80,7 @@ def _directed(surface: np.ndarray, other: np.ndarray, spacing: Sequence[float]) 
 def _checked(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float] | None
 ) -> list[float]:
-    """The spacing, one number an axis, of masks that are fit for use."""
+    """The spacing, one number an axis, after all checks."""
     for mask in (pred, target):
         _checks.integral(mask, "masks")
     if pred.shape != target.shape:
@@ -110,10 +109,8 @@ def _reference(
 def _fake(
     pred: torch.Tensor, target: torch.Tensor, spacing: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    there, back = (
-        pred.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float64)
-        for _ in range(2)
-    )
+    there = pred.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float64)
+    back = pred.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float64)
     return there, back, pred.new_empty(3, dtype=torch.int64)
 
 
