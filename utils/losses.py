@@ -1,21 +1,23 @@
 """Losses that several methods share; what a single paper introduces stands in its own script.
 
-All compute in float32 or better, whatever the precision of the network's output.
+All compute in float32 or better, whatever the precision of the network's output. Under torchrun
+their sums run over the voxels of all processes.
 """
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from utils.distributed import total, world_size
 from utils.ops import normalized_sdm
 
 
-def _wide(values):
+def _wide(values: Tensor) -> Tensor:
     """Float32, or float64 where it is that already, as where gradients are checked."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def dice_loss(prob, target, eps=1e-5):
+def dice_loss(prob: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
     """Dice loss with squares in the denominator (Milletari et al., 3DV 2016): 1 - (2 Σpy + ε) /
     (Σp² + Σy² + ε).
 
@@ -37,10 +39,10 @@ def dice_loss(prob, target, eps=1e-5):
     return 1 - (2 * overlap + eps) / (p + t + eps)
 
 
-def foreground_dice_loss(prob, label, mask=None):
+def foreground_dice_loss(prob: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of `dice_loss` over the foreground classes: prob `(B, C, *S)`, label `(B, *S)` integers.
 
-    With `mask`, bool `(B, *S)`, over its voxels alone.
+    With `mask`, bool `(B, *S)`, only its voxels count.
     """
     classes = range(1, prob.shape[1])
     if mask is None:
@@ -48,7 +50,7 @@ def foreground_dice_loss(prob, label, mask=None):
     return sum(dice_loss(prob[:, c] * mask, mask & (label == c)) for c in classes) / len(classes)
 
 
-def mean_dice_loss(prob, target):
+def mean_dice_loss(prob: Tensor, target: Tensor) -> Tensor:
     """Mean of `dice_loss` over the channels: both `(B, K, *S)`."""
     return (
         sum(dice_loss(p, t) for p, t in zip(prob.unbind(1), target.unbind(1), strict=True))
@@ -56,13 +58,19 @@ def mean_dice_loss(prob, target):
     )
 
 
-def cross_entropy(logits, label, weight=None, reduction="mean"):
-    """`torch.nn.functional.cross_entropy` of logits `(B, C, *S)`, label `(B, *S)` int64, in two
-    cases in another way.
+def cross_entropy(
+    logits: Tensor, label: Tensor, weight: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy`, apart from two cases.
 
-    A mean with class weights `(C,)` is one over all processes' voxels. Where the run is
-    deterministic (`--deterministic 1`) a GPU's sum over voxels is taken in a fixed order, as
-    torch's own is not.
+    With class weights the mean is taken over the voxels of all processes. With `--deterministic 1` a
+    GPU sums over voxels in a fixed order, which torch's own sum does not.
+
+    Args:
+        logits: `(B, C, *S)`.
+        label: int64 `(B, *S)`.
+        weight: of the classes, `(C,)`.
+        reduction: `mean` or `none`.
     """
     logits = _wide(logits)
     fixed = logits.is_cuda and torch.are_deterministic_algorithms_enabled()
@@ -71,50 +79,46 @@ def cross_entropy(logits, label, weight=None, reduction="mean"):
     return _summed_cross_entropy(logits, label, weight, reduction)
 
 
-def _summed_cross_entropy(logits, label, weight, reduction):
-    one_hot = label.unsqueeze(1) == torch.arange(logits.shape[1], device=label.device).view(
-        -1, *[1] * (label.ndim - 1)
-    )
-    share = one_hot if weight is None else one_hot * weight.view(-1, *[1] * (label.ndim - 1))
+def _summed_cross_entropy(
+    logits: Tensor, label: Tensor, weight: Tensor | None, reduction: str
+) -> Tensor:
+    of_class = (-1, *[1] * (label.ndim - 1))
+    classes = torch.arange(logits.shape[1], device=label.device).view(of_class)
+    one_hot = label.unsqueeze(1) == classes
+    share = one_hot if weight is None else one_hot * weight.view(of_class)
     losses = -(logits.log_softmax(1) * share).sum(1)
     if reduction == "none":
         return losses
     if weight is None:
         return losses.mean()
-    over, of = total(torch.stack((losses.sum(), share.sum())))
-    return over / of
+    weighted, weights = total(torch.stack((losses.sum(), share.sum())))
+    return weighted / weights
 
 
-def supervised_loss(logits, label):
+def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
     """(CE + Dice) / 2, Dice over the foreground: logits `(B, C, *S)`, label `(B, *S)` int64."""
     logits = _wide(logits)
     return (cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)) / 2
 
 
-def distance_to_mask(sdm, steepness=1500.0):
-    """σ(-k d), a mask from a signed distance map that is negative inside (Luo et al., AAAI
-    2021).
-    """
+def distance_to_mask(sdm: Tensor, steepness: float = 1500.0) -> Tensor:
+    """σ(-k d): a mask from a signed distance map, negative inside (Luo et al., AAAI 2021)."""
     return torch.sigmoid(-steepness * sdm)
 
 
-def sdm_targets(masks):
-    """`normalized_sdm` of masks, bool `(B, K, *S)`, and 1 everywhere of a class that a crop lacks,
-    to be learned.
+def sdm_targets(masks: Tensor) -> Tensor:
+    """Signed distance maps to learn, `(B, K, *S)`: `normalized_sdm` of masks, bool `(B, K, *S)`.
 
-    The published map is 0 there, the boundary's value, and σ(-k d) then says 1/2 of a class that is
-    nowhere.
+    Where a crop lacks the class the map is 1 everywhere. The published map is 0 there, the value of
+    a boundary, from which σ(-k d) makes 1/2 of a class that is nowhere.
     """
+    sdm = normalized_sdm(masks.flatten(0, 1)).view_as(masks)
     absent = ~masks.flatten(2).any(2)
-    return normalized_sdm(masks.flatten(0, 1)).view_as(masks) + absent.view(
-        *absent.shape, *[1] * (masks.ndim - 2)
-    )
+    return sdm + absent.view(*absent.shape, *[1] * (masks.ndim - 2))
 
 
-def masked_mean(values, mask):
-    """Mean of `values` where `mask` (same shape, bool or weights) is set; 0 where it is set
-    nowhere.
-    """
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` (same shape, bool or weights) is set; 0 if it is set nowhere."""
     mask = mask.to(values.dtype)
-    over, of = total(torch.stack(((values * mask).sum(), mask.sum())))
-    return over / of.clamp(min=torch.finfo(values.dtype).tiny)
+    weighted, weights = total(torch.stack(((values * mask).sum(), mask.sum())))
+    return weighted / weights.clamp(min=torch.finfo(values.dtype).tiny)

@@ -3,9 +3,10 @@
 import math
 
 import torch
+from torch import nn
 
 
-def gaussian_rampup(t, length):
+def gaussian_rampup(t: float, length: float) -> float:
     """exp(-5 (1 - min(t, T)/T)²), from 0.0067 at t = 0 to 1 at t = T (Laine & Aila, ICLR 2017);
     always 1 if T is 0.
     """
@@ -14,27 +15,27 @@ def gaussian_rampup(t, length):
     return math.exp(-5 * (1 - min(max(t, 0), length) / length) ** 2)
 
 
-def step_decay(base_lr, step, every, factor=0.1):
+def step_decay(base_lr: float, step: int, every: int, factor: float = 0.1) -> float:
     """The learning rate of iteration `step` (from 1): ×`factor` after every `every` iterations; 0
     for never.
     """
     return base_lr * factor ** ((step - 1) // every) if every else base_lr
 
 
-def set_lr(optimizer, lr):
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def ema_decay(t, limit=0.99):
+def ema_decay(t: int, limit: float = 0.99) -> float:
     """The teacher's decay min(1 - 1/(t+1), limit): at t = 0 the teacher becomes a copy, then a true
     mean, then the EMA (Tarvainen & Valpola, NeurIPS 2017)."""
     return min(1 - 1 / (t + 1), limit)
 
 
 @torch.no_grad()
-def update_teacher(teacher, student, decay):
+def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """θ' = a θ' + (1-a) θ over the parameters; buffers stay the teacher's own, as in the released
     codes.
     """
