@@ -63,8 +63,8 @@ def cross_entropy(
 ) -> Tensor:
     """`torch.nn.functional.cross_entropy`, apart from two cases.
 
-    With class weights the mean is taken over the voxels of all processes. With `--deterministic 1` a
-    GPU sums over voxels in a fixed order, which torch's own sum does not.
+    With class weights the mean is taken over the voxels of all processes. With `--deterministic 1`
+    a GPU sums over voxels in a fixed order, which torch's own sum does not.
 
     Args:
         logits: `(B, C, *S)`.
@@ -118,7 +118,7 @@ def sdm_targets(masks: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` (same shape, bool or weights) is set; 0 if it is set nowhere."""
+    """Mean of `values` where `mask` (same shape, bool or weights) is set; 0 if it is nowhere."""
     mask = mask.to(values.dtype)
     weighted, weights = total(torch.stack(((values * mask).sum(), mask.sum())))
     return weighted / weights.clamp(min=torch.finfo(values.dtype).tiny)

@@ -17,35 +17,30 @@ import torch
 from conftest import FOLDER, ROOT, Script, make_tiny_la
 
 SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--log_every", 1, "--labelnum", 3]
-# what makes each script finish in a few steps, and one line for each of its own flags
+EPOCHS = "--labeled_bs 2 --unlabeled_bs 2 --pretrain_epochs 1 --selftrain_epochs 2".split()
+# what makes each script finish in a few steps
 SHORT = {
     "train_supervised.py": ["--max_iterations", 3, "--labeled_bs", 2],
-    "train_coranet.py": [
-        "--labeled_bs",
-        2,
-        "--unlabeled_bs",
-        2,
-        "--pretrain_epochs",
-        1,
-        "--selftrain_epochs",
-        2,
-    ],
+    "train_coranet.py": EPOCHS,
+    "train_coranet_ovr.py": EPOCHS,
+    "train_coranet_uncertainty.py": EPOCHS,
     "train_dmd.py": ["--max_iterations", 3],
     "train_dtml.py": ["--max_iterations", 3],
     "train_ugmcl.py": ["--max_iterations", 3, "--passes", 2],
-    "train_cml.py": [
-        "--labeled_bs",
-        2,
-        "--unlabeled_bs",
-        2,
-        "--pretrain_iterations",
-        1,
-        "--max_iterations",
-        2,
-    ],
+    "train_cml.py": "--labeled_bs 2 --unlabeled_bs 2 --pretrain_iterations 1 --max_iterations 2".split(),
 }
 MCDROPOUT = ["--uncertainty", "mcdropout"]
-# every flag alone, or with those that it needs, against the same command without it
+CORANET = [
+    ["--preset", "released"],
+    ["--pretrain_epochs", 2],
+    ["--selftrain_epochs", 1],
+    ["--passes", 2],
+    ["--unlabeled_bs", 1],
+    ["--relabel_epochs", 1],
+    ["--relabel_stride", 32, 16, 16],
+    ["--ema_decay", 0.4],
+]
+# every flag by itself, or with those that it needs, against the same command without it
 FLAGS = {
     "train_supervised.py": [
         ["--max_iterations", 2],
@@ -64,20 +59,18 @@ FLAGS = {
         ["--accumulate", 2],
     ],
     "train_coranet.py": [
-        ["--preset", "released"],
-        ["--pretrain_epochs", 2],
-        ["--selftrain_epochs", 1],
-        ["--passes", 2],
-        ["--unlabeled_bs", 1],
+        *CORANET,
         ["--alpha", 1],
-        ["--relabel_epochs", 1],
-        ["--relabel_stride", 32, 16, 16],
-        ["--ema_decay", 0.4],
         *(["--train", mode] for mode in ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask")),
-        *(["--uncertainty", kind] for kind in ("tta", "mcdropout", "aleatoric")),
+    ],
+    "train_coranet_ovr.py": [*CORANET, ["--alpha", 1], ["--train", "seg+st"]],
+    "train_coranet_uncertainty.py": [
+        ["--preset", "released"],
+        ["--train", "seg+mt_mask"],
+        MCDROPOUT,
+        ["--uncertainty", "aleatoric"],
         ["--looks", 2, *MCDROPOUT],
         ["--certain_below", 0.999, *MCDROPOUT],
-        ["--multiclass", "one_vs_rest"],
     ],
     "train_dmd.py": [
         ["--max_iterations", 2],
@@ -121,14 +114,13 @@ FLAGS = {
 }
 
 
-# runs the script named on the command line with each of the commands on stdin
+# runs the script of this name with each of the commands on stdin
 ONE_BY_ONE = """
-import json, os, runpy, sys
-script = sys.argv[1]
-sys.path[0] = os.path.dirname(script)
+import importlib, json, sys
+sys.path.insert(0, sys.argv[1])
+main = importlib.import_module(sys.argv[2]).main
 for command in json.load(sys.stdin):
-    sys.argv = [script, *command]
-    runpy.run_path(script, run_name="__main__")
+    main(command)
 """
 
 
@@ -181,7 +173,7 @@ def weights(tmp_path_factory):
             arguments(name, root, runs, *flags, "--name", label(name, flags)) for flags in variants
         ]
         done = subprocess.run(
-            [sys.executable, "-c", ONE_BY_ONE, str(ROOT / "code" / name)],
+            [sys.executable, "-c", ONE_BY_ONE, ROOT / "code", name.removesuffix(".py")],
             input=json.dumps([list(map(str, command)) for command in commands]),
             capture_output=True,
             text=True,
@@ -205,16 +197,13 @@ def weights(tmp_path_factory):
 @pytest.mark.parametrize("name", SHORT)
 def test_trains_and_falls(name, tiny_la, tmp_path, script):
     """The loss on a few easy volumes goes down within the run, so gradients reach the weights."""
-    longer = {
-        "train_coranet.py": ["--pretrain_epochs", 12],
-        "train_cml.py": ["--pretrain_iterations", 30],
-    }
-    longer = longer.get(name, ["--max_iterations", 30])
+    longer, term = ["--max_iterations", 30], "loss/loss"
+    if "coranet" in name:
+        longer, term = ["--pretrain_epochs", 12], "loss/loss_crm"
+    elif name == "train_cml.py":
+        longer, term = ["--pretrain_iterations", 30], "loss/loss_l"
     done = script(name, *arguments(name, tiny_la, tmp_path / "runs", *longer, "--base_lr", 0.02))
     assert done.returncode == 0, done.stderr
-    term = {"train_coranet.py": "loss/loss_crm", "train_cml.py": "loss/loss_l"}.get(
-        name, "loss/loss"
-    )
     losses = [line[term] for line in records(folder(tmp_path / "runs", name))]
     assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:3])
 
@@ -228,23 +217,16 @@ def test_every_flag_has_an_effect(name, flag, weights):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "extra"),
-    [*((name, []) for name in SHORT), ("train_coranet.py", ["--multiclass", "direct"])],
-    ids=str,
-)
-def test_trains_on_slices_of_several_classes(name, extra, tiny_acdc, tmp_path, script):
-    """A U-Net, or one a class, trains on ACDC's layout, and `test_ACDC.py` scores what it ends
-    in.
-    """
+@pytest.mark.parametrize("name", SHORT)
+def test_trains_on_slices_of_several_classes(name, tiny_acdc, tmp_path, script):
+    """A U-Net, or one a class, trains on ACDC's layout, and `test_ACDC.py` scores the run."""
     runs = tmp_path / "runs"
-    done = script(
-        name, *arguments(name, tiny_acdc, runs, "--dataset", "ACDC", "--patch", 32, 32, *extra)
-    )
+    slices = ["--dataset", "ACDC", "--patch", 32, 32]
+    done = script(name, *arguments(name, tiny_acdc, runs, *slices))
     assert done.returncode == 0, done.stderr
     (path,) = runs.glob("ACDC/*/*/last.pth")
     state = torch.load(path, weights_only=True)
-    kind = "OneVsRest" if name == "train_coranet.py" and not extra else "UNet"
+    kind = "OneVsRest" if name == "train_coranet_ovr.py" else "UNet"
     assert {spec["class"].rpartition(".")[2] for spec in state["networks"].values()} == {kind}
     assert np.isfinite([line["loss/loss"] for line in records(path.parent)]).all()
     done = script("test_ACDC.py", "--run", path.parent, "--gpu", -1, "--figures", 0, "--nifti", 0)
@@ -259,8 +241,8 @@ def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted
     run's.
     """
-    longer = {"train_coranet.py": ["--selftrain_epochs", 12]}.get(name, ["--max_iterations", 20])
-    longer = [*longer, "--precision", "bf16", "--patch", 64, 16, 16]
+    longer = ["--selftrain_epochs", 12] if "coranet" in name else ["--max_iterations", 20]
+    longer += ["--precision", "bf16", "--patch", 64, 16, 16]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = script(name, *arguments(name, tiny_la, whole, *longer))
     assert done.returncode == 0, done.stderr
