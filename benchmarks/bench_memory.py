@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from dataloaders.two_stream import LABELED, UNLABELED, Batch
 from utils import command
-from utils.device import channels_last, resolve_precision, select_devices
+from utils.device import channels_last, resolve_precision, select_device
 from utils.training import run
 
 sys.path.insert(0, str(ROOT / "code"))  # where the scripts find `_root`
@@ -103,8 +103,8 @@ class Job(run.Run):
     """A run of the last two steps, without its folder."""
 
     def __init__(self, args, script):
-        self.args, self.devices = args, select_devices(args.gpu)
-        self.device = self.devices[0]
+        self.args = args
+        self.device = select_device(args.gpu)
         self.parts = self.shares = args.accumulate
         self.precision = resolve_precision(args.precision, self.device)
         self.generator = torch.Generator()
