@@ -29,7 +29,6 @@ from utils.reporting.export import (
 )
 from utils.trained import (
     checkpoint_name,
-    described,
     find_checkpoint,
     load_networks,
     read_export,
@@ -120,7 +119,6 @@ def main(arguments=None):
     chosen = selection(checkpoint, args.checkpoint, args.run)
     print(f"{path}, step {checkpoint['step']} of {checkpoint['last']}: {chosen}")
     trained = checkpoint["args"]
-    checkpoint["dataset"] = described(checkpoint, path)
 
     kept = inference_checkpoint(
         checkpoint, [args.network] if args.network else checkpoint["test_networks"]

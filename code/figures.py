@@ -373,7 +373,9 @@ def parse():
             type=command.positive_int,
             help="windows or slices at once: memory, not numbers",
         )
-        one.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
+        one.add_argument(
+            "--gpu", type=command.gpu, default=0, help="number of the GPU, or -1 for the CPU"
+        )
         one.add_argument(
             "--precision",
             choices=("auto", "fp32", "bf16"),
@@ -385,8 +387,6 @@ def parse():
         figures.choices[args.figure].error(f"unrecognized arguments: {' '.join(unknown)}")
     if not args.run.is_dir():
         raise UserError(f"{args.run}: no such folder of a run")
-    if "," in args.gpu:
-        raise UserError(f"--gpu {args.gpu}: figures use one device; give one number")
     if (
         args.figure == "sdm"
         and args.checkpoint not in ("last", "best")

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import _root  # noqa: F401
 from dataloaders import open_dataset
 from dataloaders.phantom import SIZE
-from utils import command
+from utils import command, progress
 from utils.figures.contact_sheet import Tile, contact_sheet, slice_picture
 from utils.preparation.phantom import write_dataset
 
@@ -64,7 +63,7 @@ def preview(path, dataset, cases=8):
 def main(argv=None):
     args = parse(argv)
     start = time.perf_counter()
-    bar = partial(tqdm, unit="case", disable=None)
+    bar = partial(progress.bar, unit="case", keep=True)
     written = write_dataset(
         args.root, args.seed, args.size, args.train, args.test, args.workers, args.overwrite, bar
     )

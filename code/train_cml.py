@@ -1,37 +1,39 @@
 """CML, cross-view mutual learning (Wu et al., ACM Multimedia 2024).
 
-Two networks learn from crops mixed by CutMix. Each trusts the other's pseudo-labels outside the box
-and its own inside, and their features are pushed apart so that they stay two views.
+Two networks, 1 and 2, learn from crops mixed by CutMix. On unlabelled crops each learns from the
+other's pseudo-labels outside the box, and from its own inside. Their features are pushed apart, so
+that the networks stay two views of an image.
 
     pre-training     L = L_sup^l + λ₂ L_dis^l
     self-training    L = L_sup^l + λ₁ L_sup^u + λ₂ (L_dis^l + L_dis^u)
 
-    L_sup = Σᵢ (CE(pᵢ, Yᵢ) + Dice(pᵢ, Yᵢ)) / 2     on mixed crops X_mix = X_a M + X_b (1 - M)
-    L_dis = Σᵢ 1 + mean cos(fᵢ, stopgrad f₁₋ᵢ)     on the same crops
-    Yᵢ    = Y_a M + Y_b (1 - M)                    for labelled crops
-    Yᵢ    = Ŷ_a,₁₋ᵢ M + Ŷ_b,ᵢ (1 - M)              for unlabelled crops
+    L_sup = Σ (CE(p, Y) + Dice(p, Y)) / 2           over both networks
+    L_dis = Σ (1 + mean cos(f, stopgrad(f_other)))  over both networks
+    image = image_a outside the box, image_b inside
+    Y     = Y_a outside, Y_b inside                 of a labelled crop
+    Y     = Ŷ_other,a outside, Ŷ_own,b inside       of an unlabelled crop
 
-    i     the network, 0 or 1; l and u: labelled and unlabelled crops
-    pᵢ    softmax of network i
-    fᵢ    the deepest features of its encoder; the cosine is taken over their channels
-    M     0 inside a box of β times each extent of the crop, at a random place; 1 outside
-    Ŷ     pseudo-labels: each network's argmax on the unmixed crops, and of each class the largest
-          connected component
+    l, u  labelled and unlabelled crops (superscripts)
+    a, b  the two crops that CutMix mixes: the first and the second half of a batch
+    box   β times each extent of the crop, at a random place; one for l and one for u each step
+    p, f  softmax of a network, and the deepest features of its encoder (cosine over channels)
+    Ŷ     pseudo-labels: a network's argmax on the unmixed crops, in train mode and without
+          gradient; of each class only the largest connected component
 
     python code/train_cml.py --labelnum 8 --gpu 0
     python code/test_LA.py --method cml --labelnum 8
 
-Setting of the paper, on LA: two V-Nets (for slices U-Nets), one SGD 0.01 for both with momentum 0.9
-and weight decay 1e-4, ×0.1 every 2500 iterations of either phase; 2000 + 15000 iterations; 4 + 4
-crops a step, mixed to 2 + 2; λ₁ = 1, λ₂ = 0.2, β = 2/3. BraTS2019 and ACDC: 10000 + 30000
-iterations at a constant rate; ACDC: λ₁ = 0.5, λ₂ = 0.1, β = 1/2, 12 + 12 slices. The mean of both
-networks is tested.
+Setting of the paper, on LA: two V-Nets (U-Nets for slices), the second with linear upsampling; one
+SGD for both with learning rate 0.01, momentum 0.9 and weight decay 1e-4; 2000 iterations of
+pre-training and 15000 of self-training, ×0.1 every 2500 of either; 4 labelled and 4 unlabelled crops
+a step, mixed to 2 + 2; λ₁ = 1, λ₂ = 0.2, β = 2/3. BraTS2019 and ACDC: 10000 + 30000 iterations at a
+constant rate; ACDC: λ₁ = 0.5, λ₂ = 0.1, β = 1/2, 12 + 12 slices. The mean of both networks is tested.
 
 `--framework cfl` leaves CutMix out, `cps` (Chen et al., CVPR 2021) leaves L_dis out too: each
 network learns from the other's pseudo-labels.
 `--preset released` is the released code where it differs: labelled and unlabelled crops go through
-the network one after another, so batch norm sees one kind at a time; on slices one network is both,
-told apart only by its dropout.
+the network one after another, so batch norm sees one kind at a time; on slices a single network
+takes both parts, and only dropout makes its two passes differ.
 """
 
 import torch
@@ -48,7 +50,7 @@ from utils.schedules import set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
-DEFAULTS = [
+DEFAULTS = [  # where several rules hold, the last one wins
     rule(
         "paper, LA",
         pretrain_iterations=2000,
@@ -112,7 +114,7 @@ def targets(pseudo_1, pseudo_2, box):
 
 
 def discrepancy(features_1, features_2):
-    """L_dis, equation 1, of both networks: from 0 (opposite features) to 4 (alike).
+    """L_dis, equation 1, of both networks: the loss is 4 for equal features, 0 for opposite ones.
 
     Args:
         features_1, features_2: deepest features `(B, F, *S)`.
@@ -202,17 +204,23 @@ def parse(argv=None):
 
 
 def one_network(args):
-    """Whether one network plays both parts, as in the released code for slices."""
+    """Whether a single network takes both parts, as in the released code for slices."""
     return args.preset == "released" and args.net == "unet"
 
 
 def check_pairs(args, shares):
-    """CutMix mixes pairs of crops: each of the step's `shares` must hold whole pairs.
+    """Insist on whole pairs for CutMix, also where a step is shared out.
+
+    Args:
+        args: `labeled_bs` and `unlabeled_bs`.
+        shares: parts of a step, over all processes and all parts of `--accumulate`.
 
     Raises:
-        UserError: a share of the labelled or unlabelled crops is odd.
+        UserError: a share has an odd number of labelled or unlabelled crops.
     """
-    if args.labeled_bs // shares % 2 or args.unlabeled_bs // shares % 2:
+    labelled = args.labeled_bs // shares
+    unlabelled = args.unlabeled_bs // shares
+    if labelled % 2 or unlabelled % 2:
         wanted = f"multiples of {2 * shares}" if shares > 1 else "even"
         raise UserError(
             f"CutMix mixes pairs: --labeled_bs and --unlabeled_bs must be {wanted} (or --framework "
@@ -225,7 +233,7 @@ def check_pairs(args, shares):
 
 
 def forward(model, image, sizes):
-    """Logits and deepest features of a batch whose parts of `sizes` go through one by one."""
+    """Logits and deepest features of a batch; `sizes` are the parts that go through one by one."""
     outputs = [model(part) for part in image.split(sizes)]
     if len(outputs) == 1:
         return outputs[0]
@@ -262,7 +270,7 @@ def main(argv=None):
         model_2 = job.parallel(nets["net_2"])
     parameters = [parameter for net in nets.values() for parameter in net.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
-    job.resume(list(nets), **nets, optimizer=optimizer)
+    job.resume(list(nets), **nets, optimizer=optimizer)  # all networks are tested
 
     def draw_box():
         if not cutmix:

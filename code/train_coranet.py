@@ -1,33 +1,36 @@
 """CoraNet, the conservative-radical network (Shi et al., IEEE TMI 41(3), 2022).
 
-One network predicts three times: normally (D), shy of false objects (D_con), and shy of missed ones
-(D_rad). Where the last two agree the pseudo-label is certain, and D learns from it; elsewhere D
-follows its mean teacher.
+One network has three branches at its end: D, D_con, which pays more for false object voxels, and
+D_rad, which pays more for missed ones. Where D_con and D_rad predict the same class, D is certain
+and learns from its own pseudo-label; elsewhere D follows its mean teacher.
 
     pre-training     L = L_crm
     self-training    L = L_crm + L_csn + L_cnt
 
     L_crm = CE(D, Y) + CE_con(D_con, Y) + CE_rad(D_rad, Y)    on labelled crops
-    L_csn = CE(D, pseudo)                                     on unlabelled crops where certain
-    L_cnt = (softmax(D) - softmax(D'))²                       on unlabelled crops where uncertain
+    L_csn = mean CE(D, pseudo)                                on certain voxels of unlabelled crops
+    L_cnt = mean (softmax(D) - softmax(D'))²                  on their uncertain voxels
 
+    crm, csn, cnt   conservative-radical module, certain segmentation network, consistency
+    Y        label
     CE_con   cross-entropy in which a voxel of the background weighs α, and one of an object 1
     CE_rad   cross-entropy in which a voxel of an object weighs α, and one of the background 1
-    D'       D of the mean teacher, with an EMA decay of up to 0.99
-    pseudo   argmax of D on whole images, certain where D_con and D_rad predict the same class;
-             found anew every 5 epochs (an epoch is a pass over the labelled cases)
+    pseudo   argmax of D on whole images; it and the certain voxels are found anew every 5 epochs
+    D'       D of the mean teacher, which sees the same crops; its EMA decay is at most 0.99
+    epoch    a pass over the labelled cases
 
     python code/train_coranet.py --labelnum 16 --gpu 0
     python code/test_LA.py --method coranet --labelnum 16
 
-Setting in 3-D: V-Net with instance norm, three branches at its end; Adam 1e-3, betas (0.5, 0.999);
-4 + 4 crops a step; 30 epochs of pre-training and 200 of self-training; α = 5. For slices: U-Net of
-four levels from 64 channels, 2 + 2 slices a step, 30 + 100 epochs. D of the student is tested.
+Setting in 3-D: V-Net with instance norm; Adam 1e-3, betas (0.5, 0.999); 4 labelled and 4 unlabelled
+crops a step; 30 epochs of pre-training and 200 of self-training; α = 5. For slices: U-Net of four
+levels from 64 channels, 2 + 2 slices a step, 30 + 100 epochs. D of the student is tested.
 
-With several classes this script has one network for all of them; `train_coranet_ovr.py` has a
-binary network a class, which the paper uses on ACDC. `train_coranet_uncertainty.py` replaces D_con
-and D_rad by other measures of uncertainty (Table VI).
-`--preset released` is the released code where it differs; see `objective_released`.
+With several classes this script has one network for all of them; `train_coranet_ovr.py` has one
+binary network per class, which is the paper's form for ACDC. `train_coranet_uncertainty.py` has
+other measures of uncertainty in place of D_con and D_rad (Table VI).
+`--preset released` is the released code where it differs: its losses (`objective_released`), its
+batch sizes and epochs (DEFAULTS, `epoch_lengths`), and a constant EMA decay.
 """
 
 import copy
@@ -48,7 +51,7 @@ from utils.schedules import ema_decay, gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 
-DEFAULTS = [
+DEFAULTS = [  # where several rules hold, the last one wins
     rule(
         "paper",
         pretrain_epochs=30,
@@ -114,7 +117,11 @@ def certain_loss(D, pseudo, certain):
 
 
 def certain_loss_released(D, D_con, D_rad, pseudo, certain, alpha):
-    """L_csn of the released code: CE, CE_con and CE_rad with swapped weights, and Dice."""
+    """L_csn of the released code: the mean of CE, CE_con, CE_rad and Dice.
+
+    The code swaps the weights here: on pseudo-labels D_con learns with those of CE_rad, and D_rad
+    with those of CE_con. The paper does not speak of it.
+    """
     conservative, radical = class_weights(D, alpha)
     ce = masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
     ce_con = masked_mean(cross_entropy(D_con, pseudo, radical, reduction="none"), certain)
@@ -139,7 +146,14 @@ def consistency_loss_released(student, teacher, uncertain):
 
 
 def objective(
-    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+    student,
+    label,
+    args,
+    epoch=0,
+    pseudo=None,
+    pseudo_region=None,
+    teacher=None,
+    teacher_region=None,
 ):
     """The loss of a step.
 
@@ -148,10 +162,10 @@ def objective(
         label: of the labelled crops.
         args: `alpha`.
         epoch: of self-training, from 0; the paper's losses do not depend on it.
-        pseudo, certain: pseudo-labels of the unlabelled crops, and where D learns from them; None
-            without L_csn.
-        teacher, uncertain: D', D'_con and D'_rad on the unlabelled crops, and where D follows D';
-            None without L_cnt.
+        pseudo, pseudo_region: pseudo-labels of the unlabelled crops, and the voxels where D learns
+            from them; None without L_csn.
+        teacher, teacher_region: D', D'_con and D'_rad on the unlabelled crops, and the voxels where
+            D follows D'; None without L_cnt.
 
     Returns:
         The loss, and its terms by name.
@@ -162,21 +176,28 @@ def objective(
     terms = {"loss_crm": loss}
     D = student[0][n:]
     if pseudo is not None:
-        terms["loss_csn"] = certain_loss(D, pseudo, certain)
+        terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region)
         loss = loss + terms["loss_csn"]
     if teacher is not None:
-        terms["loss_cnt"] = consistency_loss(D, teacher[0], uncertain)
+        terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region)
         terms["consistency_weight"] = 1.0
         loss = loss + terms["loss_cnt"]
     return loss, terms
 
 
 def objective_released(
-    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+    student,
+    label,
+    args,
+    epoch=0,
+    pseudo=None,
+    pseudo_region=None,
+    teacher=None,
+    teacher_region=None,
 ):
     """The loss of the released code: L_crm + 0.5 (L_csn + 0.1 r(epoch, 40) L_cnt).
 
-    Its terms are means over what they sum up, over all three branches; see the functions above.
+    Each term has the form that its function `…_released` gives, and reaches all three branches.
     Arguments and result are those of `objective`.
     """
     n = len(label)
@@ -185,11 +206,11 @@ def objective_released(
     terms = {"loss_crm": loss}
     unlabelled = [branch[n:] for branch in student]
     if pseudo is not None:
-        terms["loss_csn"] = certain_loss_released(*unlabelled, pseudo, certain, args.alpha)
+        terms["loss_csn"] = certain_loss_released(*unlabelled, pseudo, pseudo_region, args.alpha)
         loss = loss + 0.5 * terms["loss_csn"]
     if teacher is not None:
         weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40)
-        terms["loss_cnt"] = consistency_loss_released(unlabelled, teacher, uncertain)
+        terms["loss_cnt"] = consistency_loss_released(unlabelled, teacher, teacher_region)
         terms["consistency_weight"] = weight
         loss = loss + weight * terms["loss_cnt"]
     return loss, terms
@@ -262,7 +283,7 @@ def parse(argv=None):
     method.add_argument(
         "--passes",
         type=command.positive_int,
-        help="passes over the labelled cases that make an epoch",
+        help="number of passes over the labelled cases in an epoch",
     )
     method.add_argument(
         "--alpha",
@@ -274,7 +295,8 @@ def parse(argv=None):
         "--train",
         choices=("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full"),
         default="full",
-        help="row of Table IV: st is L_csn, mt is L_cnt, mask restricts it to its region",
+        help="row of Table IV: seg only L_crm, st adds L_csn, mt adds L_cnt, full adds both; "
+        "with mask and in full, L_csn sees only certain and L_cnt only uncertain voxels",
     )
     method.add_argument(
         "--relabel_epochs",
@@ -323,7 +345,7 @@ def epoch_lengths(args, data):
     """Steps of an epoch of pre-training, and of one of self-training."""
     steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
     if args.preset == "released" and args.net != "unet":
-        # its self-training stops with the shorter of two loaders, this one of whole batches
+        # its epochs of self-training also end when the unlabelled cases give no whole batch more
         whole_batches = len(data.cases[UNLABELED]) // args.unlabeled_bs
         return steps, max(1, min(steps, whole_batches))
     return steps, steps
@@ -357,6 +379,7 @@ def main(argv=None):
     pseudo_labels = PseudoLabels()
     job.resume(net=net, teacher=net_teacher, optimizer=optimizer, pseudo_labels=pseudo_labels)
 
+    # With --accumulate the loop sees a step in parts: `first_part` marks what is done once a step.
     for step, batch in job.steps(data, last):
         n = batch.labeled_bs
         t = step - 1 - pretraining  # iteration of self-training, from 0
@@ -369,23 +392,23 @@ def main(argv=None):
                 coming = range(step, min(step + relabel_every, last + 1))
                 pseudo_labels.replace(relabel(net, data, coming, job, args.relabel_stride))
                 job.logger.info(summary_of(pseudo_labels, data, masked))
-            crops = batch.crops[n:]
+            crops = batch.crops[n:]  # beyond the image's edge they are certain background
             pseudo = data.gather(pseudo_labels.labels, crops).long()
             certain = data.gather(pseudo_labels.uncertain, crops) == 0
             info["certain"] = certain.float().mean()
             if uses_pseudo_labels:
                 learn["pseudo"] = pseudo
-                learn["certain"] = certain if masked else torch.ones_like(certain)
+                learn["pseudo_region"] = certain if masked else torch.ones_like(certain)
 
         if t >= 0 and uses_teacher:
             if batch.first_part:  # at t = 0 the teacher becomes a copy of the pre-trained student
-                constant = released and t > 0
-                decay = args.ema_decay if constant else ema_decay(t, args.ema_decay)
+                constant_decay = released and t > 0
+                decay = args.ema_decay if constant_decay else ema_decay(t, args.ema_decay)
                 update_teacher(net_teacher, net, decay)
             with torch.no_grad():
                 learn["teacher"] = [branch.float() for branch in teacher(batch.image[n:])]
             everywhere = torch.ones_like(learn["teacher"][0][:, 0], dtype=torch.bool)
-            learn["uncertain"] = ~certain if masked else everywhere
+            learn["teacher_region"] = ~certain if masked else everywhere
 
         labelled_only = t < 0 or args.train == "seg"
         image = batch.image[:n] if labelled_only else batch.image

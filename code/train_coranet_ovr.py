@@ -1,4 +1,4 @@
-"""CoraNet for several classes: one binary network a class (Shi et al., IEEE TMI 41(3), 2022).
+"""CoraNet for several classes: one binary network per class (Shi et al., IEEE TMI 41(3), 2022).
 
 Each foreground class has a CoraNet of its own, which tells the class from everything else. The
 networks train side by side on the same crops, and vote at the end. This is the paper's form for
@@ -10,8 +10,8 @@ ACDC (section IV-F); `train_coranet.py` explains CoraNet and has one network for
     self-training    L = L_crm + L_csn + L_cnt
 
     L_crm = CE(D, Y_c) + CE_con(D_con, Y_c) + CE_rad(D_rad, Y_c)    on the labelled crops
-    L_csn = CE(D, pseudo)                                           on its certain voxels
-    L_cnt = (softmax(D) - softmax(D'))²                             on its uncertain voxels
+    L_csn = mean CE(D, pseudo)                                      on its certain voxels
+    L_cnt = mean (softmax(D) - softmax(D'))²                        on its uncertain voxels
 
     Y_c      1 where the label is c, else 0; the other symbols are those of `train_coranet.py`
 
@@ -39,7 +39,7 @@ from utils.schedules import ema_decay, gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 
-DEFAULTS = [
+DEFAULTS = [  # where several rules hold, the last one wins
     rule(
         "paper",
         pretrain_epochs=30,
@@ -106,7 +106,11 @@ def certain_loss(D, pseudo, certain):
 
 
 def certain_loss_released(D, D_con, D_rad, pseudo, certain, alpha):
-    """L_csn of the released code: CE, CE_con and CE_rad with swapped weights, and Dice."""
+    """L_csn of the released code: the mean of CE, CE_con, CE_rad and Dice.
+
+    The code swaps the weights here: on pseudo-labels D_con learns with those of CE_rad, and D_rad
+    with those of CE_con. The paper does not speak of it.
+    """
     conservative, radical = class_weights(D, alpha)
     ce = masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
     ce_con = masked_mean(cross_entropy(D_con, pseudo, radical, reduction="none"), certain)
@@ -131,7 +135,14 @@ def consistency_loss_released(student, teacher, uncertain):
 
 
 def objective(
-    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+    student,
+    label,
+    args,
+    epoch=0,
+    pseudo=None,
+    pseudo_region=None,
+    teacher=None,
+    teacher_region=None,
 ):
     """The loss of one network in a step.
 
@@ -140,10 +151,10 @@ def objective(
         label: of the labelled crops.
         args: `alpha`.
         epoch: of self-training, from 0; the paper's losses do not depend on it.
-        pseudo, certain: pseudo-labels of the unlabelled crops, and where D learns from them; None
-            without L_csn.
-        teacher, uncertain: D', D'_con and D'_rad on the unlabelled crops, and where D follows D';
-            None without L_cnt.
+        pseudo, pseudo_region: pseudo-labels of the unlabelled crops, and the voxels where D learns
+            from them; None without L_csn.
+        teacher, teacher_region: D', D'_con and D'_rad on the unlabelled crops, and the voxels where
+            D follows D'; None without L_cnt.
 
     Returns:
         The loss, and its terms by name.
@@ -154,21 +165,28 @@ def objective(
     terms = {"loss_crm": loss}
     D = student[0][n:]
     if pseudo is not None:
-        terms["loss_csn"] = certain_loss(D, pseudo, certain)
+        terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region)
         loss = loss + terms["loss_csn"]
     if teacher is not None:
-        terms["loss_cnt"] = consistency_loss(D, teacher[0], uncertain)
+        terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region)
         terms["consistency_weight"] = 1.0
         loss = loss + terms["loss_cnt"]
     return loss, terms
 
 
 def objective_released(
-    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+    student,
+    label,
+    args,
+    epoch=0,
+    pseudo=None,
+    pseudo_region=None,
+    teacher=None,
+    teacher_region=None,
 ):
     """The loss of the released code: L_crm + 0.5 (L_csn + 0.1 r(epoch, 40) L_cnt).
 
-    Its terms are means over what they sum up, over all three branches; see the functions above.
+    Each term has the form that its function `…_released` gives, and reaches all three branches.
     Arguments and result are those of `objective`.
     """
     n = len(label)
@@ -177,11 +195,11 @@ def objective_released(
     terms = {"loss_crm": loss}
     unlabelled = [branch[n:] for branch in student]
     if pseudo is not None:
-        terms["loss_csn"] = certain_loss_released(*unlabelled, pseudo, certain, args.alpha)
+        terms["loss_csn"] = certain_loss_released(*unlabelled, pseudo, pseudo_region, args.alpha)
         loss = loss + 0.5 * terms["loss_csn"]
     if teacher is not None:
         weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40)
-        terms["loss_cnt"] = consistency_loss_released(unlabelled, teacher, uncertain)
+        terms["loss_cnt"] = consistency_loss_released(unlabelled, teacher, teacher_region)
         terms["consistency_weight"] = weight
         loss = loss + weight * terms["loss_cnt"]
     return loss, terms
@@ -260,7 +278,7 @@ def parse(argv=None):
     method.add_argument(
         "--passes",
         type=command.positive_int,
-        help="passes over the labelled cases that make an epoch",
+        help="number of passes over the labelled cases in an epoch",
     )
     method.add_argument(
         "--alpha",
@@ -272,7 +290,8 @@ def parse(argv=None):
         "--train",
         choices=("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full"),
         default="full",
-        help="row of Table IV: st is L_csn, mt is L_cnt, mask restricts it to its region",
+        help="row of Table IV: seg only L_crm, st adds L_csn, mt adds L_cnt, full adds both; "
+        "with mask and in full, L_csn sees only certain and L_cnt only uncertain voxels",
     )
     method.add_argument(
         "--relabel_epochs",
@@ -321,7 +340,7 @@ def epoch_lengths(args, data):
     """Steps of an epoch of pre-training, and of one of self-training."""
     steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
     if args.preset == "released" and args.net != "unet":
-        # its self-training stops with the shorter of two loaders, this one of whole batches
+        # its epochs of self-training also end when the unlabelled cases give no whole batch more
         whole_batches = len(data.cases[UNLABELED]) // args.unlabeled_bs
         return steps, max(1, min(steps, whole_batches))
     return steps, steps
@@ -356,6 +375,7 @@ def main(argv=None):
     stored = {f"pseudo_labels_{c}": pseudo_labels[c - 1] for c in classes}
     job.resume(net=net, teacher=net_teacher, optimizer=optimizer, **stored)
 
+    # With --accumulate the loop sees a step in parts: `first_part` marks what is done once a step.
     for step, batch in job.steps(data, last):
         n = batch.labeled_bs
         t = step - 1 - pretraining  # iteration of self-training, from 0
@@ -369,26 +389,26 @@ def main(argv=None):
                 for of_class, labels in zip(pseudo_labels, found, strict=True):
                     of_class.replace(labels)
                 job.logger.info(summary_of(pseudo_labels, data, masked))
-            crops = batch.crops[n:]
+            crops = batch.crops[n:]  # beyond the image's edge they are certain background
             pseudo = [data.gather(of_class.labels, crops).long() for of_class in pseudo_labels]
             certain = [data.gather(of_class.uncertain, crops) == 0 for of_class in pseudo_labels]
             info["certain"] = torch.stack(certain).float().mean()
             if uses_pseudo_labels:
                 for k, own in enumerate(learn):
                     own["pseudo"] = pseudo[k]
-                    own["certain"] = certain[k] if masked else torch.ones_like(certain[k])
+                    own["pseudo_region"] = certain[k] if masked else torch.ones_like(certain[k])
 
         if t >= 0 and uses_teacher:
             if batch.first_part:  # at t = 0 the teacher becomes a copy of the pre-trained student
-                constant = released and t > 0
-                decay = args.ema_decay if constant else ema_decay(t, args.ema_decay)
+                constant_decay = released and t > 0
+                decay = args.ema_decay if constant_decay else ema_decay(t, args.ema_decay)
                 update_teacher(net_teacher, net, decay)
             with torch.no_grad():
                 targets = teacher(batch.image[n:])
             for k, own in enumerate(learn):
                 own["teacher"] = [branch.float() for branch in targets[k]]
                 everywhere = torch.ones_like(own["teacher"][0][:, 0], dtype=torch.bool)
-                own["uncertain"] = ~certain[k] if masked else everywhere
+                own["teacher_region"] = ~certain[k] if masked else everywhere
 
         labelled_only = t < 0 or args.train == "seg"
         outputs = student(batch.image[:n] if labelled_only else batch.image)

@@ -6,9 +6,9 @@ and D_rad: it is where the entropy of one network's mean prediction is low.
     pre-training     L = L_seg
     self-training    L = L_seg + L_csn + L_cnt
 
-    L_seg = CE(D, Y)                       on the labelled crops; aleatoric: -ln of the mean p of Y
-    L_csn = CE(D, pseudo)                  on certain voxels of unlabelled crops
-    L_cnt = (softmax(D) - softmax(D'))²    on uncertain voxels of unlabelled crops
+    L_seg = CE(D, Y)                            on labelled crops; aleatoric: -ln of p at Y
+    L_csn = mean CE(D, pseudo)                  on certain voxels of unlabelled crops
+    L_cnt = mean (softmax(D) - softmax(D'))²    on uncertain voxels of unlabelled crops
 
     D, D'    logits of the student and of its mean teacher
     pseudo   argmax of D on whole images
@@ -44,7 +44,7 @@ from utils.training import options, run
 from utils.training.options import rule
 from utils.uncertainty import entropy, mean_over_dropout, mean_over_flips, noisy_softmax
 
-DEFAULTS = [
+DEFAULTS = [  # where several rules hold, the last one wins
     rule(
         "paper",
         pretrain_epochs=30,
@@ -114,7 +114,14 @@ def consistency_loss_released(D, D_teacher, uncertain):
 
 
 def objective(
-    student, label, args, epoch=0, pseudo=None, certain=None, teacher=None, uncertain=None
+    student,
+    label,
+    args,
+    epoch=0,
+    pseudo=None,
+    pseudo_region=None,
+    teacher=None,
+    teacher_region=None,
 ):
     """The loss of a step.
 
@@ -123,9 +130,10 @@ def objective(
         label: of the labelled crops.
         args: `uncertainty`, `looks` and `preset`.
         epoch: of self-training, from 0; the paper's losses do not depend on it.
-        pseudo, certain: pseudo-labels of the unlabelled crops, and where D learns from them; None
-            without L_csn.
-        teacher, uncertain: D' on the unlabelled crops, and where D follows D'; None without L_cnt.
+        pseudo, pseudo_region: pseudo-labels of the unlabelled crops, and the voxels where D learns
+            from them; None without L_csn.
+        teacher, teacher_region: D' on the unlabelled crops, and the voxels where D follows D'; None
+            without L_cnt.
 
     Returns:
         The loss, and its terms by name.
@@ -144,18 +152,18 @@ def objective(
     D = student[0][n:]
     if pseudo is not None:
         if released:
-            terms["loss_csn"] = certain_loss_released(D, pseudo, certain)
+            terms["loss_csn"] = certain_loss_released(D, pseudo, pseudo_region)
             loss = loss + 0.5 * terms["loss_csn"]
         else:
-            terms["loss_csn"] = certain_loss(D, pseudo, certain)
+            terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region)
             loss = loss + terms["loss_csn"]
     if teacher is not None:
         if released:
             weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40)
-            terms["loss_cnt"] = consistency_loss_released(D, teacher[0], uncertain)
+            terms["loss_cnt"] = consistency_loss_released(D, teacher[0], teacher_region)
         else:
             weight = 1.0
-            terms["loss_cnt"] = consistency_loss(D, teacher[0], uncertain)
+            terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region)
         terms["consistency_weight"] = weight
         loss = loss + weight * terms["loss_cnt"]
     return loss, terms
@@ -259,7 +267,7 @@ def parse(argv=None):
     method.add_argument(
         "--passes",
         type=command.positive_int,
-        help="passes over the labelled cases that make an epoch",
+        help="number of passes over the labelled cases in an epoch",
     )
     method.add_argument(
         "--uncertainty",
@@ -283,7 +291,8 @@ def parse(argv=None):
         "--train",
         choices=("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full"),
         default="full",
-        help="row of Table IV: st is L_csn, mt is L_cnt, mask restricts it to its region",
+        help="row of Table IV: seg only L_seg, st adds L_csn, mt adds L_cnt, full adds both; "
+        "with mask and in full, L_csn sees only certain and L_cnt only uncertain voxels",
     )
     method.add_argument(
         "--relabel_epochs",
@@ -332,7 +341,7 @@ def epoch_lengths(args, data):
     """Steps of an epoch of pre-training, and of one of self-training."""
     steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
     if args.preset == "released" and args.net != "unet":
-        # its self-training stops with the shorter of two loaders, this one of whole batches
+        # its epochs of self-training also end when the unlabelled cases give no whole batch more
         whole_batches = len(data.cases[UNLABELED]) // args.unlabeled_bs
         return steps, max(1, min(steps, whole_batches))
     return steps, steps
@@ -371,6 +380,7 @@ def main(argv=None):
     pseudo_labels = PseudoLabels()
     job.resume(net=net, teacher=net_teacher, optimizer=optimizer, pseudo_labels=pseudo_labels)
 
+    # With --accumulate the loop sees a step in parts: `first_part` marks what is done once a step.
     for step, batch in job.steps(data, last):
         n = batch.labeled_bs
         t = step - 1 - pretraining  # iteration of self-training, from 0
@@ -383,23 +393,23 @@ def main(argv=None):
                 coming = range(step, min(step + relabel_every, last + 1))
                 pseudo_labels.replace(relabel(net, data, coming, job, args))
                 job.logger.info(summary_of(pseudo_labels, data, masked))
-            crops = batch.crops[n:]
+            crops = batch.crops[n:]  # beyond the image's edge they are certain background
             pseudo = data.gather(pseudo_labels.labels, crops).long()
             certain = data.gather(pseudo_labels.uncertain, crops) == 0
             info["certain"] = certain.float().mean()
             if uses_pseudo_labels:
                 learn["pseudo"] = pseudo
-                learn["certain"] = certain if masked else torch.ones_like(certain)
+                learn["pseudo_region"] = certain if masked else torch.ones_like(certain)
 
         if t >= 0 and uses_teacher:
             if batch.first_part:  # at t = 0 the teacher becomes a copy of the pre-trained student
-                constant = released and t > 0
-                decay = args.ema_decay if constant else ema_decay(t, args.ema_decay)
+                constant_decay = released and t > 0
+                decay = args.ema_decay if constant_decay else ema_decay(t, args.ema_decay)
                 update_teacher(net_teacher, net, decay)
             with torch.no_grad():
                 learn["teacher"] = branches_of(teacher(batch.image[n:]))
             everywhere = torch.ones_like(learn["teacher"][0][:, 0], dtype=torch.bool)
-            learn["uncertain"] = ~certain if masked else everywhere
+            learn["teacher_region"] = ~certain if masked else everywhere
 
         labelled_only = t < 0 or args.train == "seg"
         image = batch.image[:n] if labelled_only else batch.image

@@ -1,23 +1,25 @@
 """DMD, deep mutual distillation (Xie et al., MICCAI 2023).
 
-Two networks learn from the labels, and each learns from the other's softened prediction.
+Two networks learn from the labels, and their softened predictions are pulled together.
 
     L = L_sup + λ L_distill
     L_sup     = Dice(p₁, Y) + Dice(p₂, Y)       on the labelled crops
-    L_distill = Dice(p₁ᵀ, p₂ᵀ)                  on all crops
+    L_distill = Dice(q₁, q₂)                    on all crops; its gradient goes to both networks
 
-    z₁, z₂   logits of the two networks; both get the gradient of both terms
-    pᵢ, pᵢᵀ  softmax(zᵢ) and, with the temperature T, softmax(zᵢ / T)
-    Y        label; Dice is the mean over the foreground classes
+    pᵢ       softmax(zᵢ) of network i, whose logits are zᵢ
+    qᵢ       softmax(zᵢ / T), with the temperature T
+    Y        label
+    Dice     loss 1 - 2 Σ a b / (Σ a² + Σ b²), mean over the foreground classes
     λ        weight of the distillation; there is no ramp-up
 
     python code/train_dmd.py --labelnum 16 --gpu 0
     python code/test_LA.py --method dmd --labelnum 16 --nms 0
     python code/train_dmd.py --dataset ACDC --labelnum 3 --gpu 0
 
-Setting of the paper, on LA: two V-Nets with different random weights (for slices U-Nets); one SGD
-0.01 for both with momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000 iterations; 2 + 2
-crops a step; λ = 4; T = 2 with 8 labels and 1.93 with 16. The first network is tested.
+Setting of the paper, on LA: two V-Nets with different random weights (U-Nets for slices); one SGD
+for both with learning rate 0.01, momentum 0.9 and weight decay 1e-4, ×0.1 every 2500 of 6000
+iterations; 2 labelled and 2 unlabelled crops a step; λ = 4; T = 2 with 8 labels and 1.93 with 16.
+The first network is tested.
 
 `--distill kl` distils by KL divergence in both directions, with λ = 1. At `--temperature 1` that is
 deep mutual learning (DML; Zhang et al., CVPR 2018), the paper's baseline.
@@ -34,42 +36,46 @@ from utils.schedules import set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
-DEFAULTS = [
+DEFAULTS = [  # where several rules hold, the last one wins
     rule("paper, section 3.1: 16 labels", temperature=1.93),
     rule("paper, section 3.1: 8 labels", lambda args: args.labelnum <= 8, temperature=2.0),
     rule("paper, section 3.1", lambda_distill=4.0),
     rule("paper, Fig. 4: KL", lambda args: args.distill == "kl", lambda_distill=1.0),
 ]
-TEST_FLAGS = {"LA": "--nms 0", "phantom": "--nms 0"}  # the paper names no component filter
+# by data set: the test script keeps the largest component there by default, which the paper does not
+TEST_FLAGS = {"LA": "--nms 0", "phantom": "--nms 0"}
 
 # ------------------------------------------------------------------------------------- the losses
 # To fork: distil by another divergence in `distillation_loss`.
 
 
 def supervised_loss(z_1, z_2, label):
-    """L_sup of the labelled crops: logits `(B_l, C, *S)` of both networks, label `(B_l, *S)`."""
+    """The two terms of L_sup: logits `(B_l, C, *S)` of the labelled crops, label `(B_l, *S)`."""
     loss_1 = foreground_dice_loss(z_1.softmax(1), label)
     loss_2 = foreground_dice_loss(z_2.softmax(1), label)
     return loss_1, loss_2
 
 
 def distillation_loss(z_1, z_2, temperature):
-    """L_distill, equation 6: Dice between the tempered probabilities; logits `(B, C, *S)`."""
-    p_1 = tempered(z_1, temperature).exp()
-    p_2 = tempered(z_2, temperature).exp()
-    foreground = range(1, p_1.shape[1])
-    return sum(dice_loss(p_1[:, c], p_2[:, c]) for c in foreground) / len(foreground)
+    """L_distill, equation 6: Dice between q₁ and q₂; logits `(B, C, *S)` of all crops."""
+    q_1 = log_tempered(z_1, temperature).exp()
+    q_2 = log_tempered(z_2, temperature).exp()
+    foreground = range(1, q_1.shape[1])
+    return sum(dice_loss(q_1[:, c], q_2[:, c]) for c in foreground) / len(foreground)
 
 
 def distillation_loss_kl(z_1, z_2, temperature):
-    """L_distill by KL: D(p₂ ‖ p₁) + D(p₁ ‖ p₂) = Σ (p₁ - p₂) (ln p₁ - ln p₂), mean over voxels."""
-    log_1 = tempered(z_1, temperature)
-    log_2 = tempered(z_2, temperature)
-    return ((log_1.exp() - log_2.exp()) * (log_1 - log_2)).sum(1).mean()
+    """L_distill by KL in both directions, mean over voxels.
+
+    KL(q₂ ‖ q₁) + KL(q₁ ‖ q₂) = Σ (q₁ - q₂) (ln q₁ - ln q₂), the sum over the classes.
+    """
+    log_q_1 = log_tempered(z_1, temperature)
+    log_q_2 = log_tempered(z_2, temperature)
+    return ((log_q_1.exp() - log_q_2.exp()) * (log_q_1 - log_q_2)).sum(1).mean()
 
 
-def tempered(z, temperature):
-    """Logarithm of softmax(z / T), equation 4."""
+def log_tempered(z, temperature):
+    """ln q = ln softmax(z / T), equation 4."""
     return (z / temperature).log_softmax(1)
 
 
@@ -124,7 +130,7 @@ def parse(argv=None):
 
 
 # -------------------------------------------------------------------------------- the training loop
-# To fork: add a third network here, and sum `objective` over the pairs.
+# To fork: for a third network, add its supervised loss and distil between every two of them.
 
 
 def main(argv=None):
@@ -140,7 +146,7 @@ def main(argv=None):
     model_2 = job.parallel(net_2)
     parameters = [*net_1.parameters(), *net_2.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
-    job.resume(net=net_1, net_2=net_2, optimizer=optimizer)
+    job.resume(net=net_1, net_2=net_2, optimizer=optimizer)  # `net` is the one that is tested
 
     for step, batch in job.steps(data, args.max_iterations):
         lr = step_decay(args.base_lr, step, args.lr_step)

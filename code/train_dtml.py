@@ -10,21 +10,23 @@ difference between their masks.
     L_con  = mean (p - σ(-k d))²                 on all crops, gradient to both networks
 
     p      softmax of M_s
-    d      signed distance map (SDM) of M_d after tanh: negative inside, in [-1, 1], one a class
+    d      signed distance map (SDM) of M_d after tanh: negative inside, in [-1, 1], one for each
+           foreground class
     k      1500, so that σ(-k d) is nearly a mask
     λ(t)   0.1 exp(-5 (1 - t/t_max)²), weight of the consistency at iteration t
 
     python code/train_dtml.py --labelnum 16 --gpu 0
     python code/test_LA.py --method dtml --labelnum 16                     (--network dis tests M_d)
 
-Setting of the paper, on LA: two V-Nets with different random weights (for slices U-Nets), each with
-an SGD 0.01 of its own, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000 iterations; 2 + 2
-crops a step. M_s is tested.
+Setting of the paper, on LA: two V-Nets with different random weights (U-Nets for slices), each with
+an SGD of its own: learning rate 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000
+iterations; 2 labelled and 2 unlabelled crops a step. M_s is tested.
 
-`--dis_loss` lets M_d learn the distances (rows of Table 1): `sdm` by absolute, `sdm2` by squared
+With `--dis_loss` M_d learns the distances (rows of Table 1): `sdm` by absolute and `sdm2` by squared
 differences, `both` the mask and the absolute differences.
-`--preset released` weights the consistency as the released code does: 2 · 1.0 exp(-5 (1 - s/40)²)
-with s = t // 150, because there both losses send it into both networks.
+`--preset released` weights the consistency as the released code does, by 2 · exp(-5 (1 - s/40)²),
+where s counts blocks of 150 iterations. The factor 2 is there because the code back-propagates it
+from both losses into both networks.
 """
 
 import torch
@@ -38,7 +40,7 @@ from utils.schedules import gaussian_rampup, set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
-DEFAULTS = [
+DEFAULTS = [  # where several rules hold, the last one wins
     rule("paper", consistency=0.1),
     rule("released code", lambda args: args.preset == "released", consistency=1.0),
 ]
@@ -85,7 +87,7 @@ def consistency_weight_released(step, args):
 
 
 def objective(z, d, label, weight, dis_loss):
-    """L_seg + L_mask + λ L_con: its gradient in each network is that of the network's own loss.
+    """L_seg + L_mask + λ L_con: each network gets from it the gradient of its own loss.
 
     Args:
         z: logits of M_s, float32 `(B, C, *S)`, labelled crops first.
@@ -163,9 +165,7 @@ def main(argv=None):
     sgd = {"lr": args.base_lr, "momentum": 0.9, "weight_decay": 1e-4}
     optimizer_s = torch.optim.SGD(net_s.parameters(), **sgd)
     optimizer_d = torch.optim.SGD(net_d.parameters(), **sgd)
-    job.resume(
-        ["seg"], seg=net_s, dis=net_d, optimizer_seg=optimizer_s, optimizer_dis=optimizer_d
-    )
+    job.resume(["seg"], seg=net_s, dis=net_d, optimizer_seg=optimizer_s, optimizer_dis=optimizer_d)
     weight_of = consistency_weight_released if args.preset == "released" else consistency_weight
 
     for step, batch in job.steps(data, args.max_iterations):

@@ -1,8 +1,8 @@
 """UG-MCL, uncertainty-guided mutual consistency learning (Zhang et al., Artificial Intelligence in
 Medicine, 2022).
 
-One network with two heads, segmentation and signed distances. Its heads must agree with each other,
-and where a mean teacher is certain, with the teacher.
+One network has two heads, for segmentation and for signed distances. Its heads are made to agree
+with each other and, where its mean teacher is certain, with the teacher's heads.
 
     L = L_sup + λ(t) (L_itc + L_ctc)
     L_sup = CE(p, Y) + Dice(p, Y) + L_dis                  on the labelled crops
@@ -10,22 +10,28 @@ and where a mean teacher is certain, with the teacher.
     L_itc = β mean_M (p - p')² + (1 - β) mean_M (d - d')²  on all crops
     L_ctc = mean (p - σ(-k d))²                            on all crops
 
-    p, p'  softmax of the student and of its mean teacher
-    d, d'  their signed distance maps (SDM) after tanh: negative inside, in [-1, 1], one a class
-    M      voxels where u < H(t); u is the entropy of the mean of T = 8 passes of the teacher
-    H(t)   (3/4 + 1/4 r(t)) ln C, with r(t) = exp(-5 (1 - t/t_max)²)
-    λ(t)   0.1 r(t), weight of the consistency at iteration t
-    k      1500, so that σ(-k d) is nearly a mask
+    p, p'  softmax of the student, and of its mean teacher in one pass; in L_ctc the foreground's
+    d, d'  signed distance maps (SDM) of both after tanh: negative inside, in [-1, 1], one for each
+           foreground class
+    M      certain voxels, where u < H(t); u is the entropy of the mean of T = 8 teacher passes
+    H(t)   threshold (3/4 + 1/4 r(t)) ln C, which rises to the largest possible entropy
+    λ(t)   weight 0.1 r(t) of the consistency, with r(t) = exp(-5 (1 - t/t_max)²)
+    k      1500, so that σ(-k d) is nearly a mask: it has a slope only close to the surface
+
+    The teacher's weights are the EMA θ' = a θ' + (1 - a) θ, a = min(1 - 1/t, 0.99). Its input has
+    noise clamp(N(0, 0.1²), ±0.2), drawn anew in each pass, and its dropout stays on.
 
     python code/train_ugmcl.py --labelnum 16 --gpu 0
     python code/test_LA.py --method ugmcl --labelnum 16
 
-Setting of the paper, on LA: V-Net (for slices U-Net), SGD 0.01 with momentum 0.9 and weight decay
-1e-4, ×0.1 every 2500 of 6000 iterations, 2 + 2 crops a step, β = 0.75. The student's p is tested.
+Setting of the paper, on LA: V-Net (U-Net for slices); SGD with learning rate 0.01, momentum 0.9 and
+weight decay 1e-4, ×0.1 every 2500 of 6000 iterations; 2 labelled and 2 unlabelled crops a step;
+β = 0.75. The student's p is tested.
 
-`--preset released` is the released code, which is for BraTS2019: L_sup = (CE + Dice +
-Dice(σ(-k d), Y)) / 2, half of L_itc, with β = 1; λ = 0.1 exp(-5 (1 - s/200)²) with s = t // 150; a
-3-D U-Net with instance norm, 30 000 iterations at a constant learning rate.
+`--preset released` is the released code, which is for BraTS2019. There L_sup is (CE + Dice +
+Dice(σ(-k d), Y)) / 2. L_itc is halved and has β = 1, so it leaves out the distances. λ(t) is
+0.1 exp(-5 (1 - s/200)²), where s counts blocks of 150 iterations. The network is a 3-D U-Net with
+instance norm, trained for 30 000 iterations at a constant learning rate.
 """
 
 import copy
@@ -50,7 +56,7 @@ from utils.training import options, run
 from utils.training.options import rule
 from utils.uncertainty import entropy
 
-DEFAULTS = [
+DEFAULTS = [  # where several rules hold, the last one wins
     rule("paper", max_iterations=6000, lr_step=2500),
     rule(
         "paper: as on LA",
@@ -118,7 +124,7 @@ def objective(z, d, label, weight, args, teacher=None, certain=None):
         label: int64 `(B_l, *S)`.
         weight: λ(t).
         args: `terms`, `beta` and `preset`.
-        teacher: logits and SDM of the teacher; needed for the term `itc`.
+        teacher: the teacher's logits and SDM; needed for the term `itc`.
         certain: M, bool `(B, *S)`; needed for the term `itc`.
 
     Returns:
@@ -203,7 +209,7 @@ def parse(argv=None):
         "--threshold_start",
         type=command.fraction,
         default=0.75,
-        help="H at the start of training, over ln C; 1 keeps it constant",
+        help="threshold H at the start of training as a share of ln C; 1 keeps it constant",
     )
     method.add_argument(
         "--passes",
@@ -235,7 +241,7 @@ def main(argv=None):
         )
     )
     net_teacher = copy.deepcopy(net).requires_grad_(False)
-    if not args.terms:  # no loss would train the head
+    if not args.terms:  # no loss reaches the distance head, and DDP insists on every gradient
         net.sdm.requires_grad_(False)
     student = job.parallel(net)
     teacher = job.parallel(net_teacher)
@@ -263,7 +269,7 @@ def main(argv=None):
         loss, terms = objective(z.float(), d.float(), batch.label, weight, args, targets, certain)
 
         job.optimize(loss, optimizer)
-        if batch.last_part:
+        if batch.last_part:  # with --accumulate: once a step, after the optimizer's
             update_teacher(net_teacher, net, ema_decay(step - 1, args.ema_decay))
         job.log(step, loss=loss, **terms, consistency_weight=weight, lr=lr)
         job.checkpoint(step)

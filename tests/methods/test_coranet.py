@@ -69,10 +69,10 @@ def ours(case, mode, preset, pretraining=False, script=coranet):
     learn = {}
     if mode in WITH_CSN:
         learn["pseudo"] = torch.from_numpy(case.pseudo)
-        learn["certain"] = certain if masked else everywhere
+        learn["pseudo_region"] = certain if masked else everywhere
     if mode in WITH_CNT:
         learn["teacher"] = [torch.from_numpy(z) for z in case.targets]
-        learn["uncertain"] = ~certain if masked else everywhere
+        learn["teacher_region"] = ~certain if masked else everywhere
     loss, terms = objective(outputs, label, args, EPOCH, **learn)
     return loss, terms, outputs
 
@@ -172,9 +172,9 @@ def test_gradcheck(case, preset, script):
     certain = torch.from_numpy(small["certain"])
     learn = {
         "pseudo": torch.from_numpy(small["pseudo"]),
-        "certain": certain,
+        "pseudo_region": certain,
         "teacher": [torch.from_numpy(z) for z in small["targets"]],
-        "uncertain": ~certain,
+        "teacher_region": ~certain,
     }
     label = torch.from_numpy(small["label"])
     objective = script.objective_released if preset == "released" else script.objective

@@ -47,9 +47,9 @@ def test_objective_against_numpy(preset):
         options(preset=preset),
         EPOCH,
         pseudo=torch.from_numpy(pseudo),
-        certain=certain,
+        pseudo_region=certain,
         teacher=[torch.from_numpy(D_teacher)],
-        uncertain=~certain,
+        teacher_region=~certain,
     )
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert {"loss_crm", "loss_csn", "loss_cnt"} < terms.keys()
