@@ -25,9 +25,10 @@ that the networks stay two views of an image.
 
 Setting of the paper, on LA: two V-Nets (U-Nets for slices), the second with linear upsampling; one
 SGD for both with learning rate 0.01, momentum 0.9 and weight decay 1e-4; 2000 iterations of
-pre-training and 15000 of self-training, ×0.1 every 2500 of either; 4 labelled and 4 unlabelled crops
-a step, mixed to 2 + 2; λ₁ = 1, λ₂ = 0.2, β = 2/3. BraTS2019 and ACDC: 10000 + 30000 iterations at a
-constant rate; ACDC: λ₁ = 0.5, λ₂ = 0.1, β = 1/2, 12 + 12 slices. The mean of both networks is tested.
+pre-training and 15000 of self-training, ×0.1 every 2500 of either; 4 labelled and 4 unlabelled
+crops a step, mixed to 2 + 2; λ₁ = 1, λ₂ = 0.2, β = 2/3. BraTS2019 and ACDC: 10000 + 30000
+iterations at a constant rate; ACDC: λ₁ = 0.5, λ₂ = 0.1, β = 1/2, 12 + 12 slices. The mean of both
+networks is tested.
 
 `--framework cfl` leaves CutMix out, `cps` (Chen et al., CVPR 2021) leaves L_dis out too: each
 network learns from the other's pseudo-labels.

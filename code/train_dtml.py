@@ -22,8 +22,8 @@ Setting of the paper, on LA: two V-Nets with different random weights (U-Nets fo
 an SGD of its own: learning rate 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000
 iterations; 2 labelled and 2 unlabelled crops a step. M_s is tested.
 
-With `--dis_loss` M_d learns the distances (rows of Table 1): `sdm` by absolute and `sdm2` by squared
-differences, `both` the mask and the absolute differences.
+With `--dis_loss` M_d learns the distances (rows of Table 1): `sdm` by absolute and `sdm2` by
+squared differences, `both` the mask and the absolute differences.
 `--preset released` weights the consistency as the released code does, by 2 · exp(-5 (1 - s/40)²),
 where s counts blocks of 150 iterations. The factor 2 is there because the code back-propagates it
 from both losses into both networks.
