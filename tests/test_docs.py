@@ -1,9 +1,55 @@
-"""The example of docs/operations.md runs as it stands there."""
+"""The documentation's commands, links and examples work as they stand there."""
 
+import contextlib
+import importlib
+import io
 import re
+from functools import cache
 
+import pytest
 import torch
 from conftest import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CODE = ROOT / "code"
+
+
+@cache
+def options_of(script):
+    """All options that the help of a script in `code/` names."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+        importlib.import_module(script.removesuffix(".py")).parse(["--help"])
+    return set(re.findall(r"--\w+", text.getvalue()))
+
+
+def commands(text):
+    """Each command of a script in `code/`: the script's name, and the options behind it."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    blocks = re.findall(r"```(?:bash)?\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for line in [*spans, *lines]:
+        for script, rest in re.findall(r"code/(\w+\.py)([^&|;#]*)", line):
+            own, *_ = rest.split(" -- ")  # what follows is for other scripts
+            yield script, re.findall(r"(?<=\s)--\w+", own)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_name_scripts_and_options_that_exist(page):
+    example = re.compile(r"train_(entropy|yours)|(test|prepare)_[sS]pleen")  # made by the reader
+    for script, options in commands(page.read_text()):
+        if example.match(script):
+            continue
+        assert (CODE / script).is_file(), script
+        assert not set(options) - options_of(script), script
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", text):
+        if target and not target.startswith("http"):
+            assert (page.parent / target).exists(), target
 
 
 def test_the_operations_run_as_shown():
