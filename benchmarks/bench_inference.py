@@ -117,9 +117,7 @@ class FirstWindows:
 def ours(settings):
     """Of each case the seconds by part, its labels and its scores, as `test_LA.py` makes them."""
     torch.set_num_threads(settings.threads)
-    device = select_device(
-        "0" if settings.device == "cuda" else "-1"
-    )  # and the allocator that a script has
+    device = select_device(0 if settings.device == "cuda" else -1)  # and a script's allocator
     torch.backends.cudnn.benchmark = True
     precision = resolve_precision(settings.precision, device)
     network = load_networks(settings.checkpoint, device)[0][0]

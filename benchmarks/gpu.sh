@@ -94,7 +94,7 @@ else
         ;;
       step_*)
         step=(--device cuda --methods "${name#step_}" --steps 40 --warmup 10 --rounds 1 --json "$LOGS/$name.json")
-        case $name in step_supervised | step_dtml) step+=(--compile 1 graphs) ;; esac
+        case $name in step_supervised | step_dtml) step+=(--compile 1) ;; esac
         section "$name" 300 "$PYTHON" benchmarks/bench_step.py "${step[@]}"
         ;;
       test_cases)

@@ -1,4 +1,4 @@
-"""The one entry of every script: a parser with helpful errors, number types, and what ends a run."""
+"""The one entry of every script: a parser with helpful errors, number types, and how a run ends."""
 
 import argparse
 import difflib
@@ -9,10 +9,13 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from utils import distributed
 from utils.errors import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,29 +36,31 @@ class Parser(argparse.ArgumentParser):
             **options,
         )
 
-    def error(self, message):
-        unknown = (
-            message.removeprefix("unrecognized arguments: ").split()[0]
-            if "unrecognized" in message
-            else ""
-        )
-        near = (
-            difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1)
-            if unknown
-            else []
-        )
-        hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+    def error(self, message: str):
+        hint = self._similar(message) or "--help lists the options"
         self.exit(2, f"{self.prog}: {message}; {hint}\n")
+
+    def _similar(self, message: str) -> str | None:
+        """A guess which flag was meant, where the message names one that does not exist."""
+        names = message.partition("unrecognized arguments: ")[2].split()
+        if not names:
+            return None
+        flag = names[0].split("=")[0]
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return f"did you mean {near[0]}?" if near else None
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action):  # an option without a default explains itself
+    def _get_help_string(self, action):  # without a default there is none to show
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def _number(convert, holds, description):
-    """An argparse type: `convert` the text, insist on `holds`, and say `description` of what was
-    expected.
+# ---------------------------------------------------------------------------------- argparse types
+
+
+def _number(convert: Callable, holds: Callable, description: str) -> Callable:
+    """An argparse type that converts the text and insists on `holds`; its error says that the text
+    is not `description`.
     """
 
     def parse(text):
@@ -75,30 +80,38 @@ non_negative_int = _number(int, lambda v: v >= 0, "a whole number from 0")
 non_negative = _number(float, lambda v: 0 <= v < math.inf, "a number from 0")
 positive = _number(float, lambda v: 0 < v < math.inf, "a number above 0")
 fraction = _number(float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
+_gpu = _number(int, lambda v: v >= -1, "the number of a GPU, counted from 0, or -1 for the CPU")
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+def gpu(text: str) -> int:
+    """The argparse type of `--gpu`: one number from 0, or -1 for the CPU."""
+    if "," in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is more than one GPU: start a process for each with torchrun "
+            f"--nproc_per_node={text.count(',') + 1}, and leave --gpu out"
+        )
+    return _gpu(text)
 
 
-def run(function):
-    """Call a script's `main`: a `UserError` is one line on stderr and exit status 2, a warning one
-    line, a closed pipe nothing but status 141."""
+# ----------------------------------------------------------------------------------- a script's end
+
+
+def run(function: Callable[[], object]) -> None:
+    """Call a script's `main`.
+
+    A `UserError` becomes one line on stderr and exit status 2, a warning one line; a closed pipe
+    ends the script silently with status 141.
+    """
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    if not distributed.is_first():  # the first process has the same to say
+    if not distributed.is_first():  # the first process shows the same warnings
         warnings.simplefilter("ignore")
     try:
         try:
             function()
             distributed.stop()
         except UserError as error:
-            if (
-                not distributed.is_first()
-            ):  # where the first process has the same to say, torchrun ends this one now
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                time.sleep(3)
-            which = "" if distributed.is_first() else f" (process {distributed.rank()})"
-            print(f"{Path(sys.argv[0]).name}{which}: {error}", file=sys.stderr)
-            sys.exit(2)
+            _let_the_first_speak()
+            _fail(error)
         except RuntimeError as error:
             reason = _known(error)
             if reason is None:
@@ -109,20 +122,36 @@ def run(function):
             sys.exit(130)
         finally:
             sys.stdout.flush()
-    except (
-        BrokenPipeError
-    ):  # who read the output has left, as `head` does; Python flushes once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
         sys.exit(128 + signal.SIGPIPE)
 
 
-def _known(error):
-    """What a user can make of an error that torch raises, or None."""
+def _let_the_first_speak() -> None:
+    """Under torchrun wait in all processes but the first: if it reports the same error, torchrun
+    ends this process meanwhile.
+    """
+    if not distributed.is_first():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3)
+
+
+def _fail(error: UserError) -> None:
+    which = "" if distributed.is_first() else f" (process {distributed.rank()})"
+    print(f"{Path(sys.argv[0]).name}{which}: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _known(error: RuntimeError) -> str | None:
+    """A line for an error of torch that a user can mend, or None."""
     text = str(error)
-    if distributed.launched() and re.search(
-        "closed by peer|reset by peer|Broken pipe|NCCL|ProcessGroup", text
-    ):
-        return "another process has ended; what it said tells why"
+    lost = "closed by peer|reset by peer|Broken pipe|NCCL|ProcessGroup"
+    if distributed.launched() and re.search(lost, text):
+        return "another process has ended; its message says why"
     if "does not have a deterministic implementation" in text:
-        return f"--deterministic 1: {text.split(' ')[0]} has no deterministic form on this device; leave it out"
+        name = text.split(" ")[0]
+        return (
+            f"--deterministic 1: {name} has no deterministic form on this device; "
+            "leave the option out"
+        )
     return None

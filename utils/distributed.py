@@ -1,37 +1,38 @@
-"""Several processes that train one network, as `torchrun` starts them: who is who, and what they
-tell each other.
+"""Several processes that train one network, as `torchrun` starts them: which process this is, and
+what they exchange.
 
-Without torchrun there is one process, every function here is free, and no script needs to ask which
-it is.
+    torchrun --nproc_per_node=2 code/train_cml.py --labelnum 8
 
-    torchrun --nproc_per_node=2 code/train_cml.py --labelnum 8 --gpu 0,1
+Each process has the GPU of its own number. Without torchrun there is one process, and every
+function here costs nothing, so that no script needs to ask.
 
-A step's crops are shared out (`dataloaders.two_stream`), and the losses that are no mean over
-crops, such as Dice, sum over all processes (:func:`total`), so that a step's loss and gradient are
-those of one process with all the crops.
+A step's crops are shared out (`dataloaders.two_stream`). Losses that are no mean over crops, such
+as Dice, sum over all processes (`total`). So a step's loss and gradient are those of one process
+with all crops.
 """
 
 import contextlib
+import inspect
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
 
-PATIENCE = timedelta(
-    hours=2
-)  # how long processes wait for each other, as at the end of a relabelling
+PATIENCE = timedelta(hours=2)  # that processes wait for each other, as after a relabelling
 
-_hosts = None  # the group in which the processes themselves talk, without their GPUs
+_hosts = None  # the group of the processes on their CPUs
 
 
 def started() -> int:
-    """How many processes torchrun has started, before they meet; 1 without it."""
+    """How many processes torchrun has started, whether they have met or not; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -90,19 +91,20 @@ def share_out(items: Iterable) -> list:
 
 
 def collect(share: list) -> list:
-    """Of all processes' shares, as :func:`share_out` gave them, the whole list again."""
+    """The whole list again, from all processes' shares as `share_out` made them."""
     shares = gather(share)
-    return [shares[k % len(shares)][k // len(shares)] for k in range(sum(map(len, shares)))]
+    count = sum(len(own) for own in shares)
+    return [shares[k % len(shares)][k // len(shares)] for k in range(count)]
 
 
 def alone() -> None:
-    """Raise `UserError` under torchrun: for a script that is one process's work."""
+    """Raise `UserError` under torchrun: for scripts that work in one process."""
     if launched():
         raise UserError("one process does this: start the script without torchrun")
 
 
 def gather(value: Any) -> list:
-    """What each process calls this with, in their order; each must call it."""
+    """Every process's value, in the processes' order; each process must call this."""
     values = [value] * world_size()
     if len(values) > 1:
         dist.all_gather_object(values, value, group=_hosts)
@@ -110,7 +112,7 @@ def gather(value: Any) -> list:
 
 
 def largest(*numbers: int) -> list[int]:
-    """The largest of what the processes call this with, number by number."""
+    """Number by number the largest over the processes; each process must call this."""
     if world_size() == 1:
         return list(numbers)
     found = torch.tensor(numbers)
@@ -119,10 +121,10 @@ def largest(*numbers: int) -> list[int]:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over the processes, with a gradient to each one's own values.
+    """The sum over the processes, with a gradient to this process's own values.
 
-    Each process's gradient counts all processes' losses, of which DDP then takes the mean: where
-    all make the same loss from this sum, that is the loss's own gradient.
+    The gradient counts the losses of all processes, and DDP then takes the mean over processes. As
+    all processes make the same loss from the sum, the result is the gradient of that loss.
     """
     return values if world_size() == 1 else _Total.apply(values)
 
@@ -149,9 +151,9 @@ def mean(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def average_buffers(networks: Iterable[torch.nn.Module]) -> None:
-    """Make the networks' running statistics the mean of all processes', which each saw other
-    crops.
+def average_buffers(networks: Iterable[nn.Module]) -> None:
+    """Make the networks' running statistics the mean over the processes, each of which has seen
+    other crops.
     """
     if world_size() == 1:
         return
@@ -164,12 +166,25 @@ def average_buffers(networks: Iterable[torch.nn.Module]) -> None:
         )
 
 
+def average_gradients(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The module, whose backward passes average the gradients over the processes."""
+    # it concerns weights that are 1 wide, whose layout is contiguous and channels last at once:
+    # nothing is lost
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    place = [device] if device.type == "cuda" else None
+    # buffers are left to `average_buffers`; torch has renamed the option
+    known = inspect.signature(DistributedDataParallel).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(module, place, **{option: False})
+
+
 @contextlib.contextmanager
-def without_reduction(modules: Sequence[torch.nn.Module], without: bool):
-    """Where `without`, backward passes only add to each process's own gradients: more parts of the
-    step follow.
+def without_reduction(modules: Sequence[DistributedDataParallel], without: bool) -> Iterator[None]:
+    """Where `without`, backward passes only add to each process's own gradients, because more parts
+    of the step follow.
     """
     with contextlib.ExitStack() as stack:
-        for module in modules if without else ():
-            stack.enter_context(module.no_sync())
+        if without:
+            for module in modules:
+                stack.enter_context(module.no_sync())
         yield

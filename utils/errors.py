@@ -5,6 +5,5 @@ class UserError(Exception):
     """Wrong input: a bad option, a missing or damaged file, data that cannot be right.
 
     Its message is one line that says what is wrong, where, and what to do. Scripts print it and
-    exit with status 2 (:func:`utils.run.main`); anything else that is raised is a bug and keeps its
-    traceback.
+    exit with status 2 (`utils.command.run`); any other exception is a bug and keeps its traceback.
     """

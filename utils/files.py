@@ -4,18 +4,18 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.errors import UserError
 
 
-def write_atomically(path, write):
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)`, sync, and rename to `path`: a reader sees the old file or the
     new one, whole.
 
     Raises:
-        UserError: the disk is full or may not be written.
+        UserError: the disk is full, or the file may not be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -36,7 +36,7 @@ def write_atomically(path, write):
 
 
 def write_csv(path: Path, rows: Sequence[dict]) -> None:
-    """The rows under the keys of the first; numbers in full precision, NaN as ``nan``."""
+    """Write the rows under the keys of the first; numbers in full precision, NaN as `nan`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

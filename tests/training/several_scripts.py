@@ -25,9 +25,9 @@ checkpoint, log = run.Run.checkpoint, run.Run.log
 
 def compare(job, step):
     checkpoint(job, step)
-    networks = [target for target in job._objects.values() if isinstance(target, torch.nn.Module)]
+    networks = job._checkpoints.networks()
     tensors = [t.flatten().float() for network in networks for t in network.state_dict().values()]
-    if job._part == job.parts - 1:
+    if job._batch.last_part:
         of_each = distributed.gather(torch.cat(tensors))
         assert all(torch.equal(one, of_each[0]) for one in of_each), (
             "the processes' networks differ"

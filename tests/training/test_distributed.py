@@ -282,11 +282,10 @@ def test_gpus_of_torchrun(monkeypatch):
         "RANK": "3",
     }.items():
         monkeypatch.setenv(name, value)
-    assert device.select_devices("0") == [torch.device("cuda", 1)]
-    assert device.select_devices("2,3") == [torch.device("cuda", 3)]
+    assert device.select_device(0) == torch.device("cuda", 1)
     assert distributed.rank() == 3
     assert not distributed.is_first()
-    with pytest.raises(UserError, match="--gpu 5: torchrun starts 2"):
-        device.select_devices("5")
-    with pytest.raises(UserError, match="2 processes a machine; name as many GPUs, or none"):
-        device.select_devices("0,1,2")
+    with pytest.raises(UserError, match=r"--gpu 2: .*CUDA_VISIBLE_DEVICES"):
+        device.select_device(2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert device.select_device(2) == torch.device("cuda", 2)

@@ -35,14 +35,14 @@ def late(tmp_path, monkeypatch):
 
     monkeypatch.setattr(log, "_to_host", to_host)
     (tmp_path / "metrics.jsonl").write_text("")
-    return log.Records(tmp_path, lambda line: None, 2, 0, 1000, lambda step: 1), events
+    return log.Records(tmp_path, print, 2, 0, 1000, epoch=lambda step: 1, saved=lambda: 0), events
 
 
-def add(record, step, value, final=True):
+def add(record, step, value, last_part=True):
     record.begin()
     with record.loading():
         pass
-    record.add(step, {"loss": torch.tensor(value), "lr": 0.1}, [f"case {step}"], final)
+    record.add(step, {"loss": torch.tensor(value), "lr": 0.1}, [f"case {step}"], last_part)
     record.end()
 
 
@@ -88,12 +88,12 @@ def test_the_host_runs_ahead_by_so_many_steps_and_no_more(late):
 def test_parts_of_a_step_become_their_mean(late):
     record, events = late
     add(record, 1, 5.0)
-    add(record, 2, 1.0, final=False)
+    add(record, 2, 1.0, last_part=False)
     add(record, 2, 2.0)
     record.settle()
     assert len(events) == 2
     assert written(record)[0]["loss/loss"] == 1.5
-    add(record, 3, float("inf"), final=False)
+    add(record, 3, float("inf"), last_part=False)
     add(record, 3, 1.0)
     with pytest.raises(UserError, match=r"step 3.*cases case 3, case 3"):
         record.settle()

@@ -15,10 +15,10 @@ from networks.one_vs_rest import OneVsRest
 from networks.vnet import VNet
 from utils import command, environment
 from utils.checkpoint import load_checkpoint, load_state
-from utils.device import autocast, keep_large_blocks, resolve_precision, select_devices
+from utils.device import autocast, keep_large_blocks, resolve_precision, select_device
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.training import options, run, tensorboard
+from utils.training import machine, options, run, tensorboard
 
 
 class Data:
@@ -82,23 +82,26 @@ def test_main_turns_a_user_error_into_a_line(capsys):
     assert capsys.readouterr().err.endswith(": no such thing\n")
 
 
-# ------------------------------------------------------------------------------------------------------------ devices
+# ---------------------------------------------------------------------------------------- devices
 
 
-def test_gpu_option(monkeypatch):
+def test_gpu_option(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    assert [str(d) for d in select_devices("0,1")] == ["cuda:0", "cuda:1"]
-    assert [str(d) for d in select_devices("-1")] == ["cpu"]
-    for wrong, message in {
-        "2": "has 2 GPU",
-        "0,0": "each GPU once",
-        "one": "give a number",
-        "-2": "each GPU once",
-    }.items():
-        with pytest.raises(UserError, match=f"--gpu {wrong}: .*{message}"):
-            select_devices(wrong)
+    assert str(select_device(1)) == "cuda:1"
+    assert str(select_device(-1)) == "cpu"
+    with pytest.raises(UserError, match=r"--gpu 2: .*has 2 GPU"):
+        select_device(2)
+    parser = options.parser("doc", "train_x.py")
+    assert parser.parse_args(["--gpu", "-1"]).gpu == -1
+    for wrong, word in {"0,1": "torchrun", "one": "number", "-2": "number"}.items():
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(["--gpu", wrong])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert wrong in error
+        assert word in error
 
 
 def test_a_machine_without_gpu_warns_once(monkeypatch):
@@ -107,11 +110,11 @@ def test_a_machine_without_gpu_warns_once(monkeypatch):
 
     device.warn_once.cache_clear()
     with pytest.warns(UserWarning, match="no GPU here: --gpu 0 runs on the CPU"):
-        assert str(select_devices("0")[0]) == "cpu"
+        assert str(select_device(0)) == "cpu"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        select_devices("0")  # a second time: silent
-        select_devices("-1")
+        select_device(0)  # a second time: silent
+        select_device(-1)
 
 
 def test_precision(monkeypatch):
@@ -152,8 +155,8 @@ def test_a_wrong_bf16_gradient_is_noticed(monkeypatch):
 
 
 def test_training_avoids_bf16_where_it_is_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.run.bf16_agrees", lambda device, extents: extents != (4, 2, 2))
-    run.warn_once.cache_clear()
+    monkeypatch.setattr(machine, "bf16_agrees", lambda device, extents: extents != (4, 2, 2))
+    machine.warn_once.cache_clear()
     with pytest.warns(UserWarning, match=r"bf16 convolutions over \(4, 2, 2\) voxels go wrong"):
         job = run.Run(
             parse(tmp_path, "--precision", "bf16", "--patch", 32, 16, 16, "--name", "a"),
@@ -172,7 +175,7 @@ def test_allocator_keeps_blocks():
     assert keep_large_blocks() == (platform.libc_ver()[0] == "glibc")
 
 
-# ------------------------------------------------------------------------------------------------------------ folders
+# ---------------------------------------------------------------------------------------- folders
 
 
 def test_the_folder_holds_what_design_says(tmp_path):
@@ -238,14 +241,17 @@ def test_resume_insists_on_the_same_options(tmp_path):
         train(tmp_path, "--resume", "--precision", other)
 
 
-def test_options_newer_than_a_run_do_not_stop_it(tmp_path):
+@pytest.mark.parametrize("key", ["augment", "precision_asked", "cache"])
+def test_a_run_of_another_version_is_refused(tmp_path, key):
     job, _ = train(tmp_path)
-    args = json.loads((job.folder / "args.json").read_text())
-    del args["augment"]
-    (job.folder / "args.json").write_text(json.dumps(args))
-    train(tmp_path, "--resume")
-    with pytest.raises(UserError, match="was started before --augment existed: leave it out"):
-        train(tmp_path, "--resume", "--augment", "crop")
+    path = job.folder / "args.json"
+    args = json.loads(path.read_text())
+    path.write_text(json.dumps({k: value for k, value in args.items() if k != key}))
+    with pytest.raises(UserError, match=f"another version .*--{key}"):
+        train(tmp_path, "--resume")
+    path.write_text(json.dumps(args | {"older": 1}))
+    with pytest.raises(UserError, match=r"another version .*--older"):
+        train(tmp_path, "--resume")
 
 
 def test_resume_insists_on_the_same_cases(tmp_path, monkeypatch):
@@ -416,7 +422,7 @@ def test_a_logger_that_fails_does_not_stop_training(tmp_path, monkeypatch, fails
     assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-# -------------------------------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------ checkpoints
 
 
 def weights(net):
@@ -593,7 +599,7 @@ def test_bf16_is_tried_at_every_level_that_the_network_has(
     tmp_path, monkeypatch, net, patch, bottom
 ):
     tried = []
-    monkeypatch.setattr(run, "bf16_agrees", lambda _, extents: tried.append(extents) or True)
+    monkeypatch.setattr(machine, "bf16_agrees", lambda _, extents: tried.append(extents) or True)
     run.Run(
         parse(tmp_path, "--net", net, "--patch", *patch, "--precision", "bf16"), "train_tiny.py"
     )

@@ -181,7 +181,7 @@ def test_the_best_step_is_kept_and_resumes(train, tiny_la, monkeypatch):
         now.append(step)
         validate(job, step)
         if step == 4 and not job.args.resume:  # a signal comes
-            job._signal = 15
+            job._asked.number = 15
 
     monkeypatch.setattr(run.Run, "_validate", stop)
     options = [*LA, "--max_iterations", 7, "--val_fraction", 0.4, "--val_every", 2]

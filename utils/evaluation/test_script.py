@@ -87,8 +87,6 @@ class Test:
         self._usual_nms = parser.get_default("nms")
         if scores:
             args.metrics = list(dict.fromkeys(args.metrics))
-        if "," in args.gpu and not distributed.launched():
-            raise UserError(f"--gpu {args.gpu}: testing uses one device; give one number")
         if not args.run and args.labelnum is None:
             args.labelnum = getattr(
                 dataset_class(args.dataset), "labelnum", None
@@ -338,7 +336,9 @@ def _parser(doc, datasets, splits, scores):
         )
     at_once = "windows or slices at once (default: GPU 4 or 16, CPU 1 or 4): memory, not numbers"
     test.add_argument("--batch", type=command.positive_int, help=at_once)
-    test.add_argument("--gpu", default="0", help="number of the GPU, or -1 for the CPU")
+    test.add_argument(
+        "--gpu", type=command.gpu, default=0, help="number of the GPU, or -1 for the CPU"
+    )
     test.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),

@@ -1,81 +1,96 @@
-"""The numbers of a run as they come: metrics.jsonl, TensorBoard, a progress bar or lines, and the
-stop at a NaN.
+"""The numbers of a run: metrics.jsonl, TensorBoard, a progress bar or lines, and the stop at a NaN.
 
-A GPU is never waited for: numbers travel to the host behind the step that made them and are looked
-at when they have arrived, every one of them, and all that are on their way before a checkpoint is
-written.
+Training does not wait for a GPU: numbers travel to the host behind the step that made them, and are
+checked when they have arrived. Each of them is checked, and before a checkpoint is written all that
+are still on their way.
 """
 
 import json
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 
-from utils import distributed
+from utils import distributed, progress
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.training.tensorboard import Board, tag
 
-ON_THEIR_WAY = 32  # steps whose numbers may be, before the host waits for them
-SPEAK_SECONDS = 30  # between lines where there is no terminal for a bar
+ON_THEIR_WAY = 32  # steps whose numbers may be on their way before the host waits for them
+SPEAK_SECONDS = 30  # between two lines where no terminal shows a bar
 
 
 class Records:
-    """What a run writes down of its steps, in its first process alone.
+    """What a run writes down of its steps; only its first process writes.
 
     Args:
         folder: of the run.
         info: called with a line for the log.
         log_every: steps between records.
-        start, last: step that the run goes on from, and its last.
+        start: step that the run goes on from.
+        last: its last step.
         epoch: from a step to its epoch.
+        saved: gives the step of the last checkpoint, for error messages.
     """
 
-    def __init__(self, folder, info, log_every, start, last, epoch):
-        self.folder, self.info, self.log_every, self.last, self.epoch = (
-            folder,
-            info,
-            log_every,
-            last,
-            epoch,
-        )
-        self.saved = start  # step of the last checkpoint, which an error names
+    def __init__(
+        self,
+        folder: Path,
+        info: Callable[[str], None],
+        log_every: int,
+        start: int,
+        last: int,
+        epoch: Callable[[int], int],
+        saved: Callable[[], int],
+    ):
+        self.folder = folder
+        self.info = info
+        self.log_every = log_every
+        self.last = last
+        self.epoch = epoch
         self.board = Board(folder / "tensorboard", start, info) if distributed.is_first() else None
-        silent = None if distributed.is_first() else True
-        self._bar = tqdm(
-            total=last,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            disable=silent,
-            smoothing=0.05,
-        )
-        self._parts, self._pending, self._clock = [], deque(), _Clock()
-        self._began = self._spoke_at = time.monotonic()
-        self._start = self._spoke_of = start
+        self._saved = saved
+        self._bar = progress.bar(total=last, done=start, unit="step", keep=True)
+        self._parts: list[tuple[Tensor, dict, list[str]]] = []
+        self._pending: deque[_Step] = deque()
+        self._clock = _Clock()
+        self._start = start
+        self._began = time.monotonic()
+        self._spoke_at = self._began
+        self._spoke_of = start
 
     # ---- a step's time
 
-    def begin(self):
+    def begin(self) -> None:
+        """A step begins."""
         self._clock.start()
 
-    def loading(self):
+    def loading(self) -> "_Clock":
         """A context: the step waits for its data."""
         return self._clock
 
-    def end(self):
+    def end(self) -> None:
+        """The step is over."""
         self._clock.stop()
         self._bar.update()
 
     # ---- a step's numbers
 
-    def add(self, step, values, cases, final=True):
-        """Take a step's numbers or 0-d tensors; of the parts of a step, the mean, at the `final`
-        one.
+    def add(
+        self,
+        step: int,
+        values: Mapping[str, float | Tensor],
+        cases: list[str],
+        last_part: bool = True,
+    ) -> None:
+        """Take numbers or 0-d tensors of a part of a step. The mean over the parts is recorded, at
+        the last one.
 
         Raises:
             UserError: a value of this step, or of one before it, is NaN or infinite; names the
@@ -83,85 +98,83 @@ class Records:
         """
         tensors = {name: value.detach() for name, value in values.items() if torch.is_tensor(value)}
         numbers = {name: float(value) for name, value in values.items() if name not in tensors}
-        device = next((value.device for value in tensors.values()), torch.device("cpu"))
-        wide = torch.float32 if device.type == "cuda" else torch.float64
-        row = (
-            torch.stack([value.to(wide) for value in tensors.values()])
-            if tensors
-            else torch.zeros(0)
-        )
-        self._parts.append((row, numbers, cases))
-        if not final:
+        self._parts.append((_stack(list(tensors.values())), numbers, cases))
+        if not last_part:
             return
-        rows, each, cases = zip(*self._parts, strict=True)
+        rows = [row for row, _, _ in self._parts]
         row = rows[0] if len(rows) == 1 else torch.stack(rows).mean(0)
-        numbers = {name: sum(part[name] for part in each) / len(each) for name in numbers}
+        numbers = {
+            name: sum(of_part[name] for _, of_part, _ in self._parts) / len(self._parts)
+            for name in numbers
+        }
+        cases = [case for _, _, of_part in self._parts for case in of_part]
         self._parts = []
-        times, row = None, row[None]
+        row = row[None]
+        times = None
         if step % self.log_every == 0 or step == self.last:
-            row, times = torch.cat((row, distributed.mean(row))), self._clock.means()
+            row = torch.cat((row, distributed.mean(row)))  # this process's and all processes'
+            times = self._clock.means()
         row, arrived = _to_host(row)
-        names = [case for part in cases for case in part]
         self._pending.append(
-            (step, list(values), list(tensors), row, numbers, names, times, arrived)
+            _Step(step, list(values), list(tensors), row, numbers, cases, times, arrived)
         )
-        self._look(len(self._pending) - ON_THEIR_WAY if step < self.last else len(self._pending))
+        more = step < self.last
+        self._look(len(self._pending) - ON_THEIR_WAY if more else len(self._pending))
 
-    def settle(self):
-        """Wait for all numbers that are on their way, and look at them."""
+    def settle(self) -> None:
+        """Wait for all numbers that are on their way, and check them."""
         self._look(len(self._pending))
 
-    def _look(self, insist):
-        """Look at the numbers that have arrived, in order, and at the first `insist` of them in any
-        case.
+    def _look(self, insist: int) -> None:
+        """Check the numbers that have arrived, in order; wait for those of the first `insist`
+        steps.
         """
         while self._pending:
-            step, order, names, row, numbers, cases, times, arrived = self._pending[0]
-            if arrived is not None and not arrived.query():
+            first = self._pending[0]
+            if first.arrived is not None and not first.arrived.query():
                 if insist <= 0:
                     return
-                arrived.synchronize()
+                first.arrived.synchronize()
             self._pending.popleft()
             insist -= 1
-            in_order = dict.fromkeys(order) | numbers
-            own, *shared = [
-                in_order | dict(zip(names, values, strict=True)) for values in row.tolist()
-            ]
-            self._take(step, own, cases, shared, times)
+            self._take(first)
 
-    def _take(self, step, values, cases, shared, times):
-        if not all(map(math.isfinite, values.values())):
-            terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            last = f"last checkpoint: step {self.saved}"
-            raise UserError(f"step {step}: not finite: {terms}; cases {', '.join(cases)}; {last}")
+    def _take(self, step: "_Step") -> None:
+        own, *shared = [step.by_name(row) for row in step.row.tolist()]
+        if not all(map(math.isfinite, own.values())):
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in own.items())
+            raise UserError(
+                f"step {step.number}: not finite: {terms}; cases {', '.join(step.cases)}; "
+                f"last checkpoint: step {self._saved()}"
+            )
         if not distributed.is_first():
             return
-        self._bar.set_postfix_str(f"loss {values.get('loss', math.nan):.4f}", refresh=False)
-        if self._bar.disable and (
-            time.monotonic() - self._spoke_at > SPEAK_SECONDS or step == self.last
-        ):
-            self._speak(step, values)
-        if times and all(
-            map(math.isfinite, shared[0].values())
-        ):  # else the process that it comes from stops the run
-            record = {tag(name): value for name, value in shared[0].items()}
-            self.write(step, record | dict(zip(("time/step", "time/data"), times, strict=True)))
+        self._bar.set_postfix_str(f"loss {own.get('loss', math.nan):.4f}", refresh=False)
+        if self._bar.disable:
+            waited = time.monotonic() - self._spoke_at
+            if waited > SPEAK_SECONDS or step.number == self.last:
+                self._speak(step.number, own)
+        if not shared:
+            return
+        (values,) = shared
+        if all(map(math.isfinite, values.values())):  # else another process stops the run
+            record = {tag(name): value for name, value in values.items()}
+            record["time/step"], record["time/data"] = step.times
+            self.write(step.number, record)
 
-    def write(self, step, values):
-        """Numbers by tag, to the file that tables are made of and to TensorBoard."""
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers by tag to metrics.jsonl and to TensorBoard."""
+        path = self.folder / "metrics.jsonl"
+        record = {"step": step, "epoch": self.epoch(step), **values}
         try:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": step, "epoch": self.epoch(step), **values}) + "\n")
+            with open(path, "a") as file:
+                file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise UserError(
-                f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror})"
-            ) from None
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
         self.board.scalars(step, values)
 
-    def _speak(self, step, values):
-        """Where there is no terminal for a bar: a line now and then, with the time left at the pace
-        since the last.
-        """
+    def _speak(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a line in place of a bar, with the time left at the pace since the line before."""
         now = time.monotonic()
         pace = (now - self._spoke_at) / max(step - self._spoke_of, 1)
         left = timedelta(seconds=round(pace * (self.last - step)))
@@ -170,24 +183,65 @@ class Records:
             f"step {step}/{self.last} epoch {self.epoch(step)} {terms} | {pace:.2f} s a step, "
             f"{left} left"
         )
-        self._spoke_at, self._spoke_of = now, step
+        self._spoke_at = now
+        self._spoke_of = step
 
     # ---- the end
 
-    def complete(self):
+    def complete(self) -> None:
+        """Check the last numbers, and say that the run is complete."""
         self.settle()
         minutes = timedelta(seconds=round(time.monotonic() - self._began))
         self.info(
             f"complete: {self.last - self._start} steps in {minutes}, {self.folder / 'last.pth'}"
         )
 
-    def close(self):
+    def close(self) -> None:
+        """Remove the bar and close TensorBoard's file."""
         self._bar.close()
         if self.board:
             self.board.close()
 
 
-def _to_host(row):
+@dataclass(frozen=True)
+class _Step:
+    """The numbers of a step, on their way to the host.
+
+    Attributes:
+        number: of the step.
+        order: names of all values.
+        tensors: names of those in `row`.
+        row: `(1 or 2, values)`: this process's, and where they are recorded the mean over all.
+        numbers: the values that were no tensors, by name.
+        cases: of the step's batch.
+        times: seconds a step, and of these waiting for data; None where nothing is recorded.
+        arrived: event after which `row` may be read; None where it may be read at once.
+    """
+
+    number: int
+    order: list[str]
+    tensors: list[str]
+    row: Tensor
+    numbers: dict[str, float]
+    cases: list[str]
+    times: tuple[float, float] | None
+    arrived: torch.cuda.Event | None
+
+    def by_name(self, row: Sequence[float]) -> dict[str, float]:
+        """All values in the order in which they were given, those of tensors from `row`."""
+        values = self.numbers | dict(zip(self.tensors, row, strict=True))
+        return {name: values[name] for name in self.order}
+
+
+def _stack(values: Sequence[Tensor]) -> Tensor:
+    """0-d tensors as one, in float64 on a CPU and float32 on a GPU."""
+    if not values:
+        return torch.zeros(0)
+    wide = torch.float32 if values[0].is_cuda else torch.float64
+    return torch.stack([value.to(wide) for value in values])
+
+
+def _to_host(row: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """The numbers on the host, or on their way to it and the event of their arrival."""
     if row.device.type != "cuda":
         return row, None
@@ -197,8 +251,8 @@ def _to_host(row):
     return row, arrived
 
 
-def forget_after(path, step):
-    """Drop from a metrics.jsonl the records of steps that a resumed run makes again."""
+def forget_after(path: Path, step: int) -> None:
+    """Drop from a metrics.jsonl the records of the steps that a resumed run makes again."""
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
     if len(kept) < len(lines):
@@ -208,10 +262,16 @@ def forget_after(path, step):
 
 class _Clock:
     """Mean seconds a step, and of these waiting for data, over the steps that ended since it was
-    last asked. As a context, the time that is spent in it is waiting."""
+    asked last. As a context it counts the time spent in it as waiting.
+    """
 
     def __init__(self):
-        self.steps, self.total, self.waited = 0, 0.0, 0.0
+        self._reset()
+
+    def _reset(self):
+        self.steps = 0
+        self.total = 0.0
+        self.waited = 0.0
 
     def start(self):
         self.began = time.perf_counter()
@@ -230,5 +290,5 @@ class _Clock:
         if not self.steps:  # the first step is not over yet
             return time.perf_counter() - self.began, self.waited
         means = self.total / self.steps, self.waited / self.steps
-        self.steps, self.total, self.waited = 0, 0.0, 0.0
+        self._reset()
         return means

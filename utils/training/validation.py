@@ -1,8 +1,6 @@
-"""The Dice of networks on cases kept aside, as selection of a checkpoint needs it: quick, and the
-same every time.
-"""
+"""The Dice of networks on cases kept aside, by which a checkpoint is chosen."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -16,16 +14,16 @@ def validation_dice(
 ) -> list[float]:
     """Dice of each foreground class, the mean over cases, of the networks' mean softmax.
 
-    Windows overlap by half, and no component is filtered: a choice among checkpoints needs no more.
-    A case's slices are scored together. A class that a case has in neither prediction nor label is
-    left out of the mean. The processes of torchrun share the cases out.
+    Windows overlap by half, and no component is filtered: the choice needs no more. A case's slices
+    are scored together. A class that a case has in neither prediction nor label is left out of the
+    mean. The processes of torchrun share the cases.
 
     Args:
-        networks: in any mode, which they are in again afterwards.
-        cases: by name, pairs of image and label, ``(X, Y, Z)``, ``(H, W, slices)`` or ``(H, W)``.
+        networks: in any mode; they are in it again afterwards.
+        cases: by name, pairs of image and label, `(X, Y, Z)`, `(H, W, slices)` or `(H, W)`.
         patch: extents of a window or of a slice.
         num_classes: background included.
-        options: device, precision and batch of :func:`utils.inference.whole_image`.
+        options: device, precision and batch of `utils.inference.whole_image`.
 
     Returns:
         Fractions, one a foreground class; 0 for a class that no case has.
@@ -47,12 +45,22 @@ def validation_dice(
     return torch.stack(scores).nanmean(0).nan_to_num(0.0).tolist()
 
 
-def _case_dice(predictor, pairs, patch, stride, num_classes, options) -> torch.Tensor:
-    both, sizes = torch.zeros(2, num_classes - 1, dtype=torch.float64)
+def _case_dice(
+    predictor: Callable[[torch.Tensor], torch.Tensor],
+    pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    patch: Sequence[int],
+    stride: Sequence[int] | None,
+    num_classes: int,
+    options: dict,
+) -> torch.Tensor:
+    """Dice of each foreground class, `(C - 1,)`; NaN for a class that is nowhere."""
+    both = torch.zeros(num_classes - 1, dtype=torch.float64)
+    sizes = torch.zeros(num_classes - 1, dtype=torch.float64)
     for image, label in pairs:
         pred = whole_image(predictor, image, patch, stride, num_classes, **options).argmax(0).cpu()
         for c in range(1, num_classes):
-            one, other = pred == c, label == c
-            both[c - 1] += (one & other).sum()
-            sizes[c - 1] += one.sum() + other.sum()
+            predicted = pred == c
+            true = label == c
+            both[c - 1] += (predicted & true).sum()
+            sizes[c - 1] += predicted.sum() + true.sum()
     return 2 * both / sizes  # 0 / 0 is NaN
