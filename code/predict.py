@@ -2,7 +2,7 @@
 go in.
 
     python code/predict.py runs/LA/coranet_16/seed1337 scan.nii.gz --out segmentations
-    python code/predict.py runs/own/dmd_8/seed1337 images/ patient7/ --out segmentations --uncertainty
+    python code/predict.py runs/own/dmd_8/seed1337 images/ --out segmentations --uncertainty
     python code/predict.py last.pth images/ --out segmentations --resume --stride 32 32 32
 
 The model is a run's folder, a checkpoint (.pth) or a folder that export.py wrote. An input is a
@@ -81,7 +81,7 @@ def parse(argv=None):
     add_prediction_options(parser.add_argument_group("prediction"))
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
-        raise UserError("--resume leaves what is there, --overwrite replaces it: give one of them")
+        parser.error("--resume leaves what is there, --overwrite replaces it: give one of the two")
     return args
 
 

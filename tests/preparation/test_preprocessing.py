@@ -6,7 +6,6 @@ import itertools
 import json
 
 import numpy as np
-import predict
 import pytest
 import SimpleITK
 import torch
@@ -14,9 +13,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from dataloaders.preprocessing import Preprocessing
 from utils.errors import UserError
-from utils.slabs import interpolate_slabs
 from utils.preparation.grid import Grid
 from utils.preparation.preprocess import bounding_box, label_values, preprocess
+from utils.preparation.segmentation import around
+from utils.slabs import interpolate_slabs
 
 SIZE, SPACING, ORIGIN = (18, 16, 21), (0.7, 1.3, 2.1), (-31.5, 12.25, 400.0)
 
@@ -60,10 +60,12 @@ def some_labels(size=SIZE):
 
 def way_back(place, prob):
     """The likeliest classes on the file's own grid, as prediction brings probabilities back."""
-    inside, places = zip(*predict.within(place, 1)(place.grid.size), strict=True)
+    target = around(place)
+    edges = [extent - 1 for extent in place.grid.size]
+    places = [at.clip(0, edge) for at, edge in zip(target.places, edges, strict=True)]
     slabs = list(interpolate_slabs([torch.as_tensor(prob, dtype=torch.float32)], places))
-    labels = np.zeros(place.oriented.size, np.uint8)
-    labels[inside] = torch.cat(slabs, 1).argmax(0).numpy()
+    labels = np.zeros(target.size, np.uint8)
+    labels[tuple(target.inside)] = torch.cat(slabs, 1).argmax(0).numpy()
     return place.turn_back(labels)
 
 

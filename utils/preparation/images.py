@@ -1,20 +1,15 @@
 """Image files through SimpleITK, 3-D, one value a voxel: NIfTI, NRRD and MetaImage in and out,
 DICOM series in.
 
-What SimpleITK lets pass is refused here: NIfTI files that end early, which it fills with zeros,
-compressed voxels whose checksum is wrong, DICOM series with a slice missing, files that a full disk
-cut off.
+Faults that SimpleITK passes over are refused here: NIfTI files that end early, which it fills with
+zeros, compressed voxels with a wrong checksum, DICOM series with a slice missing, files that a full
+disk cut off.
 """
 
 import contextlib
-import locale
 import math
 import os
-import re
 import shutil
-import struct
-import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,13 +18,11 @@ import SimpleITK
 
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.preparation.itk_errors import as_user_error, quiet, reason
+from utils.preparation.whole_files import check_whole
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 DICOM = (".dcm", ".ima")
-
-SimpleITK.ProcessObject.SetGlobalWarningDisplay(
-    False
-)  # what matters of them is told below, in one line
 
 
 def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
@@ -39,7 +32,7 @@ def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
     becomes one slice.
 
     Args:
-        path: of one of :data:`SUFFIXES`, a DICOM file of several frames, or a DICOM series' folder.
+        path: of one of `SUFFIXES`, a DICOM file of several frames, or a DICOM series' folder.
         frame: which one to take of an image with a time axis, counted from 0.
 
     Raises:
@@ -49,34 +42,14 @@ def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
     """
     path = Path(path)
     if path.is_dir():
-        image = _read_series(path)
+        image, axes = _read_series(path), 3
     elif path.is_file():
-        _check_whole(path)
-        reader = SimpleITK.ImageFileReader()
-        reader.SetFileName(str(path))
-        with _as_user_error(path):
-            reader.ReadImageInformation()
-            _check_pixels(path, reader.GetNumberOfComponents())
-            axes, frames = len(reader.GetSize()), reader.GetSize()[3:]
-            if _is_dicom(path) and reader.GetSize()[2:] in ((), (1,)):
-                raise UserError(f"{path}: one slice of a DICOM series; name its folder")
-            if axes > 3:
-                _choose_frame(path, reader, frames, frame)
-            image = reader.Execute()
-        if axes == 2:
-            image = SimpleITK.JoinSeries([image])
+        image, axes = _read_file(path, frame)
     else:
         raise UserError(f"{path}: no such file or folder")
-    if frame and (path.is_dir() or axes < 4):
+    if frame and axes < 4:
         raise UserError(f"{path}: has one frame, so there is no frame {frame}")
-    geometry = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
-    turned = abs(np.linalg.det(np.reshape(image.GetDirection(), (3, 3))))
-    if (
-        not np.isfinite(geometry).all()
-        or min(image.GetSpacing()) <= 0
-        or not abs(turned - 1) < 1e-3
-    ):
-        raise UserError(f"{path}: its spacing, origin or direction are no numbers that make sense")
+    _check_geometry(path, image)
     if 0 in image.GetSize():
         raise UserError(f"{path}: holds no voxel")
     voxels = SimpleITK.GetArrayViewFromImage(image)
@@ -116,7 +89,7 @@ def find_images(path: str | Path, suffixes: Sequence[str] = SUFFIXES) -> list[Pa
 
 
 def suffix(path: str | Path) -> str:
-    """A file's type, ``.nii.gz`` as one; of a DICOM series' folder nothing."""
+    """A file's type, `.nii.gz` as one; of a DICOM series' folder nothing."""
     path = Path(path)
     if path.is_dir():
         return ""
@@ -130,12 +103,12 @@ def stem(path: str | Path) -> str:
 
 
 def to_array(image: SimpleITK.Image) -> np.ndarray:
-    """The voxels as ``(X, Y, Z)``, where SimpleITK gives z, y, x; a copy."""
+    """The voxels as `(X, Y, Z)`, where SimpleITK gives z, y, x; a copy."""
     return np.ascontiguousarray(SimpleITK.GetArrayViewFromImage(image).transpose(2, 1, 0))
 
 
 def from_array(array: np.ndarray, like: SimpleITK.Image) -> SimpleITK.Image:
-    """Voxels ``(X, Y, Z)`` as an image with the spacing, origin and direction of another of that
+    """Voxels `(X, Y, Z)` as an image with the spacing, origin and direction of another of that
     size.
 
     Raises:
@@ -153,22 +126,21 @@ def write_image(path: str | Path, image: SimpleITK.Image) -> None:
     all.
 
     Raises:
-        UserError: a type that is none of :data:`SUFFIXES`, a full disk, or a folder that is not
-            there or not writable.
+        UserError: a type that is none of `SUFFIXES`, a full disk, or a folder that is not there or
+            not writable.
     """
     path = Path(path)
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{path}: images are written as {', '.join(SUFFIXES)}")
 
     def write(part: Path) -> None:
-        folder = part.with_name(
-            f"{part.name}.parts"
-        )  # a header may name its file of voxels, which keeps its name
+        # a header may name its file of voxels, which keeps its name
+        folder = part.with_name(f"{part.name}.parts")
         folder.mkdir()
         try:
-            with _quiet():
+            with quiet():
                 SimpleITK.WriteImage(image, str(folder / path.name), useCompression=True)
-            _check_whole(folder / path.name)
+            check_whole(folder / path.name)
             for voxels in folder.iterdir():
                 if voxels.name != path.name:
                     with open(voxels, "rb") as file:
@@ -177,14 +149,38 @@ def write_image(path: str | Path, image: SimpleITK.Image) -> None:
             os.replace(folder / path.name, part)
         except (RuntimeError, UserError) as error:
             full = shutil.disk_usage(folder).free < 2**20
-            raise OSError("the disk is full" if full else _reason(error)) from None
+            raise OSError("the disk is full" if full else reason(error)) from None
         finally:
             shutil.rmtree(folder)
 
     write_atomically(path, write)
 
 
-# ---------------------------------------------------------------------------------------------------------- one image
+def _read_file(path: Path, frame: int | None) -> tuple[SimpleITK.Image, int]:
+    """The image of a file, and how many axes the file has."""
+    check_whole(path)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    with as_user_error(path):
+        reader.ReadImageInformation()
+        _check_pixels(path, reader.GetNumberOfComponents())
+        size = reader.GetSize()
+        if _is_dicom(path) and size[2:] in ((), (1,)):
+            raise UserError(f"{path}: one slice of a DICOM series; name its folder")
+        if len(size) > 3:
+            _choose_frame(path, reader, size[3:], frame)
+        image = reader.Execute()
+    if len(size) == 2:
+        image = SimpleITK.JoinSeries([image])
+    return image, len(size)
+
+
+def _check_geometry(path: Path, image: SimpleITK.Image) -> None:
+    numbers = (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection())
+    volume = abs(np.linalg.det(np.reshape(image.GetDirection(), (3, 3))))
+    good = np.isfinite(numbers).all() and min(image.GetSpacing()) > 0 and abs(volume - 1) < 1e-3
+    if not good:
+        raise UserError(f"{path}: its spacing, origin or direction are no numbers that make sense")
 
 
 def _check_pixels(path: Path, components: int) -> None:
@@ -216,26 +212,10 @@ def _choose_frame(
 
 
 def _read_series(folder: Path) -> SimpleITK.Image:
-    with _as_user_error(folder):
-        series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-        if not series:
-            raise UserError(
-                f"{folder}: a folder without a DICOM series; name an image file, or the series' "
-                "own folder"
-            )
-        files = {
-            key: SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), key)
-            for key in series
-        }
-        if len(series) > 1:
-            shown = ", ".join(f"{key} ({len(files[key])} files)" for key in series[:4])
-            more = ", …" if len(series) > 4 else ""
-            raise UserError(
-                f"{folder}: {len(series)} DICOM series, put each in a folder of its own: "
-                f"{shown}{more}"
-            )
+    with as_user_error(folder):
+        files = _series_files(folder)
         reader = SimpleITK.ImageSeriesReader()
-        reader.SetFileNames(files[series[0]])
+        reader.SetFileNames(files)
         reader.MetaDataDictionaryArrayUpdateOn()
         image = reader.Execute()
         _check_pixels(folder, image.GetNumberOfComponentsPerPixel())
@@ -243,21 +223,56 @@ def _read_series(folder: Path) -> SimpleITK.Image:
             raise UserError(
                 f"{folder}: its DICOM series has {image.GetDimension()} axes, 3 are expected"
             )
-        # along the normal, where the series says where its slices lie
-        normal, places = np.reshape(image.GetDirection(), (3, 3))[:, 2], []
-        for k in range(len(files[series[0]])):
-            if reader.HasMetaDataKey(k, "0020|0032"):
-                position = reader.GetMetaData(k, "0020|0032").strip(" \0").split("\\")
-                places.append(float(np.dot(normal, [float(number) for number in position])))
-    steps = np.diff(places)
-    if (
-        len(places) > 2
-        and np.abs(steps - np.median(steps)).max() > 0.05 * abs(np.median(steps)) + 1e-3
-    ):
-        worst = int(np.abs(steps - np.median(steps)).argmax())
-        told = f"{abs(steps[worst]):.3g} mm from slice {worst} to {worst + 1}, {abs(np.median(steps)):.3g} mm elsewhere"
-        raise UserError(f"{folder}: its slices are not evenly spaced ({told}): is one missing?")
+        normal = np.reshape(image.GetDirection(), (3, 3))[:, 2]
+        _check_steps(folder, _places_along(normal, reader, len(files)))
     return image
+
+
+def _series_files(folder: Path) -> Sequence[str]:
+    """The files of the only DICOM series in a folder."""
+    reader = SimpleITK.ImageSeriesReader
+    series = reader.GetGDCMSeriesIDs(str(folder))
+    if not series:
+        raise UserError(
+            f"{folder}: a folder without a DICOM series; name an image file, or the series' own "
+            "folder"
+        )
+    files = {key: reader.GetGDCMSeriesFileNames(str(folder), key) for key in series}
+    if len(series) > 1:
+        shown = ", ".join(f"{key} ({len(files[key])} files)" for key in series[:4])
+        more = ", …" if len(series) > 4 else ""
+        raise UserError(
+            f"{folder}: {len(series)} DICOM series, put each in a folder of its own: {shown}{more}"
+        )
+    return files[series[0]]
+
+
+def _places_along(
+    normal: np.ndarray, reader: SimpleITK.ImageSeriesReader, count: int
+) -> list[float]:
+    """Where slices lie along their normal in mm, as far as the series says."""
+    places = []
+    for k in range(count):
+        if reader.HasMetaDataKey(k, "0020|0032"):
+            position = reader.GetMetaData(k, "0020|0032").strip(" \0").split("\\")
+            places.append(float(np.dot(normal, [float(number) for number in position])))
+    return places
+
+
+def _check_steps(folder: Path, places: Sequence[float]) -> None:
+    """See that slices are evenly spaced."""
+    if len(places) < 3:
+        return
+    steps = np.diff(places)
+    usual = np.median(steps)
+    off = np.abs(steps - usual)
+    if off.max() > 0.05 * abs(usual) + 1e-3:
+        worst = int(off.argmax())
+        gap = f"{abs(steps[worst]):.3g} mm from slice {worst} to {worst + 1}"
+        raise UserError(
+            f"{folder}: its slices are not evenly spaced ({gap}, {abs(usual):.3g} mm elsewhere): "
+            "is one missing?"
+        )
 
 
 def _is_dicom(path: Path) -> bool:
@@ -269,147 +284,3 @@ def _is_dicom(path: Path) -> bool:
         file.seek(128)
         return file.read(4) == b"DICM"
     return False
-
-
-# -------------------------------------------------------------------------------------------------------- whole files
-
-
-def _check_whole(path: Path) -> None:
-    """Raise `UserError` where a NIfTI file holds fewer bytes than its header says, or where the
-    checksum of compressed voxels is wrong."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(2**16)
-            start = _compressed_from(path, head)
-            if start is None:
-                size, head = path.stat().st_size, head[:544]
-            else:
-                file.seek(start)
-                size, head = _inflated(file)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged ({error}); copy or make it again") from None
-    if path.name.lower().endswith((".nii", ".nii.gz")) and size < (least := _nifti_size(head)):
-        raise UserError(
-            f"{path}: damaged (it ends after {size} of {least} bytes); copy or make it again"
-        )
-
-
-def _compressed_from(path: Path, head: bytes) -> int | None:
-    """Where in a file its deflated voxels begin, None where they are not deflated or lie in another
-    file.
-    """
-    name = path.name.lower()
-    if name.endswith(".gz"):
-        return 0 if head.startswith(b"\x1f\x8b") else None
-    if name.endswith(".nrrd"):
-        end = re.search(rb"\r?\n\r?\n", head)
-        lines = head[: end.start()].lower() if end else b""
-        attached = (
-            re.search(rb"^encoding: *gz(ip)? *\r?$", lines, re.MULTILINE)
-            and b"data file:" not in lines
-        )
-        return end.end() if attached and b"datafile:" not in lines else None
-    if name.endswith(".mha"):
-        end = re.search(rb"ElementDataFile *= *LOCAL *\r?\n", head)
-        return (
-            end.end()
-            if end and re.search(rb"CompressedData *= *True", head[: end.start()])
-            else None
-        )
-    return None
-
-
-def _inflated(file) -> tuple[int, bytes]:
-    """How many bytes a gzip or zlib stream holds, and the first of them; its checksums are seen to.
-
-    Raises:
-        EOFError: it ends early.
-        zlib.error: it is damaged.
-    """
-    size, head, stream = 0, b"", zlib.decompressobj(47)
-    data = file.read(2**20)
-    while data:
-        text = stream.decompress(data, 2**24)
-        size, head = size + len(text), head if len(head) >= 544 else head + text[:544]
-        data = stream.unconsumed_tail
-        if stream.eof:  # gzip files may be several behind each other, and padded with zeros
-            data = (stream.unused_data or file.read(2**20)).lstrip(b"\0")
-            if not data.startswith(b"\x1f\x8b"):
-                return size, head
-            stream = zlib.decompressobj(47)
-        elif not data:
-            data = file.read(2**20)
-    raise EOFError("its compressed data ends early")
-
-
-def _nifti_size(head: bytes) -> int:
-    """The bytes of a NIfTI file by its first 544, 0 where they are no NIfTI header."""
-    for order in "<>":
-        if head[:4] == struct.pack(f"{order}i", 348) and len(head) >= 348:
-            axes, *dims = struct.unpack_from(f"{order}8h", head, 40)
-            (bits,), (first,) = (
-                struct.unpack_from(f"{order}h", head, 72),
-                struct.unpack_from(f"{order}f", head, 108),
-            )
-        elif head[:4] == struct.pack(f"{order}i", 540) and len(head) >= 540:
-            axes, *dims = struct.unpack_from(f"{order}8q", head, 16)
-            (bits,), (first,) = (
-                struct.unpack_from(f"{order}h", head, 14),
-                struct.unpack_from(f"{order}q", head, 168),
-            )
-        else:
-            continue
-        if 0 < axes <= 7 and math.isfinite(first):
-            return (
-                int(first) + (math.prod(max(extent, 1) for extent in dims[:axes]) * bits + 7) // 8
-            )
-    return 0
-
-
-# ------------------------------------------------------------------------------------------------------------ messages
-
-
-@contextlib.contextmanager
-def _as_user_error(path: Path):
-    """SimpleITK's errors of many lines as a `UserError` of one."""
-    try:
-        with _quiet():
-            yield
-    except RuntimeError as error:
-        if "orthonormal" in str(error):
-            raise UserError(
-                f"{path}: its axes are not at right angles (a sheared affine); resample it first"
-            ) from None
-        raise UserError(f"{path}: not an image that can be read ({_reason(error)})") from None
-    except (MemoryError, OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error) or type(error).__name__})") from None
-
-
-def _reason(error: Exception) -> str:
-    """What an exception of SimpleITK says, without where in its source."""
-    text = str(error).replace("\n", " ").strip()
-    text = re.sub(r"^.*?(?:ITK ERROR|(?:sitk|itk)::ERROR): (?:\w+\(0x\w+\): )?", "", text)
-    return text[:160].rstrip(" :.")
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keep what the libraries below SimpleITK write to stderr from the terminal: their errors are
-    raised too.
-
-    And keep the process's locale, which reading DICOM sets to C: text files would be ASCII from
-    then on.
-    """
-    sys.stderr.flush()
-    spoken = locale.setlocale(locale.LC_ALL)
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        locale.setlocale(locale.LC_ALL, spoken)
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)

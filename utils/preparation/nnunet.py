@@ -3,9 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dataloaders.preprocessing import MARKER
+from utils import progress
 from utils.errors import UserError
 from utils.preparation.cases import relabel
 from utils.preparation.folder import begin, complete, copy_file, read_json, write_json
@@ -65,7 +64,7 @@ def write_nnunet(
     files += [TABLE, *(["splits_final.json"] if val else [])]
     if begin(folder, {"from": read_json(root / MARKER)["recipe"]}, files, overwrite):
         return
-    for case in tqdm(cases, desc="nnU-Net", unit="case", disable=None, leave=False):
+    for case in progress.bar(cases, unit="case", title="nnU-Net"):
         _write_case(folder, parts[case.name], case, table["values"], frame)
     described = {
         "channel_names": {"0": "CT" if ct else "image"},

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from tqdm import tqdm
 
 from dataloaders.own import FILE, protocol
 from dataloaders.preprocessing import Preprocessing
+from utils import progress
 from utils.errors import UserError
 from utils.preparation.cases import misfit, relabel, voxel_hash
 from utils.preparation.folder import write_json, write_list
@@ -37,7 +37,7 @@ def survey(
         frame: which one to take of an image with a time axis.
         trust_voxels: take a label whose header contradicts its image's.
     """
-    for case in tqdm(cases, desc="reading", unit="case", disable=None, leave=False):
+    for case in progress.bar(cases, unit="case", title="reading"):
         with report.case(case.name):
             image = read_image(case.image, frame)
             grid = Grid.of(image)
@@ -114,7 +114,7 @@ def prepare_cases(
     # of one image in two lists that of the test list stays
     order = sorted(cases, key=lambda case: (-SPLITS.index(case.split), case.name))
     shapes = {}
-    for case in tqdm(order, desc="preparing", unit="case", disable=None, leave=False):
+    for case in progress.bar(order, unit="case", title="preparing"):
         with report.case(case.name, case.split) as row:
             if row.problem:
                 continue
