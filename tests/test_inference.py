@@ -8,19 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from networks.unet import UNet
 from networks.vnet import VNet
-from utils import inference
 from utils.errors import UserError
 from utils.inference import (
     gaussian_weights,
-    interpolate_slabs,
     mean_probability,
     sliding_window,
-    window_slabs,
     window_starts,
 )
-from utils.trained import load_networks, load_trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -327,64 +322,6 @@ def test_sliding_window_refuses():
             window(num_classes=1, activation=None, predictor=lambda x, value=value: x + value)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 64])
-@pytest.mark.parametrize("shape", [(41, 17, 13), (13, 10, 9), (12, 10, 8), (5, 25, 3)])
-@pytest.mark.parametrize("most", [5, 1000])
-def test_slabs_are_the_sliding_window_to_the_bit(shape, batch, most, monkeypatch):
-    monkeypatch.setattr(inference, "_planes_at_once", lambda *_: most)
-    torch.manual_seed(0)
-    convolution = nn.Conv3d(1, 3, 3, padding=1)
-    predict, image = (lambda x: convolution(x).softmax(1)), torch.randn(shape)
-    arguments = predict, image, (12, 10, 8), (5, 4, 3), 3
-    slabs = list(window_slabs(*arguments, batch=batch))
-    assert torch.equal(
-        torch.cat(slabs, 1), sliding_window(*arguments, batch=batch, activation=None)
-    )
-    assert all(1 <= slab.shape[1] <= min(12, most) for slab in slabs)
-    assert len(slabs) >= len(window_starts((max(shape[0], 12),), (12,), (5,))[0])
-
-
-def test_slabs_take_any_number_of_windows_along_the_first_axis():
-    image = torch.randn(900, 4, 4)
-    slabs = window_slabs(lambda x: x, image, (4, 4, 4), (1, 4, 4), 1, batch=300)
-    torch.testing.assert_close(torch.cat(list(slabs), 1)[0], image)
-
-
-def test_slabs_end_at_the_first_that_is_not_finite():
-    image = torch.zeros(12, 4, 4)
-    image[9] = math.nan
-    slabs = window_slabs(lambda x: x, image, (4, 4, 4), (4, 4, 4), 1)
-    assert next(slabs).shape == (1, 4, 4, 4)
-    next(slabs)
-    with pytest.raises(UserError, match="not finite"):
-        next(slabs)
-
-
-@pytest.mark.parametrize("split", [(11,), (1,) * 11, (4, 1, 6)])
-def test_interpolation_of_slabs_is_numpys_and_does_not_depend_on_the_split(split):
-    volume = torch.from_numpy(np.random.default_rng(0).random((2, 11, 7, 6), dtype=np.float32))
-    places = [np.linspace(0, 10, 26), np.array([0, 0, 2.25, 6]), np.linspace(0.5, 4.5, 9)]
-    out = list(interpolate_slabs(iter(volume.split(split, 1)), places))
-    expected = volume.double().numpy()
-    for axis, along in enumerate(places, 1):
-        indices = np.arange(expected.shape[axis])
-        expected = np.apply_along_axis(
-            lambda row, p=along, i=indices: np.interp(p, i, row), axis, expected
-        )
-    np.testing.assert_allclose(torch.cat(out, 1).numpy(), expected, atol=1e-6)
-    assert torch.equal(torch.cat(out, 1), torch.cat(list(interpolate_slabs([volume], places)), 1))
-
-
-def test_interpolation_leaves_a_grid_of_voxels_as_it_is_and_skips_planes():
-    volume = torch.randn(2, 9, 4, 3)
-    whole = [np.arange(extent, dtype=float) for extent in (9, 4, 3)]
-    assert torch.equal(torch.cat(list(interpolate_slabs(volume.split(2, 1), whole)), 1), volume)
-    some = torch.cat(
-        list(interpolate_slabs(volume.split(2, 1), [np.array([0.0, 6.0, 7.0]), *whole[1:]])), 1
-    )
-    assert torch.equal(some, volume[:, [0, 6, 7]])
-
-
 def test_mean_probability_averages_probabilities_not_logits():
     torch.manual_seed(0)
     a, b = VNet(n_filters=4).eval(), VNet(n_filters=4).eval()
@@ -394,158 +331,3 @@ def test_mean_probability_averages_probabilities_not_logits():
         torch.testing.assert_close(mean_probability([a, b])(x), expected)
     with pytest.raises(ValueError, match="at least one"):
         mean_probability([])
-
-
-@pytest.fixture
-def checkpoint():
-    torch.manual_seed(0)
-    net, other = VNet(n_filters=4), VNet(n_filters=4, normalization="instancenorm")
-    return {
-        "step": 7,
-        "last": 9,
-        "args": {"dataset": "LA"},
-        "test_networks": ["net", "other"],
-        "networks": {
-            n: {"class": "networks.vnet.VNet", "kwargs": m.config}
-            for n, m in (("net", net), ("other", other))
-        },
-        "net": net.state_dict(),
-        "other": other.state_dict(),
-    }
-
-
-def test_load_networks_restores_every_tested_network(tmp_path, checkpoint):
-    torch.save(checkpoint, tmp_path / "last.pth")
-    networks, loaded = load_networks(tmp_path / "last.pth", "cpu")
-    assert loaded["step"] == 7
-    assert [n.config["normalization"] for n in networks] == ["batchnorm", "instancenorm"]
-    assert not any(module.training for n in networks for module in n.modules())
-    for network, name in zip(networks, ("net", "other"), strict=True):
-        state = network.state_dict()
-        assert state.keys() == checkpoint[name].keys()
-        assert all(torch.equal(state[k], v) for k, v in checkpoint[name].items())
-
-
-def test_load_networks_takes_one_by_its_name(tmp_path, checkpoint):
-    torch.save(checkpoint, tmp_path / "last.pth")
-    (network,), _ = load_networks(tmp_path / "last.pth", "cpu", "other")
-    assert network.config["normalization"] == "instancenorm"
-    with pytest.raises(UserError, match="holds no network 'third'; choose from net, other"):
-        load_networks(tmp_path / "last.pth", "cpu", "third")
-
-
-def test_load_networks_knows_the_old_word_for_linear(tmp_path, checkpoint):
-    net = VNet(n_filters=4, upsampling="linear")
-    spec = {"class": "networks.vnet.VNet", "kwargs": {**net.config, "upsampling": "trilinear"}}
-    checkpoint |= {"networks": {"net": spec}, "test_networks": ["net"], "net": net.state_dict()}
-    torch.save(checkpoint, tmp_path / "last.pth")
-    (network,), _ = load_networks(tmp_path / "last.pth", "cpu")
-    assert network.config["upsampling"] == "linear"
-
-
-def test_load_networks_lays_slices_out_as_2d_convolutions_like_them(tmp_path, checkpoint):
-    net = UNet(n_filters=4)
-    spec = {"class": "networks.unet.UNet", "kwargs": net.config}
-    checkpoint |= {"networks": {"net": spec}, "test_networks": ["net"], "net": net.state_dict()}
-    torch.save(checkpoint, tmp_path / "last.pth")
-    (network,), _ = load_networks(tmp_path / "last.pth", "cpu")
-    weight = network.encoder[1][0].weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-    assert not weight.is_contiguous()
-
-
-def set_kwargs(c, **kwargs):
-    c["networks"]["net"] = {"class": "networks.vnet.VNet", "kwargs": kwargs}
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda c: c.pop("test_networks"), "not a checkpoint of these scripts"),
-        (lambda c: c.pop("last"), "not a checkpoint of these scripts, which hold step, last, args"),
-        (lambda c: c["test_networks"].clear(), "lists no network"),
-        (lambda c: c.pop("net"), "does not hold it"),
-        (lambda c: c["networks"]["net"].update({"class": "networks.vnet.WNet"}), "WNet"),
-        (lambda c: c["networks"]["net"].update({"class": "networks.absent.VNet"}), "absent"),
-        (
-            lambda c: c["networks"]["net"].update({"class": "torch.nn.Linear"}),
-            "package networks alone",
-        ),
-        (lambda c: c["networks"]["net"].update({"class": "networks.vnet.up"}), "no network"),
-        (lambda c: set_kwargs(c, colour="red"), "colour"),
-        (
-            lambda c: set_kwargs(c, n_filters=8),
-            r"encoder.0.0.weight is \(4, 1, 3, 3, 3\), not \(8, 1, 3, 3, 3\)",
-        ),
-        (lambda c: set_kwargs(c, n_filters=4, branches=3), r"has no heads.0.0.0.weight"),
-        (lambda c: c["net"].update(extra=torch.zeros(1)), "unexpected extra"),
-        (lambda c: c["net"].pop("heads.0.bias"), "has no heads.0.bias"),
-    ],
-)
-def test_load_networks_says_in_one_line_what_is_wrong(tmp_path, checkpoint, damage, message):
-    damage(checkpoint)
-    torch.save(checkpoint, tmp_path / "last.pth")
-    with pytest.raises(UserError, match=message) as raised:
-        load_networks(tmp_path / "last.pth", "cpu")
-    assert "\n" not in str(raised.value)
-    assert len(str(raised.value)) < 400
-
-
-def test_load_networks_refuses_what_is_no_checkpoint(tmp_path, checkpoint):
-    path = tmp_path / "last.pth"
-    with pytest.raises(UserError, match="train first"):
-        load_networks(path, "cpu")
-    torch.save(checkpoint, path)
-    whole = path.read_bytes()
-    for content in (b"", b"not a checkpoint", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="damaged or not a checkpoint"):
-            load_networks(path, "cpu")
-    torch.save([1, 2], path)
-    with pytest.raises(UserError, match="not a checkpoint of these scripts"):
-        load_networks(path, "cpu")
-    torch.save({"run": print}, path)  # a pickled function: weights_only refuses to load it
-    with pytest.raises(UserError, match="damaged or not a checkpoint"):
-        load_networks(path, "cpu")
-
-
-def test_load_trained_takes_what_the_checkpoint_says_of_its_data(tmp_path, checkpoint):
-    checkpoint["args"] |= {"patch": [16, 16, 16], "downsample": 2}
-    torch.save(checkpoint, tmp_path / "last.pth")
-    trained = load_trained(tmp_path / "last.pth", "cpu")  # an old checkpoint: the class of LA knows
-    assert (trained.dataset, trained.num_classes, trained.data["class_names"]) == (
-        "LA",
-        2,
-        ["left atrium"],
-    )
-    assert trained.stride == [9, 9, 2]
-    assert (trained.step, trained.last, len(trained.networks)) == (7, 9, 2)
-
-    checkpoint["dataset"] = {"num_classes": 2, "stride": [40, 1, 3], "class_names": ["spleen"]}
-    torch.save(checkpoint, tmp_path / "last.pth")
-    trained = load_trained(tmp_path / "last.pth", "cpu", "other")
-    assert trained.data["class_names"] == ["spleen"]
-    assert trained.stride == [16, 1, 1]  # of the patch at most, a voxel at least
-    assert len(trained.networks) == 1
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda c: c["args"].pop("patch"), "does not say what it was trained on"),
-        (lambda c: c["args"].update(patch=[16, 16]), "does not say what it was trained on"),
-        (lambda c: c.update(dataset={"num_classes": 2}), "does not say what it was trained on"),
-        (
-            lambda c: c["args"].update(dataset="mine"),
-            "trained on mine, of which nothing is known here",
-        ),
-    ],
-)
-def test_load_trained_refuses_a_checkpoint_that_says_too_little(
-    tmp_path, checkpoint, damage, message
-):
-    checkpoint["args"] |= {"patch": [16, 16, 16], "downsample": 1}
-    damage(checkpoint)
-    torch.save(checkpoint, tmp_path / "last.pth")
-    with pytest.raises(UserError, match=message):
-        load_trained(tmp_path / "last.pth", "cpu")
