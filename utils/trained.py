@@ -1,4 +1,6 @@
-"""A trained run, opened: its folder, its checkpoints, the networks that are tested, and what they were trained on."""
+"""A trained run, opened: its folder, its checkpoints, the networks that are tested, and the data
+that they were trained on.
+"""
 
 import argparse
 import importlib
@@ -11,27 +13,119 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from dataloaders import DATASETS, dataset_class, default_root
+from dataloaders.volumes import Volumes
 from utils.checkpoint import load_checkpoint, load_state
 from utils.device import channels_last
 from utils.errors import UserError
 from utils.inference import usual_stride
 
+SELECTION = {"last": "last iteration; nothing was selected", "best": "best on validation cases"}
+UNFINISHED = "the run is unfinished"
+KEYS = ("step", "last", "args", "dataset", "networks", "test_networks")  # of every checkpoint
+FACTS = (  # of a data set that prediction needs
+    "num_classes",
+    "class_names",
+    "spacing",
+    "stride",
+    "keep_largest",
+    "file_axes",
+    "image_axes",
+    "preprocessing",
+)
+
+# an exported model: its files, and the version of their layout
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = 1
+
+# ------------------------------------------------------------------ the folder of a run
+
+
+def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) -> Path:
+    """The folder of a run: `folder`, or `<runs>/<dataset>/<name>/seed<seed>`.
+
+    Raises:
+        UserError: no such run; names those that there are.
+    """
+    found = Path(folder) if folder else Path(runs) / dataset / name / f"seed{seed}"
+    if found.is_dir():
+        return found
+    others = sorted(str(path.parent) for path in Path(runs).glob("*/*/seed*/args.json"))
+    if not others:
+        raise UserError(
+            f"{found}: no such run, and {runs}/ holds none; train it, or name another folder with "
+            "--runs"
+        )
+    listed = ", ".join(others[:8]) + (", …" if len(others) > 8 else "")
+    raise UserError(f"{found}: no such run; train it, or name one with --run: {listed}")
+
+
+def find_checkpoint(run: str | Path, which: str) -> Path:
+    """`last.pth`, `best.pth` or, for a number, `step_<number>.pth` of a run.
+
+    Raises:
+        UserError: the run has none yet, was not validated, or did not keep this step.
+    """
+    run = Path(run)
+    path = run / (f"step_{which}.pth" if which.isdecimal() else f"{which}.pth")
+    if path.is_file():
+        return path
+    if which.isdecimal():
+        steps = sorted(int(other.stem.removeprefix("step_")) for other in run.glob("step_*.pth"))
+        kept = ", ".join(map(str, steps)) or "none, train with --keep_every"
+        raise UserError(f"{path}: not there; kept steps: {kept}")
+    if which == "best" and (run / "last.pth").is_file():
+        raise UserError(
+            f"{path}: not there; training writes it with --val_fraction or --val_from list"
+        )
+    raise UserError(
+        f"{run}: no checkpoint yet; train it, or go on with its training script and --resume"
+    )
+
+
+def checkpoint_name(text: str) -> str:
+    """The argparse type of `--checkpoint`."""
+    if text not in SELECTION and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not {', '.join(SELECTION)} or a step's number")
+    return text
+
+
+def selection(checkpoint: dict, name: str, folder: Path) -> str:
+    """The rule that chose a checkpoint, in words.
+
+    Args:
+        checkpoint: as it was loaded.
+        name: by which `--checkpoint` called it.
+        folder: of its run.
+    """
+    if name == "last" and checkpoint["step"] < checkpoint["last"]:
+        return UNFINISHED
+    if name != "best":
+        return SELECTION.get(name, "a step on the way")
+    held, dice = checkpoint["validation"], checkpoint["best"]["dice"]
+    rule = SELECTION["best"]
+    words = f"{rule}: {len(held['cases'])} {held['from']}, Dice {100 * dice:.2f}"
+    last = folder / "last.pth"
+    unfinished = last.is_file() and load_checkpoint(last)["step"] < checkpoint["last"]
+    return f"{words}; {UNFINISHED}" if unfinished else words
+
+
+# ------------------------------------------------------------------ its networks and its data
+
 
 def load_networks(
     path: str | Path, device: torch.device | str, only: str | None = None
 ) -> tuple[list[nn.Module], dict]:
-    """The networks of a checkpoint that are tested, in eval mode on ``device``, and the checkpoint
+    """The networks of a checkpoint that are tested, in eval mode on `device`, and the checkpoint
     itself (on the CPU).
 
-    ``path`` is a checkpoint's file, or a folder that ``code/export.py`` wrote.
+    The checkpoint names the class and the constructor's arguments of each network (`networks`), and
+    which of them are tested (`test_networks`). It is read with `weights_only=True`, and classes
+    come only from the package `networks`, so a checkpoint of unknown origin cannot run code.
 
-    ``only`` names one of its networks to take in their place.
-
-    The checkpoint names the class and the constructor's arguments of each network (``networks``),
-    and which of them are tested (``test_networks``). It is read with ``weights_only=True`` and
-    classes come from the package ``networks`` alone, so a checkpoint of unknown origin cannot run
-    code.
+    Args:
+        path: a checkpoint's file, or a folder that `code/export.py` wrote.
+        device: where the networks are put.
+        only: name of the one network to take, whether it is tested or not.
 
     Raises:
         UserError: no such file, not a checkpoint, no network of that name, a class that does not
@@ -44,9 +138,8 @@ def load_networks(
             "another run"
         )
     checkpoint = read_export(path) if path.is_dir() else load_checkpoint(path)
-    keys = ("step", "last", "args", "networks", "test_networks")
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= set(keys):
-        raise UserError(f"{path}: not a checkpoint of these scripts, which hold {', '.join(keys)}")
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= set(KEYS):
+        raise UserError(f"{path}: not a checkpoint of these scripts, which hold {', '.join(KEYS)}")
     if not checkpoint["test_networks"]:
         raise UserError(f"{path}: lists no network to test")
     if only is not None and only not in checkpoint["networks"]:
@@ -60,21 +153,14 @@ def load_networks(
 def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
     try:
         state, spec = checkpoint[name], checkpoint["networks"][name]
-        module, _, cls = spec["class"].rpartition(".")
+        module, _, class_name = spec["class"].rpartition(".")
         kwargs = dict(spec["kwargs"])
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path}: incomplete, it lists the network {name!r} but does not hold it"
         ) from None
-    if kwargs.get("upsampling") == "trilinear":  # as it was called before there were 2-D networks
-        kwargs["upsampling"] = "linear"
     try:
-        if module.split(".")[0] != "networks":
-            raise ImportError("classes come from the package networks alone")
-        cls = getattr(importlib.import_module(module), cls)
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise TypeError("it is no network")
-        network = cls(**kwargs)
+        network = _network_class(module, class_name)(**kwargs)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}: its network {spec['class']} cannot be built here: {error}"
@@ -83,16 +169,25 @@ def _build(checkpoint: dict, name: str, path: Path) -> nn.Module:
     return network.to(memory_format=channels_last(network.dims))
 
 
+def _network_class(module: str, name: str) -> type[nn.Module]:
+    if module.split(".")[0] != "networks":
+        raise ImportError("classes come only from the package networks")
+    found = getattr(importlib.import_module(module), name)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise TypeError("it is no network")
+    return found
+
+
 @dataclass(frozen=True)
 class Trained:
-    """The networks of a checkpoint with what it says of their use.
+    """The networks of a checkpoint, and how they are used.
 
     Attributes:
         networks: those that are tested, in eval mode on their device.
-        dataset: name of ``--dataset`` in training.
-        data: the data set's description (:meth:`dataloaders.volumes.Volumes.description`).
+        dataset: name of `--dataset` in training.
+        data: the data set's description (`dataloaders.volumes.Volumes.description`).
         patch: extents of a window, or of a slice.
-        downsample: as ``--downsample`` in training.
+        downsample: as `--downsample` in training.
         step, last: steps done, and of a complete run.
     """
 
@@ -113,104 +208,42 @@ class Trained:
         return usual_stride(self.data["stride"], self.patch, self.downsample)
 
 
-def described(checkpoint: dict, path: str | Path) -> dict:
-    """What a checkpoint says of its data; of an old one that says nothing, what the data set in its
-    folder says.
-
-    Raises:
-        UserError: there is no data set of its name.
-    """
-    if checkpoint.get("dataset"):
-        return checkpoint["dataset"]
-    name, root = checkpoint["args"]["dataset"], checkpoint["args"].get("root")
-    if name not in DATASETS:
-        raise UserError(f"{path}: trained on {name}, of which nothing is known here")
-    return dataset_class(name, root or default_root(name)).description()
-
-
 def load_trained(path: str | Path, device: torch.device | str, only: str | None = None) -> Trained:
-    """:func:`load_networks`, and what the checkpoint says of its data (:func:`described`).
+    """`load_networks`, and what the checkpoint says of its data.
 
     Raises:
-        UserError: as :func:`load_networks`, or a checkpoint that says too little.
+        UserError: the errors of `load_networks`, or a checkpoint that says too little.
     """
     networks, checkpoint = load_networks(path, device, only)
+    args, data = checkpoint["args"], checkpoint["dataset"]
     try:
-        args, data = checkpoint["args"], described(checkpoint, path)
-        said = {"dataset": args["dataset"], "data": data, "patch": list(args["patch"])}
         trained = Trained(
             networks,
-            **said,
+            dataset=args["dataset"],
+            data={fact: data[fact] for fact in FACTS},
+            patch=list(args["patch"]),
             downsample=args["downsample"],
             step=checkpoint["step"],
             last=checkpoint["last"],
         )
-        if len(trained.patch) != networks[0].dims or len(trained.stride or ()) != (
-            3 if networks[0].dims == 3 else 0
-        ):
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
+        dims = networks[0].dims
+        if len(trained.patch) != dims:
+            raise ValueError(f"a patch of {len(trained.patch)} axes for a network of {dims}")
+        if dims == 3 and len(trained.stride) != 3:
+            raise ValueError(f"a stride of {len(trained.stride)} axes")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
         raise UserError(
-            f"{path}: does not say what it was trained on: its args and dataset are incomplete"
+            f"{path}: does not say what it was trained on: its args and dataset are incomplete "
+            f"({reason})"
         ) from None
     return trained
 
 
-SELECTION = {"last": "last iteration; nothing was selected", "best": "best on validation cases"}
-
-
-UNFINISHED = "the run is unfinished"
-
-
-def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) -> Path:
-    """The folder of a run: ``folder``, or ``<runs>/<dataset>/<name>/seed<seed>``.
-
-    Raises:
-        UserError: no such run; names those that there are.
-    """
-    found = Path(folder) if folder else Path(runs) / dataset / name / f"seed{seed}"
-    if found.is_dir():
-        return found
-    others = sorted(str(path.parent) for path in Path(runs).glob("*/*/seed*/args.json"))
-    if not others:
-        raise UserError(
-            f"{found}: no such run, and {runs}/ holds none; train it, or name another folder with "
-            "--runs"
-        )
-    listed = ", ".join(others[:8]) + (", …" if len(others) > 8 else "")
-    raise UserError(f"{found}: no such run; train it, or name one with --run: {listed}")
-
-
-def find_checkpoint(run: Path, which: str) -> Path:
-    """``last.pth``, ``best.pth`` or, of a number, ``step_<number>.pth`` of a run.
-
-    Raises:
-        UserError: the run has none yet, was not validated, or did not keep this step.
-    """
-    if which.isdecimal():
-        path = Path(run) / f"step_{which}.pth"
-        if path.is_file():
-            return path
-        kept = sorted(int(other.stem[5:]) for other in Path(run).glob("step_*.pth"))
-        raise UserError(
-            f"{path}: not there; kept steps: "
-            f"{', '.join(map(str, kept)) or 'none, train with --keep_every'}"
-        )
-    path = Path(run) / f"{which}.pth"
-    if path.is_file():
-        return path
-    if which == "best" and (Path(run) / "last.pth").is_file():
-        raise UserError(
-            f"{path}: not there; it takes training with --val_fraction or --val_from list"
-        )
-    raise UserError(
-        f"{run}: no checkpoint yet; train it, or go on with its training script and --resume"
-    )
-
-
-def unseen(data, checkpoint):
+def unseen(data: Volumes, checkpoint: dict) -> list[int]:
     """Indices of a train split's samples whose label neither training nor the choice of a
-    checkpoint has seen: from the others nothing is learnt of a network."""
+    checkpoint has seen: only these say how good a network is.
+    """
     seen = set(data.labeled(checkpoint["args"]["labelnum"]))
     held = checkpoint.get("validation", {}).get("cases", ())
     return [
@@ -220,35 +253,7 @@ def unseen(data, checkpoint):
     ]
 
 
-def selection(checkpoint, name, folder):
-    """The rule that chose a checkpoint of a run's folder, which `--checkpoint` called by this name,
-    in words.
-    """
-    if name == "last" and checkpoint["step"] < checkpoint["last"]:
-        return UNFINISHED
-    if name != "best":
-        return SELECTION.get(name, "a step on the way")
-    held, best = checkpoint["validation"], checkpoint["best"]
-    words = (
-        f"{SELECTION['best']}: {len(held['cases'])} {held['from']}, Dice {100 * best['dice']:.2f}"
-    )
-    last = folder / "last.pth"
-    unfinished = last.is_file() and load_checkpoint(last)["step"] < checkpoint["last"]
-    return f"{words}; {UNFINISHED}" if unfinished else words
-
-
-def checkpoint_name(text):
-    """The argparse type of `--checkpoint`."""
-    if text not in SELECTION and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not {', '.join(SELECTION)} or a step's number")
-    return text
-
-
-FORMAT = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-
-
-_KEYS = ("step", "last", "args", "networks", "test_networks", "dataset")
+# ------------------------------------------------------------------ an exported model
 
 
 def read_export(folder: str | Path) -> dict:
@@ -262,13 +267,11 @@ def read_export(folder: str | Path) -> dict:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename or folder / WEIGHTS}: not there, so {folder} is no exported model"
-        ) from None
+        missing = error.filename or folder / WEIGHTS
+        raise UserError(f"{missing}: not there, so {folder} is no exported model") from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: damaged or not an exported model ({str(error).splitlines()[0][:120]})"
-        ) from None
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{folder}: damaged or not an exported model ({reason})") from None
     kinds = {"format": int, "args": dict, "networks": dict, "test_networks": list, "dataset": dict}
     if not isinstance(config, dict) or not all(
         isinstance(config.get(key), kind) for key, kind in kinds.items()

@@ -21,13 +21,13 @@ from conftest import ROOT
 from medpy.metric import binary
 from scipy import ndimage
 
+from dataloaders import dataset_class
 from networks.vnet import VNet
 from utils.errors import UserError
 from utils.evaluation.scoring import EMPTY, evaluate, slice_metrics, summarise, write_nifti
 from utils.inference import mean_probability, sliding_window
 from utils.metrics import METRICS
 from utils.ops import largest_component
-from utils.trained import find_checkpoint, find_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = ROOT / "code" / "test_LA.py"
@@ -270,32 +270,6 @@ def test_nifti_is_x_y_z_of_volumes_and_of_stacks_of_slices(tmp_path, slices, axe
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- runs
-
-
-def test_find_run_and_checkpoint(tmp_path):
-    runs = tmp_path / "runs"
-    with pytest.raises(UserError, match="holds none"):
-        find_run(None, runs, "LA", "coranet_16", 1)
-    folder = runs / "LA" / "dtml_8" / "seed3"
-    folder.mkdir(parents=True)
-    (folder / "args.json").write_text("{}")
-    assert find_run(None, runs, "LA", "dtml_8", 3) == folder
-    assert find_run(str(folder), runs, "LA", "coranet_16", 1) == folder
-    with pytest.raises(UserError, match=r"seed1: no such run.*dtml_8/seed3"):
-        find_run(None, runs, "LA", "coranet_16", 1)
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        find_checkpoint(folder, "last")
-    (folder / "last.pth").touch()
-    assert find_checkpoint(folder, "last") == folder / "last.pth"
-    with pytest.raises(UserError, match="kept steps: none, train with --keep_every"):
-        find_checkpoint(folder, "500")
-    (folder / "step_500.pth").touch()
-    assert find_checkpoint(folder, "500") == folder / "step_500.pth"
-    with pytest.raises(UserError, match="kept steps: 500"):
-        find_checkpoint(folder, "400")
-
-
 # ----------------------------------------------------------------------------------------------------------- test_LA
 
 
@@ -317,6 +291,7 @@ def place(tmp_path, tiny_la, monkeypatch):
         "step": 3,
         "last": 5,
         "args": options,
+        "dataset": dataset_class("LA").description(),
         "test_networks": list(nets),
         "networks": {
             name: {"class": "networks.vnet.VNet", "kwargs": net.config}
@@ -624,7 +599,6 @@ def other_architecture(checkpoint):
             None,
             "--stride 18 18 20 leaves gaps between windows of 32 32 16",
         ),
-        (["--gpu", "0,1"], None, "--gpu 0,1: testing uses one device"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(place, call, argv, damage, message):

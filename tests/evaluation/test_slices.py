@@ -18,6 +18,7 @@ from medpy.metric import binary
 from scipy import ndimage
 from torch import nn
 
+from dataloaders import dataset_class
 from networks.unet import UNet
 from networks.vnet import VNet
 from utils.errors import UserError
@@ -207,6 +208,7 @@ def write_run(name, branches=1, labelnum=1):
         "step": 2,
         "last": 2,
         "args": trained,
+        "dataset": dataset_class(name).description(),
         "test_networks": ["net"],
         "networks": {"net": spec},
     }

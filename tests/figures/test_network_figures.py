@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 
 from dataloaders import open_dataset
+from dataloaders.la import LA
 from networks.one_vs_rest import OneVsRest
 from networks.vnet import VNet
 from utils.errors import UserError
@@ -39,6 +40,7 @@ def save(path, step, root, **networks):
         "step": step,
         "last": 40,
         "args": options,
+        "dataset": LA.description(),
         "test_networks": [name for name in networks if name != "dis"],
     }
     specs = {
@@ -257,7 +259,6 @@ def test_curves_of_the_test_list_are_read_from_results_of_one_kind(folder, call,
             ["sdm", "--checkpoint", "first"],
             "--checkpoint first is not last, best or a step's number",
         ),
-        (["sdm", "--gpu", "0,1"], "--gpu 0,1: figures use one device"),
         (["curves"], "no results of kept steps; test them"),
         (["curves", "--cases", "2"], "--cases: the tests had their own"),
         (["curves", "--split", "train", "--cases", "1"], "one step alone makes no curve"),

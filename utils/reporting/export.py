@@ -19,7 +19,7 @@ from torch import nn
 from dataloaders.hold_out import SOURCES
 from utils.files import write_atomically
 from utils.metrics import NAMES, OVERLAPS
-from utils.trained import _KEYS, CONFIG, FORMAT, WEIGHTS
+from utils.trained import CONFIG, FORMAT, KEYS, WEIGHTS
 
 CARD, PROGRAM = "README.md", "model.pt2"
 _TRAINING_ALONE = re.compile(
@@ -33,7 +33,7 @@ def inference_checkpoint(checkpoint: dict, names: Sequence[str]) -> dict:
     A branch or head that is not tested is left out, of the weights and of the network that takes
     them; all else stays, so that the probabilities do.
     """
-    kept = {key: checkpoint[key] for key in (*_KEYS, "validation", "best") if key in checkpoint}
+    kept = {key: checkpoint[key] for key in (*KEYS, "validation", "best") if key in checkpoint}
     kept["test_networks"], kept["networks"] = list(names), {}
     for name in names:
         spec = checkpoint["networks"][name]
