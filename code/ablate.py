@@ -62,7 +62,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=[1337],
         help="seeds; each is a run of its own",
     )
-    parser.add_argument("--gpu", help="GPU, passed on to the scripts")
+    parser.add_argument(
+        "--gpu", type=command.gpu, help="number of the GPU, passed on to the scripts"
+    )
     parser.add_argument("--root", help="folder of the data (default: data/<dataset>)")
     parser.add_argument("--runs", default="runs", help="folder of all runs")
     parser.add_argument(
@@ -101,8 +103,8 @@ def plan(table: Table, args: argparse.Namespace) -> list[tuple[Row, list[Job]]]:
     """Each row with its jobs, one a seed. A row that comes to the defaults gets the method's
     published numbers.
     """
-    places = {"--gpu": args.gpu, "--root": args.root}
-    places = {flag: value for flag, value in places.items() if value is not None}
+    given = {"--gpu": args.gpu, "--root": args.root}
+    places = {flag: str(value) for flag, value in given.items() if value is not None}
     rows = []
     for row in table.rows(args.dataset, args.labelnum):
         if row.method is None:

@@ -108,7 +108,10 @@ def _parser() -> command.Parser:
     )
     how = parser.add_argument_group("how")
     how.add_argument(
-        "--gpu", nargs="+", help="GPU, passed on to the scripts; with several the lines take turns"
+        "--gpu",
+        type=command.gpu,
+        nargs="+",
+        help="number of the GPU, passed on to the scripts; with several the lines take turns",
     )
     how.add_argument("--root", help="folder of the data (default: data/<dataset>)")
     how.add_argument("--runs", default="runs", help="folder of all runs")
@@ -140,11 +143,11 @@ def make_job(
     seed: int,
     flags: list[str],
     name: str,
-    gpu: str | None,
+    gpu: int | None,
 ) -> Job:
     """The job of one line. With --name the options after -- are part of the run's name."""
-    places = {"--gpu": gpu, "--root": args.root}
-    places = {flag: value for flag, value in places.items() if value is not None}
+    given = {"--gpu": gpu, "--root": args.root}
+    places = {flag: str(value) for flag, value in given.items() if value is not None}
     extra = args.extra
     if args.name:
         flags, extra = flags + extra, []
@@ -157,13 +160,13 @@ def check_run(job: Job) -> None:
     path = job.folder / "args.json"
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
+        key = options.other_option(before, job.options)
     except FileNotFoundError:
         return
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError):
         raise UserError(
             f"{path}: damaged, so this run cannot be resumed; take another --name"
         ) from None
-    key = options.other_option(before, job.options)
     if key:
         raise UserError(
             f"{job.folder} holds a run with {key} {before[key]}, not {job.options[key]}: "

@@ -1,37 +1,34 @@
-"""Every table's commands against the scripts' parsers, what fills a table, what `--run` runs; and
-docs/methods.md.
+"""Every table's commands against the scripts' parsers, how results fill a table, what `--run` runs;
+and docs/methods.md.
 """
 
+import contextlib
+import io
 import json
 import re
-import runpy
 import signal
 import subprocess
-import sys
 import threading
 import time
 from fractions import Fraction
 from functools import cache
-from types import SimpleNamespace
+from pathlib import Path
 
 import ablate
 import pytest
 from conftest import ROOT
+from result_folders import write_summary
 
 from dataloaders import DATASETS
-from utils import command
 from utils.errors import UserError
 from utils.metrics import SHOWN
-from utils.reporting import experiments, tables
+from utils.reporting import cells, experiments, scripts
+from utils.reporting.paper_tables import TABLES, units
 
 CODE = ROOT / "code"
-OWN = [(name, table.dataset) for name, table in ablate.TABLES.items()]
-OTHER = [
-    (name, data)
-    for name in ablate.TABLES
-    for data in ("phantom", "phantom2d")
-    if name != "coranet-3d"
-]
+OWN = [(name, table.dataset) for name, table in TABLES.items()]
+OTHER = [(name, "phantom") for name in TABLES]
+OTHER += [(name, "phantom2d") for name in TABLES if name != "coranet-3d"]
 OTHER += [
     ("coranet-table6", "LA"),
     ("cml-framework", "ACDC"),
@@ -40,80 +37,57 @@ OTHER += [
 ]
 
 
-class FoundParser(Exception):  # noqa: N818 - an answer, no error
-    pass
-
-
 @cache
-def parser_of(name):
-    """The argument parser of a script, as it stands when the script parses its command line."""
-
-    def found(self, *_):
-        raise FoundParser(self)
-
-    before, command.ArgumentParser.parse_args = command.ArgumentParser.parse_args, found
-    try:
-        runpy.run_path(str(CODE / name), run_name="__main__")
-    except FoundParser as answer:
-        return answer.args[0]
-    finally:
-        command.ArgumentParser.parse_args = before
+def options_in_help(name):
+    """All options that the help of a script names."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+        scripts.load_script(CODE / name).parse(["--help"])
+    return set(re.findall(r"--\w+", text.getvalue()))
 
 
-def plan(name, dataset=None, **given):
-    args = {
-        "labelnum": None,
-        "seeds": [1337],
-        "gpu": None,
-        "root": None,
-        "runs": "runs",
-        "extra": [],
-    }
-    args |= {"table": name, "dataset": dataset, **given}
-    return ablate.plan(ablate.TABLES[name], SimpleNamespace(**args))
+def plan(name, dataset=None, labelnum=None, seeds=(1337,), runs="runs", **given):
+    """The rows of a table with their jobs, as `ablate.py` makes them of its command line."""
+    words = [name, "--runs", str(runs), "--seeds", *map(str, seeds)]
+    words += ["--dataset", dataset] if dataset else []
+    words += ["--labelnum", str(labelnum)] if labelnum else []
+    for option, value in given.items():
+        words += [f"--{option}", str(value)]
+    return ablate.plan(TABLES[name], ablate.parse(words))
 
 
-@pytest.fixture
-def call(monkeypatch):
+def call(*arguments):
     """`ablate.py` with a command line, in this process."""
-
-    def main(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ablate.py", *map(str, arguments)])
-        ablate.main()
-
-    return main
+    ablate.main(list(map(str, arguments)))
 
 
 def write_result(job, dice=0.9, nms=1, step=3, folder=None, **trained):
-    """What a test script leaves of a run."""
-    mean = {
-        metric: {"mean": value}
-        for metric, value in (("dice", dice), ("jaccard", 0.8), ("hd95", 7.0), ("asd", None))
-    }
-    summary = {
-        "trained": job.options | trained,
-        "test": {"nms": nms},
-        "step": step,
-        "last_step": 3,
-        "mean": mean,
-    }
-    path = folder or job.results[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(summary | {"empty_predictions": 1, "empty": "scores 0"}))
+    """What a test script leaves of a run; `folder` is that of the test, if not the job's own."""
+    values = {"dice": dice, "jaccard": 0.8, "hd95": 7.0, "asd": None}
+    write_summary(
+        job.folder,
+        folder or job.summary.parent.name,
+        trained={"precision_asked": job.options["precision"], **job.options, **trained},
+        test={"nms": nms},
+        step=step,
+        last_step=3,
+        mean={metric: {"mean": value} for metric, value in values.items()},
+        empty_predictions=1,
+        empty="scores 0",
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ commands
+# ----------------------------------------------------------------------------------------- commands
 
 
 @pytest.mark.parametrize(("name", "dataset"), OWN + OTHER)
 def test_the_scripts_take_every_command(name, dataset):
-    places = {"gpu": "0,1", "root": "elsewhere", "runs": "there", "extra": ["--base_lr", "0.5"]}
-    rows = plan(name, dataset, **places)
-    commands = [command for _, _, command in experiments.commands(rows)]
+    rows = plan(name, dataset, runs="there", gpu=1, root="elsewhere", extra="--base_lr 0.5")
+    commands = [words for _, _, words in experiments.commands(rows)]
     assert commands
     for script, *arguments in commands:
-        args = parser_of(script.rpartition("/")[2]).parse_args(arguments)
-        assert args.root == "elsewhere"
+        args = scripts.load_script(Path(script)).parse(arguments)
+        assert (args.root, args.gpu) == ("elsewhere", 1)
         assert getattr(args, "base_lr", 0.5) == 0.5
     for _, jobs in rows:
         for job in jobs:
@@ -127,13 +101,14 @@ def test_a_name_is_a_training(dataset):
     twice.
     """
     by_name, by_options = {}, {}
-    for name, table in ablate.TABLES.items():
-        if dataset == "LA" or name != "coranet-3d":
-            for row, jobs in plan(name, dataset, labelnum=table.labelnum and 8):
-                for job in jobs:
-                    key = row.method + json.dumps(job.options, sort_keys=True)
-                    assert by_name.setdefault(job.folder, key) == key
-                    assert by_options.setdefault(key, job.folder) == job.folder
+    for name, table in TABLES.items():
+        if dataset == "phantom2d" and name == "coranet-3d":
+            continue
+        for row, jobs in plan(name, dataset, labelnum=table.labelnum and 8):
+            for job in jobs:
+                key = row.method + json.dumps(job.options, sort_keys=True)
+                assert by_name.setdefault(job.folder, key) == key
+                assert by_options.setdefault(key, job.folder) == job.folder
     assert len(by_name) > 50
 
 
@@ -150,7 +125,7 @@ def test_the_defaults_share_the_plain_run_and_have_its_published_numbers():
     assert all(row.published is None for row, _ in plan("dmd-table3", "phantom"))
 
 
-def test_two_tests_of_one_run_train_once(call, capsys):
+def test_two_tests_of_one_run_train_once(capsys):
     call("dtml-table2", "--labelnum", 8, "--seeds", 1, 2)
     lines = capsys.readouterr().out.splitlines()
     assert sum("--consistency 0" in line for line in lines) == 2
@@ -160,8 +135,17 @@ def test_two_tests_of_one_run_train_once(call, capsys):
 
 def test_every_data_set_counts_its_units():
     assert set(ablate.COUNTED) == DATASETS.keys() - {"own", "own2d"}
-    assert [ablate.units("BraTS2019", share) for share in (0.05, 0.5, 1)] == [13, 125, 250]
-    assert [ablate.units("Pancreas2d", 1 / (1 + ratio)) for ratio in (4, 2, 1)] == [12, 21, 31]
+    assert [units("BraTS2019", share) for share in (0.05, 0.5, 1)] == [13, 125, 250]
+    assert [units("Pancreas2d", 1 / (1 + ratio)) for ratio in (4, 2, 1)] == [12, 21, 31]
+
+
+def test_a_binary_coranet_a_class_has_a_script_of_its_own():
+    rows = {row.label: row for row, _ in plan("coranet-acdc")}
+    assert rows["a binary CoraNet a class"].method == "coranet_ovr"
+    assert rows["a binary CoraNet a class"].published == (86.10, None, None, None)
+    assert (rows["one CoraNet"].method, rows["one CoraNet"].published) == ("coranet", None)
+    kinds = [row.method for row, _ in plan("coranet-table6")]
+    assert kinds == ["coranet_uncertainty"] * 3 + ["coranet"]
 
 
 @pytest.mark.parametrize(
@@ -177,13 +161,13 @@ def test_every_data_set_counts_its_units():
         ),
     ],
 )
-def test_errors(call, arguments, message):
+def test_errors(arguments, message):
     with pytest.raises(UserError, match=message):
         call(*arguments)
 
 
-def test_an_unknown_flag_stops_before_anything_runs(call, capsys, monkeypatch):
-    monkeypatch.setattr(tables, "call", lambda command: pytest.fail("ran"))
+def test_an_unknown_flag_stops_before_anything_runs(capsys, monkeypatch):
+    monkeypatch.setattr(scripts, "call", lambda command: pytest.fail("ran"))
     with pytest.raises(SystemExit) as stop:
         call("dmd-fig3b", "--run", "--extra", "--temprature 3")
     assert stop.value.code == 2
@@ -193,7 +177,7 @@ def test_an_unknown_flag_stops_before_anything_runs(call, capsys, monkeypatch):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- filling
+# ------------------------------------------------------------------------------------------ filling
 
 
 def test_fill(tmp_path):
@@ -203,10 +187,10 @@ def test_fill(tmp_path):
         write_result(mask[seed], dice)
     write_result(sdm[0], lr_step=1)
     write_result(sdm[1], step=2)
-    sdm[2].results[0].parent.mkdir(parents=True)
-    sdm[2].results[0].write_text("{")
-    (header, *cells), notes = experiments.fill(rows, SHOWN)
-    assert [dict(zip(header, row, strict=True)) for row in cells[:2]] == [
+    sdm[2].summary.parent.mkdir(parents=True)
+    sdm[2].summary.write_text("{")
+    (header, *filled), notes = experiments.fill(rows, SHOWN)
+    assert [dict(zip(header, row, strict=True)) for row in filled[:2]] == [
         dict(zip(header, row, strict=True))
         for row in (
             ["L_sdm", "16", "-", "-", "-", "-", "89.72 / - / - / -", "0 of 3", "dtml_16_sdm"],
@@ -223,7 +207,7 @@ def test_fill(tmp_path):
             ],
         )
     ]
-    assert cells[2][2:6] == ["-"] * 4
+    assert filled[2][2:6] == ["-"] * 4
     assert both[0].result() == (None, None)
     text = "\n".join(notes)
     for part in (
@@ -233,33 +217,35 @@ def test_fill(tmp_path):
         "seed1: 1 empty predictions",
     ):
         assert part in text
-    markdown = tables.render([header, *cells], "markdown").splitlines()
+    markdown = cells.render([header, *filled], "markdown").splitlines()
     assert len({line.count("|") for line in markdown}) == 1
-    aligned = tables.render([header, *cells], "text").splitlines()
-    assert (
-        len(
-            {
-                line.index(word)
-                for line, word in zip(
-                    aligned, ("run", "dtml_16_s", "dtml_16", "dtml_16_b"), strict=True
-                )
-            }
-        )
-        == 1
-    )
+    aligned = cells.render([header, *filled], "text").splitlines()
+    last = ("run", "dtml_16_s", "dtml_16", "dtml_16_b")
+    assert len({line.index(word) for line, word in zip(aligned, last, strict=True)}) == 1
 
 
-@pytest.mark.parametrize("usual", [0, 1])
-def test_the_component_filter_is_the_rows(usual, tmp_path):
-    """`--nms 0` writes `last` where 0 is the test script's default, else `last_nms0`; the other is
-    another result.
-    """
+def test_the_component_filter_is_the_papers(tmp_path):
+    """DMD's paper keeps all components. On LA that takes `--nms 0`, on ACDC the tests keep all."""
     job = plan("dmd-table3", runs=tmp_path)[-1][1][0]
-    plain, named = job.results
-    write_result(job, nms=usual, folder=plain)
-    assert (job.result()[0] is None) == bool(usual)
-    write_result(job, nms=0, folder=named)
+    assert job.test[-2:] == ["--nms", "0"]
+    assert job.summary.parent.name == "last_nms0"
+    write_result(job, nms=1, folder="last")
+    assert job.result() == (None, None)
+    write_result(job, nms=1)
+    assert job.result() == (None, None)
+    write_result(job, nms=0)
     assert job.result()[0]["test"]["nms"] == 0
+    job = plan("comparison", "ACDC", runs=tmp_path)[1][1][0]
+    assert "--nms" not in job.test
+    assert job.summary.parent.name == "last"
+
+
+def test_a_row_may_be_tested_otherwise_than_its_method():
+    cps = plan("dmd-table3")[0][1][0]
+    assert cps.test[-4:] == ["--network", "net", "--nms", "0"]
+    assert cps.summary.parent.name == "last_net_nms0"
+    cml = plan("cml-table4")[-1][1][0]
+    assert "--nms" not in cml.test  # its paper keeps the largest component, as LA's tests do
 
 
 @pytest.mark.parametrize("dataset", ["LA", "ACDC", "BraTS2019", "Pancreas"])
@@ -279,7 +265,7 @@ def test_cps_is_trained_as_what_it_is_compared_with(dataset):
     assert (cps["pretrain_iterations"], cps["lambda_u"]) == (0, 1)
 
 
-def test_a_method_that_is_not_here_has_its_published_number(call, capsys, tmp_path):
+def test_a_method_that_is_not_here_has_its_published_number(capsys, tmp_path):
     call("dmd-table3", "--fill", "--runs", tmp_path, "--extra", "--downsample 2")
     out = capsys.readouterr().out
     assert re.search(r"MC-Net +(- +){5}87.71 / - / - / - +- +-\n", out)
@@ -297,7 +283,7 @@ def test_a_method_that_is_not_here_has_its_published_number(call, capsys, tmp_pa
     ],
 )
 def test_a_baseline_of_another_protocol_is_told_below_the_table(
-    table, dataset, told, call, capsys, tmp_path
+    table, dataset, told, capsys, tmp_path
 ):
     call(table, "--dataset", dataset, "--fill", "--runs", tmp_path)
     rows, notes = capsys.readouterr().out.rsplit("\n\n", 1)
@@ -307,10 +293,10 @@ def test_a_baseline_of_another_protocol_is_told_below_the_table(
         assert told not in rows
 
 
-# ------------------------------------------------------------------------------------------------------------- running
+# ------------------------------------------------------------------------------------------ running
 
 
-def test_run_skips_goes_on_and_stops(call, capsys, monkeypatch, tmp_path):
+def test_run_skips_goes_on_and_stops(capsys, monkeypatch, tmp_path):
     rows, ran, failing = plan("dtml-table1", runs=tmp_path), [], []
     jobs = {str(job.folder): job for _, (job,) in rows}
     write_result(rows[0][1][0])
@@ -321,7 +307,7 @@ def test_run_skips_goes_on_and_stops(call, capsys, monkeypatch, tmp_path):
             write_result(jobs[command[command.index("--run") + 1]])
         return 5 if "both" in command and failing else 0
 
-    monkeypatch.setattr(tables, "call", fake)
+    monkeypatch.setattr(scripts, "call", fake)
     failing.append(1)
     with pytest.raises(
         SystemExit,
@@ -370,16 +356,16 @@ def test_call_passes_status_and_each_signal_once(tmp_path, monkeypatch, early):
         monkeypatch.setattr(subprocess, "Popen", Popen)
     else:
         thread.start()
-    assert experiments.call([str(script)]) == 41
+    assert scripts.call([str(script)]) == 41
     if not early:
         thread.join()
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-# ------------------------------------------------------------------------------------------------------------- methods
+# ------------------------------------------------------------------------------------------ methods
 
 SECTIONS = re.split(r"^## ", (ROOT / "docs" / "methods.md").read_text(), flags=re.MULTILINE)[1:]
-METHODS = [section for section in SECTIONS if "code/train_" in section]
+METHODS = [s for s in SECTIONS if re.search(r"\(\.\./code/train_", s)]
 
 
 def script_of(section):
@@ -391,46 +377,38 @@ def test_methods_names_options_and_functions_that_exist(section):
     """In a span that names a script its own; else the section's, or of all training scripts where
     it has none.
     """
-    scripts = (
-        [script_of(section)]
-        if section in METHODS
-        else sorted(path.name for path in CODE.glob("train_*.py"))
-    )
-    functions = runpy.run_path(str(CODE / scripts[0]))
-    for span in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", section, flags=re.DOTALL)):
-        named = re.findall(r"code/(\w+\.py)", span) or scripts
+    if section in METHODS:
+        names = [script_of(section)]
+    else:
+        names = sorted(path.name for path in CODE.glob("train_*.py"))
+    functions = vars(scripts.load_script(CODE / names[0]))
+    text = re.sub(r"```.*?```", "", section, flags=re.DOTALL)
+    for span in re.findall(r"`([^`\n]+)`", text):
+        named = re.findall(r"code/(\w+\.py)", span) or names
         for option in re.findall(r"--\w+", span):
-            assert any(option in parser_of(name)._option_string_actions for name in named), (
-                f"{named}: no {option}"
-            )
+            assert any(option in options_in_help(name) for name in named), f"{named}: no {option}"
         for function in re.findall(r"^(\w+)\(\)$", span):
-            assert callable(functions.get(function)), f"{scripts[0]}: no {function}"
+            assert callable(functions.get(function)), f"{names[0]}: no {function}"
+
+
+def as_in_the_docs(option, value):
+    if option == "beta" and value == 2 / 3:
+        return str(Fraction(value).limit_denominator(9))
+    if isinstance(value, list):
+        return " ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @pytest.mark.parametrize("section", METHODS, ids=lambda s: s.split("\n")[0])
 def test_methods_shows_the_defaults_on_the_left_atria(section):
-    script = script_of(section)
-    defaults = experiments.options_of(CODE / script, "--dataset", "LA")
+    defaults = scripts.options_of(CODE / script_of(section), "--dataset", "LA")
     for line in re.findall(r"^\|(.*)\|$", section, re.MULTILINE):
-        cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) == 4 and "code/" not in cells[2]:
-            for option in re.findall(r"--(\w+)", cells[2]):
-                value = defaults[option]
-                shown = (
-                    " ".join(value)
-                    if isinstance(value, list)
-                    else f"{value:g}"
-                    if isinstance(value, float)
-                    else str(value)
-                )
-                shown = (
-                    str(Fraction(value).limit_denominator(9))
-                    if option == "beta" and value == 2 / 3
-                    else shown
-                )
-                assert re.search(rf"(?<![\w.]){re.escape(shown)}(?![\w.]\w)", cells[3]), (
-                    f"--{option}: {shown}"
-                )
+        columns = [cell.strip() for cell in line.split("|")]
+        if len(columns) == 4 and "code/" not in columns[2]:
+            for option in re.findall(r"--(\w+)", columns[2]):
+                shown = as_in_the_docs(option, defaults[option])
+                pattern = rf"(?<![\w.]){re.escape(shown)}(?![\w.]\w)"
+                assert re.search(pattern, columns[3]), f"--{option}: {shown}"
 
 
 def test_methods_links_and_tables_exist():
@@ -444,6 +422,6 @@ def test_methods_links_and_tables_exist():
             target[1:] in headings if target.startswith("#") else (ROOT / "docs" / target).exists()
         ), target
     for name in re.findall(r"`((?:dmd|dtml|ugmcl|cml|coranet)-\w+)`", text):
-        assert name in ablate.TABLES
-    missing = [name for name in ablate.TABLES if f"`{name}`" not in text]
+        assert name in TABLES
+    missing = [name for name in TABLES if f"`{name}`" not in text]
     assert not missing

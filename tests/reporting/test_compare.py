@@ -20,9 +20,10 @@ from scipy import stats
 from dataloaders.hold_out import SOURCES
 from utils.environment import ROOT
 from utils.errors import UserError
-from utils.reporting import compare, plots
-from utils.reporting.experiments import options_of
-from utils.reporting.results import open_entries, read_result
+from utils.reporting import compare, curves, plots
+from utils.reporting.entries import open_entries
+from utils.reporting.results import read_result
+from utils.reporting.scripts import options_of
 from utils.reporting.statistics import paired
 
 BASE = np.array([0.70, 0.75, 0.80, 0.72, 0.78, 0.81, 0.69, 0.77])
@@ -55,7 +56,7 @@ def csv_of(path):
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
 
 
 def test_the_numbers_are_those_of_the_cases(tmp_path, call):
@@ -168,7 +169,7 @@ def test_a_class_and_the_mean_over_classes(tmp_path, call):
     assert rows_of(call(folder, "--class", "RV"))["base"][4] == "0"
 
 
-# ----------------------------------------------------------------------------------------------------- what is marked
+# ----------------------------------------------------------------------------------- what is marked
 
 
 def test_labelled_cases_kept_aside_are_taken_off(tmp_path, call):
@@ -330,7 +331,7 @@ def test_published_numbers_stand_below_and_are_marked_where_the_setting_is_anoth
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def test_markdown_and_latex_hold_both_tables_and_the_notes(tmp_path, call):
@@ -361,7 +362,7 @@ def test_markdown_and_latex_hold_both_tables_and_the_notes(tmp_path, call):
     assert not re.search(r"(?<!\\)[%_#]", text.split("\n", 1)[1].replace("{%", ""))
 
 
-# ------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 @pytest.fixture
@@ -401,7 +402,7 @@ def compared(tmp_path):
 
 
 def test_every_figure_is_drawn_on_a_page(compared, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "DPI", 50)  # quickly
+    monkeypatch.setattr("utils.figures.style.DPI", 50)  # quickly
     paths = list(plots.draw(compared, tmp_path / "figures"))
     names = ["boxes", *(f"pairs_{m}" for m in compared.metrics), "curves", "labels"]
     assert [path.name for path in paths] == [f"{name}.png" for name in names]
@@ -417,7 +418,7 @@ def texts(draw, path):
 
 def test_pairs_join_the_cases_and_say_what_came_of_them(compared, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
     plots.pairs_figure(tmp_path / "pairs.svg", compared, "dice")
     panel = next(ax for ax in drawn[0].axes if ax.get_xticklabels()[1].get_text() == "cml_8")
     *cases, mean = (line.get_ydata() for line in panel.lines)
@@ -435,19 +436,23 @@ def test_pairs_join_the_cases_and_say_what_came_of_them(compared, tmp_path, monk
 
 
 def test_the_curves_hold_losses_validation_and_kept_steps(compared, tmp_path, monkeypatch):
-    words = texts(lambda path: plots.curves_figure(path, compared), tmp_path / "curves.svg")
+    look = plots.looks(compared)
+    words = texts(
+        lambda path: curves.comparison_figure(path, compared, look), tmp_path / "curves.svg"
+    )
     assert {"Dice (%)", "validation (dotted) and test (points)"} <= set(words)
     assert "cml_8" not in words  # it has no curve
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
-    plots.curves_figure("curves.svg", compared)
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
+    curves.comparison_figure("curves.svg", compared, look)
     loss, dice = drawn[0].axes
     assert len(loss.lines) == 2 * 4
     tested = next(line for line in dice.lines if line.get_marker() == "o")
     assert list(tested.get_xdata()) == [20, 40, 100]
     mean = 100 * (BASE + 0.08).mean()
     assert tested.get_ydata() == pytest.approx([0.2 * mean, 0.4 * mean, mean])
-    assert not plots.curves_figure("curves.svg", replace(compared, entries=compared.entries[2:3]))
+    without = replace(compared, entries=compared.entries[2:3])
+    assert not curves.comparison_figure("curves.svg", without, look)
 
 
 def test_a_line_joins_the_runs_that_differ_in_labels_alone(compared, tmp_path, monkeypatch):
@@ -460,12 +465,12 @@ def test_a_line_joins_the_runs_that_differ_in_labels_alone(compared, tmp_path, m
 
 
 def test_the_mean_over_records_keeps_what_is_constant_and_shortens_at_the_ends():
-    assert plots._smooth(np.full(100, 3.0)) == pytest.approx(np.full(100, 3.0))
-    smooth = plots._smooth(np.arange(100.0))
+    assert curves.smooth(np.full(100, 3.0)) == pytest.approx(np.full(100, 3.0))
+    smooth = curves.smooth(np.arange(100.0))
     assert (smooth[0], smooth[50], smooth[99]) == (1.0, 50.0, 98.0)  # over 2 records to either side
 
 
-# -------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_one_run_alone_is_a_table_without_tests(tmp_path, call):
@@ -494,7 +499,7 @@ def test_one_run_alone_is_a_table_without_tests(tmp_path, call):
         ),
         (
             ["{}/LA/other"],
-            r"no results last; make them with: .*test_LA.py --run .*/seed1337; it has last_nms0: take",
+            r"no results last; make them with: .*test_LA.py --run .*1337; it has last_nms0: take",
         ),
         (
             ["{}/LA/base:step_500_nms0"],

@@ -1,4 +1,4 @@
-"""code/report.py: one file that needs no other, with what was run, the numbers, and the cases in
+"""code/report.py writes one file that needs no other: what was run, the numbers, and the cases in
 their order.
 """
 
@@ -15,7 +15,7 @@ from PIL import Image
 from result_folders import write_cases, write_run, write_training
 
 from utils.errors import UserError
-from utils.reporting import html, plots
+from utils.reporting import curves, html, sections
 from utils.reporting.results import read_result
 
 DICE = [0.9, 0.5, 0.8, 0.7, 0.0]
@@ -37,7 +37,8 @@ def call(tmp_path, capsys):
 @pytest.fixture
 def quick(monkeypatch):
     """No drawing, for tests that look at something else."""
-    monkeypatch.setattr(report, "summary_figure", lambda path, *_, **__: path.write_text("<svg/>"))
+    draw = lambda path, *_, **__: path.write_text("<svg/>")  # noqa: E731
+    monkeypatch.setattr(sections, "summary_figure", draw)
 
 
 def draw_cases(folder, tag="last"):
@@ -154,8 +155,8 @@ def test_what_was_run_and_from_where_each_option_came(tmp_path, call):
     )
     (typed,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
     train, more, test = typed.replace("&#x27;", "'").splitlines()
-    shown = "python code/train_dmd.py --root 'my data/LA' --patch 112 112 80 --keep --lr_step 834 --labelnum 8 \\"
-    assert (train, more) == (shown, "    --downsample 1")
+    shown = "python code/train_dmd.py --root 'my data/LA' --patch 112 112 80 --keep --lr_step 834"
+    assert (train, more) == (f"{shown} --labelnum 8 \\", "    --downsample 1")
     assert test == f"python code/test_LA.py --run {folder} --nms 0"
     options = re.findall(r"<tr><td>(\w+)</td><td>([^<]*)</td><td>([^<]*)</td></tr>", page)
     assert ("labeled_bs", "4", "Xie et al., MICCAI 2023 (DMD)") in options
@@ -296,19 +297,19 @@ def test_a_long_picture_is_held_smaller(tmp_path):
 def test_the_terms_of_a_loss_have_a_line_each(tmp_path, monkeypatch):
     folder = write_run(tmp_path, "run", DICE)
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
     terms = {
         "loss__loss": lambda s: 2 / s,
         "loss__loss_con": lambda s: 1 / s,
         "info__weight": lambda s: s,
     }
     write_training(folder, **terms)
-    assert plots.training_figure("curves.svg", read_result(folder, "last"))
+    assert curves.training_figure("curves.svg", read_result(folder, "last"))
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["loss", "loss_con"]
     (panel,) = drawn[0].axes
     assert panel.get_yscale() == "log"
     write_training(folder, loss__loss=lambda step: -1.0)
-    plots.training_figure("curves.svg", read_result(folder, "last"))
+    curves.training_figure("curves.svg", read_result(folder, "last"))
     assert drawn[1].axes[0].get_yscale() == "linear"
 
 

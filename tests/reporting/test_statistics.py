@@ -1,6 +1,4 @@
-"""utils/statistics.py against values computed by hand, and on the cases that SciPy alone stumbles
-over.
-"""
+"""Tests and intervals against values computed by hand, and on cases that SciPy stumbles over."""
 
 import math
 from itertools import product
@@ -9,15 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from utils.reporting.statistics import bootstrap_interval, holm, paired, signed_rank, spread
-
-
-def test_spread_by_hand():
-    assert spread([1, 2, 6, math.nan]) == spread([1, 2, 6])
-    found = spread([1, 2, 6])
-    assert (found.mean, found.sd, found.n) == (3, pytest.approx(math.sqrt(7)), 3)
-    assert math.isnan(spread([1]).sd)
-    assert math.isnan(spread([math.nan]).mean)
+from utils.reporting.statistics import bootstrap_interval, holm, paired, signed_rank
 
 
 def test_paired_t_test_by_hand():

@@ -1,22 +1,19 @@
-"""What `sweep.py` writes, commands that stand alone, that the scripts take, that go on; and what it
-refuses.
-"""
+"""`sweep.py` writes commands that the scripts take and that can be resumed."""
 
 import json
 import os
 import re
-import runpy
 import shlex
 import subprocess
-import sys
 
-import ablate
 import pytest
 import sweep
 from conftest import ROOT, make_tiny_la
+from result_folders import write_summary
 
 from utils.errors import UserError
-from utils.reporting import experiments
+from utils.reporting import experiments, paper_tables, scripts
+from utils.reporting.scripts import options_of
 
 NOWHERE = ("--root", "no_such_data")
 
@@ -26,8 +23,7 @@ def call(monkeypatch, capsys):
     """Runs `sweep.main` and returns its lines."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
-        sweep.main()
+        sweep.main(list(map(str, arguments)))
         return capsys.readouterr().out.splitlines()
 
     monkeypatch.chdir(ROOT)
@@ -50,16 +46,12 @@ def finish(command, runs, **changed):
     train, test = command
     folder = ROOT / value(test, "--run")
     assert str(folder).startswith(str(runs))
-    (folder / "test" / "last").mkdir(parents=True)
-    options = experiments.options_of(train[1], *train[2:]) | changed
+    folder.mkdir(parents=True)
+    options = options_of(train[1], *train[2:])
+    options |= {"precision_asked": options["precision"]} | changed
     (folder / "args.json").write_text(json.dumps(options))
-    summary = {
-        "trained": options,
-        "step": 5,
-        "last_step": 5,
-        "test": {"nms": 0 if "--nms" in test else 1},
-    }
-    (folder / "test" / "last" / "summary.json").write_text(json.dumps(summary))
+    tag, nms = ("last_nms0", 0) if "--nms" in test else ("last", 1)
+    write_summary(folder, tag, trained=options, step=5, last_step=5, test={"nms": nms})
 
 
 def test_every_combination_is_a_line_that_its_scripts_take(call):
@@ -70,7 +62,7 @@ def test_every_combination_is_a_line_that_its_scripts_take(call):
             "python",
             f"code/train_{'dmd' if 'dmd' in train[1] else 'supervised'}.py",
         ]
-        options = experiments.options_of(*train[1:])
+        options = options_of(*train[1:])
         assert options["resume"]
         method = train[1].removeprefix("code/train_").removesuffix(".py")
         assert (
@@ -89,27 +81,17 @@ def test_the_commands_are_those_of_the_comparison_of_all_methods(dataset, labeln
     lines = call(
         "--methods", *sweep.METHODS, "--dataset", dataset, "--labelnum", labelnum, *NOWHERE
     )
-    expected = []
-    for row in ablate.comparison(dataset, labelnum):
+    places = {"--root": NOWHERE[1]}
+    for row in paper_tables.comparison(dataset, labelnum):
         if row.labelnum is None:
-            train, test = (
-                ROOT / "code" / f"{name}.py" for name in (f"train_{row.method}", f"test_{dataset}")
-            )
-            places = {"--root": NOWHERE[1]}
-            job = experiments.make_job(
-                row, train, test, dataset, labelnum, 1337, "runs", places, []
-            )
-            expected.append(f"{experiments.shell(job.train)} && {experiments.shell(job.test)}")
-    assert sorted(lines) == sorted(expected)
+            job = experiments.make_job(row, dataset, labelnum, 1337, places=places)
+            assert f"{scripts.shell(job.train)} && {scripts.shell(job.test)}" in lines
 
 
-def test_gpus_take_turns_and_a_test_has_one(call):
-    found = commands(call("--methods", "dmd", "dtml", "ugmcl", "--gpu", "0", "1,2", *NOWHERE))
-    assert [[value(words, "--gpu") for words in pair] for pair in found] == [
-        ["0", "0"],
-        ["1,2", "1"],
-        ["0", "0"],
-    ]
+def test_gpus_take_turns(call):
+    found = commands(call("--methods", "dmd", "dtml", "ugmcl", "--gpu", "0", "1", *NOWHERE))
+    gpus = [[value(words, "--gpu") for words in pair] for pair in found]
+    assert gpus == [["0", "0"], ["1", "1"], ["0", "0"]]
 
 
 def test_what_varies_is_in_the_name_unless_it_is_the_default(call):
@@ -129,7 +111,7 @@ def test_what_varies_is_in_the_name_unless_it_is_the_default(call):
         "dmd_16_distillkl_patch112-112-80",
         "dmd_16_distillkl_patch96-96-64",
     ]
-    options = experiments.options_of(*commands(lines)[-1][0][1:])
+    options = options_of(*commands(lines)[-1][0][1:])
     assert (options["distill"], options["patch"], options["name"]) == (
         "kl",
         [96, 96, 64],
@@ -161,7 +143,7 @@ def test_options_for_all_are_named_where_a_name_is_given(call):
     assert value(train, "--downsample") == "2"
     ((train, test),) = commands(call("--methods", "cml", "--name", "half", *NOWHERE, *half))
     assert value(test, "--run") == "runs/LA/cml_16_half/seed1337"
-    assert experiments.options_of(*train[1:])["downsample"] == 2
+    assert options_of(*train[1:])["downsample"] == 2
 
 
 def test_pending_leaves_out_what_is_trained_and_tested(call, tmp_path):
@@ -260,7 +242,6 @@ def test_what_cannot_be_is_refused(arguments, message, call, capsys):
             ["--methods", "dmd", "cml", "--vary", "distill=kl"],
             "train_cml.py: unrecognized arguments: --distill",
         ),
-        (["--methods", "dmd", "--", "--patch", "30", "30", "30"], "train_dmd.py: --patch 30 30 30"),
         (["--methods", "dmd", "--vary", "distill"], "distill is not option=value,value"),
     ],
 )
@@ -273,16 +254,17 @@ def test_what_a_script_would_refuse_is_refused_with_its_words(arguments, message
     assert error.count("\n") == 1
 
 
+def test_a_check_of_the_script_is_told_with_its_name(call):
+    with pytest.raises(UserError, match=r"^train_dmd.py: --patch 30 30 30"):
+        call("--methods", "dmd", "--", "--patch", "30", "30", "30")
+
+
 def test_the_file_runs_as_the_help_says(call, tmp_path, monkeypatch):
     """Each way of the docstring that this machine has a tool for, with lines that say where they
     ran.
     """
-    text = sweep.__doc__
-    ways = [
-        line.strip()
-        for line in text.splitlines()
-        if re.match(r" {4}(xargs|parallel|sbatch) ", line)
-    ]
+    joined = sweep.__doc__.replace("\\\n", "")
+    ways = re.findall(r"^ {4}((?:xargs|parallel|sbatch) .*)$", joined, re.MULTILINE)
     assert len(ways) == 3
     lines = [
         f"echo {shlex.quote(f'a {i}')} && test {i} -ne 2 && printenv CUDA_VISIBLE_DEVICES"
@@ -311,16 +293,14 @@ def test_the_file_runs_as_the_help_says(call, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "dataset", ["LA", "ACDC", "phantom", "phantom2d", "BraTS2019", "Pancreas", "Pancreas2d"]
 )
-def test_the_tests_are_of_the_data_set(dataset, call, tmp_path, monkeypatch, capsys):
+def test_the_tests_are_of_the_data_set(dataset, call, tmp_path):
     """Each takes its options, and then misses the run."""
     given = ("--dataset", dataset, "--labelnum", 7, "--gpu", -1, "--runs", tmp_path, *NOWHERE)
     for _, test in commands(call("--methods", "dmd", "dtml", *given)):
-        monkeypatch.setattr(sys, "argv", test[1:])
-        with pytest.raises(SystemExit):
-            runpy.run_path(test[1], run_name="__main__")
         folder = value(test, "--run")
         assert dataset in folder
-        assert folder in capsys.readouterr().err
+        with pytest.raises(UserError, match=folder):
+            scripts.load_script(ROOT / test[1]).main(test[2:])
 
 
 def test_a_line_is_one_command_of_a_shell(call, tmp_path):

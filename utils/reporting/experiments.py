@@ -96,13 +96,13 @@ class Job:
             step = summary["step"]
             last = summary["last_step"]
             nms = summary["test"]["nms"]
+            key = options.other_option(trained, self.options)
         except (OSError, ValueError, LookupError, TypeError):
             return None, f"{self.summary}: damaged; delete it and test again"
         if nms != self.nms:
             return None, None
         if step < last:
             return None, f"{self.folder}: tested at step {step} of {last}"
-        key = options.other_option(trained, self.options)
         if key:
             other = f"trained with {key} {trained[key]}, not {self.options[key]}"
             return None, f"{self.folder}: {other}"
@@ -152,8 +152,7 @@ def make_job(
     tag = "last"
     tag += f"_{tested['--network']}" if "--network" in tested else ""
     tag += f"_nms{nms}" if nms != usual_nms else ""
-    one_device = {flag: value.split(",")[0] for flag, value in places.items()}  # of a test
-    test = {"--run": str(folder)} | tested | one_device
+    test = {"--run": str(folder), **tested, **places}
     return Job(
         train=[str(train), *flags, *_words(places), "--resume"],
         test=[str(CODE / evaluation_script(dataset)), *_words(test)],
