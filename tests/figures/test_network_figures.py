@@ -1,11 +1,8 @@
-"""code/figures.py: what it reads, what it refuses, and that what is drawn is what the networks
-say.
-"""
+"""code/figures.py: what it reads, what it refuses, and that it draws what the networks predict."""
 
 import csv
-import importlib.util
-import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +16,10 @@ from networks.vnet import VNet
 from utils.errors import UserError
 from utils.inference import sliding_window
 from utils.metrics import METRICS, binary_metrics
+from utils.reporting.scripts import load_script
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
+from result_folders import write_summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCH = (32, 32, 16)
@@ -80,9 +81,7 @@ def call(monkeypatch, folder):
     """Call the script's `main` on the run, and return what it gave to each figure of
     `utils.figures` that it drew.
     """
-    spec = importlib.util.spec_from_file_location("figures_script", ROOT / "code" / "figures.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "code" / "figures.py")
     given = []
     for name in ("sdm_figure", "uncertainty_figure", "curves_figure"):
         drawer = getattr(module, name)
@@ -95,8 +94,7 @@ def call(monkeypatch, folder):
 
     def main(figure, *argv):
         given.clear()
-        monkeypatch.setattr(sys, "argv", ["figures.py", figure, str(folder), *map(str, argv)])
-        module.main()
+        module.main([figure, str(folder), *map(str, argv)])
         return given
 
     return main
@@ -197,18 +195,17 @@ def test_curves_of_training_cases_score_each_network_and_their_mean(folder, tiny
 
 
 def result(folder, tag, step, network, dice, nms=1, listed="the test list"):
-    """What `utils.evaluation` leaves of a test, as far as curves need it."""
-    values = {m: {"mean": None if m == "hd95" else dice} for m in METRICS}
-    summary = {
-        "checkpoint": f"{tag.split('_n')[0]}.pth",
-        "step": step,
-        "cases": 20,
-        "list": listed,
-        "mean": values,
-    }
-    path = folder / "test" / tag / "summary.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(summary | {"test": {"network": network, "nms": nms}}))
+    """What a test leaves, as far as curves need it."""
+    write_summary(
+        folder,
+        tag,
+        checkpoint=f"{tag.split('_n')[0]}.pth",
+        step=step,
+        cases=20,
+        list=listed,
+        mean={m: {"mean": None if m == "hd95" else dice} for m in METRICS},
+        test={"network": network, "nms": nms},
+    )
 
 
 def test_curves_of_the_test_list_are_read_from_results_of_one_kind(folder, call, capsys):
@@ -253,37 +250,40 @@ def test_curves_of_the_test_list_are_read_from_results_of_one_kind(folder, call,
         (["sdm", "--root", "nowhere"], "nowhere: no such folder"),
         (
             ["uncertainty"],
-            "step_20.pth: needs one network with a conservative and a radical branch",
-        ),
-        (
-            ["sdm", "--checkpoint", "first"],
-            "--checkpoint first is not last, best or a step's number",
+            "step_20.pth: its network has no conservative and radical branch",
         ),
         (["curves"], "no results of kept steps; test them"),
-        (["curves", "--cases", "2"], "--cases: the tests had their own"),
-        (["curves", "--split", "train", "--cases", "1"], "one step alone makes no curve"),
+        (["curves", "--cases", "2"], "--cases is for --split train and val"),
+        (["curves", "--split", "train", "--cases", "1"], "one step makes no curve"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(folder, dtml, call, argv, message):
     with pytest.raises(UserError, match=message) as raised:
-        call(*argv, *(() if "--gpu" in argv else ("--gpu", "-1")))
+        call(*argv, "--gpu", "-1")
     assert "\n" not in str(raised.value)
     assert not (folder / "figures").exists()
 
 
-def test_a_misspelt_flag_is_told_which_one_is_near(folder, dtml, call, capsys):
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--checkpont", "last"], "--checkpont last; did you mean --checkpoint?"),
+        (["--checkpoint", "first"], "first is not last, best"),
+        (["--gpu", "0,1"], "0,1 is more than one GPU"),
+    ],
+)
+def test_a_wrong_option_is_told_by_the_figures_own_parser(argv, words, folder, dtml, call, capsys):
     with pytest.raises(SystemExit) as stop:
-        call("sdm", "--checkpont", "last")
+        call("sdm", *argv)
     assert stop.value.code == 2
-    assert (
-        "figures.py sdm: unrecognized arguments: --checkpont last; did you mean --checkpoint?"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert error.startswith("figures.py sdm: ")
+    assert words in error
 
 
 def test_what_has_no_curve_or_no_region_of_its_own_is_told(folder, tiny_la, call, dtml):
     save(folder / "step_30.pth", 30, tiny_la, net=OneVsRest("vnet", 1, 2, **SHAPE, branches=3))
-    with pytest.raises(UserError, match="not one network a class"):
+    with pytest.raises(UserError, match="one network a class"):
         call("uncertainty", "--gpu", "-1", "--steps", 30)
     (folder / "step_20.pth").unlink()
     (folder / "step_30.pth").unlink()
