@@ -1,18 +1,19 @@
 """Make data/ACDC, hearts as SSL4MIS publishes them, from the challenge's training data.
 
     python code/prepare_acdc.py ACDC/database
-    python code/prepare_acdc.py DOWNLOAD --lists lists         with train_slices.list, val.list, test.list of SSL4MIS
+    python code/prepare_acdc.py DOWNLOAD --lists lists
 
-Reads <patient>/Info.cfg, and of the frames that it names the end-diastolic and the end-systolic
-one, which become <patient>_frame01 and _frame02: <patient>_frame<number>.nii.gz with its _gt.nii.gz
-(1 RV, 2 myocardium, 3 LV), in any folder below DOWNLOAD. Writes <root>/data/<volume>.h5 as (slice,
-y, x), data/slices/ of the training patients, the lists, report.csv and overlays.png, which are
-worth a look. Grey values become 0 to 1 by the volume's least and largest one, and no voxel is
-resampled, as in the published files.
-
+The second command takes train_slices.list, val.list and test.list of SSL4MIS, which are in lists/.
 Without --lists 70, 10 and 20 of the 100 patients are drawn from --seed, and are not those of the
 papers' tables. The 50 patients in the challenge's folder testing/ are left out, as in the papers,
 unless --lists names them.
+
+Reads <patient>/Info.cfg in any folder below DOWNLOAD, and the end-diastolic and the end-systolic
+frame that it names: <patient>_frame<number>.nii.gz with its _gt.nii.gz (1 RV, 2 myocardium, 3 LV).
+They become <patient>_frame01 and _frame02. Writes <root>/data/<volume>.h5 as (slice, y, x),
+data/slices/ of the training patients, the lists, report.csv and overlays.png; look at the last two.
+Grey values are scaled to 0 to 1 by the volume's least and largest one, and no voxel is resampled,
+as in the published files.
 """
 
 import re
@@ -23,12 +24,12 @@ import SimpleITK
 
 import _root  # noqa: F401
 from dataloaders.acdc import ACDC
-from dataloaders.h5 import check_disjoint, read_list
+from dataloaders.h5 import read_list
 from utils import command
 from utils.errors import UserError
 from utils.preparation.cases import relabel, write_case
 from utils.preparation.images import read_image
-from utils.preparation.lists import draw_lists
+from utils.preparation.lists import draw_lists, read_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.preprocess import preprocess
 from utils.preparation.report import Report
@@ -37,7 +38,7 @@ LISTS = {"train": "train_slices.list", "val": "val.list", "test": "test.list"}
 FRAMES = {"frame01": "ED", "frame02": "ES"}
 
 
-def parse(arguments=None):
+def parse(argv=None):
     parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
@@ -45,7 +46,7 @@ def parse(arguments=None):
     add_options(
         parser, "data/ACDC", f"take the {', '.join(LISTS.values())} in it", "volumes at a time"
     )
-    return parser.parse_args(arguments)
+    return parser.parse_args(argv)
 
 
 def find(download):
@@ -81,42 +82,34 @@ def frame(folder, phase):
     if not found:
         raise UserError(f"{path}: has no line {phase}: <number of a frame>")
     start = f"{folder.name}_frame{int(found[1]):02d}"
-    end = next(
-        (end for end in (".nii.gz", ".nii") if (folder / f"{start}{end}").exists()), ".nii.gz"
-    )
+    end = ".nii.gz"
+    if not (folder / f"{start}{end}").exists() and (folder / f"{start}.nii").exists():
+        end = ".nii"
     return folder / f"{start}{end}", folder / f"{start}_gt{end}"
 
 
 def choose(patients, args):
-    """Of each split the volumes, and of each training volume its listed slices (None: all)."""
+    """The volumes of each split, and the listed slices of each training volume (none: all)."""
     if args.lists:
-        names = {split: read_list(args.lists / file) for split, file in LISTS.items()}
-        for split, other in (("val", "train"), ("test", "train"), ("test", "val")):
-            units = ([name.partition("_")[0] for name in names[s]] for s in (split, other))
-            check_disjoint(
-                args.lists / LISTS[split],
-                next(units),
-                args.lists / LISTS[other],
-                next(units),
-                "patient",
-            )
+        files = {split: args.lists / file for split, file in LISTS.items()}
+        names = read_lists(files, "patient", lambda name: name.partition("_")[0])
         slices = {}
         for name in names["train"]:
             volume, _, k = name.partition("_slice_")
             if not k.isdecimal():
                 raise UserError(
-                    f"{args.lists / LISTS['train']}: {name} is no "
-                    "<patient>_frame<01|02>_slice_<number>"
+                    f"{files['train']}: {name} is no <patient>_frame<01|02>_slice_<number>"
                 )
             slices.setdefault(volume, []).append(int(k))
         return {"train": list(slices), "val": names["val"], "test": names["test"]}, slices
     training = [name for name, folder in patients.items() if folder.parent.name != "testing"]
-    # the challenge's patients are in the order of their diseases, and the first are the labelled
-    # ones: so shuffled
+    # The challenge's patients are in the order of their diseases. The first of a list are the
+    # labelled ones, so its order is drawn too.
     drawn = draw_lists(training, {"val": 0.1, "test": 0.2}, args.seed)
-    return {
-        split: [f"{name}_{end}" for name in drawn[split] for end in FRAMES] for split in LISTS
-    }, {}
+    volumes = {}
+    for split in LISTS:
+        volumes[split] = [f"{name}_{end}" for name in drawn[split] for end in FRAMES]
+    return volumes, {}
 
 
 def files_of(patients, volume):
@@ -130,9 +123,7 @@ def files_of(patients, volume):
 
 
 def depth(files):
-    """How many slices a volume has; 0 where its file cannot tell, which is told as the volume is
-    read.
-    """
+    """How many slices a volume has; 0 where its file cannot be read, which is reported later."""
     try:
         reader = SimpleITK.ImageFileReader()
         reader.SetFileName(str(files[0]))
@@ -159,18 +150,14 @@ def prepare(job):
         about = {"source": files[0], "sha256": row.sha256}
         write_case(root / "data" / f"{volume}.h5", stack, target, **about)
         for k in slices:
-            write_case(
-                root / "data" / "slices" / f"{volume}_slice_{k}.h5",
-                stack[k - 1],
-                target[k - 1],
-                **about,
-            )
+            path = root / "data" / "slices" / f"{volume}_slice_{k}.h5"
+            write_case(path, stack[k - 1], target[k - 1], **about)
         row.show(prepared.image, prepared.label, prepared.place.grid.spacing)
     return row
 
 
-def main(arguments=None):
-    args = parse(arguments)
+def main(argv=None):
+    args = parse(argv)
     patients = find(args.download)
     lists, listed_slices = choose(patients, args)
     files, slices = {}, {}
@@ -182,28 +169,49 @@ def main(arguments=None):
                 files[volume] = str(error)
             every = range(1, depth(files[volume]) + 1) if split == "train" else ()
             slices[volume] = listed_slices.get(volume, list(every))
-    paths = {
-        v: [f"data/{v}.h5", *(f"data/slices/{v}_slice_{k}.h5" for k in slices[v])] for v in files
+    paths, sources = {}, {}
+    for volume, found in files.items():
+        paths[volume] = [f"data/{volume}.h5"]
+        paths[volume] += [f"data/slices/{volume}_slice_{k}.h5" for k in slices[volume]]
+        sources[volume] = stamp(found) if isinstance(found, tuple) else found
+    recipe = {
+        "script": "prepare_acdc.py",
+        "lists": lists,
+        "slices": slices,
+        "sources": sources,
+        "unlike_published": [] if args.lists else [f"lists drawn from seed {args.seed}"],
     }
-    sources = {
-        volume: stamp(found) if isinstance(found, tuple) else found
-        for volume, found in files.items()
-    }
-    recipe = {"script": "prepare_acdc.py", "lists": lists, "slices": slices, "sources": sources}
-    recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
     jobs = [
-        (v, split, files[v], args.root, slices[v])
+        (volume, split, files[volume], args.root, slices[volume])
         for split in reversed(lists)
-        for v in lists[split]
+        for volume in lists[split]
     ]
-    lines = {LISTS[split]: {v: v for v in volumes} for split, volumes in lists.items()}
-    lines[LISTS["train"]] = {f"{v}_slice_{k}": v for v in lists["train"] for k in slices[v]}
+    problems = prepare_all(
+        prepare,
+        jobs,
+        paths,
+        lines_of(lists, slices, args),
+        args.root,
+        recipe,
+        ACDC.class_names,
+        args.workers,
+        args.overwrite,
+    )
+    if problems:
+        sys.exit(1)
+
+
+def lines_of(lists, slices, args):
+    """The lines of each list file, and the volume that each belongs to."""
+    lines = {LISTS[split]: {name: name for name in volumes} for split, volumes in lists.items()}
     if args.lists:  # in the order of the given list, whose first slices are the labelled ones
         given = read_list(args.lists / LISTS["train"])
         lines[LISTS["train"]] = {line: line.partition("_slice_")[0] for line in given}
-    names, settings = ACDC.class_names, (args.workers, args.overwrite)
-    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
-        sys.exit(1)
+    else:
+        lines[LISTS["train"]] = {
+            f"{volume}_slice_{k}": volume for volume in lists["train"] for k in slices[volume]
+        }
+    return lines
 
 
 if __name__ == "__main__":

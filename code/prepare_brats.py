@@ -1,19 +1,21 @@
 """Make data/BraTS2019, whole tumours in one modality, from the challenge's training data.
 
     python code/prepare_brats.py MICCAI_BraTS_2019_Data_Training
-    python code/prepare_brats.py DOWNLOAD --lists lists              with train.txt, val.txt, test.txt of SSL4MIS
+    python code/prepare_brats.py DOWNLOAD --lists lists
     python code/prepare_brats.py DOWNLOAD --modality t1ce --root data/BraTS2019_t1ce
 
-Reads <subject>/<subject>_flair.nii.gz and _seg.nii.gz in any folder below DOWNLOAD (HGG, LGG), and
-writes <root>/data/<subject>.h5, the lists, report.csv and overlays.png, which are worth a look. The
+The second command takes train.txt, val.txt and test.txt of SSL4MIS, which are in lists/. Without
+--lists 250, 25 and 60 of 335 subjects are drawn from --seed, and are not those of the papers'
+tables.
+
+Reads <subject>/<subject>_flair.nii.gz and _seg.nii.gz in any folder below DOWNLOAD (HGG, LGG).
+Writes <root>/data/<subject>.h5, the lists, report.csv and overlays.png; look at the last two. The
 label is 1 wherever the challenge's is 1, 2 or 4. The image is cropped to the voxels that are not 0,
 and these become z-scores by their own mean and standard deviation; the background stays 0.
 
-The files that SSL4MIS publishes were made otherwise in three ways: voxels above the 99.9th
-percentile are clipped to it, the background is given the z-score of 0 too, which is about -1 to -2,
-and the box's last plane along each axis is lost. Train and test on files of one making. Without
---lists 250, 25 and 60 of 335 subjects are drawn from --seed, and are not those of the papers'
-tables.
+The files that SSL4MIS publishes differ in three ways: voxels above the 99.9th percentile are
+clipped to it, the background has the z-score of 0 too, which is about -1 to -2, and the box's last
+plane along each axis is lost. Train and test on files that were made in one way.
 """
 
 import sys
@@ -23,20 +25,18 @@ import SimpleITK
 
 import _root  # noqa: F401
 from dataloaders.brats import BraTS2019
-from dataloaders.h5 import check_disjoint, read_list
 from utils import command
 from utils.errors import UserError
 from utils.preparation.cases import relabel
 from utils.preparation.images import read_image
-from utils.preparation.lists import draw_lists
+from utils.preparation.lists import SPLITS, draw_lists, read_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.report import Report
 
-SPLITS = ("train", "val", "test")
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
-def parse(arguments=None):
+def parse(argv=None):
     parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked training data"
@@ -50,7 +50,7 @@ def parse(arguments=None):
         "take the train.txt, val.txt and test.txt in it",
         "subjects at a time, 1 GB each",
     )
-    return parser.parse_args(arguments)
+    return parser.parse_args(argv)
 
 
 def find(download, modality):
@@ -78,19 +78,7 @@ def find(download, modality):
 def choose(subjects, args):
     """The subjects of each list: the given ones, or 25 and 60 of 335 for validation and testing."""
     if args.lists:
-        lists = {}
-        for split in SPLITS:
-            listed = read_list(args.lists / f"{split}.txt")
-            for other, known in lists.items():
-                check_disjoint(
-                    args.lists / f"{split}.txt",
-                    listed,
-                    args.lists / f"{other}.txt",
-                    known,
-                    "subject",
-                )
-            lists[split] = listed
-        return lists
+        return read_lists({split: args.lists / f"{split}.txt" for split in SPLITS}, "subject")
     return draw_lists(list(subjects), {"val": 25 / 335, "test": 60 / 335}, args.seed)
 
 
@@ -108,27 +96,33 @@ def prepare(job):
     return row
 
 
-def main(arguments=None):
-    args = parse(arguments)
+def main(argv=None):
+    args = parse(argv)
     subjects = find(args.download, args.modality)
     lists = choose(subjects, args)
     paths = {name: [f"data/{name}.h5"] for listed in lists.values() for name in listed}
-    sources = {name: stamp(subjects.get(name, ())) for name in paths}
+    unlike = [] if args.lists else [f"lists drawn from seed {args.seed}"]
+    if args.modality != "flair":
+        unlike.append(f"modality {args.modality}")
     recipe = {
         "script": "prepare_brats.py",
         "modality": args.modality,
         "lists": lists,
-        "sources": sources,
+        "sources": {name: stamp(subjects.get(name, ())) for name in paths},
+        "preprocessing": BraTS2019.preprocessing.as_dict(),
+        "unlike_published": unlike,
     }
-    recipe["preprocessing"] = BraTS2019.preprocessing.as_dict()
-    recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
-    recipe["unlike_published"] += [f"modality {args.modality}"] if args.modality != "flair" else []
     jobs = [
-        (n, s, subjects.get(n), args.root / paths[n][0]) for s in reversed(SPLITS) for n in lists[s]
+        (name, split, subjects.get(name), args.root / paths[name][0])
+        for split in reversed(SPLITS)
+        for name in lists[split]
     ]
     lines = {f"{split}.txt": {name: name for name in listed} for split, listed in lists.items()}
-    names, settings = BraTS2019.class_names, (args.workers, args.overwrite)
-    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
+    names = BraTS2019.class_names
+    problems = prepare_all(
+        prepare, jobs, paths, lines, args.root, recipe, names, args.workers, args.overwrite
+    )
+    if problems:
         sys.exit(1)
 
 

@@ -2,19 +2,21 @@
 MRI data set.
 
     python code/prepare_endocardium.py cardiac_mri
-    python code/prepare_endocardium.py DOWNLOAD --lists lists      with your own train.list and test.list of pat<number>
+    python code/prepare_endocardium.py DOWNLOAD --lists lists
+
+The second command takes your own train.list and test.list of pat<number>, which are in lists/.
+Without --lists 25 subjects train and 8 test, drawn from --seed.
 
 Reads sol_yxzt_pat<number>.mat (y, x, level, time) and manual_seg_32points_pat<number>.mat in any
-folder below DOWNLOAD, and writes <root>/data/pat<number>.h5 as (slices, y, x), the times of a level
-one after the other, the lists, report.csv and overlays.png, which are worth a look. The voxels'
-size is not in these files.
+folder below DOWNLOAD. Writes <root>/data/pat<number>.h5 as (slices, y, x), the times of a level one
+after the other, the lists, report.csv and overlays.png; look at the last two. The voxels' size is
+not in these files.
 
 A contour is 65 points (x, y): 32 of the endocardium, a line of zeros, 32 of the epicardium; -99999
 stands where nothing was drawn. The label is the polygon of the first 32, in coordinates that count
-the first pixel's centre as 1, and is empty where nothing was drawn. Grey values become 0 to 1 by
-the subject's least and largest one. CoraNet's authors print neither how they scaled grey values nor
-which subjects they trained on, so numbers are comparable with theirs, not
-equal: without --lists 25 subjects train and 8 test, drawn from --seed.
+the first pixel's centre as 1, and is empty where nothing was drawn. Grey values are scaled to 0 to
+1 by the subject's least and largest one. CoraNet's authors print neither how they scaled grey
+values nor which subjects they trained on. So numbers are comparable with theirs, but not equal.
 """
 
 import re
@@ -28,11 +30,10 @@ from matplotlib.path import Path as Polygon
 
 import _root  # noqa: F401
 from dataloaders.endocardium import Endocardium
-from dataloaders.h5 import check_disjoint, read_list
 from utils import command
 from utils.errors import UserError
 from utils.preparation.cases import write_case
-from utils.preparation.lists import draw_lists
+from utils.preparation.lists import draw_lists, read_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.preprocess import preprocess
 from utils.preparation.report import Report
@@ -40,7 +41,7 @@ from utils.preparation.report import Report
 NAME = re.compile(r"sol_yxzt_(pat\d+)\.mat")
 
 
-def parse(arguments=None):
+def parse(argv=None):
     parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked .mat files"
@@ -51,17 +52,19 @@ def parse(arguments=None):
         "take the train.list and test.list in it",
         "subjects at a time, 1 GB each",
     )
-    return parser.parse_args(arguments)
+    return parser.parse_args(argv)
 
 
 def find(download):
     """The files of each subject, images and contours."""
     drawn = {path.name: path for path in sorted(download.rglob("manual_seg_32points_pat*.mat"))}
     subjects = {}
-    for path in sorted(
+    found = sorted(
         download.rglob("sol_yxzt_pat*.mat"), key=lambda path: (len(path.name), path.name)
-    ):
-        if match := NAME.fullmatch(path.name):
+    )
+    for path in found:
+        match = NAME.fullmatch(path.name)
+        if match:
             contours = f"manual_seg_32points_{match[1]}.mat"
             subjects[match[1]] = path, drawn.get(contours, download / contours)
     if not subjects:
@@ -74,15 +77,8 @@ def find(download):
 def choose(subjects, args):
     """The subjects of each list: the given ones, or 8 of 33 for testing."""
     if args.lists:
-        lists = {split: read_list(args.lists / f"{split}.list") for split in ("train", "test")}
-        check_disjoint(
-            args.lists / "test.list",
-            lists["test"],
-            args.lists / "train.list",
-            lists["train"],
-            "subject",
-        )
-        return lists
+        files = {split: args.lists / f"{split}.list" for split in ("train", "test")}
+        return read_lists(files, "subject")
     return draw_lists(list(subjects), {"test": 8 / 33}, args.seed)
 
 
@@ -123,7 +119,8 @@ def read(files):
     Raises:
         UserError: a file that is missing, damaged, or not as the data set's description says.
     """
-    images, drawn = load(files[0], "sol_yxzt", 4), load(files[1], "manual_seg_32points", 2)
+    images = load(files[0], "sol_yxzt", 4)
+    drawn = load(files[1], "manual_seg_32points", 2)
     if images.dtype.kind not in "iuf" or not images.size or not np.isfinite(images).all():
         raise UserError(f"{files[0]}: sol_yxzt holds no finite grey values")
     if drawn.shape != images.shape[2:]:
@@ -138,18 +135,14 @@ def read(files):
         if points.size == 1 and points.flat[0] == -99999:
             continue
         where = f"{files[1]}: the contour of level {place[0] + 1}, time {place[1] + 1}"
-        if (
-            points.shape != (65, 2)
-            or points.dtype.kind not in "iuf"
-            or not np.isfinite(points).all()
-        ):
+        numbers = points.dtype.kind in "iuf" and np.isfinite(points).all()
+        if not numbers or points.shape != (65, 2):
             raise UserError(f"{where} is none of 65 points")
         if points[:32].min() < 0 or (points[:32].max(axis=0) > (width + 1, height + 1)).any():
             raise UserError(f"{where} lies outside of the image")
         labels[place] = fill_contour(points[:32], (height, width))
-    return images.transpose(2, 3, 0, 1).reshape(-1, height, width), labels.reshape(
-        -1, height, width
-    )
+    slices = images.transpose(2, 3, 0, 1).reshape(-1, height, width)
+    return slices, labels.reshape(-1, height, width)
 
 
 def prepare(job):
@@ -169,23 +162,29 @@ def prepare(job):
     return row
 
 
-def main(arguments=None):
-    args = parse(arguments)
+def main(argv=None):
+    args = parse(argv)
     subjects = find(args.download)
     lists = choose(subjects, args)
     paths = {name: [f"data/{name}.h5"] for listed in lists.values() for name in listed}
-    sources = {name: stamp(subjects.get(name, ())) for name in paths}
-    recipe = {"script": "prepare_endocardium.py", "lists": lists, "sources": sources}
-    recipe["preprocessing"] = Endocardium.preprocessing.as_dict()
-    recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
+    recipe = {
+        "script": "prepare_endocardium.py",
+        "lists": lists,
+        "sources": {name: stamp(subjects.get(name, ())) for name in paths},
+        "preprocessing": Endocardium.preprocessing.as_dict(),
+        "unlike_published": [] if args.lists else [f"lists drawn from seed {args.seed}"],
+    }
     jobs = [
-        (n, s, subjects.get(n), args.root / paths[n][0])
-        for s in ("test", "train")
-        for n in lists[s]
+        (name, split, subjects.get(name), args.root / paths[name][0])
+        for split in ("test", "train")
+        for name in lists[split]
     ]
     lines = {f"{split}.list": {name: name for name in listed} for split, listed in lists.items()}
-    names, settings = Endocardium.class_names, (args.workers, args.overwrite)
-    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
+    names = Endocardium.class_names
+    problems = prepare_all(
+        prepare, jobs, paths, lines, args.root, recipe, names, args.workers, args.overwrite
+    )
+    if problems:
         sys.exit(1)
 
 

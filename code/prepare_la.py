@@ -2,37 +2,39 @@
 Segmentation Challenge.
 
     python code/prepare_la.py "Atrial Segmentation Challenge/Training Set"
-    python code/prepare_la.py DOWNLOAD --lists lists         with the published train.list and test.list in lists/
+    python code/prepare_la.py DOWNLOAD --lists lists
 
-Reads <case>/lgemri.nrrd and laendo.nrrd (0 and 255) in any folder below DOWNLOAD but a Testing Set,
-and writes <root>/2018LA_Seg_Training Set/<case>/mri_norm2.h5, the lists, report.csv and
-overlays.png, which are worth a look.
+The second command takes the published train.list and test.list, which are in lists/. Without
+--lists the cases for training and testing are drawn from --seed, and are not those of the papers'
+tables.
+
+Reads <case>/lgemri.nrrd and laendo.nrrd (0 and 255) in any folder below DOWNLOAD except a Testing
+Set. Writes <root>/2018LA_Seg_Training Set/<case>/mri_norm2.h5, the lists, report.csv and
+overlays.png; look at the last two.
 
 Grey values become z-scores of the whole volume. The crop is the label's box with 14 voxels on
 either side along x and y, at least 141 voxels, and all slices. The published files differ from
-these in one thing: their margins are drawn at random, of 10 to 19 voxels, and ours are their mean.
-Where both crops have a voxel it has the same grey value and label. Without --lists the cases for
-training and testing are drawn from --seed, and are not those of the papers' tables.
+these in one thing: their margins are drawn at random from 10 to 19 voxels, and ours are the mean.
+Where both crops have a voxel it has the same grey value and label.
 """
 
 import sys
 from pathlib import Path
 
 import _root  # noqa: F401
-from dataloaders.h5 import check_disjoint, read_list
 from dataloaders.la import FOLDER, LA
 from utils import command
 from utils.errors import UserError
 from utils.preparation.cases import relabel
 from utils.preparation.images import read_image
-from utils.preparation.lists import draw_lists
+from utils.preparation.lists import draw_lists, read_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.report import Report
 
 IMAGE, LABEL = "lgemri.nrrd", "laendo.nrrd"
 
 
-def parse(arguments=None):
+def parse(argv=None):
     parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
@@ -40,7 +42,7 @@ def parse(arguments=None):
     add_options(
         parser, "data/LA", "take the train.list and test.list in it", "cases at a time, 1 GB each"
     )
-    return parser.parse_args(arguments)
+    return parser.parse_args(argv)
 
 
 def find(download):
@@ -64,11 +66,7 @@ def find(download):
 def choose(cases, args):
     """The cases of each list: the given ones, or a fifth for testing."""
     if args.lists:
-        lists = {split: read_list(args.lists / f"{split}.list") for split in ("train", "test")}
-        check_disjoint(
-            args.lists / "test.list", lists["test"], args.lists / "train.list", lists["train"]
-        )
-        return lists
+        return read_lists({split: args.lists / f"{split}.list" for split in ("train", "test")})
     return draw_lists(list(cases), {"test": 0.2}, args.seed)
 
 
@@ -85,24 +83,28 @@ def prepare(job):
     return row
 
 
-def main(arguments=None):
-    args = parse(arguments)
+def main(argv=None):
+    args = parse(argv)
     cases = find(args.download)
     lists = choose(cases, args)
-    paths = {
-        case: [f"{FOLDER}/{case}/mri_norm2.h5"] for listed in lists.values() for case in listed
+    names = [*lists["train"], *lists["test"]]
+    paths = {case: [f"{FOLDER}/{case}/mri_norm2.h5"] for case in names}
+    recipe = {
+        "script": "prepare_la.py",
+        "lists": lists,
+        "sources": {case: stamp(cases.get(case, ())) for case in names},
+        "unlike_published": [] if args.lists else [f"lists drawn from seed {args.seed}"],
     }
-    sources = {case: stamp(cases.get(case, ())) for case in paths}
-    recipe = {"script": "prepare_la.py", "lists": lists, "sources": sources}
-    recipe["unlike_published"] = [] if args.lists else [f"lists drawn from seed {args.seed}"]
     jobs = [
-        (case, s, cases.get(case), args.root / paths[case][0])
-        for s in ("test", "train")
-        for case in lists[s]
+        (case, split, cases.get(case), args.root / paths[case][0])
+        for split in ("test", "train")
+        for case in lists[split]
     ]
     lines = {f"{split}.list": {case: case for case in listed} for split, listed in lists.items()}
-    names, settings = LA.class_names, (args.workers, args.overwrite)
-    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
+    problems = prepare_all(
+        prepare, jobs, paths, lines, args.root, recipe, LA.class_names, args.workers, args.overwrite
+    )
+    if problems:
         sys.exit(1)
 
 

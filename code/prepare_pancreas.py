@@ -1,29 +1,33 @@
 """Make data/Pancreas, 1 mm voxels around the pancreas as CoraNet takes them, from the download of
 Pancreas-CT (NIH).
 
-    python code/prepare_pancreas.py DOWNLOAD                       DICOM folders and labels lie anywhere below it
-    python code/prepare_pancreas.py DOWNLOAD --lists lists         with your train_lab.txt … or train.list … in lists/
-    python code/prepare_pancreas.py DOWNLOAD --window -100 240 --root data/Pancreas2d      CoraNet's slices: see below
+    python code/prepare_pancreas.py DOWNLOAD
+    python code/prepare_pancreas.py DOWNLOAD --lists lists
+    python code/prepare_pancreas.py DOWNLOAD --window -100 240 --root data/Pancreas2d
 
-Reads PANCREAS_<number>/…/<series>/*.dcm and label<number>.nii.gz, and writes <root>/<number>.h5,
-train.list, test.list, report.csv and overlays.png, which are worth a look. Voxels are resampled to
+The DICOM folders and the labels may lie anywhere below DOWNLOAD. The second command takes your
+train_lab.txt, train_unlab.txt and test.txt, or train.list and test.list, which are in lists/. The
+third makes CoraNet's slices, for --dataset Pancreas2d --root data/Pancreas2d: the paper takes
+another window for them. Without --lists and --seed the cases are taken in their order, as in the
+released code: the first 62 of 80 train, the first 12 of these are the labelled ones, the last 18
+test. Cases 25 and 70 repeat others' scans and are left out, unless --lists names them.
+
+Reads PANCREAS_<number>/…/<series>/*.dcm and label<number>.nii.gz. Writes <root>/<number>.h5,
+train.list, test.list, report.csv and overlays.png; look at the last two. Voxels are resampled to
 1 mm, Hounsfield units from -125 to 275 become 0 to 1, and the crop is the label's box with 25
-voxels on every side, at least 96. The paper takes another window for slices: the second folder is
-for --dataset Pancreas2d --root data/Pancreas2d.
+voxels on every side, at least 96.
 
-Alignment: the labels' headers cannot be relied on for how their voxels lie on the images'. By
-published code a label's voxel (i, j, k) is column i and row j of the image's slice k; whether
-slices count from the feet is not said, here they do. So this is checked: each label is tried with
-all eight combinations of reversed axes, and soft tissue (0 to 200 HU) must fill it more than the 3
-voxels around it, for a pancreas lies in fat. Where another way fits clearly better, it is taken and
-told; where none fits clearly, that is told. Look at these in overlays.png; --label_flip settles it
-by hand.
+The labels' headers do not reliably say how their voxels lie on the images'. In published code a
+label's voxel (i, j, k) is column i and row j of the image's slice k. It does not say whether slices
+count from the feet; here they do. So this is checked: each label is tried with all eight
+combinations of reversed axes, and soft tissue (0 to 200 HU) must fill it more than the 3 voxels
+around it, for a pancreas lies in fat. Where another combination fits clearly better, it is taken
+and reported; where none fits clearly, that is reported. Look at these cases in overlays.png;
+--label_flip chooses by hand.
 
-The released code takes slices to be as far apart as pixels, so that its voxels are not 1 mm long
-along z: --legacy_spacing repeats this. How it interpolates is not published; here it is linearly,
-labels too. Cases 25 and 70 repeat others' scans and are left out, unless --lists names them.
-Without --lists and --seed the cases are taken in their order, as the released code does: the first
-62 of 80 train, the first 12 of them labelled, the last 18 test.
+The released code takes slices to be as far apart as pixels, so its voxels are not 1 mm long along
+z: --legacy_spacing repeats this. How it interpolates is not published; here images and labels are
+interpolated linearly.
 """
 
 import itertools
@@ -36,29 +40,28 @@ import numpy as np
 from scipy import ndimage
 
 import _root  # noqa: F401
-from dataloaders.h5 import check_disjoint, read_list
 from dataloaders.pancreas import Pancreas
 from utils import command
 from utils.errors import UserError
 from utils.preparation.cases import relabel
 from utils.preparation.images import find_images, from_array, read_image, to_array
-from utils.preparation.lists import draw_lists
+from utils.preparation.lists import draw_lists, read_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.report import Report
 
 REPEATED = (25, 70)
-LISTS = ({"train_lab.txt": "train", "train_unlab.txt": "train", "test.txt": "test"},)
-LISTS += ({"train.list": "train", "test.list": "test"},)
+LISTS = (  # files of two layouts, with their splits
+    {"train_lab.txt": "train", "train_unlab.txt": "train", "test.txt": "test"},
+    {"train.list": "train", "test.list": "test"},
+)
 AXES = "xyz"
 FLIPS = [flips for count in range(4) for flips in itertools.combinations(range(3), count)]
-SHELL, CLEAR, APART = (
-    3,
-    0.1,
-    0.05,
-)  # voxels; the least share by which tissue stands out; and more than otherwise
+SHELL = 3  # voxels around a label that its tissue is compared with
+CLEAR = 0.1  # least share by which soft tissue fills a label more than its shell
+APART = 0.05  # least share by which it does so more than in the next best combination
 
 
-def parse(arguments=None):
+def parse(argv=None):
     parser = command.Parser(__doc__, __file__)
     parser.add_argument(
         "download",
@@ -87,14 +90,15 @@ def parse(arguments=None):
         seed=None,
         at_once=2,
     )
-    return parser.parse_args(arguments)
+    return parser.parse_args(argv)
 
 
 def find(download):
     """The folder and the label file of each case, by its number."""
     labels, cases = {}, {}
     for path in sorted(download.rglob("label*.nii*")):
-        if match := re.fullmatch(r"label(\d+)\.nii(\.gz)?", path.name):
+        match = re.fullmatch(r"label(\d+)\.nii(\.gz)?", path.name)
+        if match:
             labels[int(match[1])] = path
     for path in sorted(download.rglob("PANCREAS_*")):
         match = re.fullmatch(r"PANCREAS_(\d+)", path.name)
@@ -118,16 +122,8 @@ def choose(cases, args):
     """
     if args.lists:
         kind = next((kind for kind in LISTS if (args.lists / next(iter(kind))).exists()), LISTS[-1])
-        lists = {file: read_list(args.lists / file) for file in kind}
-        numbers = {name: number_of(name) for listed in lists.values() for name in listed}
-        for a, b in itertools.combinations(lists, 2):
-            check_disjoint(
-                args.lists / b,
-                map(numbers.get, lists[b]),
-                args.lists / a,
-                map(numbers.get, lists[a]),
-            )
-        return lists, numbers
+        lists = read_lists({file: args.lists / file for file in kind}, unit_of=number_of)
+        return lists, {name: number_of(name) for listed in lists.values() for name in listed}
     numbers = {f"{number:04d}": number for number in sorted(cases) if number not in REPEATED}
     names = list(numbers)
     if args.seed is None:
@@ -148,13 +144,11 @@ def number_of(name):
 
 
 def standing_out(hounsfield, mask):
-    """By how much the share of soft tissue within `mask` exceeds that around it; both arrays (X, Y,
-    Z).
+    """By how much the share of soft tissue within `mask` exceeds that around it; both arrays are
+    (X, Y, Z).
     """
-    box = tuple(
-        slice(max(0, part.start - SHELL), part.stop + SHELL)
-        for part in ndimage.find_objects(mask.astype(np.uint8))[0]
-    )
+    parts = ndimage.find_objects(mask.astype(np.uint8))[0]
+    box = tuple(slice(max(0, part.start - SHELL), part.stop + SHELL) for part in parts)
     hounsfield, mask = hounsfield[box], mask[box]
     around = ndimage.binary_dilation(mask, iterations=SHELL) & ~mask
     tissue = (hounsfield >= 0) & (hounsfield <= 200)
@@ -162,7 +156,7 @@ def standing_out(hounsfield, mask):
 
 
 def align(image, label, wanted):
-    """The label on the image's grid, and what is to be said of how it was turned.
+    """The label on the image's grid, and notes on how it was turned.
 
     Args:
         image, label: of SimpleITK; the label's header is not believed.
@@ -209,10 +203,8 @@ def prepare(job):
             raise UserError("listed, but not in the download")
         folder, label = files
         if label is None:
-            raise UserError(
-                f"{folder} has no label{folder.name.removeprefix('PANCREAS_')}.nii.gz in the "
-                "download"
-            )
+            number = folder.name.removeprefix("PANCREAS_")
+            raise UserError(f"{folder} has no label{number}.nii.gz in the download")
         series = find_images(folder)
         if len(series) != 1:
             raise UserError(f"{folder}: holds {len(series)} series or images, one is expected")
@@ -227,29 +219,28 @@ def prepare(job):
     return row
 
 
-def main(arguments=None):
-    args = parse(arguments)
+def main(argv=None):
+    args = parse(argv)
     cases = find(args.download)
     lists, numbers = choose(cases, args)
     low, high = args.window
     how = replace(Pancreas.preprocessing, low=low, high=high)
     split_of = {file: split for kind in LISTS for file, split in kind.items()}
     paths = {name: [f"{name}.h5"] for name in numbers}
+    unlike = []
+    if args.seed is not None and not args.lists:
+        unlike.append(f"lists drawn from seed {args.seed}")
     recipe = {
         "script": "prepare_pancreas.py",
-        "preprocessing": None
-        if args.legacy_spacing
-        else how.as_dict(),  # that of new images would be true
+        # with --legacy_spacing new images, whose spacing is true, would be prepared otherwise
+        "preprocessing": None if args.legacy_spacing else how.as_dict(),
         "window": args.window,
         "label_flip": args.label_flip,
         "legacy_spacing": args.legacy_spacing,
         "lists": lists,
         "sources": {name: stamp(cases.get(number, ())) for name, number in numbers.items()},
+        "unlike_published": unlike,
     }
-    unlike = (
-        [f"lists drawn from seed {args.seed}"] if args.seed is not None and not args.lists else []
-    )
-    recipe["unlike_published"] = unlike
     settings = how, args.label_flip, args.legacy_spacing
     jobs = [
         (name, split_of[file], cases.get(numbers[name]), args.root / paths[name][0], *settings)
@@ -257,8 +248,11 @@ def main(arguments=None):
         for name in lists[file]
     ]
     lines = {file: {name: name for name in listed} for file, listed in lists.items()}
-    names, settings = Pancreas.class_names, (args.workers, args.overwrite)
-    if prepare_all(prepare, jobs, paths, lines, args.root, recipe, names, *settings):
+    names = Pancreas.class_names
+    problems = prepare_all(
+        prepare, jobs, paths, lines, args.root, recipe, names, args.workers, args.overwrite
+    )
+    if problems:
         sys.exit(1)
 
 

@@ -1,9 +1,11 @@
 """Lists of cases: drawn by patient, the same ones from the same seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from dataloaders.h5 import check_disjoint, read_list
 from utils.errors import UserError
 from utils.preparation.matching import Case
 
@@ -56,6 +58,30 @@ def draw_lists(
     taken = {name for split in drawn.values() for name in split}
     left = [name for name in names if name not in taken]
     return {"train": np.random.default_rng(seed).permutation(left).tolist(), **drawn}
+
+
+def read_lists(
+    files: Mapping[str, Path],
+    unit: str = "case",
+    unit_of: Callable[[str], Hashable] = lambda name: name,
+) -> dict[str, list[str]]:
+    """The names in list files, which may have no unit in common.
+
+    Args:
+        files: split, or another key, to the file of its list.
+        unit: the word for a unit in messages.
+        unit_of: the unit that a listed name belongs to.
+
+    Raises:
+        UserError: a file is missing, or a unit is in two of them.
+    """
+    lists: dict[str, list[str]] = {}
+    for split, file in files.items():
+        names = read_list(file)
+        for other, known in lists.items():
+            check_disjoint(file, map(unit_of, names), files[other], map(unit_of, known), unit)
+        lists[split] = names
+    return lists
 
 
 def assign_lists(
