@@ -1,6 +1,4 @@
-"""What all tests share: the root and `code/` on the path, a data set of a few small volumes, a way
-to run scripts.
-"""
+"""What all tests share: the paths, small data sets, the real ones, and a way to run scripts."""
 
 import json
 import locale
@@ -13,73 +11,13 @@ import threading
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "code")]
+sys.path[:0] = [str(ROOT), str(ROOT / "code"), str(ROOT / "tests")]
 
-FOLDER = "2018LA_Seg_Training Set"
-
-
-def write_case(root, name, image, label):
-    """One h5 file of LA's layout; `label=None` leaves the key out."""
-    path = Path(root) / FOLDER / name / "mri_norm2.h5"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        file["image"] = image
-        if label is not None:
-            file["label"] = label
-    return path
-
-
-def blob(rng, shape):
-    """A bright ball at a random place in noise, and its label."""
-    centre = [rng.uniform(0.35, 0.65) * extent for extent in shape]
-    grid = np.meshgrid(*map(np.arange, shape), indexing="ij")
-    distance = np.sqrt(sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)))
-    label = (distance < 0.3 * min(shape)).astype(np.uint8)
-    return (2.0 * label + 0.3 * rng.standard_normal(shape) - 0.5).astype(np.float32), label
-
-
-def make_tiny_la(root):
-    """Six training and two test volumes of about 40×36×20 voxels in LA's layout."""
-    rng = np.random.default_rng(0)
-    names = [f"CASE{i:02d}" for i in range(8)]
-    for i, name in enumerate(names):
-        write_case(root, name, *blob(rng, (40 + i % 3, 36 + i % 2, 20)))
-    (root / "train.list").write_text("\n".join(names[:6]) + "\n")
-    (root / "test.list").write_text("\n".join(names[6:]) + "\n")
-
-
-def make_tiny_acdc(root):
-    """Four training, one validation and two test patients of three slices 36×32 in ACDC's layout, 4
-    classes.
-    """
-    rng = np.random.default_rng(0)
-    lists = {"train_slices": [], "train": [], "val": [], "test": []}
-    (root / "data" / "slices").mkdir(parents=True)
-
-    def write(path, image, label):
-        with h5py.File(path, "w") as file:
-            file["image"], file["label"] = image, label
-
-    for patient in range(1, 8):
-        split = "train" if patient <= 4 else "val" if patient == 5 else "test"
-        name = f"patient{patient:03d}_frame01"
-        image, label = blob(rng, (12, 36, 32))
-        image, label = (
-            image[4:7],
-            label[4:7] + (np.arange(32) > 12) * label[4:7] + (np.arange(32) > 18) * label[4:7],
-        )
-        write(root / "data" / f"{name}.h5", image, label)
-        lists[split].append(name)
-        for k in range(3 if split == "train" else 0):
-            write(root / "data" / "slices" / f"{name}_slice_{k + 1}.h5", image[k], label[k])
-            lists["train_slices"].append(f"{name}_slice_{k + 1}")
-    for split, names in lists.items():
-        (root / f"{split}.list").write_text("\n".join(names) + "\n")
+from small import FOLDER, make_tiny_acdc, make_tiny_la, write_case  # noqa: E402, F401
 
 
 class Script:
@@ -186,26 +124,47 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+DATA = Path(os.environ.get("DATA_ROOT", ROOT / "data"))
+REAL = {"LA": "train.list", "ACDC": "train_slices.list"}  # data set to a file of its folder
+
+
+def real_data(name):
+    """The folder of a real data set under `$DATA_ROOT` or `data/`; skips the test without it."""
+    root = DATA / name
+    if not (root / REAL[name]).is_file():
+        pytest.skip(f"no {name} data in {DATA}")
+    return root
+
+
 @pytest.fixture(scope="session")
 def la_root():
-    """The real LA data under `$DATA_ROOT` or `data/`; skips where it is absent."""
-    root = Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA"
-    if (root / "train.list").is_file():
-        return root
-    pytest.skip("no LA data in $DATA_ROOT or data/: see the README on how to get it")
+    return real_data("LA")
+
+
+@pytest.fixture(scope="session")
+def acdc_root():
+    return real_data("ACDC")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how to get the tests that need real data, where there is none."""
+    missing = [name for name, file in REAL.items() if not (DATA / name / file).is_file()]
+    if missing:
+        terminalreporter.write_line(
+            f"Tests on real {' and '.join(missing)} volumes were skipped: docs/data.md says how to "
+            "get the data; put it into data/, or name its folder in DATA_ROOT."
+        )
 
 
 @pytest.fixture(scope="session")
 def left_atria(la_root):
-    """Centre-near crops of four real left-atrium labels, ``(4, 112, 112, 80)`` uint8."""
+    """Crops about the centre of four real left-atrium labels, `(4, 112, 112, 80)` uint8."""
+    size = (112, 112, 80)
     labels = []
     for file in sorted(la_root.glob("**/mri_norm2.h5"))[:4]:
         with h5py.File(file) as case:
             label = torch.from_numpy(case["label"][:])
-        corner = [
-            (extent - size) // 2 for extent, size in zip(label.shape, (112, 112, 80), strict=True)
-        ]
-        labels.append(
-            label[tuple(slice(c, c + size) for c, size in zip(corner, (112, 112, 80), strict=True))]
-        )
+        corner = [(whole - part) // 2 for whole, part in zip(label.shape, size, strict=True)]
+        crop = tuple(slice(c, c + part) for c, part in zip(corner, size, strict=True))
+        labels.append(label[crop])
     return torch.stack(labels)

@@ -1,25 +1,18 @@
 """The real ACDC data: counts as published, volumes of four classes, and a training batch."""
 
-import os
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 
 from dataloaders.acdc import ACDC
 from dataloaders.two_stream import two_stream_loader
 
 
-@pytest.fixture(scope="module")
-def root():
-    """The ACDC data under `$DATA_ROOT` or `data/`; skips where it is absent."""
-    path = Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "ACDC"
-    if (path / "train_slices.list").is_file():
-        return path
-    pytest.skip("no ACDC data in $DATA_ROOT or data/: see the README on how to get it")
+@pytest.fixture
+def root(acdc_root):
+    return acdc_root
 
 
 def test_the_published_counts(root):
