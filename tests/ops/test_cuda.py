@@ -1,6 +1,4 @@
-"""What only a GPU can show: steps captured in graphs, streams of one's own, tensors past 2^31
-elements.
-"""
+"""Tests that need a GPU: captured graphs, other streams, tensors of more than 2^31 elements."""
 
 import itertools
 import math
@@ -27,12 +25,13 @@ pytestmark = pytest.mark.skipif(
     reason="no GPU, or no CUDA kernels built",
 )
 
-SHAPE, PATCH = (40, 33, 47), (24, 20, 16)
-LARGE = (2, 1088, 1024, 1024)  # 2.3e9 elements; the second item begins under 2^31 and ends past it
+SHAPE = (40, 33, 47)
+PATCH = (24, 20, 16)
+LARGE = (2, 1088, 1024, 1024)  # the second item begins below 2^31 elements and ends above
 
 
 def give_operators():
-    """Name -> operator and the inputs, on the GPU, that it reads."""
+    """Name -> operator, and the inputs on the GPU that it reads."""
     generator = torch.Generator("cuda").manual_seed(0)
     image = torch.rand((3, *SHAPE), device="cuda", generator=generator)
     label = (image > 0.4).byte()
@@ -105,9 +104,8 @@ def test_the_current_stream_is_used(name):
     torch.cuda.synchronize()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
-        torch.cuda._sleep(
-            50_000_000
-        )  # tens of milliseconds: an operator on another stream would read the zeros
+        # tens of milliseconds, in which an operator on another stream would read the zeros
+        torch.cuda._sleep(50_000_000)
         for value, source in zip(given, inputs, strict=True):
             value.copy_(source)
         result = op(*given)
@@ -139,9 +137,7 @@ def test_a_box_drawn_on_the_gpu_is_there_when_the_host_reads_it():
 
 @pytest.fixture
 def large():
-    """A mask past 2^31 elements, its second item not like its first, where the device has room for
-    the results.
-    """
+    """A mask of more than 2^31 elements, whose two items differ; skips without memory for it."""
     if torch.cuda.mem_get_info()[0] < 60 * 2**30:
         pytest.skip("needs 60 GiB of free memory on the device")
     mask = torch.zeros(LARGE, dtype=torch.uint8, device="cuda")

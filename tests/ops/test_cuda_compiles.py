@@ -1,4 +1,4 @@
-"""Every CUDA kernel compiles without warnings, on any machine with nvcc; nothing is run."""
+"""Every CUDA kernel compiles without warnings on a machine with nvcc. Nothing is run."""
 
 import shutil
 import subprocess
@@ -9,9 +9,8 @@ from conftest import ROOT
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 def test_kernels_compile_for_sm_80_and_sm_90():
-    done = subprocess.run(
-        [ROOT / ".ci" / "compile_cuda"], capture_output=True, text=True, check=False
-    )
+    script = ROOT / ".ci" / "compile_cuda"
+    done = subprocess.run([script], capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     for architecture in ("sm_80", "sm_90"):

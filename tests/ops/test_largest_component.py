@@ -3,20 +3,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from operator_inputs import INTEGERS, UNSIGNED, same_bits_on_any_threads
 from scipy import ndimage
 
 from utils.ops import largest_component, largest_component_reference
 
-INTEGERS = [
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-]
+EVERY_INTEGER = [*INTEGERS, *UNSIGNED]
 CONNECTIVITY = {2: (4, 8), 3: (6, 18, 26)}
 RANK = {4: 1, 8: 2, 6: 1, 18: 2, 26: 3}
 
@@ -45,9 +37,7 @@ def spiral(size):
 
 
 def combs(shape, axis, teeth_at):
-    """Plates across the last other axis, joined at one end of `axis` alone (-1: the last, 0: the
-    first, or both).
-    """
+    """Plates that are joined only at one end of `axis` (-1: the last, 0: the first), or at both."""
     grid = torch.zeros(shape, dtype=torch.uint8).movedim(axis, 0)
     grid[:, ::2] = 1
     for end in teeth_at:
@@ -60,18 +50,18 @@ def parity(shape):
 
 
 def corners_only(shape):
-    """Voxels that touch by corners alone."""
+    """Voxels that touch only at corners."""
     odd = np.indices(shape) % 2
     return torch.from_numpy((odd == odd[0]).all(0).astype(np.uint8))
 
 
 def boxes(shape, step, side):
-    """Many cubes of one size, apart."""
+    """Many separate cubes of one size."""
     return torch.from_numpy((np.indices(shape) % step < side).all(0).astype(np.uint8))
 
 
 def adversarial():
-    """Name -> one item's labels, classes at most 4. The large ones are shared out among threads."""
+    """Name -> one item's labels, of at most 4 classes. Threads share the large items."""
     w = combs((40, 60, 44), 0, [-1])
     w[:, 30:34] = 0  # two combs
     w[0, ::4] = 0
@@ -137,9 +127,7 @@ def labels(request, device):
 
 
 def by_definition(labels, num_classes, connectivity):
-    """The argmax over bincount of SciPy's labels, as research code takes it; independent of the
-    reference.
-    """
+    """The argmax over bincount of SciPy's labels, as in research code, without the reference."""
     out = np.zeros_like(labels)
     structure = ndimage.generate_binary_structure(labels.ndim, RANK[connectivity])
     for value in range(1, num_classes):
@@ -206,7 +194,7 @@ def test_is_cc3d(device, connectivity):
         components = cc3d.connected_components(item, connectivity=connectivity)
         sizes = np.bincount(components.flat)[1:]
         assert got.sum() == sizes.max()
-        if (sizes == sizes.max()).sum() == 1:  # among equals cc3d may take another
+        if (sizes == sizes.max()).sum() == 1:  # of equal sizes cc3d may keep another one
             np.testing.assert_array_equal(got, components == 1 + sizes.argmax())
             np.testing.assert_array_equal(
                 got, cc3d.largest_k(item, k=1, connectivity=connectivity) > 0
@@ -240,9 +228,7 @@ def test_two_voxels_meet_from_a_connectivity_on(device, step, connectivity):
 
 
 def test_rows_do_not_meet_around_the_edge(device):
-    """The last voxel of a row is followed in memory by the first of the next, and the last row of a
-    plane likewise.
-    """
+    """Rows and planes that follow each other in memory are no neighbours at that place."""
     for shape in [(4, 5, 6), (4, 5, 2), (4, 2, 6), (4, 1, 6)]:
         flat = torch.zeros(shape, dtype=torch.uint8, device=device).flatten()
         for gap in range(1, shape[1] * shape[2] + 2):
@@ -270,7 +256,7 @@ def test_classes_do_not_join_and_empty_ones_stay_empty(device):
     assert largest_component(row, 3).tolist() == [[[0, 0, 0, 1, 1, 1, 0, 0, 0, 0]]]
 
 
-@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("dtype", EVERY_INTEGER)
 def test_every_integer_type(device, dtype):
     for name in ("noise 0.12, 4 classes", "noise 0.25, many slabs", "stripes of classes"):
         item = ADVERSARIAL[name][None].to(device)
@@ -288,7 +274,7 @@ def test_bool(device):
     assert torch.equal(largest_component(item.bool(), 300), got)
 
 
-@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("dtype", EVERY_INTEGER)
 def test_labels_out_of_range_are_background(device, dtype):
     limits = torch.iinfo(dtype)
     strange = (-1, -128, limits.min, 4, 127, 255, 256, 257, limits.max)
@@ -368,21 +354,21 @@ def test_inputs_stay(device):
             2,
             None,
             ValueError,
-            r"\(B, X, Y\) or \(B, X, Y, Z\), got \(3, 4\)",
+            r"\(3, 4\)",
         ),
         (
             torch.zeros(1, 2, 3, 4, 5, dtype=torch.bool),
             2,
             None,
             ValueError,
-            r"got \(1, 2, 3, 4, 5\)",
+            r"\(1, 2, 3, 4, 5\)",
         ),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             2,
             26,
             ValueError,
-            r"4 or 8 for labels \(1, 2, 3\), got 26",
+            r"4 or 8 .*\(1, 2, 3\).* 26",
         ),
         (torch.zeros(1, 2, 3, 4, dtype=torch.bool), 2, 8, ValueError, r"6 or 18 or 26 .*got 8"),
         (torch.zeros(1, 2, 3, dtype=torch.bool), 2, 0, ValueError, "got 0"),
@@ -391,7 +377,7 @@ def test_inputs_stay(device):
             1,
             None,
             ValueError,
-            "2 to 32768 classes with the background, got 1",
+            "2 to 32768 .* 1",
         ),
         (torch.zeros(1, 2, 3, dtype=torch.int64), 32769, None, ValueError, "got 32769"),
         (
@@ -399,28 +385,28 @@ def test_inputs_stay(device):
             2.5,
             None,
             TypeError,
-            r"integer as the number of classes, got 2\.5",
+            r"classes.* 2\.5",
         ),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             "3",
             None,
             TypeError,
-            "integer as the number of classes, got '3'",
+            "classes.* '3'",
         ),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             True,
             None,
             TypeError,
-            "number of classes, got True",
+            "classes.* True",
         ),
         (
             torch.zeros(1, 2, 3, 4, dtype=torch.bool),
             2,
             6.0,
             TypeError,
-            r"integer as the connectivity, got 6\.0",
+            r"connectivity.* 6\.0",
         ),
         (
             torch.zeros((), dtype=torch.bool).expand(1, 1 << 16, 1 << 15),
@@ -445,9 +431,8 @@ def test_numbers_of_any_integer_type():
 
 def test_the_bare_operator_checks_what_memory_safety_needs(device):
     operator = torch.ops.semiseg.largest_component
-    image, volume = (
-        torch.zeros(shape, dtype=torch.uint8, device=device) for shape in [(2, 3, 4), (2, 3, 4, 5)]
-    )
+    image = torch.zeros((2, 3, 4), dtype=torch.uint8, device=device)
+    volume = torch.zeros((2, 3, 4, 5), dtype=torch.uint8, device=device)
     with pytest.raises(TypeError, match="Float"):
         operator(image.float(), 2, 8)
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
@@ -463,43 +448,22 @@ def test_the_bare_operator_checks_what_memory_safety_needs(device):
 
 
 def test_threads_do_not_change_a_bit():
-    shared_out = (
-        "many slabs",
-        "flat",
-        "planes",
-        "U",
-        "W",
-        "equal sizes",
-        "checkerboard of classes",
-    )
-    cases = [
-        item[None] for name, item in ADVERSARIAL.items() if any(part in name for part in shared_out)
-    ]
-    cases.append(
-        torch.stack(
-            [ADVERSARIAL[f"noise {density}, many slabs"] for density in (0.02, 0.1, 0.25, 0.5)]
-        )
-    )
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 7):
-            torch.set_num_threads(count)
-            results.append([largest_component(case, 4) for case in cases])
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+    shared = ("many slabs", "flat", "planes", "U", "W", "equal sizes", "checkerboard of classes")
+    cases = []
+    for name, item in ADVERSARIAL.items():
+        if any(part in name for part in shared):
+            cases.append(item[None])
+    noises = [ADVERSARIAL[f"noise {density}, many slabs"] for density in (0.02, 0.1, 0.25, 0.5)]
+    cases.append(torch.stack(noises))
+    assert same_bits_on_any_threads(lambda: [largest_component(c, 4) for c in cases], (1, 2, 7))
 
 
 def test_the_same_every_time(device):
-    """Threads come in any order; what they leave may not depend on it."""
+    """The result does not depend on the order of the threads."""
     item = noise((37, 60, 71), 0.12, 3, 9)[None].to(device)
     first = largest_component(item, 3, 18)
-    assert all(
-        torch.equal(largest_component(item, 3, 18), first)
-        for _ in range(20 if device.type == "cuda" else 5)
-    )
+    for _ in range(20 if device.type == "cuda" else 5):
+        assert torch.equal(largest_component(item, 3, 18), first)
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 7), (2, 5, 6, 7)])

@@ -1,5 +1,6 @@
-"""What holds for every input: hypothesis looks for one that breaks it, the same ones in every
-run.
+"""Properties that hold for every input: hypothesis searches for one that breaks them.
+
+It tries the same inputs in every run.
 """
 
 import hypothesis
@@ -36,9 +37,7 @@ hypothesis.settings.load_profile("operators")
 
 @st.composite
 def masks(draw, axes=3, longest=12, items=3):
-    """`(B, *S)` bool: noise of any density, smoothed or not (blobs and dust both come), along some
-    axes all alike.
-    """
+    """`(B, *S)` bool: noise of any density, smoothed or not, and constant along some axes."""
     shape = draw(st.lists(st.integers(1, longest), min_size=axes, max_size=axes))
     count = draw(st.integers(1, items))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -150,7 +149,9 @@ def test_the_largest_component_is_one_part_of_the_mask_and_stays(device, mask, c
 
 
 @hypothesis.given(masks(), orders, st.sampled_from([6, 18, 26]))
-def test_the_largest_component_has_the_same_size_from_every_side(device, mask, order, connectivity):
+def test_the_largest_component_has_the_same_size_in_every_order_of_axes(
+    device, mask, order, connectivity
+):
     mask = mask.to(device)
     sizes = largest_component(mask, 2, connectivity).flatten(1).sum(1)
     for other in (mask.flip((1, 3)), turned_mask(mask, order).contiguous()):
@@ -199,7 +200,7 @@ def test_windows_that_agree_are_stitched_to_what_they_show(device, drawn):
 
 
 @hypothesis.given(masks(items=1), masks(items=1), orders, spacings)
-def test_surface_distances_do_not_depend_on_the_side_one_looks_from(
+def test_surface_distances_do_not_depend_on_the_order_of_masks_and_axes(
     device, pred, target, order, spacing
 ):
     shape = [min(a, b) for a, b in zip(pred.shape[1:], target.shape[1:], strict=True)]

@@ -1,44 +1,23 @@
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from operator_inputs import INTEGERS, ball, same_bits_on_any_threads, spiral
 from scipy import ndimage
 
 from utils.ops import (
-    _library,
     normalized_sdm,
     normalized_sdm_reference,
     signed_distance,
     signed_distance_reference,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-EQUAL, UNEQUAL = (1.3, 1.3, 1.3), (0.7, 1.9, 3.1)
-
-
-def spiral(size):
-    """A one-voxel-wide square spiral: every voxel is boundary and nothing is convex."""
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    x, y, dx, dy = 0, 0, 0, 1
-    for length in [size] + [n for n in range(size - 1, 0, -2) for _ in range(2)]:
-        for _ in range(length - 1):
-            mask[x, y] = True
-            x, y = x + dx, y + dy
-        mask[x, y] = True
-        dx, dy = dy, -dx
-        x, y = x + dx, y + dy
-    return mask
-
-
-def ball(shape, centre, radius):
-    axes = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
-    return sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2
+EQUAL = (1.3, 1.3, 1.3)
+UNEQUAL = (0.7, 1.9, 3.1)
 
 
 def point(shape, at):
@@ -89,9 +68,7 @@ def mask(request, device):
 
 
 def research_sdm(mask, spacing=None):
-    """``compute_sdf`` as the research repositories define it, written afresh for one non-trivial
-    item.
-    """
+    """`compute_sdf` as the research repositories define it, for one mask with both labels."""
     inside = ndimage.distance_transform_edt(mask, sampling=spacing)
     outside = ndimage.distance_transform_edt(~mask, sampling=spacing)
     sdm = (outside - outside.min()) / (outside.max() - outside.min())
@@ -105,21 +82,13 @@ def research_sdm(mask, spacing=None):
 
 
 def assert_exact(got, mask, spacing=None):
-    """Bit-equal to the rounded float64 reference at unit spacing; a rounding of the unit further
-    away otherwise.
-    """
+    """Bit-equal to the rounded float64 reference at unit spacing, else within one rounding."""
     want = signed_distance_reference(mask, spacing)
     assert got.dtype == torch.float32
     assert got.shape == mask.shape
     assert got.device == mask.device
     rtol = 0 if spacing is None else 3e-7
     torch.testing.assert_close(got.cpu(), want.float(), rtol=rtol, atol=0)
-
-
-def test_the_library_under_test_is_the_compiled_one():
-    assert _library.BUILT, (
-        "pip install --no-build-isolation -e . first: these tests are about the compiled operators"
-    )
 
 
 def test_is_exact(mask):
@@ -223,9 +192,7 @@ def test_one_label_only(device, shape, spacing):
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_every_integer_type_counts_nonzero_as_foreground(device, dtype):
     mask = torch.stack([ADVERSARIAL["noise 0.05"], ADVERSARIAL["noise 0.95"]]).to(device)
-    values = mask * torch.arange(1, 128, device=device).repeat(mask.numel())[: mask.numel()].view(
-        mask.shape
-    )
+    values = mask * (1 + torch.arange(mask.numel(), device=device).view(mask.shape) % 127)
     assert torch.equal(signed_distance(values.to(dtype)), signed_distance(mask))
     assert torch.equal(normalized_sdm(values.to(dtype)), normalized_sdm(mask))
     if dtype != torch.uint8:
@@ -277,51 +244,51 @@ def test_inputs_stay_and_outputs_need_no_gradient(device):
             torch.zeros(3, 4, dtype=torch.bool),
             None,
             ValueError,
-            r"\(B, X, Y\) or \(B, X, Y, Z\), got \(3, 4\)",
+            r"\(3, 4\)",
         ),
-        (torch.zeros(1, 2, 3, 4, 5, dtype=torch.bool), None, ValueError, r"got \(1, 2, 3, 4, 5\)"),
+        (torch.zeros(1, 2, 3, 4, 5, dtype=torch.bool), None, ValueError, r"\(1, 2, 3, 4, 5\)"),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             (1.0, 1.0, 1.0),
             ValueError,
-            r"2 axes, got \(1.0, 1.0, 1.0\)",
+            r"2 axes.*\(1.0, 1.0, 1.0\)",
         ),
         (
             torch.zeros(1, 2, 3, 4, dtype=torch.bool),
             (1.0, 0.0, 1.0),
             ValueError,
-            r"3 axes, got \(1.0, 0.0, 1.0\)",
+            r"3 axes.*\(1.0, 0.0, 1.0\)",
         ),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             (1.0, float("nan")),
             ValueError,
-            "positive finite",
+            "positive",
         ),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             (float("inf"), 1.0),
             ValueError,
-            "positive finite",
+            "positive",
         ),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             (1, 1e20),
             ValueError,
-            r"spacings from 1e-12 to 1e\+12, .*another unit",
+            r"1e-12 to 1e\+12.*unit",
         ),
-        (torch.zeros(1, 2, 3, dtype=torch.bool), (1, 1e-25), ValueError, "spacings from 1e-12"),
+        (torch.zeros(1, 2, 3, dtype=torch.bool), (1, 1e-25), ValueError, "1e-12"),
         (
             torch.zeros(1, 2, 3, dtype=torch.bool),
             2.0,
             TypeError,
-            r"positive finite spacing .* 2 axes, got 2\.0",
+            r"spacing .* 2\.0",
         ),
         (
             torch.zeros(0, 1 << 15, 1, dtype=torch.bool),
             None,
             ValueError,
-            r"under 2\^15 voxels, got \(0, 32768, 1\)",
+            r"2\^15 .*\(0, 32768, 1\)",
         ),
     ],
 )
@@ -342,7 +309,7 @@ def test_the_bare_operator_checks_what_memory_safety_needs(device):
         operator(torch.zeros(2, 3, 4, device=device), [1.0, 1.0], False)
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
         operator(torch.zeros(3, 4, dtype=torch.bool, device=device), [1.0], False)
-    with pytest.raises(ValueError, match="one spacing an axis"):
+    with pytest.raises(ValueError, match="spacing"):
         operator(torch.zeros(2, 3, 4, dtype=torch.bool, device=device), [1.0, 1.0, 1.0], False)
     with pytest.raises(ValueError, match=r"2\^15 voxels"):
         operator(torch.zeros(1, 1 << 15, 1, dtype=torch.bool, device=device), [1.0, 1.0], False)
@@ -350,22 +317,12 @@ def test_the_bare_operator_checks_what_memory_safety_needs(device):
 
 def test_threads_do_not_change_a_bit():
     mask = torch.stack([ADVERSARIAL[f"noise {density}"] for density in (0.001, 0.05, 0.5, 0.95)])
-    results = []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            results.append(
-                [
-                    op(mask, spacing)
-                    for op in (signed_distance, normalized_sdm)
-                    for spacing in (None, UNEQUAL)
-                ]
-            )
-    finally:
-        torch.set_num_threads(threads)
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+
+    def run():
+        both = (signed_distance, normalized_sdm)
+        return [op(mask, spacing) for op in both for spacing in (None, UNEQUAL)]
+
+    assert same_bits_on_any_threads(run)
 
 
 @pytest.mark.parametrize("capability", ["DEFAULT", "AVX2"])
@@ -425,70 +382,3 @@ def test_real_left_atria(left_atria, device):
         normalized_sdm(mask).cpu(), normalized_sdm_reference(mask).float(), rtol=5e-7, atol=0
     )
     assert_exact(signed_distance(mask[:1], UNEQUAL), mask[:1], UNEQUAL)
-
-
-def run_copy(folder, code):
-    """Runs code on a copy of utils/ops that holds no compiled library of its own."""
-    (folder / "utils").mkdir()
-    (folder / "utils" / "__init__.py").touch()
-    shutil.copytree(
-        ROOT / "utils" / "ops",
-        folder / "utils" / "ops",
-        ignore=shutil.ignore_patterns("*.so", "*.pyd"),
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "SEMISEG_LIBRARY"}
-    command = [sys.executable, "-W", "always", "-c", code]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def test_not_built_means_one_warning_and_the_reference(tmp_path):
-    code = """
-import torch
-from utils.ops import normalized_sdm, normalized_sdm_reference, signed_distance, signed_distance_reference
-mask = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.3
-assert torch.equal(signed_distance(mask, (1, 2)), signed_distance_reference(mask, (1, 2)).float())
-compiled = torch.compile(normalized_sdm, fullgraph=True, backend="aot_eager")
-assert torch.equal(compiled(mask), normalized_sdm_reference(mask).float())
-assert normalized_sdm(mask).dtype == torch.float32
-"""
-    done = run_copy(tmp_path, code)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("compiled operators are not built") == 1, done.stderr
-
-
-def test_built_but_broken_raises(tmp_path):
-    code = "from pathlib import Path; Path('utils/ops/_C.abi3.so').write_text('torn'); import utils.ops"
-    done = run_copy(tmp_path, code)
-    assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError")
-    assert "_C.abi3.so does not load with torch" in last
-    assert "rebuild it" in last
-
-
-def test_built_from_other_sources_raises():
-    for schema in (
-        "signed_distance(Tensor mask) -> Tensor",
-        "no_such_operator(Tensor mask) -> Tensor",
-    ):
-        with pytest.raises(ImportError, match=r"has no operator .* rebuild it"):
-            _library.register(schema, torch.neg, torch.neg)
-
-
-def test_built_for_the_cpu_alone_serves_cuda_through_it():
-    code = """
-import torch
-from utils.ops import _library, signed_distance
-assert _library.BUILT
-assert torch._C._dispatch_has_kernel_for_dispatch_key("semiseg::signed_distance", "CUDA")
-operator = _library.through_cpu(torch.ops.semiseg.signed_distance.default)
-mask = torch.rand(2, 6, 7, generator=torch.Generator().manual_seed(0)) < 0.3
-for _ in range(2):
-    assert torch.equal(operator(mask, [1.0, 2.0], False), signed_distance(mask, (1, 2)))
-"""
-    done = subprocess.run(
-        [sys.executable, "-W", "always", "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("CUDA kernels are not built") == 1, done.stderr
-    assert "FORCE_CUDA=1" in done.stderr
