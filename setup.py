@@ -1,8 +1,8 @@
-"""Builds the compiled operators, csrc/, into one library that torch loads: utils/ops/_C.abi3.so.
+"""Builds the compiled operators in csrc/ into one library that torch loads: utils/ops/_C.abi3.so.
 
-A machine with a CUDA build of torch, a GPU and nvcc of the same major version gets the CUDA kernels
-too. FORCE_CUDA=1 builds them without a GPU (for the architectures of TORCH_CUDA_ARCH_LIST, default
-"8.0;9.0+PTX") or fails. WERROR=1 turns warnings into errors.
+The CUDA kernels are built too if torch is built for CUDA, there is a GPU, and nvcc has the same
+major version. FORCE_CUDA=1 builds them without a GPU (for the architectures in
+TORCH_CUDA_ARCH_LIST, default "8.0;9.0+PTX"), or fails. WERROR=1 turns warnings into errors.
 """
 
 import os
@@ -12,33 +12,27 @@ import sys
 from pathlib import Path
 
 import torch
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent
 
 
 def nvcc_version() -> str | None:
-    """CUDA version of the nvcc under CUDA_HOME, such as "13.0"; None where there is none that
-    runs.
-    """
+    """CUDA version of the nvcc under CUDA_HOME, such as "13.0"; None if no nvcc runs there."""
     if cpp_extension.CUDA_HOME is None:
         return None
-    nvcc = Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc"
+    command = [Path(cpp_extension.CUDA_HOME) / "bin" / "nvcc", "--version"]
     try:
-        text = subprocess.run(
-            [nvcc, "--version"], capture_output=True, text=True, check=True
-        ).stdout
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    release = re.search(r"release (\d+\.\d+)", text)
+    release = re.search(r"release (\d+\.\d+)", done.stdout)
     return release and release[1]
 
 
 def wants_cuda() -> bool:
-    """Whether to build the CUDA kernels; exits where FORCE_CUDA=1 asks for what this machine cannot
-    do.
-    """
+    """Whether to build the CUDA kernels. Exits if FORCE_CUDA=1 is set and this machine cannot."""
     forced = os.environ.get("FORCE_CUDA", "0") == "1"
     if torch.version.cuda is None:
         if forced:
@@ -56,42 +50,37 @@ def wants_cuda() -> bool:
                 f"FORCE_CUDA=1 needs nvcc, and none runs under CUDA_HOME={cpp_extension.CUDA_HOME}"
             )
         return False
-    if (
-        nvcc.split(".")[0] != torch.version.cuda.split(".")[0]
-    ):  # torch refuses to build across major versions
-        versions = f"torch is built for CUDA {torch.version.cuda}, and {cpp_extension.CUDA_HOME} holds nvcc {nvcc}"
+    # torch refuses to build across major versions
+    if nvcc.split(".")[0] != torch.version.cuda.split(".")[0]:
+        versions = (
+            f"torch is built for CUDA {torch.version.cuda}, and {cpp_extension.CUDA_HOME} holds "
+            f"nvcc {nvcc}"
+        )
         if forced:
             sys.exit(f"FORCE_CUDA=1 needs nvcc of torch's major version: {versions}")
-        print(f"building the operators for the CPU alone: {versions}", file=sys.stderr)
+        print(f"building the operators only for the CPU: {versions}", file=sys.stderr)
         return False
     return True
 
 
-def extension():
-    """The one extension, for CPU or for CPU and CUDA."""
+def extension() -> Extension:
+    """The extension, for the CPU or for CPU and CUDA."""
     cuda = wants_cuda()
-    folders = ["csrc", "csrc/cpu"] + ["csrc/cuda"] * cuda
-    sources = sorted(
-        str(path.relative_to(ROOT))
-        for folder in folders
-        for path in (ROOT / folder).iterdir()
-        if path.suffix in {".cpp", ".cu"}
-    )
-    # Loops with roots vectorise only where roots set no errno and raise no signal; values stay the
-    # same to the bit.
-    cxx = [
-        "-O3",
-        "-g0",
-        "-std=c++17",
-        "-fvisibility=hidden",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-    ]
+    folders = ["csrc", "csrc/cpu"]
+    if cuda:
+        folders.append("csrc/cuda")
+    sources = []
+    for folder in folders:
+        for pattern in ("*.cpp", "*.cu"):
+            sources += [str(path.relative_to(ROOT)) for path in (ROOT / folder).glob(pattern)]
+    cxx = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden"]
+    # Loops with square roots vectorise only if roots set no errno and raise no signal. The values
+    # keep the same bits.
+    cxx += ["-fno-math-errno", "-fno-trapping-math"]
     nvcc = ["-O3", "-std=c++17"]
     link = []
-    if (
-        sys.platform == "linux"
-    ):  # at::parallel_for runs on OpenMP, with the runtime that torch has loaded
+    # at::parallel_for uses OpenMP, with the runtime that torch has loaded.
+    if sys.platform == "linux":
         cxx.append("-fopenmp")
         link.append("-fopenmp")
     if os.environ.get("WERROR", "0") == "1":
@@ -104,11 +93,11 @@ def extension():
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     return kind(
         "utils.ops._C",
-        sources,
+        sorted(sources),
         depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").glob("**/*.h")),
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
         extra_link_args=link,
-        py_limited_api=True,  # no call into Python: one build serves every Python version
+        py_limited_api=True,  # it calls no Python, so one build serves every version
     )
 
 
