@@ -1,45 +1,47 @@
-"""What happens between the file and the network: half resolution, and one look at the volume or the
-slice a sample.
+"""From a file's arrays to a network's samples: half resolution, crops of volumes, warps of slices.
 
-A volume is cropped first and turned afterwards (`utils.ops.crop_rot_flip`), which moves a patch of
-memory instead of a volume and gives the same distribution as the field's order. A slice is turned,
+A volume is cropped first and turned afterwards (`utils.ops.crop_rot_flip`). This moves a patch of
+memory instead of a volume, and gives the same distribution as the field's order. A slice is turned,
 flipped, scaled and resized by one lookup, where the field's code rounds or interpolates two or
 three times.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-AUGMENTS = {
-    "rot_flip": 3,
-    "crop": 3,
-    "rotate": 2,
-    "affine": 2,
-    "resize": 2,
-}  # --augment: axes of the samples
+# choices of --augment, and the axes of their samples
+AUGMENTS = {"rot_flip": 3, "crop": 3, "rotate": 2, "affine": 2, "resize": 2}
+
+Matrix = tuple[tuple[float, float], tuple[float, float]]
 
 
-def _blocks(volume, factor):
-    """`(X, Y, Z)` as blocks `(X/f, f, Y/f, f, Z/f, f)`, without the voxels at an axis's end that
-    fill no block.
+# -------------------------------------------------------------------------------- half resolution
+
+
+def _blocks(volume: np.ndarray, factor: int) -> np.ndarray:
+    """`(X, Y, Z)` as blocks `(X/f, f, Y/f, f, Z/f, f)`; voxels at an axis's end that fill no block
+    are left out.
     """
     x, y, z = (extent // factor for extent in volume.shape)
     return volume[: x * factor, : y * factor, : z * factor].reshape(x, factor, y, factor, z, factor)
 
 
-def downsample_image(image, factor):
+def downsample_image(image: np.ndarray, factor: int) -> np.ndarray:
     """Mean over blocks of `factor`³ voxels: `(X, Y, Z)` to `(X//factor, Y//factor, Z//factor)`,
     float32.
     """
     return _blocks(image, factor).mean(axis=(1, 3, 5), dtype=np.float32)
 
 
-def downsample_label(label, factor, num_classes):
-    """Most frequent class of each block of `factor`³ voxels, uint8; equal counts go to the higher
-    class, so a binary block that is half object is object."""
+def downsample_label(label: np.ndarray, factor: int, num_classes: int) -> np.ndarray:
+    """Most frequent class of each block of `factor`³ voxels, uint8 `(X//factor, Y//factor,
+    Z//factor)`. Equal counts go to the higher class: a binary block that is half object is object.
+    """
     best = np.zeros([extent // factor for extent in label.shape], dtype=np.uint8)
     most = np.zeros(best.shape, dtype=np.int64)
     for c in range(num_classes):
@@ -47,6 +49,9 @@ def downsample_label(label, factor, num_classes):
         best[count >= most] = c
         most = np.maximum(most, count)
     return best
+
+
+# ------------------------------------------------------------------------------------------ crops
 
 
 @dataclass(frozen=True)
@@ -61,67 +66,106 @@ class Crop:
     """
 
     case: int
-    start: tuple
+    start: tuple[int, int, int]
     rot: int = 0
     flip: int | None = None
 
 
-def draw_crop(rng, case, shape, patch, augment="rot_flip"):
+def draw_crop(
+    rng: np.random.Generator,
+    case: int,
+    shape: Sequence[int],
+    patch: Sequence[int],
+    augment: str = "rot_flip",
+) -> Crop:
     """Draw a sample's `Crop`, each possible corner equally likely; a volume smaller than the patch
     is centred.
 
-    `augment` is `crop`, or `rot_flip` to turn by 0, 90, 180 or 270° and flip x or y as the LA
-    protocol does.
+    Args:
+        rng: draws.
+        case: index of the volume.
+        shape: its extents.
+        patch: extents of the sample.
+        augment: `crop`, or `rot_flip` to turn by 0, 90, 180 or 270° and flip x or y as the LA
+            protocol does.
     """
-    rot, flip = (int(rng.integers(4)), int(rng.integers(2))) if augment == "rot_flip" else (0, None)
-    size = turned(patch, rot)
-    start = tuple(
-        int(rng.integers(extent - p + 1)) if extent >= p else -((p - extent) // 2)
-        for extent, p in zip(shape, size, strict=True)
-    )
-    return Crop(case, start, rot, flip)
+    rot, flip = 0, None
+    if augment == "rot_flip":
+        rot = int(rng.integers(4))
+        flip = int(rng.integers(2))
+    start = []
+    for extent, size in zip(shape, turned(patch, rot), strict=True):
+        if extent >= size:
+            start.append(int(rng.integers(extent - size + 1)))
+        else:
+            start.append(-((size - extent) // 2))
+    return Crop(case, tuple(start), rot, flip)
 
 
-def turned(patch, rot):
-    """The crop that becomes `patch` after `rot` quarter turns: x and y change places for an odd
+def turned(patch: Sequence[int], rot: int) -> tuple[int, ...]:
+    """The extents that become `patch` after `rot` quarter turns: x and y change places for an odd
     number.
     """
     return (patch[1], patch[0], *patch[2:]) if rot % 2 else tuple(patch)
 
 
+# ------------------------------------------------------------------------------------------ warps
+
+
 @dataclass(frozen=True)
 class Warp:
-    """Where the pixels of a sample come from: what is `offset` from its centre is `matrix @ offset`
-    from the slice's.
+    """Where the pixels of a sample come from: the pixel at `offset` from the sample's centre is
+    looked up at `matrix @ offset` from the slice's centre.
 
     Attributes:
         case: index of the slice.
-        matrix: `((a, b), (c, d))`, of offsets in pixels along rows and columns.
+        matrix: `((a, b), (c, d))`, for offsets in pixels along rows and columns.
     """
 
     case: int
-    matrix: tuple
+    matrix: Matrix
 
 
-def draw_warp(rng, case, shape, patch, augment):
+def draw_warp(
+    rng: np.random.Generator,
+    case: int,
+    shape: Sequence[int],
+    patch: Sequence[int],
+    augment: str,
+) -> Warp:
     """Draw a sample's `Warp`: the whole slice, turned as `augment` says, resized so that corners
     meet corners.
 
-    `rotate` turns by quarters and flips one sample in two, and turns one in four by up to 20°, as
-    the ACDC protocol does; `affine` turns each by up to 30°, scales it by 0.5 to 2 and flips each
-    axis of one in two, as CoraNet's does; `resize` does neither.
+    Args:
+        rng: draws.
+        case: index of the slice.
+        shape: its extents.
+        patch: extents of the sample.
+        augment: `rotate` turns by quarters and flips one sample in two, and turns one in four by up
+            to 20°, as the ACDC protocol does. `affine` turns each by up to 30°, scales it by 0.5 to
+            2 and flips each axis of one in two, as CoraNet's does. `resize` does neither.
     """
     rot, flips, angle, scale = 0, [False, False], 0.0, 1.0
     if augment == "affine":
-        angle, scale, flips = rng.uniform(-30, 30), rng.uniform(0.5, 2), rng.random(2) < 0.5
+        angle = rng.uniform(-30, 30)
+        scale = rng.uniform(0.5, 2)
+        flips = rng.random(2) < 0.5
     elif augment == "rotate" and rng.random() < 0.5:
-        rot, flips[int(rng.integers(2))] = int(rng.integers(4)), True
+        rot = int(rng.integers(4))
+        flips[int(rng.integers(2))] = True
     elif augment == "rotate" and rng.random() < 0.5:
         angle = rng.uniform(-20, 20)
     return Warp(case, warp_matrix(shape, patch, rot, flips, angle, scale))
 
 
-def warp_matrix(shape, patch, rot=0, flips=(False, False), angle=0.0, scale=1.0):
+def warp_matrix(
+    shape: Sequence[int],
+    patch: Sequence[int],
+    rot: int = 0,
+    flips: Sequence[bool] = (False, False),
+    angle: float = 0.0,
+    scale: float = 1.0,
+) -> Matrix:
     """The matrix of a `Warp` from a slice of extents `shape` to a sample of extents `patch`.
 
     The slice is turned by `rot` quarters and by `angle` in degrees (as `numpy.rot90` and
@@ -130,55 +174,73 @@ def warp_matrix(shape, patch, rot=0, flips=(False, False), angle=0.0, scale=1.0)
     """
     cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[rot]  # exact
     if angle:
-        at = math.radians(90 * rot + angle)
-        cosine, sine = math.cos(at), math.sin(at)
-    resize = [
-        (extent - 1) / max(p - 1, 1) for extent, p in zip(turned(shape, rot), patch, strict=True)
-    ]
-    columns = [-r / scale if flip else r / scale for r, flip in zip(resize, flips, strict=True)]
+        radians = math.radians(90 * rot + angle)
+        cosine, sine = math.cos(radians), math.sin(radians)
+    columns = []
+    for extent, size, flip in zip(turned(shape, rot), patch, flips, strict=True):
+        column = (extent - 1) / max(size - 1, 1) / scale
+        columns.append(-column if flip else column)
     return (cosine * columns[0], sine * columns[1]), (-sine * columns[0], cosine * columns[1])
 
 
-def warp_slices(slices, warps, patch, smooth=False):
-    """A batch `(len(slices), *patch)` of slices through their `Warp`s: the nearest pixel of each
-    place, 0 outside.
+def warp_slices(
+    slices: Sequence[Tensor], warps: Sequence[Warp], patch: Sequence[int], smooth: bool = False
+) -> Tensor:
+    """A batch `(len(slices), *patch)` of slices through their warps; 0 outside of a slice.
 
     Args:
-        slices: a sequence of tensors `(H, W)`, each of its own shape, of one type.
+        slices: tensors `(H, W)`, each of its own shape, all of one type.
         warps: of each.
         patch: extents of the result.
-        smooth: interpolate bilinearly, for images.
+        smooth: interpolate bilinearly, for images; else the nearest pixel is taken.
     """
-    # NumPy's one thread: so small an operation takes less time than it takes torch's threads to
-    # meet
+    # in NumPy, whose one thread is done before torch's threads would meet
     result = torch.empty((len(slices), *patch), dtype=slices[0].dtype)
-    rows, columns = (np.arange(p) - (p - 1) / 2 for p in patch)
-    offsets = rows[:, None], columns[None]
+    rows = (np.arange(patch[0]) - (patch[0] - 1) / 2)[:, None]
+    columns = (np.arange(patch[1]) - (patch[1] - 1) / 2)[None]
     for pixels, warp, out in zip(slices, warps, result.numpy(), strict=True):
-        # axes that keep their direction stay vectors until the lookup, most of the time that
-        # turning by angles takes
-        x, y = (
-            (extent + 1) / 2
-            + sum(factor * offset for factor, offset in zip(row, offsets, strict=True) if factor)
-            for extent, row in zip(pixels.shape, warp.matrix, strict=True)
-        )
-        framed = np.pad(pixels.cpu().numpy(), 1)  # with zeros for what lies outside
-        _bilinear(framed, x, y, out) if smooth else _nearest(framed, x, y, out)
+        x = _coordinates(pixels.shape[0], warp.matrix[0], rows, columns)
+        y = _coordinates(pixels.shape[1], warp.matrix[1], rows, columns)
+        framed = np.pad(pixels.cpu().numpy(), 1)  # zeros for the outside
+        if smooth:
+            _bilinear(framed, x, y, out)
+        else:
+            _nearest(framed, x, y, out)
     return result
 
 
-def _nearest(framed, x, y, out):
-    i, j = (
-        np.clip(np.floor(v + 0.5), 0, n - 1).astype(np.intp)
-        for v, n in zip((x, y), framed.shape, strict=True)
-    )
+def _coordinates(
+    extent: int, row: tuple[float, float], rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """Where a sample's pixels lie along one axis of a slice with a frame 1 wide.
+
+    A zero factor is left out: an axis that keeps its direction stays a vector until the lookup,
+    which saves most of the time that turning takes.
+    """
+    coordinates = 0
+    for factor, offset in zip(row, (rows, columns), strict=True):
+        if factor:
+            coordinates = coordinates + factor * offset
+    return (extent + 1) / 2 + coordinates
+
+
+def _nearest(framed: np.ndarray, x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
+    i = np.clip(np.floor(x + 0.5), 0, framed.shape[0] - 1).astype(np.intp)
+    j = np.clip(np.floor(y + 0.5), 0, framed.shape[1] - 1).astype(np.intp)
     np.take(framed, np.broadcast_to(i * framed.shape[1] + j, out.shape), out=out, mode="clip")
 
 
-def _bilinear(framed, x, y, out):
-    x, y = (np.clip(v, 0, n - 1) for v, n in zip((x, y), framed.shape, strict=True))
-    i, j = (np.minimum(v.astype(np.intp), n - 2) for v, n in zip((x, y), framed.shape, strict=True))
-    u, v = (x - i).astype(np.float32), (y - j).astype(np.float32)
-    flat, first, down = framed.ravel(), i * framed.shape[1] + j, framed.shape[1]
-    upper, lower = (flat[at] + (flat[at + 1] - flat[at]) * v for at in (first, first + down))
+def _bilinear(framed: np.ndarray, x: np.ndarray, y: np.ndarray, out: np.ndarray) -> None:
+    height, width = framed.shape
+    x = np.clip(x, 0, height - 1)
+    y = np.clip(y, 0, width - 1)
+    i = np.minimum(x.astype(np.intp), height - 2)
+    j = np.minimum(y.astype(np.intp), width - 2)
+    u = (x - i).astype(np.float32)
+    v = (y - j).astype(np.float32)
+    flat = framed.ravel()
+    first = i * width + j
+    upper = flat[first] + (flat[first + 1] - flat[first]) * v
+    first = first + width
+    lower = flat[first] + (flat[first + 1] - flat[first]) * v
     out[:] = upper + (lower - upper) * u

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import sys
 
 import pytest
 import torch
@@ -15,20 +14,7 @@ from utils.device import Forward
 from utils.errors import UserError
 from utils.training import options, run
 
-SMALL = [
-    "--gpu",
-    "-1",
-    "--patch",
-    "32",
-    "16",
-    "16",
-    "--n_filters",
-    "2",
-    "--labelnum",
-    "3",
-    "--precision",
-    "fp32",
-]
+SMALL = "--gpu -1 --patch 32 16 16 --n_filters 2 --labelnum 3 --precision fp32".split()
 SMALL += ["--labeled_bs", "2", "--unlabeled_bs", "2", "--log_every", "1"]
 CML = ["--pretrain_iterations", "1", "--max_iterations", "1"]
 METHODS = {
@@ -59,8 +45,7 @@ def test_networks_are_one_graph_and_train_the_same(script, flags, tiny_la, tmp_p
     for compile in ("0", "1"):
         torch._dynamo.reset()
         where = ["--root", str(tiny_la), "--runs", str(tmp_path / compile), "--compile", compile]
-        monkeypatch.setattr(sys, "argv", [script.__file__, *SMALL, *flags, *where])
-        script.main()
+        script.main([*SMALL, *flags, *where])
         assert bool(graphs) == (compile == "1")
         (file,) = tmp_path.glob(f"{compile}/*/*/*/metrics.jsonl")
         losses[compile] = [json.loads(line)["loss/loss"] for line in file.read_text().splitlines()]

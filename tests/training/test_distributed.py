@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 
-import assess_coranet
 import predict
 import pytest
 import torch
+import train_dmd
 from conftest import ROOT, make_tiny_la
 
 from dataloaders.two_stream import two_stream_loader
-from utils import distributed
+from utils import device, distributed
 from utils.errors import UserError
 from utils.training import options
 
@@ -32,24 +32,15 @@ METHODS = {
     "train_cml": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
     "train_coranet": [
         *BOTH,
-        "--pretrain_epochs",
-        1,
-        "--selftrain_epochs",
-        2,
-        "--relabel_epochs",
-        1,
+        *"--pretrain_epochs 1 --selftrain_epochs 2 --relabel_epochs 1".split(),
     ],
 }
+SEVERAL = ROOT / "tests" / "training" / "several_scripts.py"
 
 
 def torchrun(*arguments, processes=2):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc_per_node={processes}",
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command.append(f"--nproc_per_node={processes}")
     command += ["--", *map(str, arguments)]  # or torchrun takes --run for its own
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -65,23 +56,13 @@ def runs(tmp_path_factory):
     for name in ("one", "two"):
         where = ["--root", str(folder / "LA"), "--runs", str(folder / name)]
         commands = [[method, *options, *where] for method, options in METHODS.items()]
-        commands.append(
-            ["train_dmd", *METHODS["train_dmd"], *where, "--accumulate", 2, "--name", "parts"]
-        )
-        commands.append(
-            [
-                "train_cml",
-                *METHODS["train_cml"],
-                *where,
-                "--preset",
-                "released",
-                "--name",
-                "released",
-            ]
-        )
-        validated = ["--val_fraction", 0.5, "--val_every", 2, "--name", "validated"]
-        commands.append(["train_supervised", *METHODS["train_supervised"], *where, *validated])
-        arguments = [ROOT / "tests" / "training" / "several_scripts.py", json.dumps(commands)]
+        for method, variant, *own in (
+            ("train_dmd", "parts", "--accumulate", 2),
+            ("train_cml", "released", "--preset", "released"),
+            ("train_supervised", "validated", "--val_fraction", 0.5, "--val_every", 2),
+        ):
+            commands.append([method, *METHODS[method], *where, *own, "--name", variant])
+        arguments = [SEVERAL, json.dumps(commands)]
         if name == "two":
             done = torchrun(*arguments)
         else:
@@ -116,9 +97,8 @@ def test_two_processes_are_one(runs, name):
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for key in a.keys() - {"time/step", "time/data"}:
-            near = (
-                1e-3 if key == "info/certain" else 1e-6
-            )  # a count of voxels, of which some are at the threshold
+            # `certain` counts voxels, of which some are at the threshold
+            near = 1e-3 if key == "info/certain" else 1e-6
             assert a[key] == pytest.approx(b[key], rel=1e-5, abs=near), (key, a["step"])
     states = [moving(torch.load(folder / "last.pth", weights_only=True)) for folder in folders]
     assert states[0].keys() == states[1].keys()
@@ -134,7 +114,7 @@ def test_nothing_is_saved_of_a_step_that_went_wrong_in_one_process(runs, monkeyp
     monkeypatch.setenv("SPOIL", "3")
     where = ["--root", str(runs / "LA"), "--runs", str(runs / "spoilt")]
     command = ["train_dmd", *METHODS["train_dmd"], *where, "--keep_every", 1]
-    process = torchrun(ROOT / "tests" / "training" / "several_scripts.py", json.dumps([command]))
+    process = torchrun(SEVERAL, json.dumps([command]))
     _, err = process.communicate(timeout=120)
     assert process.returncode
     assert "several_scripts.py (process 1): step 3: not finite: loss inf" in err.decode()
@@ -147,23 +127,19 @@ def test_test_cases_are_shared_out(runs):
     """Three processes for two cases: one has nothing to do; the table is that of one process."""
     tables = []
     for processes in (1, 3):
-        command = [
-            ROOT / "code" / "test_LA.py",
-            "--run",
-            runs / "one" / "LA" / "dmd_3" / "seed1337",
-            "--gpu",
-            -1,
-        ]
+        run = runs / "one" / "LA" / "dmd_3" / "seed1337"
+        command = [ROOT / "code" / "test_LA.py", "--run", run, "--gpu", -1]
         process = torchrun(*command, "--stride", 16, 16, 16, "--figures", 0, processes=processes)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err.decode()
         assert out.decode().count("mean ± sd") == 1
-        (folder,) = (runs / "one" / "LA" / "dmd_3" / "seed1337" / "test").glob("*")
+        (folder,) = (run / "test").glob("*")
         assert len(list((folder / "nifti").glob("*_pred.nii.gz"))) == 2
         with open(folder / "per_case.csv") as file:
-            tables.append(
-                [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-            )
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            del row["seconds"]
+        tables.append(rows)
     assert len(tables[0]) == 2
     assert tables[0] == tables[1]
 
@@ -172,23 +148,9 @@ def test_a_share_keeps_the_ratio_and_the_pairs(tiny_la, monkeypatch):
     """Whatever the number of processes, part p is the same crops; a share has half of its pairs'
     first halves.
     """
-    given = [
-        "--root",
-        tiny_la,
-        "--gpu",
-        -1,
-        "--patch",
-        32,
-        16,
-        16,
-        "--labelnum",
-        3,
-        "--labeled_bs",
-        8,
-    ]
-    args = options.parse(
-        options.parser("doc", "train_x.py"), argv=[*map(str, given), "--unlabeled_bs", "16"]
-    )
+    given = [*SMALL, "--root", tiny_la, "--labeled_bs", 8, "--unlabeled_bs", 16]
+    parser = options.parser("doc", "train_x.py")
+    args = options.parse(parser, argv=[str(word) for word in given])
     data = two_stream_loader(args, torch.device("cpu"))
     whole = data.batch(2)
     for processes, parts in ((1, 2), (2, 1), (2, 2), (4, 1), (1, 4)):
@@ -203,10 +165,8 @@ def test_a_share_keeps_the_ratio_and_the_pairs(tiny_la, monkeypatch):
                 assert batch.part == part
                 assert batch.first_part == (part == 0)
                 assert batch.last_part == (part == parts - 1)
-                assert (batch.labeled_bs, len(batch.crops)) == (
-                    8 // (processes * parts),
-                    24 // (processes * parts),
-                )
+                assert batch.labeled_bs == 8 // (processes * parts)
+                assert len(batch.crops) == 24 // (processes * parts)
                 assert batch.label.shape[0] == batch.labeled_bs
                 crops[part + parts * number] = batch.crops
         shares = processes * parts
@@ -222,10 +182,8 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, script):
     process = torchrun(ROOT / "code" / "train_dmd.py", *options)
     folder = tmp_path / "runs" / "LA" / "dmd_3" / "seed1337"
     deadline = time.monotonic() + 120
-    while not (
-        (folder / "metrics.jsonl").exists()
-        and (folder / "metrics.jsonl").read_text().count("\n") > 3
-    ):
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") <= 3:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -235,52 +193,36 @@ def test_two_processes_stop_together_and_one_goes_on(tmp_path, script):
     assert step > 3
     assert f"SIGTERM: saved step {step}" in (folder / "log.txt").read_text()
     options[options.index(100000)] = step + 2
-    text = (
-        (folder / "args.json").read_text().replace("100000", str(step + 2))
-    )  # so that it ends soon
+    text = (folder / "args.json").read_text()
+    text = text.replace("100000", str(step + 2))  # so that it ends soon
     (folder / "args.json").write_text(text)
     done = script("train_dmd.py", *options, "--resume")
     assert done.returncode == 0, done.stderr
     steps = [record["step"] for record in records(folder)]
     assert steps == list(range(1, step + 3))
-    processes = [
-        part["processes"] for part in json.loads((folder / "environment.json").read_text())
-    ]
-    assert processes == [2, 1]
+    environments = json.loads((folder / "environment.json").read_text())
+    assert [part["processes"] for part in environments] == [2, 1]
 
 
-def test_a_batch_that_cannot_be_shared_out(tiny_la, tmp_path, script, monkeypatch):
-    done = script("train_dmd.py", "--root", tiny_la, "--runs", tmp_path, *BOTH, "--accumulate", 3)
-    assert done.returncode == 2
-    assert "--labeled_bs 4 is a step's, for 3 equal shares: take a multiple of 3" in done.stderr
+def test_a_batch_that_cannot_be_shared_out(tiny_la, tmp_path):
+    given = [*BOTH, "--root", tiny_la, "--runs", tmp_path / "runs", "--accumulate", 3]
+    with pytest.raises(UserError, match=r"--labeled_bs 4 .* multiple of 3"):
+        train_dmd.main([str(word) for word in given])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_what_one_process_does_is_refused_to_several(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for script in (predict, assess_coranet):
-        monkeypatch.setattr(sys, "argv", [script.__file__, "--run", "nowhere"])
-        if script is predict:
-            monkeypatch.setattr(
-                sys, "argv", [script.__file__, "nowhere", "image.nii.gz", "--out", "nowhere"]
-            )
-        with pytest.raises(
-            UserError, match="one process does this: start the script without torchrun"
-        ):
-            script.main()
+    with pytest.raises(UserError, match="torchrun"):
+        predict.main(["nowhere", "image.nii.gz", "--out", "nowhere"])
 
 
 def test_gpus_of_torchrun(monkeypatch):
-    from utils import device
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    for name, value in {
-        "WORLD_SIZE": "4",
-        "LOCAL_WORLD_SIZE": "2",
-        "LOCAL_RANK": "1",
-        "RANK": "3",
-    }.items():
+    started = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1", "RANK": "3"}
+    for name, value in started.items():
         monkeypatch.setenv(name, value)
     assert device.select_device(0) == torch.device("cuda", 1)
     assert distributed.rank() == 3

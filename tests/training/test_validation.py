@@ -5,7 +5,9 @@ opens which list.
 import json
 import sys
 
+import assess_coranet
 import pytest
+import test_LA
 import torch
 import train_cml
 import train_coranet
@@ -18,23 +20,12 @@ from conftest import FOLDER, write_case
 from dataloaders.hold_out import SOURCES
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.evaluation import test_script
+from utils.evaluation.test_script import Test
 from utils.trained import find_checkpoint, load_networks
 from utils.training import options, run
 from utils.training.validation import validation_dice
 
-TINY = [
-    "--gpu",
-    "-1",
-    "--n_filters",
-    "2",
-    "--labelnum",
-    "3",
-    "--precision",
-    "fp32",
-    "--labeled_bs",
-    "2",
-]
+TINY = "--gpu -1 --n_filters 2 --labelnum 3 --precision fp32 --labeled_bs 2".split()
 LA = [*TINY, "--patch", "32", "16", "16"]
 ACDC = [*TINY, "--dataset", "ACDC", "--patch", "32", "32", "--labelnum", "2"]
 SHORT = {
@@ -48,14 +39,13 @@ SHORT = {
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch, one_thread):
+def train(tmp_path, one_thread):
     """`train(script, root, *options)`: the folder of its run."""
 
     def call(script, root, *arguments):
         runs = tmp_path / "runs"
-        argv = [script.__file__, *map(str, arguments), "--root", str(root), "--runs", str(runs)]
-        monkeypatch.setattr(sys, "argv", argv)
-        script.main()
+        argv = [*arguments, "--root", root, "--runs", runs]
+        script.main([str(word) for word in argv])
         return max(
             runs.glob("*/*/seed*"), key=lambda folder: (folder / "last.pth").stat().st_mtime_ns
         )
@@ -90,13 +80,8 @@ def test_no_training_script_opens_the_test_list(script, validated, train, tiny_l
     opened.clear()
     listening = True
     try:
-        train(
-            script,
-            tiny_la,
-            *LA,
-            *SHORT[script],
-            *(["--val_fraction", 0.4, "--val_every", 1] if validated else []),
-        )
+        more = ["--val_fraction", 0.4, "--val_every", 1] if validated else []
+        train(script, tiny_la, *LA, *SHORT[script], *more)
     finally:
         listening = False
     assert any(path.endswith("train.list") for path in opened)
@@ -199,17 +184,9 @@ def test_validation_changes_no_bit_of_the_training(train, tiny_la):
     """The same cases are left out in both; once they are scored at every step, once at the end."""
     weights = []
     for name, every in (("often", 1), ("once", 100)):
-        options = [
-            "--max_iterations",
-            3,
-            "--unlabeled_bs",
-            2,
-            "--val_fraction",
-            0.4,
-            "--val_every",
-            every,
-        ]
-        folder = train(train_dmd, tiny_la, *LA, *options, "--name", name)
+        options = ["--max_iterations", 3, "--unlabeled_bs", 2, "--name", name]
+        options += ["--val_fraction", 0.4, "--val_every", every]
+        folder = train(train_dmd, tiny_la, *LA, *options)
         weights.append(load_checkpoint(folder / "last.pth")["net"])
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
@@ -250,30 +227,24 @@ def test_dice_by_hand():
     assert network.training
 
 
-def test_the_test_script_says_how_the_best_was_chosen(train, tiny_la, monkeypatch, capsys):
-    import test_LA
-
+def test_the_test_script_says_how_the_best_was_chosen(train, tiny_la, capsys):
     options = ["--max_iterations", 1, "--val_fraction", 0.4]
     folder = train(train_supervised, tiny_la, *LA, *options)
-    where = ["--run", folder, "--gpu", -1, "--figures", 0, "--nifti", 0]
-    monkeypatch.setattr(sys, "argv", ["test_LA.py", *map(str, where), "--checkpoint", "best"])
-    test_LA.main()
+    where = ["--run", str(folder), "--gpu", "-1"]
+    given = [*where, *"--figures 0 --nifti 0 --checkpoint best".split()]
+    test_LA.main(given)
     summary = json.loads((folder / "test" / "best" / "summary.json").read_text())
     assert summary["selection"].startswith("best on validation cases: 1 unlabelled training cases")
-    assert (
-        summary["validation"]["cases"]
-        == load_checkpoint(folder / "best.pth")["validation"]["cases"]
-    )
+    best = load_checkpoint(folder / "best.pth")
+    assert summary["validation"]["cases"] == best["validation"]["cases"]
     assert "unfinished" not in capsys.readouterr().out
     state = load_checkpoint(folder / "last.pth")
     torch.save(state | {"step": 0}, folder / "last.pth")
-    test_LA.main()
-    assert "labels are read for this alone, Dice" in (said := capsys.readouterr().out)
-    assert "; the run is unfinished" in said
-    monkeypatch.setattr(
-        sys, "argv", ["assess", "--run", str(folder), "--gpu", "-1", "--split", "train"]
-    )
-    test = test_script.Test("doc", ("LA",), splits=("test", "train"), scores=False)
+    test_LA.main(given)
+    said = capsys.readouterr().out
+    assert "labels are read" in said
+    assert "unfinished" in said
+    test = Test(assess_coranet.parse([*where, "--split", "train"]))
     assert len(test.indices) == 2  # neither the three labelled ones nor the one that chose
 
 
