@@ -1,106 +1,126 @@
-"""What CoraNet's certain region is worth: Figs. 3 and 4 of Shi et al., IEEE TMI 41(3), 2022.
+"""How good CoraNet's certain region is: Figs. 3 and 4 of Shi et al., IEEE TMI 41(3), 2022.
 
-    python code/train_coranet.py --selftrain_epochs 0 --name initial       # pre-training alone: predictions are initial
-    python code/assess_coranet.py --run runs/LA/initial/seed1337           # on the test list
-    python code/assess_coranet.py --run runs/LA/initial/seed1337 --split train     # on unlabelled training cases
+    # pre-training only, so that the predictions are the initial ones
+    python code/train_coranet.py --selftrain_epochs 0 --name initial
+    # on the test list, and on unlabelled training cases
+    python code/assess_coranet.py --run runs/LA/initial/seed1337
+    python code/assess_coranet.py --run runs/LA/initial/seed1337 --split train
 
-One network is assessed: on ACDC train it with `--multiclass direct`. A prediction and a certain
-region, chosen without the label. Within that region alone, of a foreground class:
+It assesses runs of `train_coranet.py`: one network with three branches. The network gives a
+prediction, and a certain region that is chosen without the label. For each foreground class, and
+within that region only:
 
-    TP, FP, FN    voxels of the class in prediction and label, in the prediction alone, in the label alone
+    TP, FP, FN    voxels of the class in prediction and label, only in the prediction, only in the
+                  label
     PPV = TP / (TP + FP)      TPR = TP / (TP + FN)      CSI = TP / (TP + FP + FN)
     certain = voxels of the region / voxels of the volume
 
     coranet       D's argmax; certain where D_con's and D_rad's argmax agree
     softmax t     D's argmax; certain where its softmax is at least t = 0.5, 0.7, 0.9
 
-PPV, TPR and CSI are means over the foreground classes, then over cases, with their sample sd; what
-is 0 / 0 is left out of a mean. Labels of unlabelled training cases are read for this assessment
-alone: nothing is trained. Writes certain_per_case.csv, a line a case, class and region with the
-voxel counts, and certain.csv, the table, into <run>/test/<checkpoint>/.
+PPV, TPR and CSI are means over the foreground classes, then over cases, with their sample sd; a
+ratio 0 / 0 is left out of a mean. Labels of unlabelled training cases are read only for this
+assessment: nothing is trained. Writes certain_per_case.csv, a line for each case, class and region
+with the voxel counts, and certain.csv, the table, into <run>/test/<checkpoint>/.
 """
 
-import numpy as np
+import math
+
 import torch
+from torch import Tensor
 
 import _root  # noqa: F401
 from dataloaders import DATASETS
 from utils import command, distributed
 from utils.errors import UserError
+from utils.evaluation import options
 from utils.evaluation.test_script import Test
 from utils.files import write_csv
 from utils.inference import whole_image
+from utils.metrics import mean, spread, spread_text
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 MEASURES = ("PPV", "TPR", "CSI", "certain")
+TRAINED_ON = ("LA", *(name for name in DATASETS if name != "LA"))  # the default first
 
 
-def regions(prob, num_classes):
+def parse(argv=None):
+    return options.parse(
+        __doc__, __file__, argv, datasets=TRAINED_ON, splits=("test", "train"), scores=False
+    )
+
+
+def regions(prob: Tensor, num_classes: int) -> tuple[Tensor, dict[str, Tensor]]:
     """D's prediction `(*S)`, and each certain region bool `(*S)` by name, from the three branches'
     `(3 C, *S)`.
     """
     normal, con, rad = prob.split(num_classes)
     confidence, pred = normal.max(0)
     certain = {"coranet": con.argmax(0) == rad.argmax(0)}
-    return pred, certain | {f"softmax {t}": confidence >= t for t in THRESHOLDS}
+    for threshold in THRESHOLDS:
+        certain[f"softmax {threshold}"] = confidence >= threshold
+    return pred, certain
 
 
-def measure(pred, label, certain, num_classes):
+def measure(pred: Tensor, label: Tensor, certain: Tensor, num_classes: int) -> dict[int, dict]:
     """PPV, TPR, CSI and their counts within `certain` for each foreground class, all arrays
     `(*S)`.
     """
+    region, volume = int(certain.sum()), certain.numel()
     rows = {}
     for c in range(1, num_classes):
-        predicted, true = (pred == c) & certain, (label == c) & certain
+        predicted = (pred == c) & certain
+        true = (label == c) & certain
         tp = int((predicted & true).sum())
-        fp, fn = int(predicted.sum()) - tp, int(true.sum()) - tp
-        shares = {"PPV": (tp, tp + fp), "TPR": (tp, tp + fn), "CSI": (tp, tp + fp + fn)}
-        shares["certain"] = int(certain.sum()), certain.numel()
+        fp = int(predicted.sum()) - tp
+        fn = int(true.sum()) - tp
         rows[c] = {
-            name: part / whole if whole else np.nan for name, (part, whole) in shares.items()
-        }
-        rows[c] |= {
+            "PPV": _ratio(tp, tp + fp),
+            "TPR": _ratio(tp, tp + fn),
+            "CSI": _ratio(tp, tp + fp + fn),
+            "certain": _ratio(region, volume),
             "TP": tp,
             "FP": fp,
             "FN": fn,
-            "certain_voxels": shares["certain"][0],
-            "voxels": certain.numel(),
+            "certain_voxels": region,
+            "voxels": volume,
         }
     return rows
 
 
-def mean_and_sd(values):
-    """Mean and sample sd of what is no NaN; NaN where nothing is, or nothing to spread."""
-    values = [value for value in values if not np.isnan(value)]
-    return np.mean(values) if values else np.nan, np.std(values, ddof=1) if len(
-        values
-    ) > 1 else np.nan
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
 
 
-def main():
-    distributed.alone()
-    test = Test(
-        __doc__,
-        ("LA", *(name for name in DATASETS if name != "LA")),
-        splits=("test", "train"),
-        scores=False,
-    )
-    net, classes = test.networks[0], test.num_classes
-    if net.config.get("branches") != 3:
+def check(test: Test) -> None:
+    """See that the run has one network with three branches.
+
+    Raises:
+        UserError: it has not.
+    """
+    config = test.networks[0].config
+    if config.get("branches") != 3:
         raise UserError(
             f"{test.path}: its network has no conservative and radical branch; name a run of "
             "CoraNet"
         )
-    if "network" in net.config:
+    if "network" in config:
         raise UserError(
-            f"{test.path}: one network a class, each with a region of its own; assess --multiclass "
-            "direct"
+            f"{test.path}: one network for each class, each with a region of its own; assess a run "
+            "of train_coranet.py"
         )
 
-    def branches(x):
-        return torch.cat([logits.float().softmax(1) for logits in net(x)], dim=1)
 
-    rows, table = [], {}
+def assess(test: Test) -> tuple[list[dict], dict[str, list[dict]]]:
+    """The rows of all cases, classes and regions; and for each region the measures of each case,
+    means over the classes.
+    """
+    network, classes = test.networks[0], test.num_classes
+
+    def branches(x):
+        return torch.cat([logits.float().softmax(1) for logits in network(x)], dim=1)
+
+    rows, means = [], {}
     for case, image, label in test.cases():
         label = torch.from_numpy(label).to(test.device)
         prob = whole_image(branches, image, test.patch, test.stride, 3 * classes, **test.options)
@@ -108,28 +128,32 @@ def main():
         for region, mask in certain.items():
             scores = measure(pred, label, mask, classes)
             for c, score in scores.items():
-                rows.append(
-                    {"region": region, "case": case, "class": test.data.class_names[c - 1], **score}
-                )
-            means = {m: mean_and_sd([score[m] for score in scores.values()])[0] for m in MEASURES}
-            table.setdefault(region, []).append(means)
+                name = test.data.class_names[c - 1]
+                rows.append({"region": region, "case": case, "class": name, **score})
+            of_case = {m: mean(score[m] for score in scores.values()) for m in MEASURES}
+            means.setdefault(region, []).append(of_case)
+    return rows, means
 
-    summary = []
+
+def main(argv=None):
+    args = parse(argv)
+    distributed.alone()
+    test = Test(args, datasets=DATASETS)
+    check(test)
+    rows, means = assess(test)
+    table = []
     print(f"{'region':14}" + "".join(f"{m + ' %':18}" for m in MEASURES))
-    for region, cases in table.items():
-        spread = {m: mean_and_sd([case[m] for case in cases]) for m in MEASURES}
-        cells = [
-            f"{100 * mean:.2f} ± {100 * sd:.2f}".replace("nan", "-") for mean, sd in spread.values()
-        ]
-        print(f"{region:14}" + "".join(f"{cell:18}" for cell in cells))
-        values = {
-            f"{m}{end}": value
-            for m in MEASURES
-            for end, value in zip(("", "_sd"), spread[m], strict=True)
-        }
-        summary.append({"region": region, **values, "cases": len(cases)})
+    for region, cases in means.items():
+        line = {"region": region}
+        cells = []
+        for m in MEASURES:
+            found = spread(case[m] for case in cases)
+            line |= {m: found.mean, f"{m}_sd": found.sd}
+            cells.append(f"{spread_text(found, 100):18}")
+        table.append(line | {"cases": len(cases)})
+        print(f"{region:14}" + "".join(cells))
     test.output.mkdir(parents=True, exist_ok=True)
-    for name, lines in (("certain_per_case.csv", rows), ("certain.csv", summary)):
+    for name, lines in (("certain_per_case.csv", rows), ("certain.csv", table)):
         write_csv(test.output / name, lines)
         print(test.output / name)
 

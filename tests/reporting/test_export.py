@@ -1,5 +1,5 @@
-"""Exported folders: nothing that pickles, nothing that only training needs, the same probabilities,
-an honest card.
+"""An exported folder holds nothing that pickles or that only training needs, gives the same
+probabilities, and has an honest card.
 """
 
 import json
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dataloaders.hold_out import SOURCES
+from dataloaders.la import LA
 from networks import network_class
 from networks.one_vs_rest import OneVsRest
 from utils.errors import UserError
@@ -17,14 +18,8 @@ from utils.inference import mean_probability
 from utils.reporting.export import inference_checkpoint
 from utils.trained import load_networks, read_export
 
-DATA = {
-    "name": "LA",
-    "num_classes": 3,
-    "class_names": ["a", "b"],
-    "spacing": [0.5, 0.5, 2.0],
-    "stride": [8, 8, 8],
-}
-DATA |= {"image_axes": None, "preprocessing": None}
+DATA = LA.description() | {"num_classes": 3, "class_names": ["a", "b"]}
+DATA |= {"spacing": [0.5, 0.5, 2.0], "stride": [8, 8, 8]}
 TRAINED = {
     "method": "tiny",
     "dataset": "LA",
@@ -32,8 +27,8 @@ TRAINED = {
     "labelnum": 3,
     "seed": 7,
     "downsample": 1,
+    "precision": "fp32",
 }
-TRAINED |= {"precision": "fp32"}
 # what a run's networks may be, and the numbers of each that inference does not need
 NETWORKS = {
     "plain": (lambda: network_class("vnet")(1, 3, 2), None),
