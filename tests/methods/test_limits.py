@@ -14,6 +14,7 @@ import train_dmd
 import train_dtml
 import train_supervised
 import train_ugmcl
+from small import LA
 
 from dataloaders.two_stream import two_stream_loader
 from networks.vnet import VNet
@@ -22,20 +23,7 @@ from utils.schedules import set_lr, step_decay
 from utils.training import options, run
 
 STEPS = 4
-SMALL = [
-    "--gpu",
-    "-1",
-    "--patch",
-    "32",
-    "16",
-    "16",
-    "--n_filters",
-    "2",
-    "--labelnum",
-    "3",
-    "--normalization",
-]
-SMALL += ["none", "--precision", "fp32"]
+SMALL = [*LA, "--normalization", "none"]
 SGD = ["--max_iterations", str(STEPS), "--lr_step", "2", "--labeled_bs", "2"]
 
 

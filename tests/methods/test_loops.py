@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+import small
 import torch
 import train_cml
 import train_coranet
@@ -17,35 +18,8 @@ import train_ugmcl
 from utils.errors import UserError
 from utils.training import run
 
-LA = [
-    "--gpu",
-    "-1",
-    "--patch",
-    "32",
-    "16",
-    "16",
-    "--n_filters",
-    "2",
-    "--labelnum",
-    "3",
-    "--precision",
-    "fp32",
-]
-LA += ["--labeled_bs", "2", "--unlabeled_bs", "2"]
-ACDC = [
-    "--dataset",
-    "ACDC",
-    "--gpu",
-    "-1",
-    "--patch",
-    "32",
-    "32",
-    "--n_filters",
-    "2",
-    "--labelnum",
-    "2",
-]
-ACDC += ["--labeled_bs", "2", "--unlabeled_bs", "2", "--precision", "fp32"]
+LA = [*small.LA, *small.BOTH]
+ACDC = [*small.ACDC, *small.BOTH]
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDER, ROOT, Script, make_tiny_la
+from conftest import ROOT, Script
+from small import FOLDER, make_tiny_la
 
-SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--log_every", 1, "--labelnum", 3]
+SMALL = "--gpu -1 --patch 32 16 16 --n_filters 2 --log_every 1 --labelnum 3".split()
 EPOCHS = "--labeled_bs 2 --unlabeled_bs 2 --pretrain_epochs 1 --selftrain_epochs 2".split()
 # what makes each script finish in a few steps
 SHORT = {
