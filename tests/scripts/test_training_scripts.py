@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, Script
-from small import FOLDER, make_tiny_la
+from small import BOTH, FOLDER, make_tiny_la
 
 SMALL = "--gpu -1 --patch 32 16 16 --n_filters 2 --log_every 1 --labelnum 3".split()
-EPOCHS = "--labeled_bs 2 --unlabeled_bs 2 --pretrain_epochs 1 --selftrain_epochs 2".split()
+EPOCHS = [*BOTH, "--pretrain_epochs", 1, "--selftrain_epochs", 2]
 # what makes each script finish in a few steps
 SHORT = {
     "train_supervised.py": ["--max_iterations", 3, "--labeled_bs", 2],
@@ -28,7 +28,7 @@ SHORT = {
     "train_dmd.py": ["--max_iterations", 3],
     "train_dtml.py": ["--max_iterations", 3],
     "train_ugmcl.py": ["--max_iterations", 3, "--passes", 2],
-    "train_cml.py": "--labeled_bs 2 --unlabeled_bs 2 --pretrain_iterations 1 --max_iterations 2".split(),
+    "train_cml.py": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
 }
 MCDROPOUT = ["--uncertainty", "mcdropout"]
 CORANET = [
