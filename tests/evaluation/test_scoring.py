@@ -1,10 +1,9 @@
-"""utils/evaluation.py and code/test_LA.py: files, numbers and messages, on a tiny run and tiny data
+"""The evaluation room and code/test_LA.py: files, numbers and messages, on a tiny run and tiny data
 in LA's layout.
 """
 
 import csv
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import SimpleITK
+import test_LA
 import torch
 from conftest import ROOT
 from medpy.metric import binary
@@ -24,13 +24,14 @@ from scipy import ndimage
 from dataloaders import dataset_class
 from networks.vnet import VNet
 from utils.errors import UserError
-from utils.evaluation.scoring import EMPTY, evaluate, slice_metrics, summarise, write_nifti
+from utils.evaluation.evaluate import Protocol, evaluate
+from utils.evaluation.scoring import EMPTY, slice_metrics, summarise
+from utils.evaluation.writing import write_nifti
 from utils.inference import mean_probability, sliding_window
 from utils.metrics import METRICS
 from utils.ops import largest_component
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SCRIPT = ROOT / "code" / "test_LA.py"
 SHAPE, PATCH, STRIDE = (36, 33, 20), (32, 32, 16), (18, 18, 4)
 QUICK = ("--cases", "1", "--figures", "0", "--nifti", "0")
 
@@ -49,22 +50,23 @@ def ball(shape=SHAPE, centre=(18, 16, 10), radius=7):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- evaluate
+# ------------------------------------------------------------------ evaluate
 
 
-def run_evaluate(folder, predictions, labels, num_classes=2, **options):
+def run_evaluate(folder, predictions, labels, **options):
+    """`evaluate` of given predictions; figures and label maps are off by default."""
     image = np.zeros(SHAPE, np.float32)
     queue = iter(predictions)
     cases = [(f"CASE{i}", image, label) for i, label in enumerate(labels)]
-    options = {"record": {"run": "here"}, "nifti": False, "figures": False} | options
-    return evaluate(cases, lambda _: next(queue), folder, num_classes, **options)
+    protocol = Protocol(**{"class_names": ("ball",), "nifti": False, "formats": ()} | options)
+    return evaluate(cases, lambda _: next(queue), folder, protocol, {"run": "here"})
 
 
 def test_evaluate_scores_every_case_as_medpy_does(tmp_path, capsys):
     label = ball()
     predictions = [label, np.roll(label, 3, 0), ball(radius=5)]
     summary = run_evaluate(
-        tmp_path, predictions, [label] * 3, figures=True, nifti=True, spacing=(0.5, 1, 2)
+        tmp_path, predictions, [label] * 3, formats=["png"], nifti=True, spacing=(0.5, 1, 2)
     )
     with open(tmp_path / "per_case.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -81,7 +83,7 @@ def test_evaluate_scores_every_case_as_medpy_does(tmp_path, capsys):
         assert summary["mean"][metric]["sd"] == pytest.approx(np.std(expected, ddof=1))
     assert [int(row["prediction_voxels"]) for row in rows] == [int(p.sum()) for p in predictions]
     saved = json.loads((tmp_path / "summary.json").read_text())
-    assert saved == json.loads(json.dumps(summary))
+    assert saved == summary
     assert saved["run"] == "here"
     assert saved["cases"] == 3
     names = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
@@ -113,7 +115,7 @@ def test_empty_predictions_are_counted_and_scored_as_said(tmp_path, capsys, empt
     nothing, label = np.zeros(SHAPE, np.uint8), ball()
     shifted = np.roll(label, 2, 0)
     summary = run_evaluate(
-        tmp_path, [nothing, shifted], [label, label], empty=empty, figures=True, nifti=True
+        tmp_path, [nothing, shifted], [label, label], empty=empty, formats=["png"], nifti=True
     )
     saved = json.loads((tmp_path / "summary.json").read_text())
     assert saved["empty_predictions"] == 1
@@ -128,20 +130,22 @@ def test_empty_predictions_are_counted_and_scored_as_said(tmp_path, capsys, empt
     assert f"1 empty predictions, 0 empty references: {saved['empty']}" in printed
 
 
-def test_a_run_that_predicts_nothing_still_reports(tmp_path):
+def test_a_run_that_predicts_nothing_still_reports(tmp_path, capsys):
     nothing = np.zeros(SHAPE, np.uint8)
-    summary = run_evaluate(tmp_path, [nothing], [ball()], empty="nan", figures=True)
+    summary = run_evaluate(tmp_path, [nothing], [ball()], empty="nan", formats=["png"])
     saved = json.loads((tmp_path / "summary.json").read_text())  # NaN would be no JSON
     assert saved["mean"]["hd95"] == {"mean": None, "sd": None, "n": 0}
     assert np.isnan(summary["mean"]["hd95"]["mean"])
     assert saved["mean"]["dice"] == {"mean": 0, "sd": None, "n": 1}
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1][:5] == ["CASE0", "0.00", "0.00", "-", "-"]
 
 
 def test_classes_are_averaged_within_a_case_first(tmp_path, capsys):
     labels = [ball(centre=(10, 16, 10)) + 2 * ball(centre=(26, 16, 10))] * 2
     predictions = [labels[0], np.where(labels[0] == 2, 0, labels[0])]
     summary = run_evaluate(
-        tmp_path, predictions, labels, 3, class_names=("atrium", "scar"), figures=True
+        tmp_path, predictions, labels, class_names=("atrium", "scar"), formats=["png"]
     )
     assert summary["classes"]["atrium"]["dice"] == {"mean": 1, "sd": 0, "n": 2}
     assert summary["classes"]["scar"]["dice"] == {
@@ -172,7 +176,7 @@ def test_the_metrics_asked_for_are_shown(tmp_path, capsys):
 
 @pytest.mark.parametrize("slices", [False, True])
 def test_figures_are_those_that_apply_in_the_formats_asked_for(tmp_path, capsys, slices):
-    run_evaluate(tmp_path, [ball()], [ball()], figures=("pdf", "svg"), slices=slices)
+    run_evaluate(tmp_path, [ball()], [ball()], formats=("pdf", "svg"), slices=slices)
     kinds = ("", "_errors") if slices else ("", "_errors", "_surface")
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert drawn == {f"CASE0{kind}.{ending}" for kind in kinds for ending in ("pdf", "svg")}
@@ -181,7 +185,7 @@ def test_figures_are_those_that_apply_in_the_formats_asked_for(tmp_path, capsys,
 
 
 def test_results_of_an_earlier_call_are_removed(tmp_path):
-    run_evaluate(tmp_path, [ball()] * 2, [ball()] * 2, figures=("png", "pdf"), nifti=True)
+    run_evaluate(tmp_path, [ball()] * 2, [ball()] * 2, formats=("png", "pdf"), nifti=True)
     own = [
         tmp_path / "certain.csv",
         tmp_path / "figures" / "notes.txt",
@@ -194,19 +198,10 @@ def test_results_of_an_earlier_call_are_removed(tmp_path):
         assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(own)
         return ball()
 
-    evaluate(
-        [("CASE9", np.zeros(SHAPE), ball())],
-        segment,
-        tmp_path,
-        2,
-        record={},
-        nifti=True,
-        figures=False,
-    )
-    written = {
-        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
-    } - {str(path.relative_to(tmp_path)) for path in own}
-    assert written == {
+    protocol = Protocol(("ball",), formats=())
+    evaluate([("CASE9", np.zeros(SHAPE), ball())], segment, tmp_path, protocol, {})
+    left = {path for path in tmp_path.rglob("*") if path.is_file()} - set(own)
+    assert {str(path.relative_to(tmp_path)) for path in left} == {
         "per_case.csv",
         "summary.json",
         "nifti/CASE9_pred.nii.gz",
@@ -237,7 +232,9 @@ def test_summarise_one_case_has_no_sd():
         "prediction_voxels": 1,
         "reference_voxels": 1,
     }
-    assert summarise([row | {"seconds": 1.0}])["mean"]["dice"] == {"mean": 0.5, "sd": None, "n": 1}
+    found = summarise([row | {"seconds": 1.0}])["mean"]["dice"]
+    assert (found["mean"], found["n"]) == (0.5, 1)
+    assert np.isnan(found["sd"])
 
 
 def test_nifti_keeps_axes_and_spacing(tmp_path):
@@ -256,11 +253,11 @@ def test_nifti_keeps_axes_and_spacing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
-@pytest.mark.parametrize(("slices", "axes"), [(False, (0, 1, 2)), (True, (1, 0, 2))])
-def test_nifti_is_x_y_z_of_volumes_and_of_stacks_of_slices(tmp_path, slices, axes):
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2)])
+def test_nifti_is_x_y_z_of_volumes_and_of_stacks_of_slices(tmp_path, axes):
     label = ball(centre=(10, 16, 10))
     run_evaluate(
-        tmp_path, [np.roll(label, 3, 0)], [label], nifti=True, slices=slices, spacing=(0.5, 1, 2)
+        tmp_path, [np.roll(label, 3, 0)], [label], nifti=True, axes=axes, spacing=(0.5, 1, 2)
     )
     for kind, labels in (("label", label), ("pred", np.roll(label, 3, 0))):
         image = SimpleITK.ReadImage(str(tmp_path / "nifti" / f"CASE0_{kind}.nii.gz"))
@@ -270,7 +267,7 @@ def test_nifti_is_x_y_z_of_volumes_and_of_stacks_of_slices(tmp_path, slices, axe
         )
 
 
-# ----------------------------------------------------------------------------------------------------------- test_LA
+# ------------------------------------------------------------------ test_LA
 
 
 @pytest.fixture
@@ -308,18 +305,9 @@ def place(tmp_path, tiny_la, monkeypatch):
     return folder, list(nets.values())
 
 
-@pytest.fixture
-def call(monkeypatch):
-    """Call the script's `main` with options, as `utils.run.main` would."""
-    spec = importlib.util.spec_from_file_location("script_under_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def main(*argv):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--gpu", "-1", *argv])
-        module.main()
-
-    return main
+def call(*argv):
+    """Test on the CPU."""
+    test_LA.main(["--gpu", "-1", *argv])
 
 
 def test_script_alone_does_the_whole_job(place, script):
@@ -347,7 +335,7 @@ def test_script_alone_does_the_whole_job(place, script):
         assert (stored.transpose(2, 1, 0) == array).mean() > 0.999
 
 
-def test_script_records_how_the_numbers_came_about(place, call):
+def test_script_records_how_the_numbers_came_about(place):
     folder, _ = place
     call(
         "--cases",
@@ -392,7 +380,7 @@ def test_script_records_how_the_numbers_came_about(place, call):
     assert summary["mean"]["dice"]["sd"] is None
 
 
-def test_nms_keeps_one_component(place, call):
+def test_nms_keeps_one_component(place):
     folder, _ = place
     for nms in "10":
         call("--nms", nms, "--cases", "1", "--precision", "fp32", "--figures", "0")
@@ -407,7 +395,7 @@ def test_nms_keeps_one_component(place, call):
     assert ndimage.label(kept, structure)[1] == 1
 
 
-def test_one_network_can_be_tested_alone(place, call):
+def test_one_network_can_be_tested_alone(place):
     folder, _ = place
     dice = {}
     for name in ("net", "twin"):
@@ -430,7 +418,7 @@ def test_one_network_can_be_tested_alone(place, call):
     assert len(set(dice.values())) == 2
 
 
-def test_batch_moves_no_number(place, call):
+def test_batch_moves_no_number(place):
     folder, _ = place
     dice = []
     for batch in ("1", "3"):
@@ -451,7 +439,7 @@ def test_batch_moves_no_number(place, call):
     assert dice[0] == pytest.approx(dice[1], abs=1e-3)
 
 
-def test_run_and_root_name_other_folders(place, call, tmp_path):
+def test_run_and_root_name_other_folders(place, tmp_path):
     folder, _ = place
     folder.rename(tmp_path / "elsewhere")
     (tmp_path / "data").rename(tmp_path / "moved")
@@ -472,7 +460,7 @@ def test_run_and_root_name_other_folders(place, call, tmp_path):
         call("--run", "elsewhere", *QUICK)
 
 
-def test_only_another_root_than_the_recorded_one_moves_a_number(place, call):
+def test_only_another_root_than_the_recorded_one_moves_a_number(place):
     folder, _ = place
     call(
         "--root", "../" + Path.cwd().name + "/data/LA", *QUICK
@@ -491,9 +479,7 @@ def test_only_another_root_than_the_recorded_one_moves_a_number(place, call):
     assert written(folder) == {"last_cases1"} | tags
 
 
-def test_the_recorded_root_is_that_of_the_training_wherever_one_tests(
-    place, call, tmp_path, monkeypatch
-):
+def test_the_recorded_root_is_that_of_the_training_wherever_one_tests(place, tmp_path, monkeypatch):
     folder, _ = place
     Path("far").mkdir()
     Path("runs").rename("far/runs")
@@ -506,7 +492,7 @@ def test_the_recorded_root_is_that_of_the_training_wherever_one_tests(
     assert written(folder) == {"last_cases1", f"last_{root_tag('data/LA')}_cases1"}
 
 
-def test_a_usual_stride_beyond_the_patch_is_clamped(place, call):
+def test_a_usual_stride_beyond_the_patch_is_clamped(place):
     folder, _ = place
     remake(folder / "last.pth", lambda c: c["args"].update(patch=[16, 32, 16]))
     call(*QUICK)
@@ -515,7 +501,7 @@ def test_a_usual_stride_beyond_the_patch_is_clamped(place, call):
     ] == [16, 18, 4]
 
 
-def test_half_resolution_halves_volumes_and_strides_and_doubles_the_spacing(place, call):
+def test_half_resolution_halves_volumes_and_strides_and_doubles_the_spacing(place):
     folder, _ = place
     remake(folder / "last.pth", lambda c: c["args"].update(downsample=2, patch=[16, 32, 16]))
     call("--cases", "1", "--figures", "0")
@@ -529,7 +515,7 @@ def test_half_resolution_halves_volumes_and_strides_and_doubles_the_spacing(plac
         assert image.GetSpacing() == (1.25, 1.25, 1.25)
 
 
-def test_how_empty_masks_score_is_an_option(place, call):
+def test_how_empty_masks_score_is_an_option(place):
     folder, _ = place
     with h5py.File("data/LA/2018LA_Seg_Training Set/CASE06/mri_norm2.h5", "r+") as file:
         file["label"][...] = 0
@@ -546,13 +532,13 @@ def test_how_empty_masks_score_is_an_option(place, call):
     }
 
 
-def test_a_metric_named_twice_is_shown_once(place, call, capsys):
+def test_a_metric_named_twice_is_shown_once(place, capsys):
     call("--metrics", "hd", "dice", "hd", *QUICK)
     header = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("case"))
     assert header.split() == ["case", "HD", "Dice", "%", "seconds"]
 
 
-def test_a_checkpoint_is_the_last_or_a_step(place, call, capsys):
+def test_a_checkpoint_is_the_last_or_a_step(place, capsys):
     with pytest.raises(SystemExit) as stop:
         call("--checkpoint", "first")
     assert stop.value.code == 2
@@ -601,7 +587,7 @@ def other_architecture(checkpoint):
         ),
     ],
 )
-def test_wrong_input_is_told_in_one_line(place, call, argv, damage, message):
+def test_wrong_input_is_told_in_one_line(place, argv, damage, message):
     folder, _ = place
     if damage is not None:
         damage(folder)
@@ -620,7 +606,9 @@ def test_wrong_input_ends_with_status_2_and_no_traceback(place, script):
 
 @pytest.mark.parametrize("lines", [1, 10000], ids=["at the end", "on the way"])
 def test_a_closed_pipe_ends_quietly(lines):
-    code = f"from utils import run; run.main(lambda: print(*['a line'] * {lines}, sep='\\n'))"
+    code = (
+        f"from utils import command; command.run(lambda: print(*['a line'] * {lines}, sep='\\n'))"
+    )
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
@@ -630,7 +618,7 @@ def test_a_closed_pipe_ends_quietly(lines):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_a_network_that_diverged_is_told(place, call):
+def test_a_network_that_diverged_is_told(place):
     folder, _ = place
     remake(folder / "last.pth", lambda c: c["net"]["heads.0.bias"].fill_(float("nan")))
     with pytest.raises(UserError, match="not finite"):

@@ -3,17 +3,16 @@ tiny data.
 """
 
 import csv
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 
+import assess_coranet
 import h5py
 import numpy as np
 import pytest
 import SimpleITK
 import torch
-from conftest import ROOT
 from medpy.metric import binary
 from scipy import ndimage
 from torch import nn
@@ -123,7 +122,7 @@ def test_a_whole_image_is_read_as_the_patch_says():
     torch.testing.assert_close(whole_image(predict, image[..., 3], (8, 6), None, 2), slices[..., 3])
 
 
-# ----------------------------------------------------------------------------------------------------------- scripts
+# ------------------------------------------------------------------ scripts
 
 # of each data set: list files and their cases, where a case stands, the file's axes that X, Y and Z
 # are, dimensions
@@ -228,28 +227,10 @@ def place(tmp_path, monkeypatch):
     return make
 
 
-def module_of(script):
-    spec = importlib.util.spec_from_file_location(
-        f"{script}_under_test", ROOT / "code" / f"{script}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def call(monkeypatch):
+def call(script, *argv):
     """Call a script's `main` on the CPU."""
-
-    def main(script, *argv):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            [f"{script}.py", "--method", "supervised", "--labelnum", "1", "--gpu", "-1", *argv],
-        )
-        module_of(script).main()
-
-    return main
+    options = ["--method", "supervised", "--labelnum", "1", "--gpu", "-1", *argv]
+    importlib.import_module(script).main(options)
 
 
 def written(folder):
@@ -277,7 +258,7 @@ def case_of(name, case):
         return tuple(file[key][:].transpose(LAYOUT[name][1]) for key in ("image", "label"))
 
 
-def test_acdc_is_scored_class_by_class_on_whole_volumes(place, call, capsys):
+def test_acdc_is_scored_class_by_class_on_whole_volumes(place, capsys):
     folder, net = place("ACDC")
     call("test_ACDC", "--precision", "fp32")
     out = folder / "test" / "last_fp32"
@@ -321,7 +302,7 @@ def test_acdc_is_scored_class_by_class_on_whole_volumes(place, call, capsys):
     assert "0 empty predictions, 0 empty references of 6 masks" in printed
 
 
-def test_options_of_acdc_have_their_effect(place, call, capsys):
+def test_options_of_acdc_have_their_effect(place, capsys):
     folder, _ = place("ACDC")
     quick = (*QUICK, "--cases", "1")
     call("test_ACDC", *quick)
@@ -360,7 +341,7 @@ def test_options_of_acdc_have_their_effect(place, call, capsys):
         ),
     ],
 )
-def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place, call, capsys):
+def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place, capsys):
     folder, net = place(name)
     call(f"test_{name}", *QUICK)
     summary = json.loads((folder / "test" / "last_fp32" / "summary.json").read_text())
@@ -398,7 +379,7 @@ def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place
     )
 
 
-def test_slices_that_are_no_neighbours_keep_a_component_each(place, call):
+def test_slices_that_are_no_neighbours_keep_a_component_each(place):
     folder, net = place("endocardium")
     call("test_endocardium", "--figures", "0", "--precision", "fp32", "--cases", "1", "--nms", "1")
     pred = research_loop(net, case_of("endocardium", "D")[0], PATCH[2]).transpose(2, 0, 1)
@@ -410,7 +391,7 @@ def test_slices_that_are_no_neighbours_keep_a_component_each(place, call):
     assert (expected != largest_component_reference(whole, 2)[0].numpy()).any()
 
 
-def test_pancreas_at_mc_nets_stride(place, call):
+def test_pancreas_at_mc_nets_stride(place):
     folder, _ = place("Pancreas")
     call("test_Pancreas", *QUICK, "--stride", "16", "16", "16")
     assert written(folder) == {"last_stride16-16-16_fp32"}
@@ -447,7 +428,7 @@ def test_pancreas_at_mc_nets_stride(place, call):
         ),
     ],
 )
-def test_a_run_of_another_kind_is_told(trained, script, argv, message, place, call):
+def test_a_run_of_another_kind_is_told(trained, script, argv, message, place):
     name = "ACDC" if trained.startswith("phantom") else trained
     folder, _ = place(name)
     checkpoint = torch.load(folder / "last.pth", weights_only=True)
@@ -459,11 +440,11 @@ def test_a_run_of_another_kind_is_told(trained, script, argv, message, place, ca
     assert not (folder / "test").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------ assess
+# ------------------------------------------------------------------ assess
 
 
 def test_measures_by_hand():
-    measure = module_of("assess_coranet").measure
+    measure = assess_coranet.measure
     pred = torch.tensor([[1, 1, 0, 2, 2, 0, 1]])
     label = torch.tensor([[1, 2, 1, 2, 2, 0, 1]])
     certain = torch.tensor([[True, True, True, True, True, True, False]])
@@ -488,7 +469,7 @@ def test_regions_are_where_branches_agree_or_softmax_is_large():
     normal = torch.tensor([[0.6, 0.3, 0.1, 0.05], [0.4, 0.7, 0.9, 0.95]])
     con = torch.tensor([[0.9, 0.9, 0.2, 0.1], [0.1, 0.1, 0.8, 0.9]])
     rad = torch.tensor([[0.8, 0.4, 0.1, 0.1], [0.2, 0.6, 0.9, 0.9]])
-    pred, certain = module_of("assess_coranet").regions(torch.cat((normal, con, rad)), 2)
+    pred, certain = assess_coranet.regions(torch.cat((normal, con, rad)), 2)
     assert pred.tolist() == [0, 1, 1, 1]
     assert {name: region.int().tolist() for name, region in certain.items()} == {
         "coranet": [1, 0, 1, 1],
@@ -499,7 +480,7 @@ def test_regions_are_where_branches_agree_or_softmax_is_large():
 
 
 @pytest.mark.parametrize("name", ["ACDC", "Pancreas"])
-def test_assess_writes_the_table(name, place, call, capsys):
+def test_assess_writes_the_table(name, place, capsys):
     folder, net = place(name, branches=3)
     call("assess_coranet", "--run", str(folder), "--precision", "fp32")
     out = folder / "test" / "last_fp32"
@@ -546,7 +527,7 @@ def test_assess_writes_the_table(name, place, call, capsys):
     assert f"{100 * float(lines[0]['CSI']):.2f} ±" in printed
 
 
-def test_assess_on_training_cases_takes_the_unlabelled_and_leaves_the_test_list_alone(place, call):
+def test_assess_on_training_cases_takes_the_unlabelled_and_leaves_the_test_list_alone(place):
     folder, _ = place("ACDC", branches=3)
     (Path("data") / "ACDC" / "test.list").unlink()
     call("assess_coranet", "--run", str(folder), "--split", "train")
