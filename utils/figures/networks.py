@@ -1,15 +1,24 @@
-"""Figures of what a method's networks compute besides labels, on one plane of a case."""
+"""Figures of distance maps and of uncertain regions, on one plane of a case."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from utils.figures.cases import check_shapes, contour, largest_plane, mask_of, voxel_size, window_of
+from utils.figures.cases import (
+    Plane,
+    check_shapes,
+    contour,
+    largest_plane,
+    mask_of,
+    voxel_size,
+    window_of,
+)
 from utils.figures.style import (
     BAR_FOOT,
     HEAD,
@@ -29,7 +38,7 @@ from utils.figures.style import (
     white_text,
 )
 
-SIGNED = matplotlib.colormaps["PRGn"]  # which colour-blind readers tell apart, as white
+SIGNED = matplotlib.colormaps["PRGn"]  # colour-blind readers can tell its ends apart
 UNCERTAIN = "#F0E442"
 
 
@@ -48,14 +57,14 @@ def sdm_figure(
 
     Args:
         path: file to write, whole or not at all.
-        image: ``(X, Y, Z)``, or ``(rows, columns, slices)``.
+        image: `(X, Y, Z)`, or `(rows, columns, slices)`.
         target: labels of the image's shape, 0 the background.
-        sdm: ``(classes, *S)``, a map for each foreground class, negative inside.
+        sdm: `(classes, *S)`, a map for each foreground class, negative inside.
         title: set in bold above.
         spacing: size of a voxel along each axis in mm: gives the aspect, and a scale bar.
         class_names: of the foreground classes.
-        plane: ``axial``, ``coronal``, ``sagittal``, or ``slice`` of a stack; cut where the
-            reference is largest, without one where the masks are.
+        plane: `axial`, `coronal`, `sagittal`, or `slice` of a stack; cut where the reference is
+            largest, without a reference where the masks are.
 
     Raises:
         ValueError: the arrays do not fit one another.
@@ -66,33 +75,20 @@ def sdm_figure(
         raise ValueError(
             f"need a distance map for each of {len(class_names)} classes, got {len(sdm)}"
         )
-    size, several = voxel_size(spacing), len(class_names) > 1
+    size = voxel_size(spacing)
+    several = len(class_names) > 1
     shown = largest_plane(plane, mask_of(mask.any(0), target), image.shape, _whole(image))
-    figure, rows = page(
-        [[shown.aspect(size)] * 4] * len(class_names),
-        HEAD + OVER,
-        BAR_FOOT,
-        left=0.2 if several else 0,
-    )
-    values = np.abs(np.stack([shown.cut(one) for one in sdm]))
-    limit = float(values.max()) or 1.0
+    aspects = [[shown.aspect(size)] * 4] * len(class_names)
+    figure, rows = page(aspects, HEAD + OVER, BAR_FOOT, left=0.2 if several else 0)
+    farthest = max(float(np.abs(shown.cut(one)).max()) for one in sdm)
+    limit = farthest or 1.0
     norm = Normalize(-limit, limit)
     for c, (name, row) in enumerate(zip(class_names, rows, strict=True), 1):
-        for ax in row[:2]:
-            shown.draw_image(ax, image, window_of(image), size)
-        shown.draw_mask(row[1], target == c, REFERENCE, 0.7, size)
-        distances = shown.cut(sdm[c - 1])
-        shown.draw(row[2], distances, size, cmap=SIGNED, norm=norm, interpolation="bilinear")
-        if distances.min() < 0 < distances.max():
-            row[2].contour(distances, levels=[0], colors=INK, linewidths=0.8)
-        shown.draw_image(row[3], image, window_of(image), size)
-        shown.draw_mask(row[3], mask[c - 1], PREDICTION, 0.7, size)
-        contour(row[3], shown.cut(target) == c, REFERENCE, 1.0)
+        _sdm_row(row, shown, size, image, target == c, sdm[c - 1], norm)
         if several:
             beside(row[0], name)
-    for ax, name in zip(
-        rows[0], ("image", "reference", "distance map", "mask of the map"), strict=True
-    ):
+    names = ("image", "reference", "distance map", "mask of the map")
+    for ax, name in zip(rows[0], names, strict=True):
         over(ax, name)
     corner_text(rows[0][0], f"{shown.name} {shown.index + 1}")
     if spacing is not None:
@@ -102,6 +98,30 @@ def sdm_figure(
     handles = [Patch(color=REFERENCE), Patch(color=PREDICTION), Line2D([], [], color=INK, lw=1)]
     legend(figure, handles, ["reference", "mask", "zero level"], x=0.25)
     save(figure, path)
+
+
+def _sdm_row(
+    row: Sequence[Axes],
+    shown: Plane,
+    size: np.ndarray,
+    image: np.ndarray,
+    reference: np.ndarray,
+    sdm: np.ndarray,
+    norm: Normalize,
+) -> None:
+    """The four panels of a class."""
+    window = window_of(image)
+    plain, with_reference, with_map, with_mask = row
+    shown.draw_image(plain, image, window, size)
+    shown.draw_image(with_reference, image, window, size)
+    shown.draw_mask(with_reference, reference, REFERENCE, 0.7, size)
+    distances = shown.cut(sdm)
+    shown.draw(with_map, distances, size, cmap=SIGNED, norm=norm, interpolation="bilinear")
+    if distances.min() < 0 < distances.max():
+        with_map.contour(distances, levels=[0], colors=INK, linewidths=0.8)
+    shown.draw_image(with_mask, image, window, size)
+    shown.draw_mask(with_mask, sdm < 0, PREDICTION, 0.7, size)
+    contour(with_mask, shown.cut(reference), REFERENCE, 1.0)
 
 
 def uncertainty_figure(
@@ -118,11 +138,11 @@ def uncertainty_figure(
 
     Args:
         path: file to write, whole or not at all.
-        cases: name, image and target as :func:`sdm_figure`, and of each checkpoint the uncertain
-            voxels, bool ``(*S)``.
+        cases: name, image and target as for `sdm_figure`, and for each checkpoint the uncertain
+            voxels, bool `(*S)`.
         names: of the checkpoints.
         title: set in bold above.
-        spacing, plane: as :func:`sdm_figure`.
+        spacing, plane: as for `sdm_figure`.
 
     Raises:
         ValueError: arrays of different shapes, or not one mask for each checkpoint.
@@ -140,23 +160,7 @@ def uncertainty_figure(
     aspects = [[shown.aspect(size)] * (len(names) + 1) for shown in planes]
     figure, rows = page(aspects, HEAD + OVER, left=0.15 if len(cases) > 1 else 0)
     for (case, image, target, masks), shown, row in zip(cases, planes, rows, strict=True):
-        for ax in row:
-            shown.draw_image(ax, image, window_of(image), size)
-        for ax, mask in zip(row[1:], masks, strict=True):
-            shown.draw_mask(ax, mask, UNCERTAIN, 0.9, size)
-            white_text(
-                ax,
-                0.97,
-                0.04,
-                f"{100 * mask.mean():.2f} %",
-                ha="right",
-                va="bottom",
-                transform=ax.transAxes,
-            )
-        for ax in row:
-            for c in np.unique(target[target > 0]):
-                contour(ax, shown.cut(target) == c, REFERENCE, 0.8)
-        corner_text(row[0], f"{shown.name} {shown.index + 1}")
+        _uncertain_row(row, shown, size, image, target, masks)
         if len(cases) > 1:
             beside(row[0], case)
         if spacing is not None:
@@ -167,6 +171,27 @@ def uncertainty_figure(
     handles = [Line2D([], [], color=REFERENCE, lw=1.6), Patch(color=UNCERTAIN)]
     legend(figure, handles, ["reference", "uncertain (share of the volume)"])
     save(figure, path)
+
+
+def _uncertain_row(
+    row: Sequence[Axes],
+    shown: Plane,
+    size: np.ndarray,
+    image: np.ndarray,
+    target: np.ndarray,
+    masks: Sequence[np.ndarray],
+) -> None:
+    """The panels of a case: its image, then each checkpoint's uncertain voxels."""
+    for ax in row:
+        shown.draw_image(ax, image, window_of(image), size)
+    for ax, mask in zip(row[1:], masks, strict=True):
+        shown.draw_mask(ax, mask, UNCERTAIN, 0.9, size)
+        share = f"{100 * mask.mean():.2f} %"
+        white_text(ax, 0.97, 0.04, share, ha="right", va="bottom", transform=ax.transAxes)
+    for ax in row:
+        for c in np.unique(target[target > 0]):
+            contour(ax, shown.cut(target) == c, REFERENCE, 0.8)
+    corner_text(row[0], f"{shown.name} {shown.index + 1}")
 
 
 def _whole(image: np.ndarray) -> tuple[slice, slice, slice]:

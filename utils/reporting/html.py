@@ -1,6 +1,4 @@
-"""Pieces of a page of HTML that needs nothing besides itself: no network, no other file, no
-installed font.
-"""
+"""Pieces of an HTML page that needs nothing else: no network, no other file, no installed font."""
 
 import base64
 import io
@@ -15,7 +13,8 @@ from utils.errors import UserError
 STYLE = """
 :root { --ink: #222; --soft: #6b6b6b; --rule: #d9d9d9; --mark: #0072b2; }
 * { box-sizing: border-box; }
-body { max-width: 66rem; margin: 3rem auto 6rem; padding: 0 1.5rem; color: var(--ink); background: #fff;
+body { max-width: 66rem; margin: 3rem auto 6rem; padding: 0 1.5rem; color: var(--ink);
+  background: #fff;
   font: 16px/1.5 Charter, "Bitstream Charter", "Source Serif 4", Cambria, Georgia, serif; }
 h1 { font-size: 1.9rem; line-height: 1.2; font-weight: 600; margin: 0 0 .4rem; }
 h2 { font-size: 1.35rem; font-weight: 600; margin: 3.2rem 0 .8rem; padding-top: .8rem;
@@ -31,7 +30,8 @@ a:hover { text-decoration: underline; }
 table { border-collapse: collapse; font-size: .8rem; line-height: 1.3; margin: .4rem 0 1rem;
   font-variant-numeric: tabular-nums lining-nums; border-top: 1.5px solid var(--ink);
   border-bottom: 1.5px solid var(--ink); }
-th { font-weight: 600; text-align: left; vertical-align: bottom; border-bottom: 1px solid var(--ink); }
+th { font-weight: 600; text-align: left; vertical-align: bottom;
+  border-bottom: 1px solid var(--ink); }
 th, td { padding: .28rem .5rem; white-space: nowrap; }
 th:first-child, td:first-child { padding-left: .2rem; }
 .number { text-align: right; }
@@ -40,11 +40,13 @@ tr.aside td { color: var(--soft); font-style: italic; border-top: 0; }
 tr.sum td { border-top: 1px solid var(--ink); font-weight: 600; }
 .sortable th { cursor: pointer; }
 .sortable th:hover { color: var(--mark); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.4rem; margin: .6rem 0; font-size: .92rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.4rem; margin: .6rem 0;
+  font-size: .92rem; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
-pre { font: .8rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; background: #f6f6f4;
-  padding: .7rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0; }
+pre { font: .8rem/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace;
+  background: #f6f6f4; padding: .7rem .9rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0; }
 figure { margin: 1.1rem 0; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figcaption { margin-top: .3rem; }
@@ -65,7 +67,8 @@ summary { cursor: pointer; color: var(--mark); font-size: .92rem; }
 SCRIPT = """
 for (const head of document.querySelectorAll(".sortable th")) head.onclick = () => {
   const turn = head.dataset.turn = head.dataset.turn === "1" ? "-1" : "1";
-  const body = head.closest("table").tBodies[0], text = row => row.cells[head.cellIndex].textContent;
+  const body = head.closest("table").tBodies[0];
+  const text = row => row.cells[head.cellIndex].textContent;
   body.append(...[...body.rows].sort((a, b) =>
     turn * (Number(text(b)) - Number(text(a)) || text(a).localeCompare(text(b)))));
 };
@@ -74,10 +77,12 @@ for (const head of document.querySelectorAll(".sortable th")) head.onclick = () 
 
 def page(title: str, body: Sequence[str]) -> str:
     """A whole document of blocks of HTML."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{escape(title)}</title>"
     return "\n".join(
         [
-            f'<!doctype html>\n<html lang="en">\n<head>{head}\n<style>{STYLE}</style></head>\n<body>',
+            '<!doctype html>\n<html lang="en">',
+            f"<head>{head}\n<style>{STYLE}</style></head>\n<body>",
             *body,
             f"<script>{SCRIPT}</script>\n</body>\n</html>\n",
         ]
@@ -86,9 +91,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 def text(words: str, tag: str = "p", **attributes: str) -> str:
     """An element that holds plain text."""
-    written = "".join(
-        f' {name.rstrip("_")}="{escape(value)}"' for name, value in attributes.items()
-    )
+    written = "".join(f' {name.rstrip("_")}="{escape(v)}"' for name, v in attributes.items())
     return f"<{tag}{written}>{escape(words)}</{tag}>"
 
 
@@ -104,34 +107,35 @@ def table(
     Args:
         cells: the header, then the rows.
         numbers: columns set to the right.
-        sortable: whether a click sorts it.
+        sortable: whether a click on a column's head sorts the rows by it.
         aside: rows of this label are set back.
         last: whether the last row sums up.
     """
-
-    def row(values, tag, kind=""):
-        columns = (
-            f"<{tag}{' class=number' if i in numbers else ''}>{escape(value)}</{tag}>"
-            for i, value in enumerate(values)
-        )
-        return f"<tr{f' class={kind}' if kind else ''}>{''.join(columns)}</tr>"
-
     kinds = ["aside" if values[0] == aside else "" for values in cells[1:]]
     if last:
         kinds[-1] = "sum"
-    rows = [row(values, "td", kind) for values, kind in zip(cells[1:], kinds, strict=True)]
+    rows = []
+    for values, kind in zip(cells[1:], kinds, strict=True):
+        rows.append(_row(values, "td", numbers, kind))
+    head = f"<thead>{_row(cells[0], 'th', numbers)}</thead>"
+    body = "\n".join(["<tbody>", *rows, "</tbody>"])
     kind = " class=sortable" if sortable else ""
-    head, body = row(cells[0], "th"), "\n".join(rows)
-    return f'<div class="scroll"><table{kind}><thead>{head}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    return f'<div class="scroll"><table{kind}>{head}\n{body}</table></div>'
+
+
+def _row(values: Sequence[str], tag: str, numbers: Sequence[int], kind: str = "") -> str:
+    columns = []
+    for i, value in enumerate(values):
+        right = " class=number" if i in numbers else ""
+        columns.append(f"<{tag}{right}>{escape(value)}</{tag}>")
+    attribute = f" class={kind}" if kind else ""
+    return f"<tr{attribute}>{''.join(columns)}</tr>"
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and what they are; without those of which nothing is known."""
-    return (
-        "<dl>"
-        + "\n".join(text(name, "dt") + text(what, "dd") for name, what in pairs if what)
-        + "</dl>"
-    )
+    """Names and their values; without those of which nothing is known."""
+    known = [text(name, "dt") + text(value, "dd") for name, value in pairs if value]
+    return "<dl>" + "\n".join(known) + "</dl>"
 
 
 def listed(lines: Sequence[str]) -> str:
@@ -140,13 +144,13 @@ def listed(lines: Sequence[str]) -> str:
 
 
 def folded(summary: str, blocks: Sequence[str]) -> str:
-    """What a click unfolds; it is not printed while it is folded."""
+    """Blocks that a click unfolds; they are not printed while they are folded."""
     return "\n".join(["<details>", text(summary, "summary"), *blocks, "</details>"])
 
 
 def figure(path: Path, caption: str, wide: int = 1500, width: str = "100%") -> str:
-    """A picture, held in the page itself: an SVG as it is, any other as JPEG of `wide` pixels at
-    most.
+    """A picture, held in the page itself: an SVG as it is, any other as JPEG of at most `wide`
+    pixels.
 
     Raises:
         UserError: the file cannot be read as a picture.
@@ -154,18 +158,21 @@ def figure(path: Path, caption: str, wide: int = 1500, width: str = "100%") -> s
     if path.suffix == ".svg":
         kind, data = "svg+xml", path.read_bytes()
     else:
-        try:
-            with Image.open(path) as picture:
-                picture = picture.convert("RGB")
-        except (OSError, ValueError, SyntaxError):
-            raise UserError(f"{path}: missing or damaged; delete it, or test again") from None
-        if picture.width > wide:
-            picture = picture.resize(
-                (wide, round(picture.height * wide / picture.width)), Image.Resampling.LANCZOS
-            )
-        held = io.BytesIO()
-        picture.save(held, "JPEG", quality=88, optimize=True, subsampling=0)
-        kind, data = "jpeg", held.getvalue()
+        kind, data = "jpeg", _jpeg(path, wide)
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     image = f'<img src="{source}" alt="{escape(caption)}" style="width: {width}" loading="lazy">'
     return f"<figure>{image}{text(caption, 'figcaption') if caption else ''}</figure>"
+
+
+def _jpeg(path: Path, wide: int) -> bytes:
+    try:
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        raise UserError(f"{path}: missing or damaged; delete it, or test again") from None
+    if picture.width > wide:
+        size = wide, round(picture.height * wide / picture.width)
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    held = io.BytesIO()
+    picture.save(held, "JPEG", quality=88, optimize=True, subsampling=0)
+    return held.getvalue()
