@@ -4,7 +4,6 @@ damaged cases.
 
 import json
 import shutil
-import sys
 
 import h5py
 import numpy as np
@@ -24,20 +23,14 @@ from utils.errors import UserError
 
 
 @pytest.fixture
-def main(tmp_path, monkeypatch, capsys):
+def main(tmp_path, capsys):
     """`main(script, download, *options)` into `tmp_path / "root"`, in this process: exit status and
     output.
     """
 
     def call(script, download, *options):
-        arguments = [
-            str(download),
-            "--root",
-            str(tmp_path / "root"),
-            "--workers",
-            "1",
-            *map(str, options),
-        ]
+        root = str(tmp_path / "root")
+        arguments = [str(download), "--root", root, "--workers", "1", *map(str, options)]
         status = 0
         try:
             script.main(arguments)
@@ -76,7 +69,7 @@ def box_of(mask):
     return tuple(slice(low, high + 1) for low, high in ends)
 
 
-# ---------------------------------------------------------------------------------------------------------------- LA
+# ----------------------------------------------------------------------------------------------- LA
 
 
 @pytest.fixture
@@ -190,7 +183,7 @@ def test_a_folder_without_the_download_is_told_in_one_line(script, main, tmp_pat
     assert not (tmp_path / "root").exists()
 
 
-def test_la_from_download_to_result(tmp_path, main, monkeypatch, one_thread):
+def test_la_from_download_to_result(tmp_path, main, one_thread):
     """Prepared files are trained on and tested as published ones are."""
     rng = np.random.default_rng(0)
     for i in range(5):
@@ -199,14 +192,8 @@ def test_la_from_download_to_result(tmp_path, main, monkeypatch, one_thread):
     runs, root = str(tmp_path / "runs"), str(tmp_path / "root")
     common = ["--gpu", "-1", "--root", root, "--runs", runs]
     tiny = ["--patch", "32", "16", "16", "--n_filters", "2", "--labelnum", "2", "--labeled_bs", "1"]
-    monkeypatch.setattr(
-        sys, "argv", [train_supervised.__file__, *common, *tiny, "--max_iterations", "2"]
-    )
-    train_supervised.main()
-    monkeypatch.setattr(
-        sys, "argv", [test_LA.__file__, *common, "--method", "supervised", "--labelnum", "2"]
-    )
-    test_LA.main()
+    train_supervised.main([*common, *tiny, "--max_iterations", "2"])
+    test_LA.main([*common, "--method", "supervised", "--labelnum", "2"])
     (summary,) = (tmp_path / "runs").rglob("summary.json")
     assert json.loads(summary.read_text())["cases"] == 1
 
@@ -238,7 +225,7 @@ def test_la_repeats_a_published_file(la_root, main, tmp_path):
         assert all(abs(a - b) <= 10 for a, b in zip(made.shape, label.shape, strict=True))
 
 
-# -------------------------------------------------------------------------------------------------------------- ACDC
+# --------------------------------------------------------------------------------------------- ACDC
 
 
 @pytest.fixture
@@ -314,7 +301,7 @@ def test_acdc_without_its_phases_is_told(acdc, main, tmp_path):
     assert (tmp_path / "root" / "data" / "patient006_frame01.h5").is_file()
 
 
-# ----------------------------------------------------------------------------------------------------------- BraTS2019
+# ---------------------------------------------------------------------------------------- BraTS2019
 
 
 @pytest.fixture
@@ -365,7 +352,7 @@ def test_brats_takes_lists_and_another_modality(brats, main, tmp_path):
         assert file.attrs["source"].endswith(f"{names[4]}_t2.nii.gz")
 
 
-# ------------------------------------------------------------------------------------------------------------ Pancreas
+# ----------------------------------------------------------------------------------------- Pancreas
 
 
 def abdomen(rng, shape):
@@ -477,7 +464,7 @@ def test_pancreas_cases_that_cannot_be_used_are_told(pancreas, main, tmp_path):
     assert "0002: label has shape (35, 32, 20), but the image has (36, 32, 20)" in said
 
 
-# --------------------------------------------------------------------------------------------------------- endocardium
+# -------------------------------------------------------------------------------------- endocardium
 
 
 def ring(centre, radii):

@@ -1,23 +1,17 @@
-"""What the ``prepare_<dataset>.py`` scripts share: a folder made once and whole, cases as h5 files,
-lists by patient from a seed, and a report that tells what is wrong with which case.
+"""A folder that one script fills, once and whole.
 
-    if begin(root, recipe, files, overwrite): ...        the same recipe has filled this folder: nothing to do
+    if begin(root, recipe, files, overwrite): ...       the same recipe has filled it already
     report = Report(class_names)
     for ...:
-        with report.case(name, split) as row:            a UserError in here leaves out this case, not the others
-            row.look(image, label, source=path)          SimpleITK images: hash, geometry, volumes; what cannot be right
-            prepared = how.apply(image, label)           dataloaders.preprocessing
-            write_case(file, prepared.image, prepared.label, grid=prepared.place.grid, source=path,
-            sha256=row.sha256) row.show(prepared.image, prepared.label, prepared.place.grid.spacing)
+        with report.case(name, split) as row:           a UserError in here leaves out this case
+            row.look(image, label, source=path)         hash, geometry, volumes, everything odd
+            row.prepare(how, image, label, file, path)  the h5 file, and a picture for the report
     write_list(root / "train.list", [case for case in train if case in report.good])
-    problems = report.finish(root)                       report.csv, overlays.png, a table, and the problems as lines
+    problems = report.finish(root)                      report.csv, overlays.png, a printed table
     complete(root, problems)
-    sys.exit(1 if problems else 0)
 
-``prepare_all`` is all of that for a data set whose cases are known before any is read, several at a
-time. ``relabel`` maps the values of a label file to classes, ``misfit`` says how two geometries
-differ, ``split_units`` draws patients. A file that cannot be written ends the script; all else that
-is wrong with a case is told at the end.
+`official.prepare_all` does all of that for a data set whose cases are known before any is read,
+several at a time. A file that cannot be written ends the script.
 """
 
 import contextlib
@@ -30,9 +24,13 @@ from dataloaders.preprocessing import MARKER
 from utils.errors import UserError
 from utils.files import write_atomically
 
+RESULTS = ("report.csv", "overlays.png")  # the report's files
+
 
 class CannotWriteError(UserError):
-    """What no other case would fare better with: a full disk, a folder that may not be written."""
+    """An error that all other cases would meet too: a full disk, a folder that may not be
+    written.
+    """
 
 
 def begin(
@@ -42,17 +40,17 @@ def begin(
 
     Args:
         root: the folder; made where it is not there.
-        recipe: what the files depend on, as JSON can hold it: script, options, sources.
-        files: what is going to be written, relative to ``root``, besides :data:`RESULTS`.
-        overwrite: remove what another recipe has written, and that alone.
+        recipe: all that the files depend on, as JSON can hold it: script, options, sources.
+        files: those to be written, relative to `root`, besides `RESULTS`.
+        overwrite: remove the files of another recipe, and no others.
 
     Returns:
-        What :func:`complete` has noted, where this recipe has filled the folder and its files are
-        still there.
+        The note of `complete` where this recipe has filled the folder and its files are still
+        there, else None.
 
     Raises:
-        UserError: the folder holds what another recipe, or none, has written, or not all that this
-            one has; or it may not be written.
+        UserError: the folder holds files of another recipe, or of none; a file of this one is gone;
+            or the folder may not be written.
     """
     root, recipe = Path(root), json.loads(json.dumps(recipe))
     marker = root / MARKER
@@ -66,15 +64,11 @@ def begin(
         if strangers:
             raise UserError(f"{strangers[0]} was there before; choose an empty folder with --root")
     elif found["complete"] and found["recipe"] != recipe and not overwrite:
-        differ = [
-            key
-            for key in {**found["recipe"], **recipe}
-            if found["recipe"].get(key) != recipe.get(key)
-        ]
+        before = found["recipe"]
+        differ = [key for key in {**before, **recipe} if before.get(key) != recipe.get(key)]
         raise UserError(
             f"{root} holds another preparation (it differs in {', '.join(differ)}); choose another "
-            "--root, or replace "
-            "it: --overwrite"
+            "--root, or replace it: --overwrite"
         )
     elif not overwrite and found["complete"]:
         gone = [file for file in found["kept"] if not (root / file).is_file()]
@@ -95,7 +89,7 @@ def begin(
 
 
 def complete(root: str | Path, problems: Sequence[str]) -> None:
-    """Note that the folder is whole, and which problems were told."""
+    """Note that the folder is whole, and which cases were left out."""
     marker = Path(root) / MARKER
     found = read_json(marker)
     kept = [file for file in found["files"] if (Path(root) / file).is_file()]
@@ -146,6 +140,3 @@ def writing(advice: str = "") -> Iterator[None]:
         raise CannotWriteError(f"{error.filename}: {reason}") from None
     except UserError as error:
         raise CannotWriteError(str(error)) from None
-
-
-RESULTS = ("report.csv", "overlays.png")

@@ -1,4 +1,6 @@
-"""What the scripts for official downloads share: options, and every case prepared, several at a time."""
+"""Shared by the scripts for official downloads: options, and all cases prepared, several at a
+time.
+"""
 
 import argparse
 import os
@@ -8,14 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tqdm import tqdm
-
-from utils import command
-from utils.preparation.folder import (
-    begin,
-    complete,
-    write_list,
-)
+from utils import command, progress
+from utils.preparation.folder import begin, complete, write_list
 from utils.preparation.report import Report, Row, print_problems
 
 
@@ -31,7 +27,7 @@ def add_options(
 
     Args:
         parser: of the script.
-        root: default of ``--root``.
+        root: default of `--root`.
         lists, workers: help of the options of these names.
         seed: default; None where the lists do not depend on one unasked.
         at_once: workers at most, by default.
@@ -47,19 +43,17 @@ def add_options(
     )
 
 
-def stamp(files: Iterable[Path]) -> list[int]:
-    """What tells a changed source: the number of its files, in folders too, their size, and the
-    latest time.
+def stamp(files: Iterable[Path | None]) -> list[int]:
+    """Numbers that change with the sources: how many files they are, with those in folders, their
+    size, and the latest time.
     """
-    paths = [
-        path for file in files if file for path in ([file] if file.is_file() else file.rglob("*"))
-    ]
+    paths: list[Path] = []
+    for file in files:
+        if file is not None:
+            paths += [file] if file.is_file() else file.rglob("*")
     stats = [path.stat() for path in paths if path.is_file()]
-    return [
-        len(stats),
-        sum(s.st_size for s in stats),
-        max((s.st_mtime_ns for s in stats), default=0),
-    ]
+    size = sum(stat.st_size for stat in stats)
+    return [len(stats), size, max((stat.st_mtime_ns for stat in stats), default=0)]
 
 
 def prepare_all(
@@ -76,18 +70,20 @@ def prepare_all(
     """Fill a folder case by case, several at a time, and end in the report.
 
     Args:
-        prepare: a job to the row of its case, which it has written; a function of a module.
-        jobs: of all cases. Of a scan in two lists the one whose job comes first stays: begin with
-            the test list.
-        paths: case to the files that it is written to, relative to ``root``.
-        lists: file of a list to its lines, each with the case that it belongs to; those of cases
+        prepare: writes the case of a job and returns its row; a function of a module, so that
+            processes can find it.
+        jobs: of all cases. Of a scan in two lists the one whose job comes first stays, so the test
+            list comes first.
+        paths: case to the files that it is written to, relative to `root`.
+        lists: file of a list to its lines, each with the case that it belongs to; lines of cases
             left out are dropped.
-        root, recipe, overwrite: as :func:`begin`.
+        root, recipe, overwrite: as in `folder.begin`.
         class_names: of the foreground classes.
         workers: cases at a time.
 
     Returns:
-        What was left out, a line each; of a folder that was whole before, what was left out then.
+        The cases that were left out, a line each; of a folder that was whole before, those that
+        were left out then.
     """
     files = [*(file for written in paths.values() for file in written), *lists]
     whole = begin(root, recipe, files, overwrite)
@@ -97,19 +93,19 @@ def prepare_all(
         return whole["problems"]
     report = Report(class_names)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        before = signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # the processes inherit it: Ctrl-C is for this one alone
+        # the processes inherit this: only the first one answers Ctrl-C
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         rows = map(prepare, jobs) if workers == 1 else pool.map(prepare, jobs)
         signal.signal(signal.SIGINT, before)
-        for row in tqdm(rows, total=len(jobs), unit="case", disable=None):
+        for row in progress.bar(rows, len(jobs), unit="case", keep=True):
             report.rows[row.case] = row
             with report.case(row.case):
                 if row.problem is None:
                     report.check_new(row)
     good = set(report.good)
-    for file in (file for case in paths.keys() - good for file in paths[case]):
-        (root / file).unlink(missing_ok=True)
+    for case in paths.keys() - good:
+        for file in paths[case]:
+            (root / file).unlink(missing_ok=True)
     for file, lines in lists.items():
         write_list(root / file, [line for line, case in lines.items() if case in good])
     problems = report.finish(root)
