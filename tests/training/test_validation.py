@@ -251,7 +251,5 @@ def test_the_test_script_says_how_the_best_was_chosen(train, tiny_la, capsys):
 def test_a_run_without_validation_has_no_best(train, tiny_la):
     folder = train(train_supervised, tiny_la, *LA, "--max_iterations", 1)
     assert not (folder / "best.pth").exists()
-    with pytest.raises(
-        UserError, match=r"best\.pth: not there; it takes training with --val_fraction"
-    ):
+    with pytest.raises(UserError, match=r"best\.pth.*--val_fraction"):
         find_checkpoint(folder, "best")
