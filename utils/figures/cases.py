@@ -26,7 +26,7 @@ from utils.figures.style import (
     save,
     white_text,
 )
-from utils.metrics import NAMES, OVERLAPS
+from utils.metrics import NAMES, OVERLAPS, factor
 
 # Name, the axis that is cut, and the two that stay: the horizontal first. Arrays are (x, y, z) with
 # x to the patient's left, y to the back and z to the head, so axial planes run downwards and the
@@ -43,9 +43,9 @@ class Plane(NamedTuple):
     """A plane of a volume, or a part of it.
 
     Attributes:
-        name: in :data:`PLANES`.
+        name: in `PLANES`.
         index: where its axis is cut.
-        box: of the volume, what is shown of the other axes.
+        box: part of the volume; the plane is shown within it.
     """
 
     name: str
@@ -53,15 +53,13 @@ class Plane(NamedTuple):
     box: tuple[slice, slice, slice]
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
-        """``(rows, columns)`` of the picture, whose first row is the lowest unless the plane is
-        axial.
-        """
+        """The picture `(rows, columns)`; its first row is the lowest unless the plane is axial."""
         axis, (across, up), _ = PLANES[self.name]
         plane = volume[tuple(self.index if a == axis else part for a, part in enumerate(self.box))]
         return plane.T if across < up else plane
 
     def extents(self, size: Sequence[float]) -> tuple[float, float]:
-        """Width and height, of voxels of ``size``."""
+        """Width and height of the plane, with voxels of `size`."""
         _, across_up, _ = PLANES[self.name]
         return tuple((self.box[a].stop - self.box[a].start) * size[a] for a in across_up)
 
@@ -70,14 +68,14 @@ class Plane(NamedTuple):
         return width / height
 
     def draw(self, ax: Axes, picture: np.ndarray, size: Sequence[float], **options) -> None:
-        """``imshow`` of what :meth:`cut` gave."""
+        """Show a picture that `cut` made."""
         _, (across, up), origin = PLANES[self.name]
         ax.imshow(picture, origin=origin, aspect=size[up] / size[across], **options)
 
     def draw_image(
         self, ax: Axes, image: np.ndarray, window: Sequence[float], size: Sequence[float]
     ) -> None:
-        """An image's grey values within ``window``."""
+        """An image's grey values within `window`."""
         options = {
             "cmap": "gray",
             "vmin": window[0],
@@ -89,27 +87,21 @@ class Plane(NamedTuple):
     def draw_mask(
         self, ax: Axes, mask: np.ndarray, color: str, alpha: float, size: Sequence[float]
     ) -> None:
-        """The voxels of a mask, each as the square that it is."""
+        """The voxels of a mask, each as a square."""
         mask = self.cut(mask)
         tint = np.zeros((*mask.shape, 4), np.float32)
         tint[mask] = to_rgba(color, alpha)
         self.draw(ax, tint, size, interpolation="nearest")
 
     def scale(self, ax: Axes, length: float, size: Sequence[float]) -> None:
-        """A bar of ``length`` mm at the lower right."""
+        """A bar of `length` mm at the lower right."""
         _, (across, _), _ = PLANES[self.name]
         (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
         x, y = right - 0.03 * (right - left), bottom + 0.05 * (top - bottom)
         start = x - length / size[across]
         ax.plot([start, x], [y, y], color="white", lw=1.5, solid_capstyle="butt", path_effects=EDGE)
-        white_text(
-            ax,
-            (start + x) / 2,
-            y + 0.03 * (top - bottom),
-            f"{length:g} mm",
-            ha="center",
-            va="bottom",
-        )
+        above = y + 0.03 * (top - bottom)
+        white_text(ax, (start + x) / 2, above, f"{length:g} mm", ha="center", va="bottom")
 
 
 def planes_of(
@@ -117,20 +109,18 @@ def planes_of(
 ) -> list[Plane]:
     """The planes that show a case: axial, coronal and sagittal, each through the reference where
     its cut is largest; without a reference through the prediction, without either through the
-    middle. Of a stack of ``slices``, too thick to be cut across, up to three slices: near both ends
-    of the reference and half-way.
+    middle. A stack of `slices` is too thick to be cut across: up to three slices show it, near both
+    ends of the reference and half-way.
 
     Args:
-        near: show what is around reference and prediction alone, not the whole volume.
+        near: show only the surroundings of reference and prediction, not the whole volume.
     """
     mask = mask_of(pred, target)
     box = around((pred > 0) | (target > 0)) if near else tuple(slice(0, s) for s in target.shape)
     if slices:
         shown = np.arange(pred.shape[2]) if mask is None else np.flatnonzero(mask.any((0, 1)))
-        return [
-            Plane("slice", k, box)
-            for k in sorted({int(shown[len(shown) * n // 6]) for n in (1, 3, 5)})
-        ]
+        places = {int(shown[len(shown) * n // 6]) for n in (1, 3, 5)}
+        return [Plane("slice", place, box) for place in sorted(places)]
     return [
         largest_plane(name, mask, target.shape, box) for name in ("axial", "coronal", "sagittal")
     ]
@@ -139,7 +129,7 @@ def planes_of(
 def largest_plane(
     name: str, mask: np.ndarray | None, shape: Sequence[int], box: tuple[slice, slice, slice]
 ) -> Plane:
-    """The plane of this name where ``mask`` is largest; the middle without one."""
+    """The plane of this name where `mask` is largest; the middle without one."""
     axis = PLANES[name][0]
     if mask is None:
         return Plane(name, shape[axis] // 2, box)
@@ -147,15 +137,18 @@ def largest_plane(
 
 
 def mask_of(pred: np.ndarray, target: np.ndarray) -> np.ndarray | None:
-    """What a figure is to show: the reference if there is one, else the prediction, None without
-    either.
+    """The mask that a figure is cut through: the reference if there is one, else the prediction;
+    None without either.
     """
-    return next((labels > 0 for labels in (target, pred) if labels.any()), None)
+    for labels in (target, pred):
+        if labels.any():
+            return labels > 0
+    return None
 
 
 def around(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    """The box of a mask with a margin of a fifth of its extents, of at least 4 voxels; all without
-    one.
+    """The box of a mask with a margin of a fifth of its extents, of at least 4 voxels; the whole
+    volume without a mask.
     """
     box = []
     for axis, extent in enumerate(mask.shape):
@@ -168,11 +161,12 @@ def around(mask: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 def window_of(image: np.ndarray) -> np.ndarray:
-    """The grey values that are told apart."""
+    """The lowest and the highest grey value that are shown."""
     return np.percentile(image, (0.5, 99.8))
 
 
 def voxel_size(spacing: Sequence[float] | None) -> np.ndarray:
+    """The size of a voxel along each axis; 1 where it is not known."""
     return np.asarray(spacing if spacing is not None else (1, 1, 1), dtype=float)
 
 
@@ -201,22 +195,21 @@ def case_figure(
     class_names: Sequence[str] = ("",),
     slices: bool = False,
 ) -> None:
-    """Three planes of a case with its reference and prediction: of one class both as contours in
-    two colours, of several the reference filled and the prediction as contours, in a colour a
-    class.
+    """Three planes of a case with its reference and prediction. One class is drawn as contours in
+    two colours; of several classes, each in its colour, the reference is filled and the prediction
+    drawn as contours.
 
-    The planes are those of :func:`planes_of`. Grey values are clipped to the 0.5th and 99.8th
-    percentile.
+    The planes are those of `planes_of`. Grey values are clipped to the 0.5th and 99.8th percentile.
 
     Args:
         path: file to write, whole or not at all.
-        image: ``(X, Y, Z)``, or ``(rows, columns, slices)``.
+        image: `(X, Y, Z)`, or `(rows, columns, slices)`.
         pred, target: labels of the image's shape, 0 the background.
         title: set in bold above the planes, commonly the name of the case.
-        metrics: names of :data:`utils.metrics.METRICS` and values, overlaps in [0, 1] and distances
-            in ``unit``, set after the title.
+        metrics: names of `utils.metrics.METRICS` and values, overlaps in [0, 1] and distances in
+            `unit`, set after the title.
         spacing: size of a voxel along each axis in mm: gives the aspect, and a scale bar.
-        unit: of the distances in ``metrics``.
+        unit: of the distances in `metrics`.
         class_names: of the foreground classes; their number chooses the style.
         slices: the last axis counts slices.
 
@@ -224,7 +217,9 @@ def case_figure(
         ValueError: the three arrays are not 3-D of one shape.
     """
     check_shapes(image, pred, target)
-    size, window, planes = voxel_size(spacing), window_of(image), planes_of(pred, target, slices)
+    size = voxel_size(spacing)
+    window = window_of(image)
+    planes = planes_of(pred, target, slices)
     figure, (row,) = page([[plane.aspect(size) for plane in planes]])
     bar = bar_length([plane.extents(size)[0] for plane in planes])
     for ax, plane in zip(row, planes, strict=True):
@@ -235,17 +230,17 @@ def case_figure(
             plane.scale(ax, bar, size)
     text = ""
     if metrics is not None:
-        text = ("mean over classes   " if len(class_names) > 1 else "") + _line(metrics, unit)
+        text = _line(metrics, unit)
+        if len(class_names) > 1:
+            text = f"mean over classes   {text}"
     headline(figure, title, text)
     prediction = "prediction" if pred.any() else "prediction (empty)"
     if len(class_names) > 1:
         handles = [Patch(color=colour(c)) for c in range(1, len(class_names) + 1)]
         handles += [Patch(color=FAINT, alpha=0.5, lw=0), Line2D([], [], color=FAINT, lw=1.2)]
     else:
-        handles = [
-            Line2D([], [], color=REFERENCE, lw=2.4),
-            Line2D([], [], color=PREDICTION, lw=1.2),
-        ]
+        handles = [Line2D([], [], color=REFERENCE, lw=2.4)]
+        handles.append(Line2D([], [], color=PREDICTION, lw=1.2))
     legend(figure, handles, [*class_names, "reference", prediction][-len(handles) :])
     save(figure, path)
 
@@ -260,26 +255,26 @@ def error_figure(
     class_names: Sequence[str] = ("",),
     slices: bool = False,
 ) -> None:
-    """What is wrong with a prediction, in a row a class: voxels that it alone has, and that the
-    reference alone has.
+    """The errors of a prediction, in a row a class: voxels that only the prediction has, and voxels
+    that only the reference has.
 
-    The planes are those of :func:`case_figure`, of volumes with several classes each class's own,
-    shown around reference and prediction; the counts are the volume's.
+    The planes are those of `case_figure`; a volume of several classes is cut anew for each class.
+    They are shown around reference and prediction; the counts are the whole volume's.
 
     Args:
-        path, image, pred, target, title, spacing, slices: as :func:`case_figure`.
+        path, image, pred, target, title, spacing, slices: as for `case_figure`.
         class_names: of the foreground classes.
 
     Raises:
         ValueError: the three arrays are not 3-D of one shape.
     """
     check_shapes(image, pred, target)
-    size, window, several = voxel_size(spacing), window_of(image), len(class_names) > 1
+    size = voxel_size(spacing)
+    window = window_of(image)
+    several = len(class_names) > 1
     planes = planes_of(pred, target, slices, near=True)
-    aspects, bar = (
-        [plane.aspect(size) for plane in planes],
-        bar_length([plane.extents(size)[0] for plane in planes]),
-    )
+    aspects = [plane.aspect(size) for plane in planes]
+    bar = bar_length([plane.extents(size)[0] for plane in planes])
     figure, rows = page(
         [aspects] * len(class_names), left=0.3 * several, tallest=2.0 if several else 3.0
     )
@@ -301,14 +296,14 @@ def error_figure(
             beside(row[0], f"{name}\n{counts}")
     headline(figure, title, "FP, FN: voxels of the whole volume" if several else f"{counts} voxels")
     outline = [withStroke(linewidth=2.6, foreground=FAINT)]
-    handles = [Patch(color=color) for color in wrong] + [
-        Line2D([], [], color="white", lw=1.4, path_effects=outline)
-    ]
+    handles = [Patch(color=color) for color in wrong]
+    handles.append(Line2D([], [], color="white", lw=1.4, path_effects=outline))
     legend(figure, handles, ["false positive (FP)", "false negative (FN)", "reference"])
     save(figure, path)
 
 
 def check_shapes(image: np.ndarray, pred: np.ndarray, target: np.ndarray) -> None:
+    """Raise `ValueError` unless the three are volumes of one shape."""
     if image.ndim != 3 or not image.shape == pred.shape == target.shape:
         raise ValueError(
             f"need three volumes of one shape, got {image.shape}, {pred.shape} and {target.shape}"
@@ -327,7 +322,8 @@ def _draw_labels(ax: Axes, pred: np.ndarray, target: np.ndarray, classes: int) -
 
 
 def _line(metrics: Mapping[str, float], unit: str) -> str:
-    return "   ".join(
-        f"{NAMES[m]} {100 * value:.2f} %" if m in OVERLAPS else f"{NAMES[m]} {value:.2f} {unit}"
-        for m, value in metrics.items()
-    )
+    parts = []
+    for metric, value in metrics.items():
+        shown = "%" if metric in OVERLAPS else unit
+        parts.append(f"{NAMES[metric]} {factor(metric) * value:.2f} {shown}")
+    return "   ".join(parts)

@@ -1,4 +1,4 @@
-"""Figures of one case in three dimensions: its surfaces, shaded, in a parallel projection with a
+"""Figures of one case in three dimensions: its shaded surfaces in a parallel projection with a
 scale bar.
 """
 
@@ -32,7 +32,7 @@ from utils.figures.style import (
     save,
 )
 
-VERTICES = 60_000  # of a surface at most, or nearly: more are finer than a printed panel
+VERTICES = 60_000  # most of a surface, nearly: more are finer than a printed panel
 DISTANCE = LinearSegmentedColormap.from_list(
     "distance", ["#0072B2", "#56B4E9", "#EFEFEF", "#E69F00", "#D55E00"]
 )
@@ -45,13 +45,35 @@ class Mesh(NamedTuple):
     """The surface of a mask.
 
     Attributes:
-        vertices: ``(N, 3)`` half-way between two voxels' centres of which the mask holds one, in
-            the unit of ``size``.
-        faces: ``(M, 3)`` their indices, counter-clockwise from outside.
+        vertices: `(N, 3)`, each half-way between the centres of two voxels of which the mask holds
+            one, in mm or voxels.
+        faces: `(M, 3)` their indices, counter-clockwise from outside.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
+
+
+class View(NamedTuple):
+    """The part of a projection that a panel shows, in the unit of the meshes."""
+
+    width: float
+    height: float
+    centre: tuple[float, float]
+
+
+class _Surfaces(NamedTuple):
+    """Reference and prediction of a class.
+
+    Attributes:
+        meshes: None for one without a voxel.
+        distances: of each mesh's vertices; None without another mesh.
+        views: one for each of `VIEWS`.
+    """
+
+    meshes: list[Mesh | None]
+    distances: tuple[np.ndarray | None, np.ndarray | None]
+    views: list[View]
 
 
 def surface_figure(
@@ -67,13 +89,13 @@ def surface_figure(
 
     Colours are distances to the other surface: blue where the prediction lies within the reference,
     orange where it lies beyond, up to the 95th percentile of all. Surfaces pass between voxel
-    centres and are smoothed without loss of volume (Taubin, SIGGRAPH 1995) for the picture, not for
-    the distances. Where a mask has more than :data:`VERTICES` both are drawn at half their
-    resolution, or a third, …, without what is smaller than half of such a voxel.
+    centres. They are smoothed without loss of volume (Taubin, SIGGRAPH 1995) for the picture, not
+    for the distances. Where a surface has more than `VERTICES` both are drawn at half their
+    resolution, or a third, …, without parts that are smaller than half of such a voxel.
 
     Args:
         path: file to write, whole or not at all.
-        pred, target: labels ``(X, Y, Z)``, 0 the background, x to the patient's left, y to the
+        pred, target: labels `(X, Y, Z)`, 0 the background, x to the patient's left, y to the
             back, z to the head.
         title: set in bold above the surfaces.
         spacing: size of a voxel along each axis in mm, the unit of distances and of a scale bar
@@ -85,85 +107,90 @@ def surface_figure(
     """
     if pred.ndim != 3 or pred.shape != target.shape:
         raise ValueError(f"need two volumes of one shape, got {pred.shape} and {target.shape}")
-    box = around((pred > 0) | (target > 0))  # the rest takes time alone
+    box = around((pred > 0) | (target > 0))  # the rest would only take time
     pred, target = pred[box], target[box]
-    size, several = voxel_size(spacing), len(class_names) > 1
-    pairs = [_pair([target == c, pred == c], size) for c in range(1, len(class_names) + 1)]
-    distances = [_distances(meshes, masks, step) for meshes, masks, step in pairs]
-    measured = np.concatenate(
-        [np.abs(d) for pair in distances for d in pair if d is not None] or [np.zeros(0)]
-    )
-    limit = max(np.ceil(np.percentile(measured, 95)), 1.0) if len(measured) else 1.0
-
-    boxes = [_boxes(meshes, size * pred.shape, spacing is not None) for meshes, *_ in pairs]
-    aspects = [[box[0] / box[1] for box in row for _ in range(2)] for row in boxes]
-    figure, rows = page(
-        aspects, HEAD + OVER, BAR_FOOT if len(measured) else SIDE, 0.2 * several, tallest=1.8
-    )
+    size = voxel_size(spacing)
+    several = len(class_names) > 1
+    classes = [
+        _surfaces(target == c, pred == c, size, spacing is not None)
+        for c in range(1, len(class_names) + 1)
+    ]
+    measured = [np.abs(d) for one in classes for d in one.distances if d is not None]
+    distances = np.concatenate(measured or [np.zeros(0)])
+    limit = max(np.ceil(np.percentile(distances, 95)), 1.0) if len(distances) else 1.0
     norm = Normalize(-limit, limit)
-    for c, (name, row, (meshes, *_), pair, views) in enumerate(
-        zip(class_names, rows, pairs, distances, boxes, strict=True), 1
-    ):
-        smooth = [mesh and Mesh(_smoothed(mesh), mesh.faces) for mesh in meshes]
-        places = [(view, which) for view in range(len(VIEWS)) for which in range(2)]
-        for ax, (view, which) in zip(row, places, strict=True):
-            width, height, centre = views[view]
-            ax.set_xlim(centre[0] - width / 2, centre[0] + width / 2)
-            ax.set_ylim(centre[1] - height / 2, centre[1] + height / 2)
-            angles = list(VIEWS.values())[view]
-            if smooth[which] is None:
-                ax.text(
-                    0.5,
-                    0.5,
-                    "empty",
-                    transform=ax.transAxes,
-                    ha="center",
-                    va="center",
-                    size=7,
-                    color=FAINT,
-                )
-            else:
-                ax.add_collection(_shaded(smooth[which], pair[which], norm, angles), autolim=False)
-            if c == 1:
-                over(ax, f"{('reference', 'prediction')[which]}, {list(VIEWS)[view]}")
-            if spacing is not None and (view, which) == (0, 0):
-                _scale_bar(ax, bar_length([width]))
+
+    aspects = []
+    for one in classes:
+        by_view = [view.width / view.height for view in one.views]
+        aspects.append(np.repeat(by_view, 2).tolist())  # reference and prediction in each view
+    foot = BAR_FOOT if len(distances) else SIDE
+    figure, rows = page(aspects, HEAD + OVER, foot, 0.2 * several, tallest=1.8)
+    for name, row, one in zip(class_names, rows, classes, strict=True):
+        _draw_row(row, one, norm)
+        if spacing is not None:
+            _scale_bar(row[0], bar_length([one.views[0].width]))
         if several:
             beside(row[0], name)
+    names = [f"{which}, {view}" for view in VIEWS for which in ("reference", "prediction")]
+    for ax, name in zip(rows[0], names, strict=True):
+        over(ax, name)
     headline(figure, title)
-    if not len(measured):  # one mask or the other is empty: all that is drawn is grey
-        save(figure, path)
-        return
-    sides = (
-        "prediction within the reference",
-        f"beyond it ({'mm' if spacing is not None else 'voxels'})",
-    )
-    colour_bar(figure, 0.5, norm, DISTANCE, sides, clipped=measured.max() > limit)
+    if len(distances):  # otherwise one mask or the other is empty, and all that is drawn is grey
+        unit = "mm" if spacing is not None else "voxels"
+        sides = ("prediction within the reference", f"beyond it ({unit})")
+        clipped = distances.max() > limit
+        colour_bar(figure, 0.5, norm, DISTANCE, sides, clipped=clipped)
     save(figure, path)
+
+
+def _surfaces(target: np.ndarray, pred: np.ndarray, size: np.ndarray, bar: bool) -> _Surfaces:
+    """The surfaces of a class; `bar` leaves room for a scale bar."""
+    meshes, masks, step = _pair([target, pred], size)
+    distances = _distances(meshes, masks, step)
+    return _Surfaces(meshes, distances, _views(meshes, size * pred.shape, bar))
+
+
+def _draw_row(row: Sequence[Axes], surfaces: _Surfaces, norm: Normalize) -> None:
+    """The panels of a class: reference and prediction from the front, then from the back."""
+    smooth = [mesh and Mesh(_smoothed(mesh), mesh.faces) for mesh in surfaces.meshes]
+    panels = iter(row)
+    for view, angles in zip(surfaces.views, VIEWS.values(), strict=True):
+        for mesh, distance in zip(smooth, surfaces.distances, strict=True):
+            ax = next(panels)
+            x, y = view.centre
+            ax.set_xlim(x - view.width / 2, x + view.width / 2)
+            ax.set_ylim(y - view.height / 2, y + view.height / 2)
+            if mesh is None:
+                middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
+                ax.text(0.5, 0.5, "empty", size=7, color=FAINT, **middle)
+            else:
+                ax.add_collection(_shaded(mesh, distance, norm, angles), autolim=False)
 
 
 def _pair(
     masks: list[np.ndarray], size: np.ndarray
 ) -> tuple[list[Mesh | None], list[np.ndarray], np.ndarray]:
-    """The meshes of two masks, None for one without a voxel; and the masks as they were meshed, and
-    their voxels.
+    """The meshes of two masks, None for one without a voxel; the masks as they were meshed; and the
+    size of their voxels.
     """
     factor = int(np.ceil(np.sqrt(max(map(_count_vertices, masks)) / VERTICES)))
     if factor > 1:
-        masks, size = [_coarser(mask, factor) for mask in masks], size * factor
+        masks = [_coarser(mask, factor) for mask in masks]
+        size = size * factor
     return [_mesh(mask, size) for mask in masks], masks, size
 
 
 def _count_vertices(mask: np.ndarray) -> int:
-    """Of the mask's surface, one between each two neighbours that differ; without those at the
-    volume's edge.
+    """Number of vertices of the mask's surface: one between each two neighbours that differ, except
+    at the volume's edge.
     """
     pairs = ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1]), (mask[..., 1:], mask[..., :-1]))
     return sum(np.count_nonzero(one != other) for one, other in pairs)
 
 
 def _coarser(mask: np.ndarray, factor: int) -> np.ndarray:
-    """A voxel of each block, the mask's if half of the block is."""
+    """The mask with one voxel for each block; it is set if half of the block is."""
     padded = np.pad(mask, [(0, -s % factor) for s in mask.shape])
     blocks = padded.reshape([n for s in padded.shape for n in (s // factor, factor)])
     return blocks.sum((1, 3, 5), dtype=np.uint32) * 2 >= factor**3
@@ -182,18 +209,14 @@ def _mesh(mask: np.ndarray, size: np.ndarray) -> Mesh | None:
 def _distances(
     meshes: list[Mesh | None], masks: list[np.ndarray], size: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Of each vertex to the nearest of the other mesh, negative where the prediction lies within
-    the reference.
-
-    None without another mesh.
+    """Distance of each vertex to the nearest of the other mesh, negative where the prediction lies
+    within the reference; None without another mesh.
     """
     if None in meshes:
         return None, None
     result = []
-    for which, sign in (
-        (0, 1),
-        (1, -1),
-    ):  # inside of the other: the reference is there exceeded, the prediction short
+    # inside of the other mesh the prediction exceeds the reference, or falls short of it
+    for which, sign in ((0, 1), (1, -1)):
         own, other = meshes[which], meshes[1 - which]
         distance, _ = KDTree(other.vertices).query(own.vertices)
         place = (own.vertices / size - 0.5).T
@@ -203,7 +226,7 @@ def _distances(
 
 
 def _smoothed(mesh: Mesh, times: int = 10) -> np.ndarray:
-    """Vertices without the voxels' steps: turns of shrinking and growing back."""
+    """Vertices without the voxels' steps: they are shrunk and grown back in turns."""
     rows = mesh.faces[:, [0, 1, 2, 1, 2, 0]].ravel()
     columns = mesh.faces[:, [1, 2, 0, 0, 1, 2]].ravel()
     n = len(mesh.vertices)
@@ -223,27 +246,28 @@ def _axes(angles: tuple[float, float]) -> np.ndarray:
     return np.array([right, np.cross(near, right), near])
 
 
-def _boxes(
-    meshes: list[Mesh | None], extents: np.ndarray, bar: bool
-) -> list[tuple[float, float, tuple[float, float]]]:
-    """Width, height and centre of what each view shows of both surfaces, with a margin, and below
-    it room for a bar; of one size, so that all views have one scale."""
-    corners = np.concatenate(
-        [mesh.vertices for mesh in meshes if mesh] or [np.array([np.zeros(3), extents])]
-    )
+def _views(meshes: list[Mesh | None], extents: np.ndarray, bar: bool) -> list[View]:
+    """What each view shows of both surfaces, with a margin and, for a `bar`, room below it. All
+    have one size, so that they have one scale.
+    """
+    vertices = [mesh.vertices for mesh in meshes if mesh]
+    corners = np.concatenate(vertices or [np.array([np.zeros(3), extents])])
     flat = [corners @ _axes(angles)[:2].T for angles in VIEWS.values()]
-    middles = [(points.min(0) + points.max(0)) / 2 for points in flat]
     shown = np.max([np.ptp(points, 0) for points in flat], 0)
     width, height = np.maximum(1.06 * shown, 0.4 * shown.max())
     room = 0.16 * height if bar else 0.0
-    return [(width, height + room, (x, y - room / 2)) for x, y in middles]
+    views = []
+    for points in flat:
+        x, y = (points.min(0) + points.max(0)) / 2
+        views.append(View(width, height + room, (x, y - room / 2)))
+    return views
 
 
 def _shaded(
     mesh: Mesh, distance: np.ndarray | None, norm: Normalize, angles: tuple[float, float]
 ) -> TriMesh:
-    """The faces that look at the viewer, painted from the farthest to the nearest, with light from
-    the upper left.
+    """The faces that look at the viewer, from the farthest to the nearest, with light from the
+    upper left.
     """
     axes = _axes(angles)
     corners = mesh.vertices[mesh.faces]
@@ -260,11 +284,10 @@ def _shaded(
     smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-12)
     light = np.array([-0.45, 0.55, 0.7])
     bright = 0.42 + 0.58 * np.clip(smooth @ (light / np.linalg.norm(light)), 0, 1)
-    colours = (
-        np.tile(to_rgba("#CFCFCF"), (len(flat), 1))
-        if distance is None
-        else DISTANCE(norm(distance))
-    )
+    if distance is None:
+        colours = np.tile(to_rgba("#CFCFCF"), (len(flat), 1))
+    else:
+        colours = DISTANCE(norm(distance))
     colours[:, :3] *= bright[:, None]
 
     collection = TriMesh(Triangulation(flat[:, 0], flat[:, 1], mesh.faces[order]), rasterized=True)
@@ -276,12 +299,5 @@ def _scale_bar(ax: Axes, length: float) -> None:
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     x, y = left + 0.03 * (right - left), bottom + 0.03 * (top - bottom)
     ax.plot([x, x + length], [y, y], color=INK, lw=1.5, solid_capstyle="butt")
-    ax.text(
-        x + length / 2,
-        y + 0.02 * (top - bottom),
-        f"{length:g} mm",
-        ha="center",
-        va="bottom",
-        size=6,
-        color=INK,
-    )
+    above = y + 0.02 * (top - bottom)
+    ax.text(x + length / 2, above, f"{length:g} mm", ha="center", va="bottom", size=6, color=INK)
