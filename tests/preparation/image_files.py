@@ -3,19 +3,23 @@
 import numpy as np
 import SimpleITK
 
-TILTED = np.array(
-    [[0.96, -0.28, 0.0], [0.224, 0.768, -0.6], [0.168, 0.576, 0.8]]
-)  # a rotation about two axes
+UPRIGHT = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+TILTED = (0.96, -0.28, 0.0, 0.224, 0.768, -0.6, 0.168, 0.576, 0.8)  # turned about two axes
+
+
+def as_image(array, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=UPRIGHT):
+    """An array `(X, Y, Z)` as an image of SimpleITK."""
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image
 
 
 def oblique(shape=(12, 11, 5), dtype=np.int16):
     """An image of random voxels, each axis of another spacing, none along the patient's."""
     array = np.random.default_rng(0).integers(0, 1000, shape).astype(dtype)
-    image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
-    image.SetSpacing((0.7, 0.9, 3.0))
-    image.SetOrigin((-40.5, 12.25, 300.0))
-    image.SetDirection(TILTED.ravel().tolist())
-    return image
+    return as_image(array, (0.7, 0.9, 3.0), (-40.5, 12.25, 300.0), TILTED)
 
 
 def write_dicom(folder, image, uid="1.2.826.0.1.3680043.2.1125.1", first=0, skip=()):

@@ -5,16 +5,7 @@ Y, Z).
 import numpy as np
 import scipy.io
 import SimpleITK
-
-
-def as_image(
-    array, spacing=(1.0, 1.0, 1.0), origin=(0.0, 0.0, 0.0), direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)
-):
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
-    return image
+from image_files import as_image
 
 
 def write(path, array, *geometry):

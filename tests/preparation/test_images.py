@@ -1,4 +1,4 @@
-"""utils/images.py: what comes back, and each way in which a file can be wrong."""
+"""Image files read and written, and each way in which a file can be wrong."""
 
 import gzip
 import locale

@@ -7,13 +7,14 @@ import json
 
 import numpy as np
 import pytest
-import SimpleITK
 import torch
+from image_files import as_image
 from numpy.testing import assert_allclose, assert_array_equal
 
 from dataloaders.preprocessing import Preprocessing
 from utils.errors import UserError
 from utils.preparation.grid import Grid
+from utils.preparation.images import to_array
 from utils.preparation.preprocess import bounding_box, label_values, preprocess
 from utils.preparation.segmentation import around
 from utils.slabs import interpolate_slabs
@@ -39,15 +40,8 @@ def rotation(*degrees):
 
 def make(array, direction=None, spacing=SPACING):
     """An image of an array `(X, Y, Z)`."""
-    image = SimpleITK.GetImageFromArray(array.transpose(2, 1, 0))
-    image.SetSpacing(spacing)
-    image.SetOrigin(ORIGIN)
-    image.SetDirection(np.ravel(np.eye(3) if direction is None else direction).tolist())
-    return image
-
-
-def voxels(image):
-    return SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
+    axes = np.eye(3) if direction is None else direction
+    return as_image(array, spacing, ORIGIN, np.ravel(axes).tolist())
 
 
 def noise(seed=0, size=SIZE):
@@ -110,7 +104,7 @@ def test_axes_and_crop_move_no_voxel_in_space(turn):
     assert grid.size == prepared.image.shape
     for index in ((0, 0, 0), (2, 1, 5), tuple(extent - 1 for extent in grid.size)):
         there = image.TransformPhysicalPointToIndex(grid.point(index))
-        assert prepared.image[index] == voxels(image)[there]
+        assert prepared.image[index] == to_array(image)[there]
         assert_allclose(image.TransformIndexToPhysicalPoint(there), grid.point(index), atol=1e-6)
 
 
@@ -158,7 +152,7 @@ def test_a_spacing_that_differs_by_rounding_is_left_alone():
     image = make(noise())
     nearly = tuple(s * 1.0004 for s in SPACING)
     prepared = preprocess(Preprocessing(spacing=nearly, intensity="none"), image)
-    assert_array_equal(prepared.image, voxels(image))
+    assert_array_equal(prepared.image, to_array(image))
     assert prepared.place.grid == Grid.of(image)
 
 
