@@ -118,7 +118,7 @@ class Volumes:
         self.root, self.split, self.downsample = Path(root), split, downsample
         if not self.root.is_dir():
             raise UserError(
-                f"{self.root}: no such folder; get {self.name} as the README says, or name its "
+                f"{self.root}: no such folder; get {self.name} as docs/data.md says, or name its "
                 "folder with --root"
             )
         if split not in self.splits:
