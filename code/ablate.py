@@ -157,7 +157,10 @@ def run_commands(rows: Sequence[tuple[Row, Sequence[Job]]], run: bool) -> None:
             )
 
 
-def print_table(table: Table, rows: Sequence[tuple[Row, Sequence[Job]]], args) -> None:
+def print_table(
+    table: Table, rows: Sequence[tuple[Row, Sequence[Job]]], args: argparse.Namespace
+) -> None:
+    """Print the filled table, and its notes below it."""
     cells, notes = experiments.fill(rows, dataset_class(args.dataset).reported)
     notes = [*baselines(rows), *notes]
     if table.note:

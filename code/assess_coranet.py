@@ -24,7 +24,9 @@ assessment: nothing is trained. Writes certain_per_case.csv, a line for each cas
 with the voxel counts, and certain.csv, the table, into <run>/test/<checkpoint>/.
 """
 
+import argparse
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,19 +34,19 @@ from torch import Tensor
 import _root  # noqa: F401
 from dataloaders import DATASETS
 from utils import command, distributed
-from utils.errors import UserError
 from utils.evaluation import options
 from utils.evaluation.test_script import Test
 from utils.files import write_csv
 from utils.inference import whole_image
 from utils.metrics import mean, spread, spread_text
+from utils.reporting.predicted import branch_probabilities, insist_on_branches
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 MEASURES = ("PPV", "TPR", "CSI", "certain")
 TRAINED_ON = ("LA", *(name for name in DATASETS if name != "LA"))  # the default first
 
 
-def parse(argv=None):
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options.parse(
         __doc__, __file__, argv, datasets=TRAINED_ON, splits=("test", "train"), scores=False
     )
@@ -66,7 +68,8 @@ def measure(pred: Tensor, label: Tensor, certain: Tensor, num_classes: int) -> d
     """PPV, TPR, CSI and their counts within `certain` for each foreground class, all arrays
     `(*S)`.
     """
-    region, volume = int(certain.sum()), certain.numel()
+    region = int(certain.sum())
+    volume = certain.numel()
     rows = {}
     for c in range(1, num_classes):
         predicted = (pred == c) & certain
@@ -92,35 +95,14 @@ def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-def check(test: Test) -> None:
-    """See that the run has one network with three branches.
-
-    Raises:
-        UserError: it has not.
-    """
-    config = test.networks[0].config
-    if config.get("branches") != 3:
-        raise UserError(
-            f"{test.path}: its network has no conservative and radical branch; name a run of "
-            "CoraNet"
-        )
-    if "network" in config:
-        raise UserError(
-            f"{test.path}: one network for each class, each with a region of its own; assess a run "
-            "of train_coranet.py"
-        )
-
-
 def assess(test: Test) -> tuple[list[dict], dict[str, list[dict]]]:
     """The rows of all cases, classes and regions; and for each region the measures of each case,
     means over the classes.
     """
-    network, classes = test.networks[0], test.num_classes
-
-    def branches(x):
-        return torch.cat([logits.float().softmax(1) for logits in network(x)], dim=1)
-
-    rows, means = [], {}
+    classes = test.num_classes
+    branches = branch_probabilities(test.networks[0])
+    rows: list[dict] = []
+    means: dict[str, list[dict]] = {}
     for case, image, label in test.cases():
         label = torch.from_numpy(label).to(test.device)
         prob = whole_image(branches, image, test.patch, test.stride, 3 * classes, **test.options)
@@ -135,11 +117,11 @@ def assess(test: Test) -> tuple[list[dict], dict[str, list[dict]]]:
     return rows, means
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     distributed.alone()
     test = Test(args, datasets=DATASETS)
-    check(test)
+    insist_on_branches(test.networks[0], test.path)
     rows, means = assess(test)
     table = []
     print(f"{'region':14}" + "".join(f"{m + ' %':18}" for m in MEASURES))

@@ -1,4 +1,4 @@
-"""utils/figures.py: what is drawn, where it is cut, and that nothing makes it fall over."""
+"""utils/figures: what is drawn, where it is cut, and that no input breaks it."""
 
 import subprocess
 import sys
@@ -181,7 +181,7 @@ def test_case_figure_refuses_other_shapes(tmp_path, case):
     assert not list(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def drawn_over_black(path, colour):
@@ -253,7 +253,7 @@ def test_a_scale_bar_is_a_round_length_of_at_most_a_third(third):
     assert f"{length:.0e}"[0] in "125"
 
 
-# ----------------------------------------------------------------------------------------------------------- surfaces
+# ----------------------------------------------------------------------------------------- surfaces
 
 
 def ball(radius, shape=(40, 40, 40), centre=(19, 19, 19)):
@@ -377,7 +377,7 @@ def test_surface_figure_of_odd_shapes(tmp_path):
         surface_figure(tmp_path / "surface.png", full[0], full, "")
 
 
-# ----------------------------------------------------------------------------------------------------------- networks
+# ----------------------------------------------------------------------------------------- networks
 
 
 def test_sdm_figure_shows_the_map_and_the_mask_where_it_is_negative(tmp_path, case):
@@ -446,7 +446,7 @@ def test_uncertainty_figure_has_a_panel_a_checkpoint_and_says_how_much(tmp_path,
         uncertainty_figure(tmp_path / "none.png", given[0], ["epoch 5"], "")
 
 
-# ---------------------------------------------------------------------------------------------------------- summaries
+# ---------------------------------------------------------------------------------------- summaries
 
 
 def test_curves_figure_draws_a_line_a_network_in_percent(tmp_path):
@@ -571,7 +571,7 @@ def test_no_global_state():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ formats
+# ------------------------------------------------------------------------------------------ formats
 
 
 @pytest.mark.parametrize("kind", FORMATS)
