@@ -1,8 +1,12 @@
-"""One architecture a file, plain constructors; every network keeps its constructor's arguments in
-``config``.
+"""One architecture a file, with a plain constructor, whose arguments every network keeps in
+`config`.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from networks.base import SegmentationNetwork
 
 # name of --net: (file, class)
 _CLASSES = {
@@ -14,9 +18,7 @@ _CLASSES = {
 NETWORKS = tuple(_CLASSES)
 
 
-def network_class(name):
-    """The class of a network, with its `dims`, `multiples`, `bottom` and `defaults`; `name` is one
-    of `NETWORKS`.
-    """
+def network_class(name: str) -> "type[SegmentationNetwork]":
+    """The class of a network; `name` is one of `NETWORKS`."""
     module, cls = _CLASSES[name]
     return getattr(import_module(f"networks.{module}"), cls)

@@ -1,13 +1,15 @@
-"""What all segmentation networks share: options, heads and outputs. A network adds its encoder and
-its decoder.
+"""The options, heads and outputs that all segmentation networks share. A network adds its encoder
+and its decoder.
 """
 
 import contextlib
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -17,9 +19,21 @@ INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
 
-def norm(dims, kind, channels):
-    """The layer that follows a convolution: `batchnorm`, `instancenorm`, `groupnorm` (16 groups, or
-    the most that divide both 16 and the channels) or `none`."""
+# ----------------------------------------------------------------------------------------- layers
+
+
+def norm(dims: int, kind: str, channels: int) -> nn.Module:
+    """The layer that follows a convolution.
+
+    Args:
+        dims: 2 or 3.
+        kind: `batchnorm`, `instancenorm`, `groupnorm` (16 groups, or the largest number that
+            divides both 16 and the channels) or `none`.
+        channels: of the convolution.
+
+    Raises:
+        ValueError: another kind.
+    """
     if kind == "batchnorm":
         return BATCH_NORM[dims](channels)
     if kind == "instancenorm":
@@ -31,8 +45,8 @@ def norm(dims, kind, channels):
     raise ValueError(f"normalization is batchnorm, instancenorm, groupnorm or none, got {kind!r}")
 
 
-def stage(dims, n, in_channels, channels, kind):
-    """`n` times convolution of size 3, norm, ReLU; the extents stay."""
+def stage(dims: int, n: int, in_channels: int, channels: int, kind: str) -> nn.Sequential:
+    """`n` times a convolution of size 3, norm, ReLU; the extents stay."""
     layers = []
     for i in range(n):
         layers += [
@@ -43,72 +57,69 @@ def stage(dims, n, in_channels, channels, kind):
     return nn.Sequential(*layers)
 
 
-def enlarge(dims, align_corners=False):
-    """Twice the extents, bilinear or trilinear."""
-    return Enlarge(
-        scale_factor=2, mode="bilinear" if dims == 2 else "trilinear", align_corners=align_corners
-    )
+def enlarge(dims: int, align_corners: bool = False) -> "Enlarge":
+    """A layer that doubles the extents by bilinear or trilinear interpolation."""
+    mode = "bilinear" if dims == 2 else "trilinear"
+    return Enlarge(scale_factor=2, mode=mode, align_corners=align_corners)
 
 
 class Enlarge(nn.Upsample):
-    """Twice the extents; where a run is deterministic by sums of a fixed order, as torch's
-    trilinear gradient on a GPU has none."""
+    """Doubles the extents. In a deterministic run on a GPU it sums in a fixed order, which torch's
+    trilinear gradient does not.
+    """
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         plain = self.mode == "trilinear" and not self.align_corners
         if plain and x.is_cuda and torch.are_deterministic_algorithms_enabled():
             return enlarge_by_slices(x)
         return super().forward(x)
 
 
-def enlarge_by_slices(x):
-    """Trilinear interpolation of `(B, C, X, Y, Z)` to twice the extents, corners not aligned, an
-    axis at a time.
+def enlarge_by_slices(x: Tensor) -> Tensor:
+    """Trilinear interpolation of `(B, C, X, Y, Z)` to twice the extents, one axis after another;
+    corners are not aligned.
     """
     for axis in (2, 3, 4):
         last = x.shape[axis] - 1
         before = torch.cat((x.narrow(axis, 0, 1), x.narrow(axis, 0, last)), axis)
         after = torch.cat((x.narrow(axis, 1, last), x.narrow(axis, last, 1)), axis)
-        x = torch.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), axis + 1).flatten(
-            axis, axis + 1
-        )
+        halves = torch.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), axis + 1)
+        x = halves.flatten(axis, axis + 1)
     return x
 
 
-def branch(dims, channels, num_classes, kind):
+def branch(dims: int, channels: int, num_classes: int, kind: str) -> nn.Sequential:
     """CoraNet's task branch: two convolutions of size 3 and one of size 1 to the classes (Shi et
     al., TMI 2022).
     """
-    return nn.Sequential(
-        stage(dims, 2, channels, channels, kind), CONV[dims](channels, num_classes, 1)
-    )
+    last = stage(dims, 2, channels, channels, kind)
+    return nn.Sequential(last, CONV[dims](channels, num_classes, 1))
 
 
 @contextlib.contextmanager
-def statistics_kept(modules):
-    """Batch norms below `modules` count the batches that they see in here on copies that are thrown
-    away.
+def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """A context in which batch norms below `modules` update copies of their statistics, which are
+    thrown away.
     """
-    norms = [
-        m
-        for module in modules
-        for m in module.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    ]
+    below = [found for module in modules for found in module.modules()]
+    norms = [found for found in below if isinstance(found, nn.modules.batchnorm._BatchNorm)]
     kept = [dict(module._buffers) for module in norms]
     try:
         for module, buffers in zip(norms, kept, strict=True):
-            module._buffers.update(
-                {name: b if b is None else b.clone() for name, b in buffers.items()}
-            )
+            for name, buffer in buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.clone()
         yield
     finally:
         for module, buffers in zip(norms, kept, strict=True):
             module._buffers.update(buffers)
 
 
+# -------------------------------------------------------------------------------------- a network
+
+
 class Defaults(NamedTuple):
-    """What a network takes where the option is None."""
+    """A network's values for options that are None."""
 
     n_filters: int
     dropout: float
@@ -124,56 +135,65 @@ class SegmentationNetwork(nn.Module):
         num_classes: channels of the logits, background included.
         n_filters: channels of the first stage.
         normalization: `batchnorm`, `instancenorm`, `groupnorm` or `none`.
-        dropout: probability of dropping in training, at the encoder's bottom; each network says
-            where else. 0: none.
+        dropout: probability of dropping in training, at the encoder's bottom and where the network
+            says; 0: none.
         sdm_head: add a head of `num_classes - 1` signed distance maps through tanh (DTC, DTML,
             UG-MCL).
         branches: 1 for a plain segmentation head, or CoraNet's 3: normal, conservative, radical.
-        segmentation_head: False for a network of distance maps alone (DTML's second).
-        upsampling: `transposed` convolutions or `linear` interpolation (the second network of CML,
-            MC-Net).
-        deepest: give the encoder's deepest features too (CML).
-        inference: build what `segment` needs alone, in the shapes of training; `forward` is
-            `segment` then.
-        extras: what a network takes beyond these, see its `build`.
+        segmentation_head: False for a network that gives only distance maps (DTML's second).
+        upsampling: `transposed` convolutions or `linear` interpolation (the second network of CML
+            and of MC-Net).
+        deepest: return the encoder's deepest features too (CML).
+        inference: build only what `segment` needs, in the shapes of training; `forward` is then
+            `segment`.
+        extras: further options of a network's `build`.
 
-    Where `n_filters`, `dropout` or `upsampling` is None it is the network's own default, which
-    stands in `defaults`.
+    Where `n_filters`, `dropout` or `upsampling` is None, the network takes its own `defaults`.
 
-    `forward` maps `(B, in_channels, *S)` to logits `(B, num_classes, *S)`; with `branches > 1` to a
-    tuple of them; with `sdm_head` to `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in [-1, 1], or
-    to sdm alone; with `deepest` to `(logits, features)`, features what `encode` gives last.
+    `forward` maps `(B, in_channels, *S)` to logits `(B, num_classes, *S)`. With `branches > 1` it
+    returns a tuple of them; with `sdm_head` `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in
+    [-1, 1], or only sdm; with `deepest` `(logits, features)`, where features are the last of
+    `encode`.
 
-    A network sets `dims`, `multiples`, `bottom` and `defaults`, and has the methods `build`, which
-    makes its layers and returns the number of channels that `decode` gives, `encode`, from an image
-    to a list of features of falling extents, and `decode`, from that list to features of the
-    image's extents; both call their stages by `run_stage`.
+    A subclass sets the class attributes and has three methods. `build` makes its layers and returns
+    the number of channels that `decode` gives; `encode` maps an image to a list of features of
+    falling extents; `decode` maps that list to features of the image's extents. Both call their
+    stages through `run_stage`.
 
     Class attributes:
         dims: axes of S.
-        multiples: what each extent of the input must be a multiple of.
-        bottom: what each extent is divided by at the encoder's bottom, rounded up.
+        multiples: each extent of the input must be a multiple of its number here.
+        bottom: at the encoder's bottom each extent is divided by its number here, rounded up.
         defaults: see `Defaults`.
+
+    Attributes:
+        config: all arguments of the constructor.
+
+    Raises:
+        ValueError: an argument out of its range, or two that exclude each other.
     """
 
     dims = 3
+    multiples: tuple[int, ...]
+    bottom: tuple[int, ...]
+    defaults: Defaults
     head_size = 1  # of the heads' convolution
     _recompute = False
 
     def __init__(
         self,
-        in_channels=1,
-        num_classes=2,
-        n_filters=None,
-        normalization="batchnorm",
-        dropout=None,
-        sdm_head=False,
-        branches=1,
-        segmentation_head=True,
-        upsampling=None,
-        deepest=False,
-        inference=False,
-        **extras,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        n_filters: int | None = None,
+        normalization: str = "batchnorm",
+        dropout: float | None = None,
+        sdm_head: bool = False,
+        branches: int = 1,
+        segmentation_head: bool = True,
+        upsampling: str | None = None,
+        deepest: bool = False,
+        inference: bool = False,
+        **extras: Any,
     ):
         super().__init__()
         n_filters = self.defaults.n_filters if n_filters is None else n_filters
@@ -193,57 +213,41 @@ class SegmentationNetwork(nn.Module):
             "inference": inference,
             **extras,
         }
-        for key, least in (
-            ("in_channels", 1),
-            ("num_classes", 2),
-            ("n_filters", 1),
-            ("branches", 1),
-        ):
-            if self.config[key] < least:
-                raise ValueError(f"{key} must be at least {least}, got {self.config[key]}")
-        if upsampling not in ("transposed", "linear"):
-            raise ValueError(f"upsampling is transposed or linear, got {upsampling!r}")
-        if not segmentation_head and not (sdm_head and branches == 1):
-            raise ValueError(
-                "a network without a segmentation head needs sdm_head, and has no branches"
-            )
-        if deepest and (sdm_head or branches > 1):
-            raise ValueError("a network gives its deepest features beside logits alone")
+        _check(self.config)
         channels = self.build(in_channels, n_filters, normalization, dropout, upsampling, **extras)
         if not segmentation_head:
             self.heads = nn.ModuleList()
         elif branches == 1:
             self.heads = nn.ModuleList([self._head(channels, num_classes)])
         else:
-            kept = 1 if inference else branches
+            count = 1 if inference else branches
             self.heads = nn.ModuleList(
-                branch(self.dims, channels, num_classes, normalization) for _ in range(kept)
+                branch(self.dims, channels, num_classes, normalization) for _ in range(count)
             )
         needed = sdm_head and not (inference and segmentation_head)
         self.sdm = self._head(channels, num_classes - 1) if needed else None
 
-    def _head(self, channels, outputs):
+    def _head(self, channels: int, outputs: int) -> nn.Module:
         return CONV[self.dims](channels, outputs, self.head_size, padding=self.head_size // 2)
 
-    def checkpoint_activations(self, on=True):
-        """Keep of each stage what goes in alone, in training, and compute it again in backward:
-        less memory, a forward pass more, the same numbers. No part of the architecture, so not of
-        `config`.
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """In training store only each stage's input and recompute the rest in the backward pass:
+        less memory, one more forward pass, the same numbers. It is no part of the architecture, so
+        not of `config`.
         """
         self._recompute = bool(on)
 
-    def run_stage(self, function, *inputs):
-        """`function(*inputs)`, of tensors and of the modules that it calls: a stage of
-        `checkpoint_activations`.
+    def run_stage(self, function: Callable, *inputs: Tensor | nn.Module) -> Tensor:
+        """`function(*inputs)`, as one stage of `checkpoint_activations`; among the inputs are all
+        modules that the function calls.
         """
         if not (self._recompute and self.training and torch.is_grad_enabled()):
             return function(*inputs)
-        if (
-            torch.compiler.is_compiling()
-        ):  # the compiled graph has batch norm's update of its statistics once
+        if torch.compiler.is_compiling():  # a compiled graph updates the statistics only once
             return checkpoint(function, *inputs, use_reentrant=False)
         modules = [value for value in (function, *inputs) if isinstance(value, nn.Module)]
-        drops = any(isinstance(m, DROPOUT) and m.p for module in modules for m in module.modules())
+        below = [found for module in modules for found in module.modules()]
+        drops = any(isinstance(found, DROPOUT) and found.p for found in below)
         return checkpoint(
             function,
             *inputs,
@@ -252,22 +256,24 @@ class SegmentationNetwork(nn.Module):
             context_fn=lambda: (contextlib.nullcontext(), statistics_kept(modules)),
         )
 
-    def _encode(self, x):
+    def _encode(self, x: Tensor) -> list[Tensor]:
         extents = x.shape[2:]
-        if len(extents) != self.dims or any(
-            e % m for e, m in zip(extents, self.multiples, strict=True)
-        ):
+        fits = len(extents) == self.dims
+        if fits:
+            fits = not any(e % m for e, m in zip(extents, self.multiples, strict=True))
+        if not fits:
             expected = f"(B, C, *S), each of S a multiple of {', '.join(map(str, self.multiples))}"
             raise ValueError(
                 f"the input of {type(self).__name__} must be {expected}, got {tuple(x.shape)}"
             )
         return self.encode(x)
 
-    def segment(self, x):
-        """Logits of the first head alone: the one that is tested, without the cost of the others.
+    def segment(self, x: Tensor) -> Tensor:
+        """Logits `(B, num_classes, *S)` of the first head, the one that is tested, without the cost
+        of the others.
 
-        Of distance maps alone: 0 for the background and -1500 d for a class, so that softmax gives
-        σ(-1500 d).
+        A network that gives only distance maps d has the logits 0 for the background and -1500 d
+        for a class, so that softmax gives σ(-1500 d).
         """
         x = self.decode(self._encode(x))
         if self.heads:
@@ -275,7 +281,7 @@ class SegmentationNetwork(nn.Module):
         sdm = torch.tanh(self.sdm(x))
         return torch.cat((torch.zeros_like(sdm[:, :1]), -1500 * sdm), 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         if self.config["inference"]:
             return self.segment(x)
         features = self._encode(x)
@@ -287,3 +293,20 @@ class SegmentationNetwork(nn.Module):
         if self.config["deepest"]:
             return logits[0], features[-1]
         return logits if len(logits) > 1 else logits[0]
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Raise `ValueError` where the arguments of a network cannot be."""
+    smallest = {"in_channels": 1, "num_classes": 2, "n_filters": 1, "branches": 1}
+    for key, least in smallest.items():
+        if config[key] < least:
+            raise ValueError(f"{key} must be at least {least}, got {config[key]}")
+    if config["upsampling"] not in ("transposed", "linear"):
+        raise ValueError(f"upsampling is transposed or linear, got {config['upsampling']!r}")
+    alone = config["sdm_head"] and config["branches"] == 1
+    if not config["segmentation_head"] and not alone:
+        raise ValueError(
+            "a network without a segmentation head needs sdm_head, and has no branches"
+        )
+    if config["deepest"] and (config["sdm_head"] or config["branches"] > 1):
+        raise ValueError("a network gives its deepest features only beside logits")

@@ -10,46 +10,57 @@ CoraNet's (Shi et al., TMI 2022) is `UNet(levels=4, n_filters=64)`.
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from networks.base import CONV, TRANSPOSED, Defaults, SegmentationNetwork, enlarge, norm
 
 
-def deeper(shrink, convolve, x):
+def deeper(shrink: nn.Module, convolve: nn.Module, x: Tensor) -> Tensor:
     """A level of the encoder."""
     return convolve(shrink(x))
 
 
-def higher(grow, convolve, skip, x):
+def higher(grow: nn.Module, convolve: nn.Module, skip: Tensor, x: Tensor) -> Tensor:
     """A level of the decoder."""
     return convolve(torch.cat((skip, grow(x)), 1))
 
 
 class UNet(SegmentationNetwork):
-    """The options of `SegmentationNetwork`, and `levels` (5), of which the extents are multiples of
+    """The options of `SegmentationNetwork`, and `levels` (5); extents must be multiples of
     2^(levels - 1).
 
-    Dropout stands between the two convolutions of the encoder's levels. `dropout` is the bottom's
-    probability; the levels above have 0.1, 0.2, 0.4 and 0.6 of it from the top, any further ones
+    Each level of the encoder has dropout between its two convolutions. `dropout` is the probability
+    at the bottom; from the top the other levels have 0.1, 0.2, 0.4 and 0.6 of it, and further ones
     all of it. With five levels 0.5 gives the field's 0.05, 0.1, 0.2, 0.3, 0.5.
     """
 
-    dims, multiples, bottom = 2, (16, 16), (16, 16)
+    dims = 2
+    multiples = bottom = (16, 16)
     defaults = Defaults(n_filters=16, dropout=0.5, upsampling="linear")
     head_size = 3
     slope = 0.01  # of the activation below 0
 
-    def build(self, in_channels, n_filters, normalization, dropout, upsampling, levels=5):
+    def build(
+        self,
+        in_channels: int,
+        n_filters: int,
+        normalization: str,
+        dropout: float,
+        upsampling: str,
+        levels: int = 5,
+    ) -> int:
         if levels < 2:
             raise ValueError(f"levels must be at least 2, got {levels}")
         self.multiples = self.bottom = (2 ** (levels - 1),) * self.dims
         widths = [n_filters * 2**i for i in range(levels)]
-        shares = [*(0.1, 0.2, 0.4, 0.6), *[1.0] * levels][: levels - 1]
+        shares = [0.1, 0.2, 0.4, 0.6, *[1.0] * levels][: levels - 1]
         shares.append(1.0)
         self.encoder = nn.ModuleList(
             self.level(before, width, normalization, share * dropout)
             for before, width, share in zip([in_channels, *widths], widths, shares, strict=False)
         )
-        self.ups, self.decoder = nn.ModuleList(), nn.ModuleList()
+        self.ups = nn.ModuleList()
+        self.decoder = nn.ModuleList()
         for deep, width in zip(widths[:0:-1], widths[-2::-1], strict=True):
             grow, channels = self.grow(deep, width, upsampling)
             self.ups.append(grow)
@@ -57,8 +68,8 @@ class UNet(SegmentationNetwork):
         self.shrink = nn.MaxPool2d(2) if self.dims == 2 else nn.MaxPool3d(2)
         return n_filters
 
-    def level(self, in_channels, channels, kind, dropout):
-        """Two convolutions, dropout between them; the extents stay."""
+    def level(self, in_channels: int, channels: int, kind: str, dropout: float) -> nn.Sequential:
+        """Two convolutions with dropout between them; the extents stay."""
         layers = []
         for before in (in_channels, channels):
             layers += [
@@ -68,22 +79,23 @@ class UNet(SegmentationNetwork):
             ]
         return nn.Sequential(*layers[:3], nn.Dropout(dropout), *layers[3:])
 
-    def grow(self, deep, channels, upsampling):
-        """What doubles the extents of `deep` channels, and how many channels it gives."""
+    def grow(self, deep: int, channels: int, upsampling: str) -> tuple[nn.Module, int]:
+        """A layer that doubles the extents of `deep` channels, and how many channels it gives."""
         if upsampling == "transposed":
             return TRANSPOSED[self.dims](deep, channels, 2, stride=2), channels
-        return nn.Sequential(
-            CONV[self.dims](deep, channels, 1), enlarge(self.dims, align_corners=True)
-        ), channels
+        narrow = CONV[self.dims](deep, channels, 1)
+        return nn.Sequential(narrow, enlarge(self.dims, align_corners=True)), channels
 
-    def encode(self, x):
-        """The levels' features, the deepest, `(B, 2^(levels - 1)·n_filters, …)`, last."""
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The features of all levels; the last and deepest are `(B, 2^(levels - 1)·n_filters,
+        …)`.
+        """
         features = [self.run_stage(self.encoder[0], x)]
         for convolve in self.encoder[1:]:
             features.append(self.run_stage(deeper, self.shrink, convolve, features[-1]))
         return features
 
-    def decode(self, features):
+    def decode(self, features: list[Tensor]) -> Tensor:
         """From `encode`'s list to the last level's features `(B, n_filters, *S)`."""
         x = features[-1]
         for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=True):

@@ -1,5 +1,5 @@
-"""V-Net as semi-supervised segmentation uses it (Milletari et al., 3DV 2016); 9,448,866 parameters
-as it stands.
+"""V-Net as semi-supervised segmentation uses it (Milletari et al., 3DV 2016); by default 9,448,866
+parameters.
 
 Nine stages of 1, 2, 3, 3, 3, 3, 3, 2, 1 convolutions 3×3×3 with 16, 32, 64, 128, 256, 128, 64, 32,
 16 channels; 2×2×2 convolutions of stride two lead down, transposed ones up; skips are added, not
@@ -7,14 +7,15 @@ concatenated.
 """
 
 import torch.nn as nn
+from torch import Tensor
 
 from networks.base import Defaults, SegmentationNetwork, enlarge, norm, stage
 
 CONVOLUTIONS = (1, 2, 3, 3, 3, 3, 3, 2, 1)
 
 
-def down(channels, kind):
-    """Half the size, twice the channels."""
+def down(channels: int, kind: str) -> nn.Sequential:
+    """Halves the extents and doubles the channels."""
     return nn.Sequential(
         nn.Conv3d(channels, 2 * channels, 2, stride=2),
         norm(3, kind, 2 * channels),
@@ -22,9 +23,9 @@ def down(channels, kind):
     )
 
 
-def up(channels, kind, upsampling):
-    """Twice the size, half the channels: a `transposed` convolution, or `linear` and a convolution
-    3×3×3.
+def up(channels: int, kind: str, upsampling: str) -> nn.Sequential:
+    """Doubles the extents and halves the channels, by a `transposed` convolution, or by `linear`
+    interpolation and a convolution 3×3×3.
     """
     if upsampling == "transposed":
         grow = [nn.ConvTranspose3d(channels, channels // 2, 2, stride=2)]
@@ -36,10 +37,17 @@ def up(channels, kind, upsampling):
 class VNet(SegmentationNetwork):
     """The options of `SegmentationNetwork`; dropout drops channels after stages five and nine."""
 
-    multiples, bottom = (16, 16, 16), (16, 16, 16)
+    multiples = bottom = (16, 16, 16)
     defaults = Defaults(n_filters=16, dropout=0.5, upsampling="transposed")
 
-    def build(self, in_channels, n_filters, normalization, dropout, upsampling):
+    def build(
+        self,
+        in_channels: int,
+        n_filters: int,
+        normalization: str,
+        dropout: float,
+        upsampling: str,
+    ) -> int:
         widths = [n_filters * 2**i for i in range(5)]  # 16, 32, 64, 128, 256
         self.encoder = nn.ModuleList(
             stage(3, n, in_channels if i == 0 else width, width, normalization)
@@ -54,14 +62,17 @@ class VNet(SegmentationNetwork):
         self.dropout = nn.Dropout3d(dropout)
         return n_filters
 
-    def encode(self, x):
-        """The five stages' features, the deepest, `(B, 16·n_filters, X/16, Y/16, Z/16)`, last."""
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The features of the five stages; the last and deepest are `(B, 16·n_filters, X/16, Y/16,
+        Z/16)`.
+        """
         features = [self.run_stage(self.encoder[0], x)]
         for shrink, convolve in zip(self.downs, self.encoder[1:], strict=True):
-            features.append(self.run_stage(convolve, self.run_stage(shrink, features[-1])))
+            smaller = self.run_stage(shrink, features[-1])
+            features.append(self.run_stage(convolve, smaller))
         return [*features[:-1], self.dropout(features[-1])]
 
-    def decode(self, features):
+    def decode(self, features: list[Tensor]) -> Tensor:
         """From `encode`'s list to the last stage's features `(B, n_filters, X, Y, Z)`."""
         x = features[-1]
         for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=True):
