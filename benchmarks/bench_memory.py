@@ -2,38 +2,33 @@
 
     python benchmarks/bench_memory.py                                  the table of docs/training.md
     python benchmarks/bench_memory.py --methods cml --patch 64 64 48   one method, smaller crops
-    python benchmarks/bench_memory.py --check                          computed beside measured, on this CPU
+    python benchmarks/bench_memory.py --check                          also measured on this CPU
 
 Each row runs the training script itself, from its networks to its optimizer, for two steps on
-noise. Computed: with tensors that have shapes and no values, so in seconds and without the memory;
-every storage counts from the operation that makes it until its last reference goes. What that
-leaves out are an operation's own workspace, the allocator's slack and, on a GPU, the context.
-Measured, where there is a GPU: the most that torch's allocator had handed out at a time. CPU's
-autocast rules, of which a GPU's differ in few operations, hold for what is computed.
+noise. The peak is computed with tensors that have shapes but no values, which takes seconds and
+little memory. Every storage counts from the operation that makes it until its last reference goes.
+This leaves out the workspace of single operations, the allocator's slack and, on a GPU, the
+context. The computation follows the CPU's autocast rules, which differ from a GPU's in few
+operations. If there is a GPU, the peak of torch's allocator is measured too.
 """
 
-import argparse
 import gc
 import itertools
-import runpy
-import sys
+import logging
 import weakref
-from pathlib import Path
 from unittest import mock
 
 import harness
 import torch
-from harness import ROOT
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dataloaders import two_stream
 from dataloaders.two_stream import LABELED, UNLABELED, Batch
 from utils import command
 from utils.device import channels_last, resolve_precision, select_device
 from utils.training import run
-
-sys.path.insert(0, str(ROOT / "code"))  # where the scripts find `_root`
 
 METHODS = ("supervised", "dmd", "dtml", "ugmcl", "cml", "coranet")
 SAVING = {
@@ -46,7 +41,7 @@ LIMIT = 8e9  # bytes
 
 
 class Storages(TorchDispatchMode):
-    """Bytes of all storages that live, and the most that lived at a time."""
+    """Counts the bytes of all storages that live, and their peak."""
 
     def __init__(self):
         super().__init__()
@@ -74,33 +69,38 @@ class Storages(TorchDispatchMode):
 
 
 class Noise:
-    """Stands in for the loader: crops of noise, of two classes, and as many cases as a step
-    takes.
-    """
+    """Replaces the loader: crops of noise with two classes, and as many cases as a step takes."""
 
-    in_channels, num_classes, steps_per_epoch = 1, 2, 1
+    in_channels = 1
+    num_classes = 2
+    steps_per_epoch = 1
+    description = {"class_names": ["noise"]}  # noqa: RUF012
 
     def __init__(self, args, device):
-        self.patch, self.device = args.patch, device
-        self.labeled_bs, self.unlabeled_bs = args.labeled_bs, getattr(args, "unlabeled_bs", 0)
+        self.patch = args.patch
+        self.device = device
+        self.labeled_bs = args.labeled_bs
+        self.unlabeled_bs = getattr(args, "unlabeled_bs", 0)
         self.cases = {LABELED: range(self.labeled_bs), UNLABELED: range(self.unlabeled_bs)}
 
     def batch(self, part, parts):
-        labeled, unlabeled = self.labeled_bs // parts, self.unlabeled_bs // parts
-        image = torch.randn(labeled + unlabeled, 1, *self.patch, device=self.device)
+        labeled = self.labeled_bs // parts
+        unlabeled = self.unlabeled_bs // parts
+        image = torch.randn(labeled + unlabeled, self.in_channels, *self.patch, device=self.device)
         label = (image[:labeled, 0] > 0).long()
-        return Batch(image, label, [None] * len(image), [], labeled, part, parts)
+        crops = [None] * len(image)
+        return Batch(image, label, crops, [], labeled, part, parts)
 
     def samples(self, step):
         return []
 
     def gather(self, store, crops):
-        """Pseudo-labels and certain voxels as CoraNet packs them."""
-        return torch.randint(0, 4, (len(crops), *self.patch), device=self.device).byte()
+        """Pseudo-labels of crops, or where they are uncertain."""
+        return torch.randint(0, 2, (len(crops), *self.patch), device=self.device).byte()
 
 
 class Job(run.Run):
-    """A run of the last two steps, without its folder."""
+    """A run of the last two steps, without a folder."""
 
     def __init__(self, args, script):
         self.args = args
@@ -108,18 +108,19 @@ class Job(run.Run):
         self.parts = self.shares = args.accumulate
         self.precision = resolve_precision(args.precision, self.device)
         self.generator = torch.Generator()
-        self._forwards, self._reducing = {}, []
+        self.logger = logging.getLogger("bench_memory")
+        self._forwards = {}
+        self._reducing = []
 
     def to_device(self, network):
         if self.device.type == "cuda":
             return super().to_device(network)
         network.checkpoint_activations(bool(self.args.checkpoint_activations))
-        for module in network.modules():  # whose own `to` cannot lay out tensors without values
+        layout = channels_last(network.dims)
+        for module in network.modules():  # `to` cannot change the layout of tensors without values
             for key, p in module.named_parameters(recurse=False):
                 if p.ndim == network.dims + 2:
-                    p = torch.nn.Parameter(
-                        p.detach().contiguous(memory_format=channels_last(network.dims))
-                    )
+                    p = torch.nn.Parameter(p.detach().contiguous(memory_format=layout))
                     setattr(module, key, p)
         return network
 
@@ -141,27 +142,16 @@ class Job(run.Run):
 
 def step(method, *options):
     """Run two steps of a method's script."""
-    script, noise = (
-        str(ROOT / "code" / f"train_{method}.py"),
-        "dataloaders.two_stream.two_stream_loader",
-    )
-    words = [script, "--labelnum", "16", *map(str, options)]
-    with (
-        mock.patch(noise, Noise),
-        mock.patch.object(run, "Run", Job),
-        mock.patch.object(sys, "argv", words),
-    ):
-        runpy.run_path(script, run_name="__main__")
+    patches = [(two_stream, "two_stream_loader", Noise), (run, "Run", Job)]
+    harness.run_script(f"train_{method}.py", ["--labelnum", 16, *options], patches)
 
 
 def copied(tensor, memo):
-    """What `copy.deepcopy`, which wants values, makes of a tensor without: a teacher's weights and
-    statistics.
-    """
+    """`copy.deepcopy` of a tensor without values, as of a teacher's weights and statistics."""
     copy = tensor.detach().clone()
-    memo[id(tensor)] = copy = (
-        torch.nn.Parameter(copy) if isinstance(tensor, torch.nn.Parameter) else copy
-    )
+    if isinstance(tensor, torch.nn.Parameter):
+        copy = torch.nn.Parameter(copy)
+    memo[id(tensor)] = copy
     return copy
 
 
@@ -184,27 +174,22 @@ def measured(method, *options):
 
 
 def measured_on_cpu(method, *options):
-    """How far the process's memory rises in two steps, freed blocks given back at once; None where
-    it is not told.
+    """How far the process's memory rises in two steps; None if the system does not report it.
+
+    Freed blocks are given back at once.
     """
     with mock.patch("utils.device.keep_large_blocks"):
-        step(method, "--gpu", -1, *options)  # what the libraries make once
+        step(method, "--gpu", -1, *options)  # the libraries allocate some memory only once
         return harness.peak_bytes(lambda: step(method, "--gpu", -1, *options))
 
 
 def rows(args):
-    """A row each method and precision: bytes by what saves memory, computed and, where there is a
-    GPU, measured.
-    """
+    """One row for each method and precision: peak bytes by the options that save memory."""
+    patch = ["--patch", *args.patch] if args.patch else []
     for method, precision in itertools.product(args.methods, args.precision):
         row = {"method": method, "precision": precision, "computed": {}, "measured": {}}
         for name, options in SAVING.items():
-            given = [
-                "--precision",
-                precision,
-                *options,
-                *(["--patch", *args.patch] if args.patch else []),
-            ]
+            given = ["--precision", precision, *options, *patch]
             row["computed"][name] = computed(method, *given)
             if torch.cuda.is_available():
                 row["measured"][name] = measured(method, *given)
@@ -214,7 +199,7 @@ def rows(args):
 
 
 def table(found):
-    """Markdown: GB, computed and behind a slash measured; in bold what is at most `LIMIT`."""
+    """Markdown: GB, computed / measured; values of at most `LIMIT` are bold."""
     lines = [
         "| method | precision | " + " | ".join(SAVING) + " |",
         "|---|---|" + "---:|" * len(SAVING),
@@ -229,22 +214,28 @@ def table(found):
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(argv=None):
+    parser = command.Parser(__doc__, __file__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument(
         "--precision", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16")
     )
     parser.add_argument(
-        "--patch", nargs=3, type=int, metavar="X", help="crop X Y Z (default: the left atria's)"
+        "--patch",
+        nargs=3,
+        type=int,
+        metavar=("X", "Y", "Z"),
+        help="extents of a crop, if not the left atria's",
     )
     parser.add_argument(
-        "--check", action="store_true", help="measure on this CPU too: slow, for a small --patch"
+        "--check", action="store_true", help="also measure on this CPU: slow, use a small --patch"
     )
-    parser.add_argument("--json", type=Path, help="also write environment and rows to this file")
-    args = parser.parse_args()
+    harness.add_json(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse(argv)
     if args.check:
         torch.set_num_threads(1)
     found = list(rows(args))

@@ -1,13 +1,12 @@
-"""Times the compiled operators against the tools the field uses: equality first, then medians from
-one process.
+"""Times the compiled operators against the field's tools, after checking that all results agree.
 
-    python benchmarks/bench_ops.py [OP …] [--large] [--threads 2] [--json benchmarks/results/<machine>-<date>.json]
+    python benchmarks/bench_ops.py [OP …] [--large] [--threads 2] [--json FILE]
 
-Prints a Markdown table an operator; a ratio says how many times the time of ours a peer takes. The
-peers take turns with us in every round, so that a busy machine slows all alike; as many rounds
-before are not counted. Freed memory is kept for the next tensor, as in every script. Data are real
-left atria where $DATA_ROOT (default: data/) holds LA, and synthetic blobs, said so in the table,
-where it does not. The peers: `pip install .[bench]`.
+It prints a Markdown table for each operator. "ratio" is a peer's time over ours. All take turns in
+every round, in one process, so that a busy machine slows all equally; as many rounds before them
+are not counted. Freed memory is kept for the next tensor, as in every script. Data are real left
+atria if $DATA_ROOT (default: data/) holds LA, and otherwise synthetic blobs; the table says which.
+`pip install .[bench]` installs the peers.
 """
 
 import importlib
@@ -15,26 +14,33 @@ import importlib
 import harness
 import torch
 
+from utils import command
 from utils.device import keep_large_blocks
 
 OPS = [path.stem for path in sorted((harness.ROOT / "benchmarks" / "ops").glob("*.py"))]
 
 
-def main():
-    parser = harness.parser(__doc__)
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"default: all of {', '.join(OPS)}")
+def parse(argv=None):
+    parser = harness.parser(__doc__, __file__)
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"any of {', '.join(OPS)}; or all")
     parser.add_argument(
         "--large",
         action="store_true",
-        help="also 512×512×256 (needs 3 GB of memory, about a minute)",
+        help="also time 512×512×256 voxels (needs 3 GB of memory and about a minute)",
     )
-    args = parser.parse_args()
-    if unknown := set(args.ops) - set(OPS):
+    args = parser.parse_args(argv)
+    unknown = set(args.ops) - set(OPS)
+    if unknown:
         parser.error(f"unknown {', '.join(sorted(unknown))}: choose from {', '.join(OPS)}")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
     torch.set_num_threads(args.threads)
     keep_large_blocks()
     facts = harness.conditions(args.threads)
-    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    harness.show(facts)
     rows = []
     for op in args.ops or OPS:
         found = list(importlib.import_module(f"ops.{op}").run(args))
@@ -44,4 +50,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

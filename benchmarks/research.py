@@ -1,11 +1,10 @@
-"""What there is to beat: training and testing as public research code of the field does them,
-written for comparison.
+"""Training and testing in the style of the field's public research code, to compare with.
 
-A sample is its whole volume read from the h5 file, turned, flipped and then cropped, in DataLoader
-workers. Networks and inputs are contiguous float32, eager, in torch's own allocator. Distance maps,
-components and test metrics are SciPy's, skimage's and medpy's, on the host; a teacher is updated
-parameter by parameter; every loss is read at every step. The objectives are those of `code/`,
-written once more from the papers: `bench_step.py` compares the two before it times them.
+For each sample DataLoader workers read the whole volume from the h5 file, turn and flip it, and
+then crop it. Networks and inputs are contiguous float32, eager, in torch's own allocator. Distance
+maps, components and test metrics are computed on the host with SciPy, skimage and medpy. A teacher
+is updated parameter by parameter, and every loss is read at every step. The objectives are those of
+`code/`, written again from the papers; `bench_step.py` compares the two before it times them.
 """
 
 import copy
@@ -24,11 +23,11 @@ from networks.vnet import VNet
 STEEPNESS = 1500
 
 
-# --------------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------- data
 
 
 class Volumes(torch.utils.data.Dataset):
-    """Random crops of h5 files, each decoded anew for every sample."""
+    """Random crops of h5 files; every sample decodes its file again."""
 
     def __init__(self, paths, patch):
         self.paths, self.patch = paths, patch
@@ -40,13 +39,11 @@ class Volumes(torch.utils.data.Dataset):
         with h5py.File(self.paths[index]) as file:
             image, label = file["image"][:], file["label"][:]
         random = np.random.default_rng()
-        turns, axis = random.integers(4), random.integers(2)
+        turns = random.integers(4)
+        axis = random.integers(2)
         image, label = (np.flip(np.rot90(volume, turns), axis) for volume in (image, label))
-        missing = [
-            max(size - extent, 0) for size, extent in zip(self.patch, image.shape, strict=True)
-        ]
-        if any(missing):
-            sides = [(m // 2, m - m // 2) for m in missing]
+        sides = missing_sides(image.shape, self.patch)
+        if any(after for _, after in sides):
             image, label = np.pad(image, sides), np.pad(label, sides)
         corner = [
             random.integers(extent - size + 1)
@@ -57,27 +54,28 @@ class Volumes(torch.utils.data.Dataset):
         return torch.from_numpy(image), torch.from_numpy(label[crop].astype(np.int64))
 
 
+def missing_sides(shape, patch):
+    """How much a volume lacks of a patch, before and after, along each axis."""
+    missing = [max(size - extent, 0) for size, extent in zip(patch, shape, strict=True)]
+    return [(m // 2, m - m // 2) for m in missing]
+
+
 def loader(paths, labelnum, batch, patch, workers, device):
-    """Endless for all purposes: batches `(image, label)` of `batch` labelled and unlabelled
-    crops.
-    """
+    """1000 batches `(image, label)` of `batch` labelled and unlabelled crops."""
     random = np.random.default_rng(0)
-    pools = range(labelnum), range(labelnum, len(paths))
-    batches = [
-        [
-            int(case)
-            for pool, count in zip(pools, batch, strict=True)
-            for case in random.choice(pool, count)
-        ]
-        for _ in range(1000)
-    ]
+    labeled, unlabeled = batch
+    batches = []
+    for _ in range(1000):
+        cases = random.choice(range(labelnum), labeled).tolist()
+        cases += random.choice(range(labelnum, len(paths)), unlabeled).tolist()
+        batches.append(cases)
     pinned = device.type == "cuda"
     return torch.utils.data.DataLoader(
         Volumes(paths, patch), batch_sampler=batches, num_workers=workers, pin_memory=pinned
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------- losses
 
 
 def dice_loss(prob, target, eps=1e-5):
@@ -96,16 +94,12 @@ def masked_mean(values, mask):
 
 
 def compute_sdf(label):
-    """Signed distance maps of a batch of masks, on the host, each side over its own maximum, 0 on
-    the boundary.
-    """
+    """Normalized signed distance maps of a batch of masks, computed on the host."""
     maps = np.zeros(label.shape, np.float32)
     for k, mask in enumerate(label.cpu().numpy() > 0):
         if mask.any():
-            inside, outside = (
-                ndimage.distance_transform_edt(mask),
-                ndimage.distance_transform_edt(~mask),
-            )
+            inside = ndimage.distance_transform_edt(mask)
+            outside = ndimage.distance_transform_edt(~mask)
             sdf = (outside - outside.min()) / (outside.max() - outside.min())
             sdf -= (inside - inside.min()) / (inside.max() - inside.min())
             sdf[find_boundaries(mask, mode="inner")] = 0
@@ -114,7 +108,7 @@ def compute_sdf(label):
 
 
 def largest_components(pseudo):
-    """The largest component of each mask of a batch, on the host."""
+    """The largest component of each mask of a batch, computed on the host."""
     kept = np.zeros(pseudo.shape, np.int64)
     for k, mask in enumerate(pseudo.cpu().numpy()):
         components = connected_components(mask)
@@ -127,11 +121,11 @@ def rampup(step, length):
     return math.exp(-5 * (1 - min(step, length) / length) ** 2)
 
 
-# ------------------------------------------------------------------------------------------------------------ methods
+# ------------------------------------------------------------------------------------------ methods
 
 
 class Supervised:
-    """A step of one method. Of V-Nets with the options `nets`; a subclass says what its loss is."""
+    """A step of one method with V-Nets of the options `nets`; a subclass defines its loss."""
 
     nets = ({},)
     teacher = None
@@ -149,7 +143,7 @@ class Supervised:
         return [torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4)]
 
     def losses(self, image, label, n):
-        """The terms by name, `loss` their sum; the first `n` of the batch are labelled."""
+        """The terms by name; `loss` is their sum. The first `n` crops are labelled."""
         return {"loss": supervised(self.networks[0](image), label)}
 
     def step(self, image, label, n):
@@ -166,7 +160,7 @@ class Supervised:
         return {name: term.item() for name, term in terms.items()}
 
     def make_teacher(self):
-        """A copy of the network, made when it is needed first."""
+        """Copy the network the first time."""
         if self.teacher is None:
             self.teacher = copy.deepcopy(self.networks[0])
             for parameter in self.teacher.parameters():
@@ -349,32 +343,33 @@ METHODS = {
 
 
 def stand_in(image):
-    """In place of CoraNet's pseudo-labels and certain voxels, whose making is no part of a step:
-    what is bright.
+    """Replaces CoraNet's pseudo-labels and certain voxels, which are made outside of a step.
+
+    The bright voxels are the pseudo-label.
     """
     return (image > 1).long(), (image > 1) | (image <= 0)
 
 
-# ------------------------------------------------------------------------------------------------------------ testing
+# ------------------------------------------------------------------------------------------ testing
 
 
 @torch.no_grad()
 def predict(network, image, patch, stride, device):
-    """Labels of a volume by sliding window, one window a forward pass, summed in NumPy.
+    """Labels of a volume by sliding window: one window a forward pass, summed in NumPy.
 
     Args:
         network: `(1, 1, *patch)` to logits `(1, C, *patch)`, in eval mode on the device.
         image: `(X, Y, Z)` float32.
     """
     shape = image.shape
-    missing = [max(size - extent, 0) for size, extent in zip(patch, shape, strict=True)]
-    sides = [(m // 2, m - m // 2) for m in missing]
+    sides = missing_sides(shape, patch)
     image = np.pad(image, sides)
     steps = [
         math.ceil((extent - size) / s) + 1
         for extent, size, s in zip(image.shape, patch, stride, strict=True)
     ]
-    score, cover = np.zeros((2, *image.shape), np.float32), np.zeros(image.shape, np.float32)
+    score = np.zeros((2, *image.shape), np.float32)
+    cover = np.zeros(image.shape, np.float32)
     for index in np.ndindex(*steps):
         corner = [
             min(s * i, extent - size)
@@ -386,11 +381,8 @@ def predict(network, image, patch, stride, device):
         score[(slice(None), *window)] += prob
         cover[window] += 1
     label = np.argmax(score / cover[None], axis=0)
-    return label[
-        tuple(
-            slice(before, before + extent) for (before, _), extent in zip(sides, shape, strict=True)
-        )
-    ]
+    inside = [slice(before, before + n) for (before, _), n in zip(sides, shape, strict=True)]
+    return label[tuple(inside)]
 
 
 def keep_largest(label):

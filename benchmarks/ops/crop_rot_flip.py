@@ -1,14 +1,11 @@
-"""crop_rot_flip against NumPy and torch, crop first and in the research order, from memory and from
-the file.
-"""
+"""crop_rot_flip against NumPy and torch: crop first or last, from memory and from files."""
 
 import functools
-import os
-from pathlib import Path
 
+import h5py
 import numpy as np
 import torch
-from harness import CROP, ROOT, compare, times, volumes
+from harness import CROP, compare, data_root, times, volumes
 
 from utils.ops import crop_rot_flip
 
@@ -16,7 +13,7 @@ ROT, FLIP = (0, 1, 2, 3), (0, 1, 1, 0)
 
 
 def part(volume, start, rot):
-    """What is cut out before it is turned."""
+    """The crop before it is turned."""
     extents = (CROP[1], CROP[0], CROP[2]) if rot % 2 else CROP
     return volume[
         tuple(slice(corner, corner + n) for corner, n in zip(start, extents, strict=True))
@@ -32,9 +29,7 @@ def crop_first_torch(volume, start, rot, flip):
 
 
 def turn_first(volume, start, rot, flip):
-    """The research code's order: the whole volume turned, flipped and copied, then the same
-    crop.
-    """
+    """The research code's order: turn, flip and copy the whole volume, then take the same crop."""
     turned = np.flip(np.rot90(volume, rot, (0, 1)), flip).copy()
     inside = []
     for axis, n in enumerate(CROP):
@@ -53,9 +48,7 @@ def run(args):
         [int(random.integers(n - size + 1)) for n, size in zip(image.shape, CROP, strict=True)]
         for image, _ in cases
     ]
-    files = sorted(
-        (Path(os.environ.get("DATA_ROOT", ROOT / "data")) / "LA").glob("**/mri_norm2.h5")
-    )[: len(cases)]
+    files = sorted(data_root().glob("**/mri_norm2.h5"))[: len(cases)]
 
     def pairs(function, given=cases):
         """Image and label of one sample after the other."""
@@ -66,8 +59,6 @@ def run(args):
         return lambda: [stack(volumes) for volumes in zip(*pairs(function, given), strict=True)]
 
     def from_files():
-        import h5py
-
         taken = []
         for file, *where in zip(files, starts, ROT, FLIP, strict=True):
             with h5py.File(file) as case:
@@ -80,32 +71,27 @@ def run(args):
 
     images, labels = zip(*tensors, strict=True)
     data = f"{source}, 4 crops {times(CROP)}, float32 and uint8"
-    timed = functools.partial(
-        compare, rounds=3 * args.rounds, inputs=[volume for case in cases for volume in case]
-    )
+    inputs = [volume for case in cases for volume in case]
+    timed = functools.partial(compare, rounds=3 * args.rounds, inputs=inputs)
     yield from timed(
         "crop_rot_flip, one at a time",
         data,
         lambda: [volumes[0] for sample in singly() for volumes in sample],
         {
-            "NumPy, crop first": (
-                [],
-                lambda: [volume for pair in pairs(crop_first) for volume in pair],
-            ),
-            "NumPy, volume turned first": (
-                [],
-                lambda: [volume for pair in pairs(turn_first) for volume in pair],
-            ),
+            "NumPy, crop first": ([], lambda: list(pairs(crop_first))),
+            "NumPy, volume turned first": ([], lambda: list(pairs(turn_first))),
         },
     )
+    peers = {
+        "NumPy, crop first": ([], batch(crop_first)),
+        "torch, crop first": ([], batch(crop_first_torch, torch.stack, tensors)),
+        "NumPy, volume turned first": ([], batch(turn_first)),
+    }
+    if len(files) == len(cases):
+        peers["the same from h5 files"] = ([], from_files)
     yield from timed(
         "crop_rot_flip, one batch",
         data,
         lambda: crop_rot_flip(images, labels, starts, CROP, ROT, FLIP),
-        {
-            "NumPy, crop first": ([], batch(crop_first)),
-            "torch, crop first": ([], batch(crop_first_torch, torch.stack, tensors)),
-            "NumPy, volume turned first": ([], batch(turn_first)),
-        }
-        | ({"the same from h5 files": (["h5py"], from_files)} if len(files) == len(cases) else {}),
+        peers,
     )

@@ -1,6 +1,4 @@
-"""cutmix and splice against slice assignment, torch.where and the research code's mask
-arithmetic.
-"""
+"""cutmix and splice against slice assignment, torch.where and the research code's arithmetic."""
 
 import functools
 
@@ -24,9 +22,7 @@ def by_where(pairs, mask):
 
 
 def by_arithmetic(pairs, inside):
-    """A mask of ones with zeros in the box, as the research repositories make it anew every
-    step.
-    """
+    """Arithmetic with a mask, 0 in the box, which the research repositories make in every step."""
     keep = torch.ones(CROP, dtype=torch.int64)
     keep[inside] = 0
     return [a * keep + b * (1 - keep) for a, b in pairs]
@@ -60,7 +56,7 @@ def run(args):
             lambda pairs=pairs: cutmix(*pairs[0], *pairs[1], box),
             peers,
             inputs=[images, labels],
-            marks={"clone alone": lambda pairs=pairs: [a.clone() for a, _ in pairs]},
+            marks={"clone": lambda pairs=pairs: [a.clone() for a, _ in pairs]},
         )
     pairs = [(images[:2], images[2:])]
     boxes = random_box(CROP, 2 / 3, torch.Generator().manual_seed(0), count=2)
@@ -78,5 +74,5 @@ def run(args):
         lambda: splice(*pairs[0], boxes),
         {"clone, slice assignment": ([], a_box_a_sample)},
         inputs=[images],
-        marks={"clone alone": lambda: images[:2].clone()},
+        marks={"clone": lambda: images[:2].clone()},
     )

@@ -1,6 +1,4 @@
-"""largest_component against cc3d, skimage as the research code uses it, and SciPy, on clean and on
-noisy labels.
-"""
+"""largest_component against cc3d, skimage and SciPy, on clean and on noisy labels."""
 
 import numpy as np
 import torch
@@ -11,9 +9,7 @@ from utils.ops import largest_component
 
 
 def noisy(label):
-    """One voxel in a hundred flipped, and blobs of a few voxels across where smooth noise is
-    high.
-    """
+    """The label with one voxel in a hundred flipped, and with small blobs of noise."""
     random = np.random.default_rng(0)
     salt = random.random(label.shape) < 0.01
     smooth = ndimage.gaussian_filter(random.standard_normal(label.shape), 1.5)
@@ -21,7 +17,7 @@ def noisy(label):
 
 
 def largest_of(components, label):
-    """As research code does, for a mask that is not empty."""
+    """The largest component as in research code, for a mask that is not empty."""
     return (components == 1 + np.bincount(components.flat)[1:].argmax()).astype(label.dtype)
 
 

@@ -19,9 +19,7 @@ def scipy_signed(mask, spacing=None):
 
 
 def edt_unsigned(mask, threads, spacing=None):
-    """Both sides in one pass: the distance to the nearest voxel of another label, with labels 1 and
-    2.
-    """
+    """Both sides in one pass: the labels are 1 and 2, and edt measures to the other label."""
     import edt
 
     return edt.edt(mask + 1, parallel=threads, anisotropy=spacing)
@@ -43,13 +41,11 @@ def edt_normalized(mask, threads):
 
 
 def research_normalized(mask):
-    """``compute_sdf`` of the research repositories, by its definition."""
+    """`compute_sdf` of the research repositories, by its definition."""
     from skimage.segmentation import find_boundaries
 
-    inside, outside = (
-        ndimage.distance_transform_edt(mask),
-        ndimage.distance_transform_edt(mask == 0),
-    )
+    inside = ndimage.distance_transform_edt(mask)
+    outside = ndimage.distance_transform_edt(mask == 0)
     sdm = (outside - outside.min()) / (outside.max() - outside.min())
     sdm -= (inside - inside.min()) / (inside.max() - inside.min())
     sdm[find_boundaries(mask, mode="inner")] = 0

@@ -1,6 +1,4 @@
-"""stitch_windows, and sliding_window with networks that cost nothing, against the research loop and
-MONAI.
-"""
+"""stitch_windows, and sliding_window with cheap networks, against the research loop and MONAI."""
 
 import functools
 import itertools
@@ -26,10 +24,9 @@ def places(starts):
 
 
 def research_loop(network, image):
-    """The test code of the field's repositories: one window, softmax, score and count maps in
-    NumPy.
-    """
-    score, count = np.zeros((2, *image.shape), np.float32), np.zeros(image.shape, np.float32)
+    """The field's test code: one window at a time, softmax, score and count maps in NumPy."""
+    score = np.zeros((2, *image.shape), np.float32)
+    count = np.zeros(image.shape, np.float32)
     with torch.no_grad():
         for place in places(window_starts(image.shape, CROP, STRIDE)):
             window = torch.from_numpy(image[place][None, None].astype(np.float32))
@@ -41,17 +38,12 @@ def research_loop(network, image):
 def monai(network, image, mode="constant"):
     from monai.inferers import sliding_window_inference
 
-    overlap = [
-        1 - (step + 0.5) / extent for step, extent in zip(STRIDE, CROP, strict=True)
-    ]  # it rounds down
+    # MONAI rounds the stride down
+    overlap = [1 - (step + 0.5) / extent for step, extent in zip(STRIDE, CROP, strict=True)]
+    volume = torch.from_numpy(image)[None, None]
     with torch.no_grad():
         prob = sliding_window_inference(
-            torch.from_numpy(image)[None, None],
-            CROP,
-            1,
-            lambda x: network(x).softmax(1),
-            overlap,
-            mode,
+            volume, CROP, 1, lambda x: network(x).softmax(1), overlap, mode
         )
     return prob[0].numpy()
 

@@ -1,6 +1,4 @@
-"""binary_metrics, on surface_distances, against medpy, MONAI and fast composites of SciPy and
-edt.
-"""
+"""binary_metrics, which uses surface_distances, against medpy, MONAI, and SciPy and edt."""
 
 import functools
 
@@ -22,8 +20,9 @@ def prediction(label):
 
 
 def with_noise(mask, count=10, radius=9):
-    """The mask and balls at random places, as a network's first predictions have them."""
-    random, noisy = np.random.default_rng(0), mask.copy()
+    """The mask and balls at random places, as in a network's first predictions."""
+    random = np.random.default_rng(0)
+    noisy = mask.copy()
     axes = np.ogrid[tuple(slice(0, extent) for extent in mask.shape)]
     for _ in range(count):
         centre = [random.integers(radius, extent - radius) for extent in mask.shape]
@@ -63,10 +62,11 @@ def monai_metrics(pred, target):
 
 def box(mask):
     """The smallest box that holds the mask."""
-    hits = [
-        np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)
-    ]
-    return tuple(slice(hit[0], hit[-1] + 1) for hit in hits)
+    sides = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        hits = np.flatnonzero(mask.any(axis=others))
+        sides.append(slice(hits[0], hits[-1] + 1))
+    return tuple(sides)
 
 
 def surface(mask):
@@ -82,11 +82,11 @@ def surface(mask):
 def tree_distances(pred, target, spacing, threads):
     scale = 1.0 if spacing is None else spacing
     points = [np.argwhere(surface(mask)) * scale for mask in (pred, target)]
-    # Unbalanced trees are built far faster, and points of a surface need no balance.
+    # Unbalanced trees are built much faster, and points of a surface need no balance.
     trees = [cKDTree(p, balanced_tree=False, compact_nodes=False) for p in points]
-    return trees[1].query(points[0], workers=threads)[0], trees[0].query(
-        points[1], workers=threads
-    )[0]
+    there, _ = trees[1].query(points[0], workers=threads)
+    back, _ = trees[0].query(points[1], workers=threads)
+    return there, back
 
 
 def edt_distances(pred, target, spacing, threads):
@@ -98,7 +98,7 @@ def edt_distances(pred, target, spacing, threads):
 
 
 def composite(distances, pred, target, spacing, threads):
-    """All four on the box of both masks, the directed distances taken once."""
+    """All four metrics in the box of both masks; each directed distance is computed once."""
     pred, target = pred.view(bool), target.view(bool)
     crop = box(pred | target)
     pred, target = pred[crop], target[crop]

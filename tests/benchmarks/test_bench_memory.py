@@ -1,4 +1,4 @@
-"""What the memory benchmark computes: all that lives and no more, of the scripts as they are."""
+"""The memory benchmark counts all living storages, and no others, of the scripts as they are."""
 
 import sys
 

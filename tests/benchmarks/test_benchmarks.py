@@ -1,6 +1,4 @@
-"""The benchmarks run where nothing is timed in earnest, and leave what they found when they are cut
-short.
-"""
+"""The benchmarks run on tiny data, compare before they time, and write what they found."""
 
 import contextlib
 import io
@@ -9,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,145 +19,86 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench_gpu
 import bench_inference
+import bench_memory
+import bench_ops
 import bench_step
 import harness
 import research
+from watched_step import Watch
 
-BENCH_GPU = ROOT / "benchmarks" / "bench_gpu.py"
-
-
-def python(*arguments):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_gpu_benchmark_tries_out_on_a_cpu(tmp_path):
-    out = tmp_path / "results.json"
-    sections = python(BENCH_GPU, "--list").split()
-    python(BENCH_GPU, "--device", "cpu", "--json", out)
-    found = json.loads(out.read_text())
-    assert found["environment"]["torch"]
-    assert list(found["sections"]) == sections
-    for section in found["sections"].values():
-        assert all(row.get("skipped") or row["eager_us"] > 0 for row in section["rows"])
-    assert "driven" in python(BENCH_GPU, "drive", "--device", "cpu")
+GPU_SH = ROOT / "benchmarks" / "gpu.sh"
 
 
 @pytest.fixture
-def sections_after(tmp_path):
-    """What gpu.sh records with an interpreter that builds nothing: it gives the status instead."""
-
-    def run(build_status, *names):
-        stub = tmp_path / "python"
-        stub.write_text(
-            "#!/usr/bin/env bash\n"
-            f'case "$*" in *build_ext*) echo "no compiler here"; exit {build_status};; esac\n'
-            f'exec "{sys.executable}" "$@"\n'
-        )
-        stub.chmod(0o755)
-        done = subprocess.run(
-            [ROOT / "benchmarks" / "gpu.sh", "gpu.json", *names],  # from where the caller stands
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ | {"PYTHON": str(stub)},
-            check=False,
-        )
-        assert done.returncode == 1, done.stderr
-        return json.loads((tmp_path / "gpu.json").read_text())["sections"]
-
-    return run
-
-
-def test_nothing_is_timed_after_a_failed_build(sections_after):
-    sections = sections_after(build_status=7)
-    assert sections["build"]["status"] == 7
-    assert sections["build"]["tail"] == ["no compiler here"]
-    for name in (
-        "check",
-        "tests",
-        "memcheck",
-        "copy_bandwidth",
-        "crop_rot_flip",
-        "step_dtml",
-        "test_cases",
-    ):
-        assert sections[name] == {"not_run": "build failed"}
-
-
-def test_a_section_that_does_not_exist():
-    command = [ROOT / "benchmarks" / "gpu.sh", "x.json", "tests", "nonsense"]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHON": sys.executable},
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "no section nonsense: choose from tests memcheck" in done.stderr
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_chosen_section_is_timed_without_a_gpu(sections_after):
-    chosen = ("tests", "copy_bandwidth", "step_dtml")
-    sections = sections_after(0, *chosen)
-    assert sections.keys() == {"build", "check", *chosen}
-    assert sections["check"]["status"] == 1
-    assert sections["check"]["tail"] == [
-        "bench_gpu.py: torch sees no GPU; --device cpu tries the script out",
-    ]
-    for name in chosen:
-        assert sections[name] == {"not_run": "check failed"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nonsense"], "unknown section nonsense: choose from copy_bandwidth"),
-        (["--record", "build"], "--record needs --json"),
-        (
-            ["--record", "build", "--json", "x.json"],
-            "--record needs --not-run, or --status and a file for --log",
-        ),
-        (["--device", "tpu"], "invalid choice: 'tpu'"),
-    ],
-)
-def test_wrong_options(arguments, message):
-    done = subprocess.run(
-        [sys.executable, BENCH_GPU, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert message in done.stderr
-
-
-# ----------------------------------------------------------------------------------- a step and a test case, end to end
-
-
-@pytest.fixture
-def bench(monkeypatch, one_thread):
-    """Run a benchmark's `main` in this process and give back what it printed."""
+def bench(one_thread):
+    """Run a benchmark's `main` in this process and return what it printed."""
 
     def run(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            module.main()
+            module.main([str(word) for word in arguments])
         return printed.getvalue()
 
     return run
 
 
+# --------------------------------------------------------------------- what only a GPU can show
+
+
+def test_the_gpu_benchmark_tries_out_on_a_cpu(bench, tmp_path):
+    out = tmp_path / "results.json"
+    bench(bench_gpu, "--device", "cpu", "--json", out)
+    found = json.loads(out.read_text())
+    assert found["environment"]["torch"]
+    sections = bench(bench_gpu, "--list").split()
+    assert list(dict.fromkeys(row["section"] for row in found["rows"])) == sections
+    assert all(row.get("skipped") or row["eager_us"] > 0 for row in found["rows"])
+    assert "driven" in bench(bench_gpu, "drive", "--device", "cpu")
+
+
+def gpu_sh(folder, build_status, *sections):
+    """Run gpu.sh with an interpreter that exits with `build_status` instead of building."""
+    stub = folder / "python"
+    stub.write_text(
+        "#!/usr/bin/env bash\n"
+        f'case "$*" in *build_ext*) echo "no compiler here"; exit {build_status};; esac\n'
+        f'exec "{sys.executable}" "$@"\n'
+    )
+    stub.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(stub)}
+    command = [GPU_SH, "found/", *sections]  # a folder below the caller's
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, check=False
+    )
+
+
+def test_nothing_is_timed_after_a_failed_build(tmp_path):
+    assert gpu_sh(tmp_path, 7).returncode == 1
+    assert [path.name for path in (tmp_path / "found").iterdir()] == ["build.log"]
+    assert (tmp_path / "found" / "build.log").read_text() == "no compiler here\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_chosen_section_is_timed_without_a_gpu(tmp_path):
+    assert gpu_sh(tmp_path, 0, "tests", "copy_bandwidth", "step_dtml").returncode == 1
+    logs = {path.name: path.read_text() for path in (tmp_path / "found").iterdir()}
+    assert logs.keys() == {"build.log", "check.log"}
+    assert "no GPU" in logs["check.log"]
+
+
+def test_a_section_that_does_not_exist(tmp_path):
+    done = gpu_sh(tmp_path, 0, "tests", "nonsense")
+    assert done.returncode == 2
+    assert "nonsense" in done.stderr
+    assert "memcheck" in done.stderr
+
+
+# --------------------------------------------------------------- a step and a test case, end to end
+
+
 @pytest.fixture
 def settings(tmp_path, one_thread):
-    """Of `bench_step.check`, tiny."""
+    """Tiny settings for `bench_step.check`."""
     root, _ = harness.la_root(tmp_path, small=True)
     sizes = {
         "patch": (32, 32, 16),
@@ -173,23 +113,6 @@ def settings(tmp_path, one_thread):
 
 def small(case):
     return bench_step.replace(case, batch=(2, 2) if case.batch[1] else (2, 0))
-
-
-def test_rows_of_another_benchmark_are_recorded(bench, tmp_path):
-    out, log, rows = (tmp_path / name for name in ("out.json", "log", "rows.json"))
-    log.write_text("| dtml |\n")
-    rows.write_text('{"environment": {}, "rows": [{"method": "dtml"}]}')
-    ended = "--json", out, "--status", 0, "--seconds", 9, "--log", log
-    bench(bench_gpu, "--record", "step_dtml", *ended, "--rows", rows)
-    bench(bench_gpu, "--record", "tests", *ended, "--rows", tmp_path / "none.json")
-    sections = json.loads(out.read_text())["sections"]
-    assert sections["step_dtml"] == {
-        "status": 0,
-        "seconds": 9,
-        "tail": ["| dtml |"],
-        "rows": [{"method": "dtml"}],
-    }
-    assert "rows" not in sections["tests"]
 
 
 def test_a_step_is_taken_apart(bench, tmp_path):
@@ -215,18 +138,14 @@ def test_both_sides_of_a_step_agree(case, settings):
 
 def test_no_step_is_timed_where_the_sides_differ(bench, monkeypatch):
     monkeypatch.setattr(research, "compute_sdf", lambda label: torch.zeros(label.shape))
-    with pytest.raises(
-        AssertionError, match="dtml: loss of the research-style pipeline against our script's"
-    ):
+    with pytest.raises(AssertionError, match="dtml: loss"):
         bench(bench_step, "--small", "--methods", "dtml")
 
 
 def test_parts_leave_out_what_is_timed_inside_them(monkeypatch):
     clock = iter(range(0, 100, 10))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    watch = bench_step.Watch(
-        SimpleNamespace(device="cpu"), parts=[bench_step.defaultdict(float)], _apart=True
-    )
+    watch = Watch(SimpleNamespace(device="cpu"), parts=[defaultdict(float)], _apart=True)
     inner = watch.timed(lambda: None, "inner")
     watch.timed(lambda: (inner(), inner()), "outer")()
     assert watch.parts == [{"inner": 20, "outer": 30}]
@@ -247,9 +166,7 @@ def test_a_test_case_end_to_end(bench, tmp_path):
 
 
 def test_the_research_loop_predicts_by_the_protocol():
-    """Windows that the network tells apart by their corner: each voxel has the mean over those that
-    cover it.
-    """
+    """Each voxel has the mean over its windows, which the network tells apart by their corner."""
     image = np.zeros((5, 4, 2), np.float32)
     image[0] = 1
 
@@ -258,17 +175,17 @@ def test_the_research_loop_predicts_by_the_protocol():
         return torch.cat((torch.zeros_like(bright), 4 * bright - 1), 1)
 
     labels = research.predict(network, image, (4, 4, 2), (1, 1, 1), torch.device("cpu"))
-    # the first window says 0.95, the second 0.27: together 0.61
+    # the first window gives 0.95, the second 0.27, and their mean is 0.61
     assert labels[:, 0, 0].tolist() == [1, 1, 1, 1, 0]
 
 
 def test_no_case_is_timed_where_the_labels_differ(bench, monkeypatch):
     monkeypatch.setattr(research, "keep_largest", lambda label: 1 - label)
-    with pytest.raises(AssertionError, match="voxels differ from the research loop's"):
+    with pytest.raises(AssertionError, match="voxels differ"):
         bench(bench_inference, "--small")
 
 
-def test_the_network_sees_the_first_windows_alone():
+def test_the_network_sees_only_the_first_windows():
     network = SimpleNamespace(segment=lambda x: 2 * x)
     first = bench_inference.FirstWindows(network, 2, bench_inference.Watch("cpu"))
     outputs = [first.segment(torch.full((1, 1, 2, 2, 2), float(k))).mean().item() for k in range(6)]
@@ -284,13 +201,18 @@ def test_a_process_of_its_own():
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        (bench_step, ["--methods", "nonsense"], "invalid choice: 'nonsense'"),
-        (bench_step, ["--warmup", 0], "--steps, --warmup and --rounds must be at least 1"),
-        (bench_inference, ["--run", "nowhere"], "--run nowhere: no last.pth in it"),
-        (bench_inference, ["--windows", 0], "must be at least 1"),
+        (bench_gpu, ["nonsense"], "copy_bandwidth"),
+        (bench_gpu, ["--device", "tpu"], "tpu"),
+        (bench_ops, ["nonsense"], "largest_component"),
+        (bench_step, ["--methods", "nonsense"], "nonsense"),
+        (bench_step, ["--warmup", "0"], "--warmup"),
+        (bench_inference, ["--run", "nowhere"], "last.pth"),
+        (bench_inference, ["--windows", "0"], "--windows"),
+        (bench_memory, ["--precision", "fp8"], "fp8"),
     ],
 )
-def test_wrong_options_of_a_step_and_of_a_case(module, arguments, message, bench, capsys):
-    with pytest.raises(SystemExit):
-        bench(module, *arguments)
+def test_wrong_options(module, arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        module.parse(arguments)
+    assert ended.value.code == 2
     assert message in capsys.readouterr().err
