@@ -234,7 +234,8 @@ def test_resume_insists_on_the_same_options(tmp_path):
     with pytest.raises(UserError, match=r"was started with base_lr 0\.01, not 0\.5"):
         train(tmp_path, "--resume", "--base_lr", 0.5)
     train(tmp_path, "--resume", "--log_every", 5)  # moves no number
-    other = {"fp32": "bf16", "bf16": "fp32"}[precision := job.precision]
+    precision = job.precision
+    other = {"fp32": "bf16", "bf16": "fp32"}[precision]
     again, _ = train(tmp_path, "--resume", "--precision", precision)  # what `auto` was here
     assert again.options["precision_asked"] == "auto"
     with pytest.raises(UserError, match=f"was started with precision {precision}, not {other}"):
