@@ -17,7 +17,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "code"), str(ROOT / "tests")]
 
-from small import FOLDER, make_tiny_acdc, make_tiny_la, write_case  # noqa: E402, F401
+from small import make_tiny_acdc, make_tiny_la  # noqa: E402
 
 
 class Script:

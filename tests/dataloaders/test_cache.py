@@ -14,7 +14,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDER, ROOT, make_tiny_la, write_case
+from conftest import ROOT
+from small import FOLDER, make_tiny_la, write_case
 
 from dataloaders import cache, cache_files, h5
 from dataloaders.cache import Resident, Stored, store, values

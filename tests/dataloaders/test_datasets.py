@@ -10,7 +10,8 @@ import warnings
 import h5py
 import numpy as np
 import pytest
-from conftest import FOLDER, ROOT
+from conftest import ROOT
+from small import FOLDER
 
 from dataloaders import dataset_class, evaluation_script, open_dataset
 from dataloaders.transforms import AUGMENTS

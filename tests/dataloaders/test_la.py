@@ -7,7 +7,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from conftest import FOLDER, write_case
+from small import FOLDER, write_case
 
 from dataloaders.la import LA
 from dataloaders.transforms import downsample_image, downsample_label

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import FOLDER
 from scipy import ndimage
+from small import FOLDER
 
 from dataloaders.transforms import Crop, draw_crop
 from dataloaders.two_stream import two_stream_loader

@@ -8,8 +8,9 @@ import subprocess
 
 import pytest
 import sweep
-from conftest import ROOT, make_tiny_la
+from conftest import ROOT
 from result_folders import write_summary
+from small import make_tiny_la
 
 from utils.errors import UserError
 from utils.reporting import experiments, paper_tables, scripts

@@ -8,23 +8,19 @@ import torch
 import train_cml
 import train_coranet
 import train_ugmcl
+from small import BOTH, LA, SHORT
 
 from networks.base import CONV, stage
 from utils.device import Forward
 from utils.errors import UserError
 from utils.training import options, run
 
-SMALL = "--gpu -1 --patch 32 16 16 --n_filters 2 --labelnum 3 --precision fp32".split()
-SMALL += ["--labeled_bs", "2", "--unlabeled_bs", "2", "--log_every", "1"]
-CML = ["--pretrain_iterations", "1", "--max_iterations", "1"]
+SMALL = [*LA, *BOTH, "--log_every", "1"]
 METHODS = {
-    "ugmcl": (train_ugmcl, ["--max_iterations", "2", "--passes", "1"]),
-    "cml": (train_cml, CML),
-    "cml, released": (train_cml, [*CML, "--preset", "released"]),
-    "coranet": (
-        train_coranet,
-        ["--pretrain_epochs", "1", "--selftrain_epochs", "1", "--normalization", "batchnorm"],
-    ),
+    "ugmcl": (train_ugmcl, SHORT["train_ugmcl"]),
+    "cml": (train_cml, SHORT["train_cml"]),
+    "cml, released": (train_cml, [*SHORT["train_cml"], "--preset", "released"]),
+    "coranet": (train_coranet, [*SHORT["train_coranet"], "--normalization", "batchnorm"]),
 }
 
 

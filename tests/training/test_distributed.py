@@ -14,15 +14,16 @@ import predict
 import pytest
 import torch
 import train_dmd
-from conftest import ROOT, make_tiny_la
+from conftest import ROOT
+from small import LA, make_tiny_la
 
 from dataloaders.two_stream import two_stream_loader
 from utils import device, distributed
 from utils.errors import UserError
 from utils.training import options
 
-SMALL = ["--gpu", "-1", "--patch", 32, 16, 16, "--n_filters", 2, "--labelnum", 3, "--log_every", 1]
-SMALL += ["--normalization", "none", "--precision", "fp32", "--labeled_bs", 4]
+SMALL = [*LA, *"--log_every 1 --normalization none --labeled_bs 4".split()]
+EPOCHS = "--pretrain_epochs 1 --selftrain_epochs 2 --relabel_epochs 1".split()
 BOTH = [*SMALL, "--unlabeled_bs", 4]
 METHODS = {
     "train_supervised": [*SMALL, "--max_iterations", 3],
@@ -30,10 +31,8 @@ METHODS = {
     "train_dtml": [*BOTH, "--max_iterations", 3, "--dis_loss", "both"],
     "train_ugmcl": [*BOTH, "--max_iterations", 3, "--passes", 2],
     "train_cml": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
-    "train_coranet": [
-        *BOTH,
-        *"--pretrain_epochs 1 --selftrain_epochs 2 --relabel_epochs 1".split(),
-    ],
+    "train_coranet": [*BOTH, *EPOCHS],
+    "train_coranet_ovr": [*BOTH, *EPOCHS],
 }
 SEVERAL = ROOT / "tests" / "training" / "several_scripts.py"
 

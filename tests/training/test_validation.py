@@ -2,20 +2,19 @@
 opens which list.
 """
 
+import importlib
 import json
 import sys
 
 import assess_coranet
 import pytest
+import small
 import test_LA
 import torch
 import train_cml
-import train_coranet
 import train_dmd
-import train_dtml
 import train_supervised
-import train_ugmcl
-from conftest import FOLDER, write_case
+from small import FOLDER, write_case
 
 from dataloaders.hold_out import SOURCES
 from utils.checkpoint import load_checkpoint
@@ -25,16 +24,13 @@ from utils.trained import find_checkpoint, load_networks
 from utils.training import options, run
 from utils.training.validation import validation_dice
 
-TINY = "--gpu -1 --n_filters 2 --labelnum 3 --precision fp32 --labeled_bs 2".split()
-LA = [*TINY, "--patch", "32", "16", "16"]
-ACDC = [*TINY, "--dataset", "ACDC", "--patch", "32", "32", "--labelnum", "2"]
+LABELED = "--labeled_bs 2".split()
+LA = [*small.LA, *LABELED]
+ACDC = [*small.ACDC, *LABELED]
+SCRIPTS = {name: importlib.import_module(name) for name in small.SHORT}
 SHORT = {
-    train_supervised: ["--max_iterations", 2],
-    train_dmd: ["--max_iterations", 2, "--unlabeled_bs", 2],
-    train_dtml: ["--max_iterations", 2, "--unlabeled_bs", 2],
-    train_ugmcl: ["--max_iterations", 2, "--unlabeled_bs", 2, "--passes", 1],
-    train_cml: ["--pretrain_iterations", 1, "--max_iterations", 1, "--unlabeled_bs", 2],
-    train_coranet: ["--pretrain_epochs", 1, "--selftrain_epochs", 1, "--unlabeled_bs", 2],
+    script: small.SHORT[name] + ["--unlabeled_bs", 2] * (name != "train_supervised")
+    for name, script in SCRIPTS.items()
 }
 
 
