@@ -39,7 +39,7 @@ from utils.evaluation.test_script import Test
 from utils.files import write_csv
 from utils.inference import whole_image
 from utils.metrics import mean, spread, spread_text
-from utils.reporting.predicted import branch_probabilities, insist_on_branches
+from utils.reporting.predicted_split import branch_probabilities, insist_on_branches
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 MEASURES = ("PPV", "TPR", "CSI", "certain")

@@ -21,7 +21,7 @@ from utils import command
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.metrics import METRICS
-from utils.reporting import plots
+from utils.reporting import comparison_plots
 from utils.reporting.cells import latex, render
 from utils.reporting.compare import Comparison, compare
 from utils.reporting.entries import open_entries
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.csv:
         write(args.csv, csv_text(compared))
     if args.figures:
-        for path in plots.draw(compared, Path(args.figures), args.format):
+        for path in comparison_plots.draw(compared, Path(args.figures), args.format):
             print(path)
 
 

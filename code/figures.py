@@ -36,7 +36,8 @@ from utils.errors import UserError
 from utils.figures import FORMATS, curves_figure, sdm_figure, uncertainty_figure
 from utils.files import write_csv
 from utils.metrics import METRICS
-from utils.reporting.predicted import (
+from utils.reporting.kept_steps import read_curves, score_steps
+from utils.reporting.predicted_split import (
     Split,
     branch_probabilities,
     epochs,
@@ -44,7 +45,6 @@ from utils.reporting.predicted import (
     insist_on_branches,
     kept_steps,
 )
-from utils.reporting.step_curves import read_curves, score_steps
 from utils.trained import checkpoint_name, find_checkpoint, load_networks
 
 # ------------------------------------------------------------------------------------- the options

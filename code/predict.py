@@ -53,9 +53,9 @@ from utils.errors import UserError
 from utils.files import write_atomically
 from utils.inference import check_stride
 from utils.preparation.images import from_array, read_image, write_image
-from utils.preparation.jobs import find_jobs, unfinished
+from utils.preparation.prediction import around, segment, whole
+from utils.preparation.prediction_files import find_jobs, unfinished
 from utils.preparation.preprocess import preprocess
-from utils.preparation.segmentation import around, segment, whole
 from utils.trained import checkpoint_name, find_checkpoint, load_trained
 
 RECORD = "predict.json"

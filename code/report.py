@@ -21,7 +21,7 @@ import _root  # noqa: F401
 from utils import command
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.reporting import html, sections
+from utils.reporting import html, report_sections
 from utils.reporting.compare import Comparison, compare
 from utils.reporting.entries import open_entries
 
@@ -70,13 +70,13 @@ def blocks_of(compared: Comparison, title: str, cases: str) -> list[str]:
         folder = Path(place)
         if len(compared.entries) == 1:
             (entry,) = compared.entries
-            blocks += sections.lead(compared)
-            return blocks + sections.entry_blocks(entry, folder, cases, "h2")
-        blocks.append(sections.links(compared.entries))
-        blocks += sections.comparison_blocks(compared, folder)
+            blocks += report_sections.lead(compared)
+            return blocks + report_sections.entry_blocks(entry, folder, cases, "h2")
+        blocks.append(report_sections.links(compared.entries))
+        blocks += report_sections.comparison_blocks(compared, folder)
         for i, entry in enumerate(compared.entries):
             blocks.append(html.text(entry.label, "h2", id=f"run{i}"))
-            blocks += sections.entry_blocks(entry, folder, cases, "h3")
+            blocks += report_sections.entry_blocks(entry, folder, cases, "h3")
     return blocks
 
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 import utils.evaluation.test_script  # noqa: E402
 import utils.preparation.official  # noqa: E402
+import utils.reporting.comparison_plots  # noqa: E402
 import utils.reporting.export  # noqa: E402
-import utils.reporting.plots  # noqa: E402
 import utils.training.run  # noqa: E402, F401
 
 

@@ -25,8 +25,8 @@ from utils.inference import mean_probability, slice_by_slice, sliding_window
 from utils.ops import largest_component
 from utils.preparation.grid import resample
 from utils.preparation.images import SUFFIXES, read_image, to_array, write_image
+from utils.preparation.prediction import around, likeliest
 from utils.preparation.preprocess import preprocess
-from utils.preparation.segmentation import around, likeliest
 from utils.trained import load_networks
 
 pytestmark = pytest.mark.usefixtures("one_thread")

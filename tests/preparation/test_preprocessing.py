@@ -15,8 +15,8 @@ from dataloaders.preprocessing import Preprocessing
 from utils.errors import UserError
 from utils.preparation.grid import Grid
 from utils.preparation.images import to_array
+from utils.preparation.prediction import around
 from utils.preparation.preprocess import bounding_box, label_values, preprocess
-from utils.preparation.segmentation import around
 from utils.slabs import interpolate_slabs
 
 SIZE, SPACING, ORIGIN = (18, 16, 21), (0.7, 1.3, 2.1), (-31.5, 12.25, 400.0)

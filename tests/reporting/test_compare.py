@@ -20,7 +20,7 @@ from scipy import stats
 from dataloaders.hold_out import SOURCES
 from utils.environment import ROOT
 from utils.errors import UserError
-from utils.reporting import compare, curves, plots
+from utils.reporting import compare, comparison_plots, training_curves
 from utils.reporting.entries import open_entries
 from utils.reporting.results import read_result
 from utils.reporting.scripts import options_of
@@ -403,7 +403,7 @@ def compared(tmp_path):
 
 def test_every_figure_is_drawn_on_a_page(compared, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.figures.style.DPI", 50)  # quickly
-    paths = list(plots.draw(compared, tmp_path / "figures"))
+    paths = list(comparison_plots.draw(compared, tmp_path / "figures"))
     names = ["boxes", *(f"pairs_{m}" for m in compared.metrics), "curves", "labels"]
     assert [path.name for path in paths] == [f"{name}.png" for name in names]
     widths = [imread(path).shape[1] / 50 for path in paths]
@@ -418,8 +418,8 @@ def texts(draw, path):
 
 def test_pairs_join_the_cases_and_say_what_came_of_them(compared, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
-    plots.pairs_figure(tmp_path / "pairs.svg", compared, "dice")
+    monkeypatch.setattr(comparison_plots, "save", lambda figure, path: drawn.append(figure))
+    comparison_plots.pairs_figure(tmp_path / "pairs.svg", compared, "dice")
     panel = next(ax for ax in drawn[0].axes if ax.get_xticklabels()[1].get_text() == "cml_8")
     *cases, mean = (line.get_ydata() for line in panel.lines)
     assert np.allclose(
@@ -429,22 +429,23 @@ def test_pairs_join_the_cases_and_say_what_came_of_them(compared, tmp_path, monk
     assert np.allclose(mean, [100 * (BASE + 0.08).mean(), 100 * (BASE + GAIN).mean()])
     assert panel.get_title().startswith("0 of 8 better\n-4.12 (")
     assert {line.get_linestyle() for line in panel.lines[:-1]} == {"--"}
-    plots.pairs_figure(tmp_path / "pairs.svg", compared, "hd95")  # where less is better
+    comparison_plots.pairs_figure(tmp_path / "pairs.svg", compared, "hd95")  # where less is better
     panel = next(ax for ax in drawn[1].axes if ax.get_xticklabels()[1].get_text() == "dmd_8_half")
     assert panel.get_title().startswith("8 of 8 better\n-2.00 (")
     assert {line.get_linestyle() for line in panel.lines} == {"-"}
 
 
 def test_the_curves_hold_losses_validation_and_kept_steps(compared, tmp_path, monkeypatch):
-    look = plots.looks(compared)
+    look = comparison_plots.looks(compared)
     words = texts(
-        lambda path: curves.comparison_figure(path, compared, look), tmp_path / "curves.svg"
+        lambda path: training_curves.comparison_figure(path, compared, look),
+        tmp_path / "curves.svg",
     )
     assert {"Dice (%)", "validation (dotted) and test (points)"} <= set(words)
     assert "cml_8" not in words  # it has no curve
     drawn = []
-    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
-    curves.comparison_figure("curves.svg", compared, look)
+    monkeypatch.setattr(training_curves, "save", lambda figure, path: drawn.append(figure))
+    training_curves.comparison_figure("curves.svg", compared, look)
     loss, dice = drawn[0].axes
     assert len(loss.lines) == 2 * 4
     tested = next(line for line in dice.lines if line.get_marker() == "o")
@@ -452,21 +453,23 @@ def test_the_curves_hold_losses_validation_and_kept_steps(compared, tmp_path, mo
     mean = 100 * (BASE + 0.08).mean()
     assert tested.get_ydata() == pytest.approx([0.2 * mean, 0.4 * mean, mean])
     without = replace(compared, entries=compared.entries[2:3])
-    assert not curves.comparison_figure("curves.svg", without, look)
+    assert not training_curves.comparison_figure("curves.svg", without, look)
 
 
 def test_a_line_joins_the_runs_that_differ_in_labels_alone(compared, tmp_path, monkeypatch):
-    words = texts(lambda path: plots.labels_figure(path, compared), tmp_path / "labels.svg")
+    words = texts(
+        lambda path: comparison_plots.labels_figure(path, compared), tmp_path / "labels.svg"
+    )
     assert {"supervised half", "dmd half", "cml"} <= set(words)
     assert [word for word in words if word in ("4", "8")] == ["4", "8"]
     one = replace(compared, entries=compared.entries[:3])
-    assert not plots.labels_figure(tmp_path / "none.svg", one)
+    assert not comparison_plots.labels_figure(tmp_path / "none.svg", one)
     assert not (tmp_path / "none.svg").exists()
 
 
 def test_the_mean_over_records_keeps_what_is_constant_and_shortens_at_the_ends():
-    assert curves.smooth(np.full(100, 3.0)) == pytest.approx(np.full(100, 3.0))
-    smooth = curves.smooth(np.arange(100.0))
+    assert training_curves.smooth(np.full(100, 3.0)) == pytest.approx(np.full(100, 3.0))
+    smooth = training_curves.smooth(np.arange(100.0))
     assert (smooth[0], smooth[50], smooth[99]) == (1.0, 50.0, 98.0)  # over 2 records to either side
 
 

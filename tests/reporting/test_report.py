@@ -15,7 +15,7 @@ from PIL import Image
 from result_folders import write_cases, write_run, write_training
 
 from utils.errors import UserError
-from utils.reporting import curves, html, sections
+from utils.reporting import html, report_sections, training_curves
 from utils.reporting.results import read_result
 
 DICE = [0.9, 0.5, 0.8, 0.7, 0.0]
@@ -38,7 +38,7 @@ def call(tmp_path, capsys):
 def quick(monkeypatch):
     """No drawing, for tests that look at something else."""
     draw = lambda path, *_, **__: path.write_text("<svg/>")  # noqa: E731
-    monkeypatch.setattr(sections, "summary_figure", draw)
+    monkeypatch.setattr(report_sections, "summary_figure", draw)
 
 
 def draw_cases(folder, tag="last"):
@@ -297,19 +297,19 @@ def test_a_long_picture_is_held_smaller(tmp_path):
 def test_the_terms_of_a_loss_have_a_line_each(tmp_path, monkeypatch):
     folder = write_run(tmp_path, "run", DICE)
     drawn = []
-    monkeypatch.setattr(curves, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(training_curves, "save", lambda figure, path: drawn.append(figure))
     terms = {
         "loss__loss": lambda s: 2 / s,
         "loss__loss_con": lambda s: 1 / s,
         "info__weight": lambda s: s,
     }
     write_training(folder, **terms)
-    assert curves.training_figure("curves.svg", read_result(folder, "last"))
+    assert training_curves.training_figure("curves.svg", read_result(folder, "last"))
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["loss", "loss_con"]
     (panel,) = drawn[0].axes
     assert panel.get_yscale() == "log"
     write_training(folder, loss__loss=lambda step: -1.0)
-    curves.training_figure("curves.svg", read_result(folder, "last"))
+    training_curves.training_figure("curves.svg", read_result(folder, "last"))
     assert drawn[1].axes[0].get_yscale() == "linear"
 
 

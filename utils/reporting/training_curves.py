@@ -11,9 +11,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from utils.figures.style import FAINT, INK, save
 from utils.metrics import mean
-from utils.reporting import panels
+from utils.reporting import plot_style
 from utils.reporting.compare import Comparison
-from utils.reporting.panels import Look
+from utils.reporting.plot_style import Look
 from utils.reporting.results import Result
 
 
@@ -61,7 +61,7 @@ def training_figure(path: str | Path, result: Result) -> bool:
     records = result.training()
     tags = dict.fromkeys(tag for record in records for tag in record if tag.startswith("loss/"))
     losses = [Curve(tag.removeprefix("loss/"), _column(records, tag)) for tag in tags]
-    looks = panels.looks(curve.label for curve in losses)
+    looks = plot_style.looks(curve.label for curve in losses)
     dice = _dice_curves("Dice", result, records, None)
     return _draw(path, looks, losses, dice, "training loss")
 
@@ -78,10 +78,10 @@ def _draw(
     dice = [curve for curve in dice if len(curve.points) > 1]
     if not losses and not dice:
         return False
-    figure = panels.page(2.75)
+    figure = plot_style.page(2.75)
     axes = figure.subplots(1, bool(losses) + bool(dice), squeeze=False)[0]
     for ax in axes:
-        panels.plain(ax)
+        plot_style.plain(ax)
         ax.set_xlabel("step", size=8, color=INK)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if losses:
@@ -91,7 +91,7 @@ def _draw(
     for ax in axes:
         ax.set_xlim(left=0)
     drawn = {curve.label for curve in (*losses, *dice)}
-    panels.legend(figure, {label: look for label, look in looks.items() if label in drawn})
+    plot_style.legend(figure, {label: look for label, look in looks.items() if label in drawn})
     save(figure, path)
     return True
 

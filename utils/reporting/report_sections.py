@@ -6,11 +6,11 @@ from pathlib import Path
 
 from utils.figures import summary_figure
 from utils.metrics import METRICS, NAMES, SHOWN, heading, mean, spread_text
-from utils.reporting import curves, html, plots
+from utils.reporting import comparison_plots, html, training_curves
 from utils.reporting.cells import mean_sd, number, number_columns, unit_of
 from utils.reporting.compare import Comparison
 from utils.reporting.entries import Entry
-from utils.reporting.facts import commands, facts, option_table
+from utils.reporting.report_facts import commands, facts, option_table
 from utils.reporting.results import Result
 from utils.reporting.tables import PUBLISHED, difference_table, legend, table
 
@@ -63,7 +63,7 @@ def entry_blocks(entry: Entry, folder: Path, cases: str, level: str) -> list[str
         html.text("Results", level),
         *_result_blocks(entry, folder),
     ]
-    if curves.training_figure(folder / "curves.svg", result):
+    if training_curves.training_figure(folder / "curves.svg", result):
         seed = f" of seed {result.seed}" if several else ""
         caption = f"Learning curves{seed}: {CURVES}"
         blocks += [html.text("Training", level), html.figure(folder / "curves.svg", caption)]
@@ -212,7 +212,7 @@ def comparison_blocks(compared: Comparison, folder: Path) -> list[str]:
     blocks.append(html.listed(legend(compared)))
     folded = []
     first_pairs = f"pairs_{compared.metrics[0]}"
-    for path in plots.draw(compared, folder, "svg"):
+    for path in comparison_plots.draw(compared, folder, "svg"):
         kind = path.stem.split("_")[0]
         if kind == "pairs" and path.stem != first_pairs:
             folded.append(html.figure(path, ""))

@@ -16,11 +16,11 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from utils.errors import UserError
 from utils.figures.style import CLASSES, FAINT, INK, WIDTH, save
 from utils.metrics import NAMES, OVERLAPS
-from utils.reporting import curves, panels
+from utils.reporting import plot_style, training_curves
 from utils.reporting.cells import unit_of
 from utils.reporting.compare import Comparison, shown_cases
 from utils.reporting.entries import Entry
-from utils.reporting.panels import Look
+from utils.reporting.plot_style import Look
 
 BETTER, WORSE = CLASSES[6], CLASSES[5]
 MEAN = {"marker": "D", "ms": 3.6, "color": INK, "mec": "white", "mew": 0.5, "zorder": 5}
@@ -45,7 +45,7 @@ def draw(comparison: Comparison, folder: Path, ending: str = "png") -> Iterator[
         pairs_figure(path, comparison, metric)
         yield path
     path = folder / f"curves.{ending}"
-    if curves.comparison_figure(path, comparison, looks(comparison)):
+    if training_curves.comparison_figure(path, comparison, looks(comparison)):
         yield path
     path = folder / f"labels.{ending}"
     if labels_figure(path, comparison):
@@ -55,7 +55,7 @@ def draw(comparison: Comparison, folder: Path, ending: str = "png") -> Iterator[
 def looks(comparison: Comparison) -> dict[str, Look]:
     """Colour and line style by label; the baseline is grey."""
     others = [entry.label for entry in comparison.entries if entry is not comparison.baseline]
-    found = panels.looks(others)
+    found = plot_style.looks(others)
     return {entry.label: found.get(entry.label, (FAINT, "-")) for entry in comparison.entries}
 
 
@@ -67,13 +67,13 @@ def box_figure(path: str | Path, comparison: Comparison) -> None:
     metrics = comparison.metrics
     columns = min(len(metrics), 4)
     lines = math.ceil(len(metrics) / columns)
-    figure = panels.page(lines * (0.55 + 0.3 * len(entries)) + 0.35)
+    figure = plot_style.page(lines * (0.55 + 0.3 * len(entries)) + 0.35)
     first = None
     for place, metric in enumerate(metrics):
         ax = figure.add_subplot(lines, columns, place + 1, sharey=first)
         first = first or ax
         _box_panel(ax, comparison, metric)
-        panels.plain(ax)
+        plot_style.plain(ax)
         ax.set_yticks(range(len(entries)), [entry.label for entry in entries])
         ax.tick_params(axis="y", length=0, labelleft=place % columns == 0)
         ax.spines["left"].set_visible(False)
@@ -84,7 +84,7 @@ def box_figure(path: str | Path, comparison: Comparison) -> None:
     words = "box: median, quartiles   ◆ mean"
     if comparison.baseline:
         words += f"   dashed: mean of {comparison.baseline.label}{STAR}"
-    panels.foot(figure, words)
+    plot_style.foot(figure, words)
     save(figure, path)
 
 
@@ -135,7 +135,7 @@ def pairs_figure(path: str | Path, comparison: Comparison, metric: str) -> None:
     others = [entry for entry in comparison.entries if entry is not base]
     columns = min(len(others), 4)
     lines = math.ceil(len(others) / columns)
-    figure = panels.page(2.5 * lines + 0.25)
+    figure = plot_style.page(2.5 * lines + 0.25)
     before = shown_cases(base, metric, comparison.of_class)
     first = None
     for place, entry in enumerate(others):
@@ -152,7 +152,7 @@ def pairs_figure(path: str | Path, comparison: Comparison, metric: str) -> None:
     )
     if any(row[metric].holds for row in comparison.differences.values()):
         words += STAR
-    panels.foot(figure, words)
+    plot_style.foot(figure, words)
     save(figure, path)
 
 
@@ -184,7 +184,7 @@ def _pairs_panel(
         text += f"\n{pair.mean:+.2f} ({pair.low:+.2f} to {pair.high:+.2f}){star}"
     ax.set_title(text, size=7, color=INK)
     ax.set_xlim(-0.18, 1.18)
-    panels.plain(ax)
+    plot_style.plain(ax)
     ax.set_xticks((0, 1), (_broken(comparison.baseline.label), _broken(entry.label)))
     ax.tick_params(axis="x", length=0)
 
@@ -207,9 +207,9 @@ def labels_figure(path: str | Path, comparison: Comparison) -> bool:
         lines.setdefault(_without_labels(entry), {})[labelnum] = entry
     if all(len(line) < 2 for line in lines.values()):
         return False
-    figure = panels.page(2.9, width=WIDTH / 2)
+    figure = plot_style.page(2.9, width=WIDTH / 2)
     ax = figure.add_subplot()
-    of_name = panels.looks(lines)
+    of_name = plot_style.looks(lines)
     for place, (name, line) in enumerate(lines.items()):
         beside = place - (len(lines) - 1) / 2  # intervals stand beside one another
         _labels_line(ax, comparison, line, of_name[name], beside)
@@ -219,9 +219,9 @@ def labels_figure(path: str | Path, comparison: Comparison) -> bool:
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("labelled cases", size=8, color=INK)
     ax.set_ylabel(_axis_name(comparison, "dice"), size=8, color=INK)
-    panels.plain(ax)
+    plot_style.plain(ax)
     percent = 100 * comparison.bootstrap["confidence"]
-    panels.legend(figure, of_name, f"bars: {percent:g} % bootstrap interval over cases")
+    plot_style.legend(figure, of_name, f"bars: {percent:g} % bootstrap interval over cases")
     save(figure, path)
     return True
 

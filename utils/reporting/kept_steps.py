@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.metrics import METRICS, mean, multiclass_metrics
 from utils.ops import largest_component
-from utils.reporting.predicted import Split, kept_steps
+from utils.reporting.predicted_split import Split, kept_steps
 from utils.trained import find_checkpoint, load_networks
 
 Scores = dict[str, float]  # by metric
