@@ -1,13 +1,12 @@
 """code/figures.py: what it reads, what it refuses, and that it draws what the networks predict."""
 
 import csv
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from result_folders import write_summary
 
 from dataloaders import open_dataset
 from dataloaders.la import LA
@@ -17,9 +16,6 @@ from utils.errors import UserError
 from utils.inference import sliding_window
 from utils.metrics import METRICS, binary_metrics
 from utils.reporting.scripts import load_script
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
-from result_folders import write_summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCH = (32, 32, 16)
