@@ -15,6 +15,7 @@ import train_supervised
 
 import dataloaders
 from dataloaders import DATASETS, evaluation_script
+from utils.evaluation import options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +52,7 @@ class Toy2d(Slices, Toy):
     net = "unet"
     augment = "rotate"
     tested_by = "toy"
-    file_axes = (2, 0, 1)
+    file_axes = image_axes = (2, 0, 1)
 """
 SCRIPT = '''
 """Test a run on the toy."""
@@ -90,6 +91,12 @@ def write_data(root):
             with h5py.File(root / "data" / f"{case}.h5", "w") as file:
                 file["image"] = (label + rng.normal(0, 0.3, SHAPE)).astype(np.float32)
                 file["label"] = label.astype(np.uint8)
+
+
+def as_the_file_has_it(path):
+    """A written label map as `(x, y, z)`, the axes of the data set's files."""
+    labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))  # (z, y, x)
+    return labels.transpose(2, 1, 0)
 
 
 @pytest.fixture
@@ -139,16 +146,10 @@ def test_it_is_trained_tested_and_predicted(name, toy, tmp_path, monkeypatch, ca
     assert said["labels"] == {"0": "background", "1": "ball", "2": "core"}
     with h5py.File(out / "D.h5") as file:
         predicted = file["prediction"][()]
-    stored = SimpleITK.ReadImage(str(tested / "nifti" / "D_pred.nii.gz"))
-    labels = SimpleITK.GetArrayFromImage(stored)  # (z, y, x), of slices (slice, row, column)
-    axes = (2, 1, 0) if name == "toy" else (2, 0, 1)
     assert len(np.unique(predicted)) > 1
-    np.testing.assert_array_equal(
-        predicted.transpose(axes), labels if name == "toy" else labels.transpose(1, 2, 0)
-    )
+    np.testing.assert_array_equal(predicted, as_the_file_has_it(tested / "nifti" / "D_pred.nii.gz"))
 
 
-def test_its_facts_are_read_by_all_scripts(toy):
+def test_its_script_tests_the_data_sets_that_name_it(toy):
     assert evaluation_script("toy2d") == "test_toy.py"
-    args = toy.parse(["--gpu", "-1"])
-    assert (args.dataset, args.nms, args.metrics) == ("toy", None, None)
+    assert options.datasets_of(toy.__file__) == ("toy", "toy2d")
