@@ -3,26 +3,29 @@
 
 The published layout of SSL4MIS (Luo et al.), read as it is:
 
-    <root>/train_slices.list                             1312 slices of 70 patients; 3 and 7 patients are 68 and 136
-    <root>/val.list, <root>/test.list                    20 and 40 volumes of 10 and 20 patients
-    <root>/data/slices/<volume>_slice_<k>.h5             image float32 (y, x), label uint8 {0, 1, 2, 3}
-    <root>/data/<volume>.h5                              image float32 (slice, y, x), label uint8
+    <root>/train_slices.list                    1312 slices of 70 patients; 3 and 7 patients have
+                                                68 and 136
+    <root>/val.list, <root>/test.list           20 and 40 volumes of 10 and 20 patients
+    <root>/data/slices/<volume>_slice_<k>.h5    image float32 (y, x), label uint8 {0, 1, 2, 3}
+    <root>/data/<volume>.h5                     image float32 (slice, y, x), label uint8
 
-A volume is called `<patient>_frame<01|02>`, and a volume's slices are as far apart as 5 to 10 mm:
-the data is 2-D.
+A volume is called `<patient>_frame<01|02>`. Its slices are 5 to 10 mm apart, so the data is used in
+2-D.
 """
 
+from pathlib import Path
 from types import MappingProxyType
 
 from dataloaders.h5 import read_image, read_label
 from dataloaders.preprocessing import Preprocessing
 from dataloaders.slices import with_axes
-from dataloaders.volumes import Volumes
+from dataloaders.volumes import Sample, Volumes
 
 
 class ACDC(Volumes):
     """One split of the data set: slices `(H, W)` in the train split, volumes `(H, W, slices)` in
-    the others; see :class:`dataloaders.volumes.Volumes`."""
+    the others; see `dataloaders.volumes.Volumes`.
+    """
 
     name = "ACDC"
     num_classes = 4
@@ -41,16 +44,19 @@ class ACDC(Volumes):
     source = "Luo et al., SSL4MIS"
     preprocessing = Preprocessing(intensity="minmax")
 
-    def list_files(self, split):
+    def list_files(self, split: str) -> list[Path]:
         return [self.root / ("train_slices.list" if split == "train" else f"{split}.list")]
 
-    def path(self, name):
-        return self.root / "data" / ("slices" if self.split == "train" else "") / f"{name}.h5"
+    def path(self, name: str) -> Path:
+        folder = self.root / "data"
+        if self.split == "train":
+            folder = folder / "slices"
+        return folder / f"{name}.h5"
 
-    def unit_of(self, name):
+    def unit_of(self, name: str) -> str:
         return name.partition("_")[0]
 
-    def read(self, path, label=True):
+    def read(self, path: Path, label: bool = True) -> Sample:
         train = self.split == "train"
         image = read_image(path, 2 if train else 3)
         target = read_label(path, image.shape, self.num_classes) if label else None

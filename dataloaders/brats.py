@@ -3,25 +3,27 @@
 
 The published layout of SSL4MIS (Luo et al.), read as it is:
 
-    <root>/train.txt, <root>/val.txt, <root>/test.txt    250, 25 and 60 cases; the first 25 or 50 are the labelled ones
-    <root>/data/<case>.h5                                image float32 (X, Y, Z), label integers
+    <root>/train.txt                    250 cases; the first 25 or 50 are labelled
+    <root>/val.txt, <root>/test.txt     25 and 60 cases
+    <root>/data/<case>.h5               image float32 (X, Y, Z), label integers
 
-The label may be the whole tumour as 1, or the challenge's 1, 2 and 4 (necrosis, oedema, enhancing),
-which are joined; 3 stands for nothing there and is refused.
+The label is the whole tumour as 1, or the challenge's 1, 2 and 4 (necrosis, oedema, enhancing),
+which are joined. The challenge does not use 3, which is refused.
 """
 
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
 from dataloaders.h5 import read_image, read_label
 from dataloaders.preprocessing import Preprocessing
-from dataloaders.volumes import Volumes
+from dataloaders.volumes import Sample, Volumes
 from utils.errors import UserError
 
 
 class BraTS2019(Volumes):
-    """One split of the data set; see :class:`dataloaders.volumes.Volumes`."""
+    """One split of the data set; see `dataloaders.volumes.Volumes`."""
 
     name = "BraTS2019"
     num_classes = 2
@@ -37,12 +39,13 @@ class BraTS2019(Volumes):
     splits = ("train", "val", "test")
     source = "Luo et al., SSL4MIS"
     preprocessing = Preprocessing(orientation="LPS", crop="nonzero", intensity="zscore_nonzero")
-    as_published = False  # those clip the brightest voxels, and their background is not 0
+    # the published files have their brightest voxels clipped, and their background is not 0
+    as_published = False
 
-    def list_files(self, split):
+    def list_files(self, split: str) -> list[Path]:
         return [self.root / f"{split}.txt"]
 
-    def read(self, path, label=True):
+    def read(self, path: Path, label: bool = True) -> Sample:
         image = read_image(path)
         if not label:
             return image, None

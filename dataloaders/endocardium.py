@@ -1,12 +1,12 @@
 """Endocardium: cine MR of the left ventricle of 33 subjects (Andreopoulos & Tsotsos, Medical Image
 Analysis 12, 2008).
 
-    <root>/train.list, <root>/test.list                  subjects; the first 5 of train.list are the labelled ones
-    <root>/data/<subject>.h5                             image float32 (slices, H, W), label uint8 {0, 1}
+    <root>/train.list, <root>/test.list     subjects; the first 5 of train.list are labelled
+    <root>/data/<subject>.h5                image float32 (slices, H, W), label uint8 {0, 1}
 
-A subject's file holds its images of all levels and times one after the other, in whatever order;
-York University publishes them as MATLAB files of 8 to 15 levels and 20 times, 7980 images in all,
-and no list. The slices of a subject whose label is never read need none.
+A subject's file holds its images of all levels and times one after the other, in any order. York
+University publishes them as MATLAB files of 8 to 15 levels and 20 times, 7980 images in all, and no
+list. A subject whose label is never read needs none.
 """
 
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from dataloaders.slices import Slices
 
 
 class Endocardium(Slices):
-    """One split of the data set; see :class:`dataloaders.slices.Slices`."""
+    """One split of the data set; see `dataloaders.slices.Slices`."""
 
     name = "endocardium"
     num_classes = 2

@@ -1,11 +1,13 @@
-"""Read and write the published h5 layouts, and say in one line what is wrong with a list or a file.
+"""Reading and writing of the published h5 layouts. An error in a list or a file is reported in one
+line.
 
-Keys: `image` float32 of any shape, `label` integers of the same shape (absent, or never read, for
-    unlabelled cases).
+Keys: `image` float32 of any shape, `label` integers of the same shape (unlabelled cases need none).
 """
 
 import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,8 +15,8 @@ import numpy as np
 from utils.errors import UserError
 
 
-def read_list(path):
-    """The case names of a list file, one a line, with or without the file's `.h5`; blank lines are
+def read_list(path: str | Path) -> list[str]:
+    """The case names of a list file, one a line, with or without the ending `.h5`; blank lines are
     skipped.
 
     Raises:
@@ -42,9 +44,13 @@ def read_list(path):
     return names
 
 
-def check_disjoint(a, names_a, b, names_b, unit="case"):
-    """Raise `UserError` where a case (or what `unit` calls it) stands in both of two lists (files
-    `a` and `b`).
+def check_disjoint(
+    a: Path, names_a: Sequence[str], b: Path, names_b: Sequence[str], unit: str = "case"
+) -> None:
+    """See that no name stands in two lists, of the files `a` and `b`; `unit` says what a name is.
+
+    Raises:
+        UserError: a name stands in both.
     """
     known = set(names_b)
     both = [name for name in dict.fromkeys(names_a) if name in known]
@@ -55,9 +61,9 @@ def check_disjoint(a, names_a, b, names_b, unit="case"):
         )
 
 
-def _dataset(path, key, read=lambda found: found[()]):
-    """What `read` makes of the array under `key`, whatever can go wrong turned into a `UserError`
-    with the file.
+def _dataset(path: Path, key: str, read: Callable = lambda found: found[()]) -> Any:
+    """The result of `read` for the array under `key`; every error becomes a `UserError` that names
+    the file.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -67,27 +73,24 @@ def _dataset(path, key, read=lambda found: found[()]):
                 )
             found = file[key]
             if not isinstance(found, h5py.Dataset) or found.shape is None:
-                what = (
-                    "empty"
-                    if isinstance(found, h5py.Dataset)
-                    else f"a {type(found).__name__.lower()}"
-                )
-                raise UserError(f"{path}: {key} is {what}, an array is expected")
+                kind = type(found).__name__.lower()
+                other = "empty" if isinstance(found, h5py.Dataset) else f"a {kind}"
+                raise UserError(f"{path}: {key} is {other}, an array is expected")
             if found.dtype.kind not in "biuf":
                 raise UserError(f"{path}: {key} has dtype {found.dtype}, numbers are expected")
             return read(found)
     except FileNotFoundError:
         raise UserError(f"{path}: file not found, though its case is listed") from None
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, MemoryError) as error:
-        # h5py raises whatever damaged bytes happen to mean, a shape of petabytes among it
+        # damaged bytes can make h5py raise any of these, such as for a shape of petabytes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path}: damaged or not an h5 file ({reason}); download or prepare it again"
         ) from None
 
 
-def image_shape(path, ndim=3):
-    """The shape of a case's image, of which no voxel is read, and of its label nothing.
+def image_shape(path: Path, ndim: int = 3) -> tuple[int, ...]:
+    """The shape of a case's image. Neither its voxels nor its label are read.
 
     Raises:
         UserError: missing, damaged, of another number of axes, or empty.
@@ -97,12 +100,12 @@ def image_shape(path, ndim=3):
     return shape
 
 
-def _check_axes(path, shape, ndim):
+def _check_axes(path: Path, shape: Sequence[int], ndim: int) -> None:
     if len(shape) != ndim or 0 in shape:
         raise UserError(f"{path}: image has shape {shape}, {ndim} axes are expected")
 
 
-def read_image(path, ndim=3):
+def read_image(path: Path, ndim: int = 3) -> np.ndarray:
     """The image of a case, `ndim` axes, float32.
 
     Raises:
@@ -117,7 +120,7 @@ def read_image(path, ndim=3):
     return image
 
 
-def read_label(path, shape, num_classes):
+def read_label(path: Path, shape: Sequence[int], num_classes: int) -> np.ndarray:
     """The label of a case as uint8, of the image's `shape`, values 0 … `num_classes - 1`.
 
     Raises:
@@ -136,15 +139,16 @@ def read_label(path, shape, num_classes):
     return label.astype(np.uint8)
 
 
-def h5_bytes(arrays, attributes=()):
-    """An h5 file of these arrays, compressed, and attributes, both by name, as what is to be
-    written.
+def h5_bytes(
+    arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any] | None = None
+) -> memoryview:
+    """The bytes of an h5 file with these arrays, compressed, and these attributes, both by name.
 
-    In memory, because on a full disk the h5 library would crash the process at its end.
+    It is made in memory, because on a full disk the h5 library would crash the process at its end.
     """
     memory = io.BytesIO()
     with h5py.File(memory, "w") as file:
         for key, array in arrays.items():
             file.create_dataset(key, data=array, compression="gzip")
-        file.attrs.update(attributes)
+        file.attrs.update(attributes or {})
     return memory.getbuffer()

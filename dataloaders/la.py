@@ -3,13 +3,14 @@
 
 The published layout, read as it is, with or without the folder in the middle:
 
-    <root>/train.list                                           80 cases; the first 4, 8 or 16 are the labelled ones
-    <root>/test.list                                            20 cases
-    <root>/2018LA_Seg_Training Set/<case>/mri_norm2.h5          image float32 (X, Y, Z), label uint8 {0, 1}
+    <root>/train.list                                   80 cases; the first 4, 8 or 16 are labelled
+    <root>/test.list                                    20 cases
+    <root>/2018LA_Seg_Training Set/<case>/mri_norm2.h5  image float32 (X, Y, Z), label uint8 {0, 1}
 
 `root` may also be the folder in the middle itself, with the lists in it or beside it.
 """
 
+from pathlib import Path
 from types import MappingProxyType
 
 from dataloaders.preprocessing import Preprocessing
@@ -19,7 +20,7 @@ FOLDER = "2018LA_Seg_Training Set"
 
 
 class LA(Volumes):
-    """One split of the data set; see :class:`dataloaders.volumes.Volumes`."""
+    """One split of the data set; see `dataloaders.volumes.Volumes`."""
 
     name = "LA"
     num_classes = 2
@@ -34,17 +35,19 @@ class LA(Volumes):
     training_units = 80
     keep_largest = True
     source = "Yu et al., MICCAI 2019 (UA-MT)"
-    # the published margins are random: of these means; all slices are kept
+    # the published margins are random, with these means; all slices are kept
     preprocessing = Preprocessing(
         crop="label", margin=(14, 14, 0), at_least=(141, 141, 1000), intensity="zscore"
     )
 
-    def list_files(self, split):
+    def list_files(self, split: str) -> list[Path]:
         file = self.root / f"{split}.list"
-        return [
-            self.root.parent / file.name if self.root.name == FOLDER and not file.exists() else file
-        ]
+        if self.root.name == FOLDER and not file.exists():
+            file = self.root.parent / file.name
+        return [file]
 
-    def path(self, name):
+    def path(self, name: str) -> Path:
         volumes = self.root / FOLDER
-        return (volumes if volumes.is_dir() else self.root) / name / "mri_norm2.h5"
+        if not volumes.is_dir():
+            volumes = self.root
+        return volumes / name / "mri_norm2.h5"

@@ -1,13 +1,17 @@
 """One's own images, in 3-D and slice by slice, as `code/prepare_nifti.py` lays them out:
 
-    <root>/dataset.json                                  the protocol: classes, spacing, patch, which cases have labels
-    <root>/train.list, <root>/test.list, maybe val.list  cases; in train.list those with a label first
-    <root>/data/<case>.h5                                image float32 (X, Y, Z), label uint8 where there is one
+    <root>/dataset.json                   the protocol: classes, spacing, patch, which cases have
+                                          labels
+    <root>/train.list, <root>/test.list   cases; train.list begins with those that have a label
+    <root>/val.list                       cases, where there are any for validation
+    <root>/data/<case>.h5                 image float32 (X, Y, Z), label uint8 where there is one
 
-The lists may be edited: a case without a label may stand anywhere in train.list, and nowhere else.
+The lists may be edited: a case without a label may stand anywhere in train.list, and in no other
+list.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,33 +19,35 @@ import numpy as np
 
 from dataloaders.preprocessing import Preprocessing
 from dataloaders.slices import Slices
-from dataloaders.volumes import Volumes
+from dataloaders.volumes import Sample, Volumes
 from utils.errors import UserError
 
 FILE = "dataset.json"
-MULTIPLE = 16  # of extents: what the networks halve four times
-LARGEST = 112 * 112 * 80  # voxels of a patch: LA's, which fits common GPUs
+MULTIPLE = 16  # extents are multiples of it, for networks halve them four times
+LARGEST = 112 * 112 * 80  # voxels of a patch, as many as LA's, which fits common GPUs
 LARGEST_SLICE = 256
 
 
 class Own(Volumes):
-    """One split of the data in a folder; see :class:`dataloaders.volumes.Volumes`. The protocol, of
-    which only what is the same for all folders stands here, comes from the folder's file:
-    `Own.at(root)` is the class to use.
+    """One split of the data in a folder; see `dataloaders.volumes.Volumes`.
+
+    Only the facts that are the same for all folders stand here. The others come from the folder's
+    file, so `Own.at(root)` is the class to use.
 
     Class attributes:
-        cases: what the file says of each case: `labeled`, `patient`.
+        cases: by name, a case's entry in the file: `labeled`, `patient`.
     """
 
     name = "own"
     stride = (16, 16, 16)
     net = "vnet"
     labeled_bs, unlabeled_bs = 2, 2
-    val_from = "labeled"  # the others' labels are what one does not have
+    val_from = "labeled"  # the other cases have no labels
     splits = ("train", "val", "test")
+    cases: Mapping[str, dict]
 
     @classmethod
-    def at(cls, root):
+    def at(cls, root: str | Path) -> "type[Own]":
         """The class of the data in `root`.
 
         Raises:
@@ -59,37 +65,36 @@ class Own(Volumes):
         return type(cls.__name__, (cls,), attributes)
 
     @staticmethod
-    def _common(root, table):
+    def _common(root: Path, table: dict) -> dict:
+        """The class attributes of 3-D and 2-D."""
         names, cases, spacing = table["class_names"], table["cases"], table["spacing"]
         if not names or not all(isinstance(name, str) for name in names):
-            raise ValueError("class_names are to be words, one at least")
+            raise ValueError("class_names must be words, at least one")
+        one_each = all(case["patient"] == name for name, case in cases.items())
+        validated = (root / "val.list").is_file()
         return {
             "num_classes": len(names) + 1,
             "class_names": tuple(names),
             "spacing": None if spacing is None else _numbers("spacing", spacing, 3, float),
             "labelnum": table["labelnum"],
-            "unit": "cases"
-            if all(case["patient"] == name for name, case in cases.items())
-            else "patients",
-            "splits": ("train", "val", "test")
-            if (root / "val.list").is_file()
-            else ("train", "test"),
+            "unit": "cases" if one_each else "patients",
+            "splits": ("train", "val", "test") if validated else ("train", "test"),
             "source": f"{table['name']}'s {FILE}",
             "preprocessing": Preprocessing.from_dict(table["preprocessing"]),
             "cases": cases,
         }
 
     @staticmethod
-    def _of_dimension(table):
+    def _of_dimension(table: dict) -> dict:
+        """The class attributes in which 3-D and 2-D differ."""
+        patches = {scale: _numbers("patch", table["patch"][str(scale)], 3) for scale in (1, 2)}
         return {
-            "patches": MappingProxyType(
-                {n: _numbers("patch", table["patch"][str(n)], 3) for n in (1, 2)}
-            ),
+            "patches": MappingProxyType(patches),
             "stride": None,
             "augment": table["augment"],
         }
 
-    def __init__(self, root, split="train", downsample=1):
+    def __init__(self, root: str | Path, split: str = "train", downsample: int = 1):
         super().__init__(root, split, downsample)
         if split != "train":
             for index, name in enumerate(self.names):
@@ -99,7 +104,7 @@ class Own(Volumes):
                         "hold it"
                     )
 
-    def unit_of(self, name):
+    def unit_of(self, name: str) -> str:
         if name not in self.cases:
             raise UserError(
                 f"{self.root / FILE} knows no case {name}, which a list names; prepare the images "
@@ -107,21 +112,20 @@ class Own(Volumes):
             )
         return self.cases[name]["patient"]
 
-    def read(self, path, label=True):
+    def read(self, path: Path, label: bool = True) -> Sample:
         if label and not self.cases[path.stem]["labeled"]:
             raise UserError(
                 f"{path}: an image without a label, which is needed here: take other cases "
-                "(--split test, to validate "
-                "--val_from labeled)"
+                "(--split test, to validate --val_from labeled)"
             )
         return super().read(path, label)
 
-    def labeled(self, labelnum):
-        """Indices of the samples with a label of the first `labelnum` units that have any, in the
-        order of the list.
+    def labeled(self, labelnum: int) -> list[int]:
+        """Indices of the samples that have a label, of the first `labelnum` units with such
+        samples, in the order of the list.
 
         Raises:
-            UserError: fewer have.
+            UserError: fewer units have any.
         """
         known = [index for index in range(len(self)) if self._has_label(index)]
         units = list(dict.fromkeys(self.units[index] for index in known))
@@ -133,18 +137,16 @@ class Own(Volumes):
         first = set(units[:labelnum])
         return [index for index in known if self.units[index] in first]
 
-    def _has_label(self, index):
+    def _has_label(self, index: int) -> bool:
         return self.cases[self._volume(index)]["labeled"]
 
-    def _volume(self, index):
+    def _volume(self, index: int) -> str:
         """The case of a sample."""
         return self.names[index]
 
 
 class Own2d(Slices, Own):
-    """Its slices across the axis with the largest spacing; see
-    :class:`dataloaders.slices.Slices`.
-    """
+    """Its slices across the axis with the largest spacing; see `dataloaders.slices.Slices`."""
 
     name = "own2d"
     tested_by = "own"
@@ -154,7 +156,7 @@ class Own2d(Slices, Own):
     labeled_bs, unlabeled_bs = 12, 12
 
     @staticmethod
-    def _of_dimension(table):
+    def _of_dimension(table: dict) -> dict:
         axes = _numbers("axes", table["slices"]["axes"], 3)
         if sorted(axes) != [0, 1, 2]:
             raise ValueError(f"axes {axes} of the slices are not 0, 1 and 2 in some order")
@@ -164,32 +166,32 @@ class Own2d(Slices, Own):
             "image_axes": axes,
         }
 
-    def _volume(self, index):
-        return self.paths[self._places[index][0] if self.split == "train" else index].stem
+    def _volume(self, index: int) -> str:
+        case = self._places[index][0] if self.split == "train" else index
+        return self.paths[case].stem
 
 
-def protocol(shapes, spacing):
+def protocol(shapes: Sequence[Sequence[int]], spacing: Sequence[float]) -> dict:
     """The part of the file that follows from the data: patches, augmentation, and the slices of
     2-D.
 
     Args:
         shapes: of the prepared training images.
-        spacing: mm along their axes, at least typically.
+        spacing: mm along their axes, typical ones where images differ.
     """
     shape = np.median(np.array(shapes), axis=0)
     patch = _patch(shape)
-    # a crop that is turned by a quarter is to lie in the image too
-    turns = patch[0] == patch[1] or max(patch[:2]) <= min(shape[:2])
-    turns &= abs(spacing[0] - spacing[1]) <= 0.05 * spacing[0]
-    thick = max(
-        range(3), key=lambda axis: (shape[axis] == 1, round(spacing[axis], 3), axis)
-    )  # 1: images of 2 axes
+    # a crop that is turned by a quarter must lie in the image too
+    fits = patch[0] == patch[1] or max(patch[:2]) <= min(shape[:2])
+    square = abs(spacing[0] - spacing[1]) <= 0.05 * spacing[0]
+    # across the slices: the axis with one plane (images of 2 axes), or else of the largest spacing
+    thick = max(range(3), key=lambda axis: (shape[axis] == 1, round(spacing[axis], 3), axis))
     columns, rows = (axis for axis in range(3) if axis != thick)
     largest = max(shape[rows], shape[columns])
     scale = min(1.0, LARGEST_SLICE / largest)
     return {
         "patch": {"1": patch, "2": _patch(np.array(patch) / 2)},
-        "augment": "rot_flip" if turns else "crop",
+        "augment": "rot_flip" if fits and square else "crop",
         "slices": {
             "axes": [rows, columns, thick],
             "patch": [max(2 * MULTIPLE, _round(scale * shape[axis])) for axis in (rows, columns)],
@@ -197,8 +199,8 @@ def protocol(shapes, spacing):
     }
 
 
-def _patch(shape):
-    """Extents near `shape`, multiples of 16, the longest shortened first until the patch is small
+def _patch(shape: Sequence[float]) -> list[int]:
+    """Extents near `shape`, multiples of 16; the longest is shortened until the patch is small
     enough.
     """
     patch = [_round(extent) for extent in shape]
@@ -209,11 +211,11 @@ def _patch(shape):
     return patch
 
 
-def _round(extent):
+def _round(extent: float) -> int:
     return max(MULTIPLE, int(extent / MULTIPLE + 0.5) * MULTIPLE)
 
 
-def _read(path):
+def _read(path: Path) -> dict:
     if not path.is_file():
         raise UserError(
             f"{path}: not there; make it with code/prepare_nifti.py, or name its folder with --root"
@@ -227,9 +229,9 @@ def _read(path):
     return table
 
 
-def _numbers(key, values, count, kind=int):
-    if len(values) != count or not all(
-        isinstance(value, (int, kind)) and value >= 0 for value in values
-    ):
+def _numbers(key: str, values: Sequence, count: int, kind: type = int) -> tuple:
+    """The values, checked: `count` of them, of type int or `kind`, none negative."""
+    fits = all(isinstance(value, (int, kind)) and value >= 0 for value in values)
+    if len(values) != count or not fits:
         raise ValueError(f"{key} {values} is not {count} numbers")
     return tuple(values)
