@@ -4,6 +4,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
+from scipy import ndimage
 
 # command lines of a run that takes seconds, on the data sets below; `[*LA, *BOTH, …]`
 LA = "--gpu -1 --patch 32 16 16 --n_filters 2 --labelnum 3 --precision fp32".split()
@@ -89,3 +91,15 @@ def ball(shape, centre, radius):
     grid = np.indices(shape).reshape(len(shape), -1).T
     distance = np.linalg.norm(grid - np.array(centre), axis=1)
     return (distance <= radius).reshape(shape)
+
+
+def slices_by_scipy(network, volume, patch):
+    """Labels of a volume by the field's loop of slices: image and labels are resized by scipy."""
+    labels = np.zeros(volume.shape, np.uint8)
+    x, y, slices = volume.shape
+    for k in range(slices):
+        small = ndimage.zoom(volume[..., k], (patch[0] / x, patch[1] / y), order=0)
+        with torch.no_grad():
+            pred = network(torch.from_numpy(small)[None, None]).argmax(1)[0]
+        labels[..., k] = ndimage.zoom(pred.numpy(), (x / patch[0], y / patch[1]), order=0)
+    return labels

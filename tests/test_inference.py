@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from small import slices_by_scipy
 from torch import nn
 
 from networks.vnet import VNet
@@ -13,7 +15,9 @@ from utils.errors import UserError
 from utils.inference import (
     gaussian_weights,
     mean_probability,
+    slice_by_slice,
     sliding_window,
+    whole_image,
     window_starts,
 )
 
@@ -331,3 +335,88 @@ def test_mean_probability_averages_probabilities_not_logits():
         torch.testing.assert_close(mean_probability([a, b])(x), expected)
     with pytest.raises(ValueError, match="at least one"):
         mean_probability([])
+
+
+# ------------------------------------------------------------------ slices
+
+
+@pytest.mark.parametrize(
+    "shape", [(37, 21, 5), (16, 12, 1), (9, 50, 4)], ids=["larger", "of the patch", "mixed"]
+)
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_slice_by_slice_equals_the_research_loop(shape, batch):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)
+    ).eval()
+    volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    steps = []
+    prob = slice_by_slice(
+        lambda x: network(x).softmax(1),
+        volume,
+        (16, 12),
+        3,
+        batch=batch,
+        progress=lambda *s: steps.append(s),
+    )
+    assert prob.shape == (3, *shape)
+    torch.testing.assert_close(prob.sum(0), torch.ones(shape))
+    expected = slices_by_scipy(network, volume, (16, 12))
+    np.testing.assert_array_equal(prob.argmax(0).numpy(), expected)
+    assert np.unique(expected).size == 3
+    assert len(steps) == -(-shape[2] // (batch or 4))
+    assert steps[-1] == (shape[2], shape[2])
+
+
+def test_slices_are_resized_as_scipy_does():
+    def resized(values, new):
+        column = torch.from_numpy(values)[:, None, None]
+        small = slice_by_slice(lambda x: x, column, (new, 1), 1)  # there and back
+        return small[0, :, 0, 0].numpy()
+
+    differ = 0
+    for old in range(2, 260, 3):
+        for new in (16, 55, 192, 240, 256):
+            values = np.arange(1, old + 1, dtype=np.float32)
+            there = ndimage.zoom(values, new / old, order=0)
+            back = ndimage.zoom(there, old / new, order=0)
+            if 0 in there or 0 in back:  # scipy rounds the last place to beyond the edge
+                differ += 1
+                continue
+            np.testing.assert_array_equal(resized(values, new), back)
+    assert differ < 100  # of 435
+
+
+def test_slice_by_slice_refuses():
+    volume = torch.zeros(8, 8, 2)
+    for options, message in (
+        ({"patch": (8, 8, 8)}, "patch must have 2 axes"),
+        ({"volume": volume[..., 0]}, r"volume must be \(X, Y, slices\), got \(8, 8\)"),
+        ({"volume": volume[..., :0]}, r"got \(8, 8, 0\)"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"num_classes": 2}, r"gave \(2, 1, 8, 8\), expected \(2, 2, 8, 8\)"),
+        ({"precision": "fp16"}, "none of fp32, tf32 and bf16"),
+    ):
+        arguments = {
+            "predictor": lambda x: x,
+            "volume": volume,
+            "patch": (8, 8),
+            "num_classes": 1,
+        } | options
+        with pytest.raises(ValueError, match=message):
+            slice_by_slice(**arguments)
+    with pytest.raises(UserError, match="not finite"):
+        slice_by_slice(lambda x: x / 0, volume, (8, 8), 1)
+
+
+def test_a_whole_image_is_read_as_the_patch_says():
+    image = torch.rand(9, 7, 5)
+
+    def predict(x):
+        return torch.cat((x, 1 - x), 1)
+
+    windows = sliding_window(predict, image, (4, 4, 4), (2, 2, 2), 2, activation=None)
+    slices = slice_by_slice(predict, image, (8, 6), 2)
+    torch.testing.assert_close(whole_image(predict, image, (4, 4, 4), (2, 2, 2), 2), windows)
+    torch.testing.assert_close(whole_image(predict, image, (8, 6), None, 2), slices)
+    torch.testing.assert_close(whole_image(predict, image[..., 3], (8, 6), None, 2), slices[..., 3])

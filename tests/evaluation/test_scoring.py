@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import SimpleITK
+import small
 import test_LA
 import torch
 from conftest import ROOT
@@ -43,11 +44,8 @@ def coarse_figures(monkeypatch):
         monkeypatch.setattr(f"utils.figures.{module}.DPI", 50)
 
 
-def ball(shape=SHAPE, centre=(18, 16, 10), radius=7):
-    grid = np.indices(shape)
-    return (sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)) < radius**2).astype(
-        np.uint8
-    )
+def ball(centre=(18, 16, 10), radius=7):
+    return small.ball(SHAPE, centre, radius).astype(np.uint8)
 
 
 # ------------------------------------------------------------------ evaluate

@@ -1,5 +1,5 @@
-"""Volumes slice by slice, and the test scripts beside test_LA.py: hand-made loops and numbers on
-tiny data.
+"""The test scripts beside test_LA.py, and assess_coranet.py: hand-made loops and numbers on tiny
+data.
 """
 
 import csv
@@ -14,115 +14,18 @@ import pytest
 import SimpleITK
 import torch
 from medpy.metric import binary
-from scipy import ndimage
-from torch import nn
+from small import slices_by_scipy
 
 from dataloaders import dataset_class
 from networks.unet import UNet
 from networks.vnet import VNet
 from utils.errors import UserError
-from utils.inference import mean_probability, slice_by_slice, sliding_window, whole_image
+from utils.inference import mean_probability, sliding_window, whole_image
 from utils.ops import largest_component_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCH = {2: [32, 16], 3: [16, 32, 16]}
 
-
-def research_loop(network, volume, patch):
-    """The field's loop: one slice at a time, image and labels resized by scipy."""
-    labels = np.zeros(volume.shape, np.uint8)
-    x, y, slices = volume.shape
-    for k in range(slices):
-        small = ndimage.zoom(volume[..., k], (patch[0] / x, patch[1] / y), order=0)
-        with torch.no_grad():
-            pred = network(torch.from_numpy(small)[None, None]).argmax(1)[0]
-        labels[..., k] = ndimage.zoom(pred.numpy(), (x / patch[0], y / patch[1]), order=0)
-    return labels
-
-
-@pytest.mark.parametrize(
-    "shape", [(37, 21, 5), (16, 12, 1), (9, 50, 4)], ids=["larger", "of the patch", "mixed"]
-)
-@pytest.mark.parametrize("batch", [None, 1, 3])
-def test_slice_by_slice_equals_the_research_loop(shape, batch):
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)
-    ).eval()
-    volume = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    steps = []
-    prob = slice_by_slice(
-        lambda x: network(x).softmax(1),
-        volume,
-        (16, 12),
-        3,
-        batch=batch,
-        progress=lambda *s: steps.append(s),
-    )
-    assert prob.shape == (3, *shape)
-    torch.testing.assert_close(prob.sum(0), torch.ones(shape))
-    expected = research_loop(network, volume, (16, 12))
-    np.testing.assert_array_equal(prob.argmax(0).numpy(), expected)
-    assert np.unique(expected).size == 3
-    assert len(steps) == -(-shape[2] // (batch or 4))
-    assert steps[-1] == (shape[2], shape[2])
-
-
-def test_slices_are_resized_as_scipy_does():
-    def resized(values, new):
-        column = torch.from_numpy(values)[:, None, None]
-        small = slice_by_slice(lambda x: x, column, (new, 1), 1)  # there and back
-        return small[0, :, 0, 0].numpy()
-
-    differ = 0
-    for old in range(2, 260, 3):
-        for new in (16, 55, 192, 240, 256):
-            values = np.arange(1, old + 1, dtype=np.float32)
-            there = ndimage.zoom(values, new / old, order=0)
-            back = ndimage.zoom(there, old / new, order=0)
-            if 0 in there or 0 in back:  # scipy rounds the last place to beyond the edge
-                differ += 1
-                continue
-            np.testing.assert_array_equal(resized(values, new), back)
-    assert differ < 100  # of 435
-
-
-def test_slice_by_slice_refuses():
-    volume = torch.zeros(8, 8, 2)
-    for options, message in (
-        ({"patch": (8, 8, 8)}, "patch must have 2 axes"),
-        ({"volume": volume[..., 0]}, r"volume must be \(X, Y, slices\), got \(8, 8\)"),
-        ({"volume": volume[..., :0]}, r"got \(8, 8, 0\)"),
-        ({"batch": 0}, "batch must be at least 1"),
-        ({"num_classes": 2}, r"gave \(2, 1, 8, 8\), expected \(2, 2, 8, 8\)"),
-        ({"precision": "fp16"}, "none of fp32, tf32 and bf16"),
-    ):
-        arguments = {
-            "predictor": lambda x: x,
-            "volume": volume,
-            "patch": (8, 8),
-            "num_classes": 1,
-        } | options
-        with pytest.raises(ValueError, match=message):
-            slice_by_slice(**arguments)
-    with pytest.raises(UserError, match="not finite"):
-        slice_by_slice(lambda x: x / 0, volume, (8, 8), 1)
-
-
-def test_a_whole_image_is_read_as_the_patch_says():
-    image = torch.rand(9, 7, 5)
-
-    def predict(x):
-        return torch.cat((x, 1 - x), 1)
-
-    windows = sliding_window(predict, image, (4, 4, 4), (2, 2, 2), 2, activation=None)
-    slices = slice_by_slice(predict, image, (8, 6), 2)
-    torch.testing.assert_close(whole_image(predict, image, (4, 4, 4), (2, 2, 2), 2), windows)
-    torch.testing.assert_close(whole_image(predict, image, (8, 6), None, 2), slices)
-    torch.testing.assert_close(whole_image(predict, image[..., 3], (8, 6), None, 2), slices[..., 3])
-
-
-# ------------------------------------------------------------------ scripts
 
 # of each data set: list files and their cases, where a case stands, the file's axes that X, Y and Z
 # are, dimensions
@@ -272,7 +175,7 @@ def test_acdc_is_scored_class_by_class_on_whole_volumes(place, capsys):
     dice = []
     for case in ("patient4_frame01", "patient5_frame01"):
         image, label = case_of("ACDC", case)
-        pred = research_loop(net, image, PATCH[2])
+        pred = slices_by_scipy(net, image, PATCH[2])
         np.testing.assert_array_equal(nifti(out, case, "pred").transpose(1, 2, 0), pred)
         np.testing.assert_array_equal(
             nifti(out, case, "label"), label.transpose(2, 0, 1)
@@ -364,7 +267,7 @@ def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place
             .numpy()
         )
     else:
-        pred = research_loop(net, image, PATCH[2])
+        pred = slices_by_scipy(net, image, PATCH[2])
     expected = binary.dc(pred, label)
     if name == "endocardium":
         shown = [k for k in range(label.shape[2]) if pred[..., k].any() or label[..., k].any()]
@@ -382,7 +285,7 @@ def test_each_script_has_its_protocol(name, stride, columns, unit, scored, place
 def test_slices_that_are_no_neighbours_keep_a_component_each(place):
     folder, net = place("endocardium")
     call("test_endocardium", "--figures", "0", "--precision", "fp32", "--cases", "1", "--nms", "1")
-    pred = research_loop(net, case_of("endocardium", "D")[0], PATCH[2]).transpose(2, 0, 1)
+    pred = slices_by_scipy(net, case_of("endocardium", "D")[0], PATCH[2]).transpose(2, 0, 1)
     whole, slices = (torch.from_numpy(pred)[index] for index in (None, np.s_[:, None]))
     expected = [largest_component_reference(one, 2)[0].numpy() for one in slices]
     np.testing.assert_array_equal(
