@@ -39,9 +39,8 @@ QUICK = ("--cases", "1", "--figures", "0", "--nifti", "0")
 
 @pytest.fixture(autouse=True)
 def coarse_figures(monkeypatch):
-    """What figures show is tests/test_figures.py's; here they only have to be there."""
-    for module in ("style", "summaries"):
-        monkeypatch.setattr(f"utils.figures.{module}.DPI", 50)
+    """Figures are looked at in tests/figures; here they only have to be there."""
+    monkeypatch.setattr("utils.figures.style.DPI", 50)
 
 
 def ball(centre=(18, 16, 10), radius=7):
