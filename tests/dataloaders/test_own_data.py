@@ -2,14 +2,16 @@
 wrong with it.
 """
 
-import importlib
 import json
-import sys
 
 import h5py
 import numpy as np
 import pytest
+import test_own
+import train_coranet
+import train_supervised
 from numpy.testing import assert_array_equal
+from small import EPOCHS
 
 from dataloaders import dataset_class, open_dataset
 from dataloaders.own import LARGEST, protocol
@@ -239,49 +241,22 @@ def test_slices_fit_the_images(shape, spacing, axes, patch):
 
 
 @pytest.mark.parametrize(
-    ("name", "method", "short"),
+    ("name", "train", "short"),
     [
-        (
-            "own",
-            "coranet",
-            (
-                "--pretrain_epochs",
-                1,
-                "--selftrain_epochs",
-                1,
-                "--labeled_bs",
-                1,
-                "--unlabeled_bs",
-                1,
-            ),
-        ),
-        ("own2d", "supervised", ("--max_iterations", 1)),
+        ("own", train_coranet, [*EPOCHS, "--labeled_bs", "1", "--unlabeled_bs", "1"]),
+        ("own2d", train_supervised, ["--max_iterations", "1"]),
     ],
+    ids=["own", "own2d"],
 )
-def test_from_the_folder_to_a_table(name, method, short, root, tmp_path, monkeypatch, one_thread):
-    """Trained on two labelled images, where there is a use for them two unlabelled ones, and scored
-    on the test's.
+def test_from_the_folder_to_a_table(name, train, short, root, tmp_path, one_thread):
+    """Trained on two labelled images, CoraNet on two unlabelled ones too, and scored on the
+    test's.
     """
-
-    def call(module, *arguments):
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        importlib.import_module(module).main()
-
-    common = (
-        "--dataset",
-        name,
-        "--root",
-        root,
-        "--runs",
-        tmp_path / "runs",
-        "--gpu",
-        -1,
-        "--precision",
-        "fp32",
-    )
-    call(f"train_{method}", *common, "--n_filters", 2, *short)
-    folder = tmp_path / "runs" / name / f"{method}_2" / "seed1337"
-    call("test_own", "--run", folder, "--gpu", -1, "--figures", 0)
+    runs = tmp_path / "runs"
+    where = ["--dataset", name, "--root", str(root), "--runs", str(runs), "--gpu", "-1"]
+    train.main([*where, "--precision", "fp32", "--n_filters", "2", *short])
+    (folder,) = runs.glob(f"{name}/*_2/seed1337")
+    test_own.main(["--run", str(folder), "--gpu", "-1", "--figures", "0"])
     summary = json.loads((folder / "test" / "last" / "summary.json").read_text())
     assert (summary["cases"], list(summary["classes"])) == (1, ["wall", "pool"])
     assert summary["test"]["stride"] == (None if name == "own2d" else [16, 8, 16])
