@@ -34,6 +34,7 @@ METHODS = {
     "train_coranet": [*BOTH, *EPOCHS],
     "train_coranet_ovr": [*BOTH, *EPOCHS],
 }
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SEVERAL = ROOT / "tests" / "training" / "several_scripts.py"
 
 
@@ -41,10 +42,8 @@ def torchrun(*arguments, processes=2):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command.append(f"--nproc_per_node={processes}")
     command += ["--", *map(str, arguments)]  # or torchrun takes --run for its own
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=ONE_THREAD, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,8 @@ def runs(tmp_path_factory):
         if name == "two":
             done = torchrun(*arguments)
         else:
-            done = subprocess.Popen([sys.executable, *map(str, arguments)], stderr=subprocess.PIPE)
+            command = [sys.executable, *map(str, arguments)]
+            done = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE)
         _, err = done.communicate(timeout=300)
         assert done.returncode == 0, err.decode()
     return folder
