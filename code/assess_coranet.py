@@ -38,7 +38,7 @@ from utils.evaluation import options
 from utils.evaluation.test_script import Test
 from utils.files import write_csv
 from utils.inference import whole_image
-from utils.metrics import mean, spread, spread_text
+from utils.metrics import means, spread, spread_text
 from utils.reporting.predicted_split import branch_probabilities, insist_on_branches
 
 THRESHOLDS = (0.5, 0.7, 0.9)
@@ -102,7 +102,7 @@ def assess(test: Test) -> tuple[list[dict], dict[str, list[dict]]]:
     classes = test.num_classes
     branches = branch_probabilities(test.networks[0])
     rows: list[dict] = []
-    means: dict[str, list[dict]] = {}
+    by_region: dict[str, list[dict]] = {}
     for case, image, label in test.cases():
         label = torch.from_numpy(label).to(test.device)
         prob = whole_image(branches, image, test.patch, test.stride, 3 * classes, **test.options)
@@ -112,9 +112,8 @@ def assess(test: Test) -> tuple[list[dict], dict[str, list[dict]]]:
             for c, score in scores.items():
                 name = test.data.class_names[c - 1]
                 rows.append({"region": region, "case": case, "class": name, **score})
-            of_case = {m: mean(score[m] for score in scores.values()) for m in MEASURES}
-            means.setdefault(region, []).append(of_case)
-    return rows, means
+            by_region.setdefault(region, []).append(means(scores.values(), MEASURES))
+    return rows, by_region
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -122,10 +121,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.alone()
     test = Test(args, datasets=DATASETS)
     insist_on_branches(test.networks[0], test.path)
-    rows, means = assess(test)
+    rows, by_region = assess(test)
     table = []
     print(f"{'region':14}" + "".join(f"{m + ' %':18}" for m in MEASURES))
-    for region, cases in means.items():
+    for region, cases in by_region.items():
         line = {"region": region}
         cells = []
         for m in MEASURES:

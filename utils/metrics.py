@@ -7,7 +7,7 @@ metrics, by one compiled operator.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,6 +185,15 @@ def spread(values: Iterable[float]) -> Spread:
 def mean(values: Iterable[float]) -> float:
     """Mean of the values; NaN is left out, and is the mean of none."""
     return spread(values).mean
+
+
+def means(rows: Iterable[Mapping[str, float]], names: Iterable[str] = METRICS) -> dict[str, float]:
+    """The mean of each of these columns of the rows, as `mean` takes it."""
+    rows = list(rows)
+    found = {}
+    for name in names:
+        found[name] = mean(row[name] for row in rows)
+    return found
 
 
 def factor(metric: str) -> int:

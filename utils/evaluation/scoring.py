@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from utils.metrics import METRICS, mean, multiclass_metrics, spread
+from utils.metrics import METRICS, mean, means, multiclass_metrics, spread
 
 EMPTY = {
     "zero": "an empty mask scores 0 everywhere, as in released codes; its distances of 0 flatter "
@@ -53,19 +53,19 @@ def slice_metrics(
     pred: np.ndarray, label: np.ndarray, num_classes: int, **options
 ) -> dict[int, dict[str, float]]:
     """`utils.metrics.multiclass_metrics` of each slice of `(X, Y, slices)`, then the mean over the
-    slices that hold the class in prediction or reference. For stacks whose slices are no neighbours
-    in space.
+    slices that hold the class in prediction or reference. It is meant for stacks of slices that are
+    no neighbours in space.
     """
     slices = range(pred.shape[2])
     scores = [
         multiclass_metrics(pred[..., k], label[..., k], num_classes, **options) for k in slices
     ]
-    means = {}
+    of_class = {}
     for c in range(1, num_classes):
         shown = ((pred == c) | (label == c)).any((0, 1))
         rows = [scores[k][c] for k in slices if shown[k] or not shown.any()]
-        means[c] = {m: mean(row[m] for row in rows) for m in METRICS}
-    return means
+        of_class[c] = means(rows)
+    return of_class
 
 
 def summarise(rows: Sequence[dict]) -> dict:
@@ -78,14 +78,15 @@ def summarise(rows: Sequence[dict]) -> dict:
     Args:
         rows: as `score_case` gives them, with the `seconds` of each case.
     """
-    by_class, by_case = {}, {}
+    by_class = {}
+    by_case = {}
     for row in rows:
         by_class.setdefault(row["class_name"], []).append(row)
         by_case.setdefault(row["case"], []).append(row)
-    means = [{m: mean(row[m] for row in case) for m in METRICS} for case in by_case.values()]
+    over_classes = [means(case) for case in by_case.values()]
     return {
         "cases": len(by_case),
-        "mean": _spreads(means),
+        "mean": _spreads(over_classes),
         "classes": {name: _spreads(part) for name, part in by_class.items()},
         "empty_predictions": sum(row["prediction_voxels"] == 0 for row in rows),
         "empty_references": sum(row["reference_voxels"] == 0 for row in rows),
@@ -94,4 +95,8 @@ def summarise(rows: Sequence[dict]) -> dict:
 
 
 def _spreads(rows: Sequence[dict]) -> dict[str, dict]:
-    return {m: asdict(spread(row[m] for row in rows)) for m in METRICS}
+    found = {}
+    for m in METRICS:
+        values = [row[m] for row in rows]
+        found[m] = asdict(spread(values))
+    return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.metrics import METRICS, mean, multiclass_metrics
+from utils.metrics import METRICS, means, multiclass_metrics
 from utils.ops import largest_component
 from utils.reporting.predicted_split import Split, kept_steps
 from utils.trained import find_checkpoint, load_networks
@@ -38,8 +38,8 @@ class StepResult:
 
 
 def read_curves(run: Path, steps: Collection[int] | None, nms: int | None) -> tuple[Curves, str]:
-    """The curves that tests of the kept steps left. Of tests with different options the largest
-    group is taken; what is left out is printed.
+    """The curves of the tests of the kept steps. Where the tests differ in their options, the largest
+    group with the same options is taken; the others are printed.
 
     Args:
         steps: those that are taken; None takes all.
@@ -128,9 +128,9 @@ def score_steps(
             for name, prob in _probabilities(split, networks, names, image).items():
                 scores.setdefault(name, []).append(_score(prob, label, nms))
         for name, of_cases in scores.items():
-            means = {m: mean(case[m] for case in of_cases) for m in METRICS}
-            curves.setdefault(name, {})[step] = means
-            print(f"step {step}, {name}: Dice {100 * means['dice']:.2f} %", flush=True)
+            of_step = means(of_cases)
+            curves.setdefault(name, {})[step] = of_step
+            print(f"step {step}, {name}: Dice {100 * of_step['dice']:.2f} %", flush=True)
     kind = "unlabelled training" if split.split == "train" else "validation"
     number = min(len(split), cases or len(split))
     return curves, f"{number} {kind} case{'s' if number > 1 else ''}"
@@ -158,5 +158,5 @@ def _score(prob: Tensor, label, nms: bool) -> Scores:
     labels = prob.argmax(0).to(torch.uint8)
     if nms:
         labels = largest_component(labels[None], classes)[0]
-    scored = multiclass_metrics(labels.numpy(), label, classes, empty="nan").values()
-    return {m: mean(score[m] for score in scored) for m in METRICS}
+    scored = multiclass_metrics(labels.numpy(), label, classes, empty="nan")
+    return means(scored.values())

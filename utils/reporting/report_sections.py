@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.figures import summary_figure
-from utils.metrics import METRICS, NAMES, SHOWN, heading, mean, spread_text
+from utils.metrics import METRICS, NAMES, SHOWN, heading, mean, means, spread_text
 from utils.reporting import comparison_plots, html, training_curves
 from utils.reporting.cells import mean_sd, number, number_columns, unit_of
 from utils.reporting.compare import Comparison
@@ -111,8 +111,8 @@ def class_table(entry: Entry) -> str:
         groups.append((None, "mean over classes"))
     cells = [["class", *map(heading, METRICS), "empty"]]
     for c, name in groups:
-        means = [mean_sd(entry.cases(m, c).values(), m) for m in METRICS]
-        cells.append([name, *means, str(entry.empty_predictions(c))])
+        of_group = [mean_sd(entry.cases(m, c).values(), m) for m in METRICS]
+        cells.append([name, *of_group, str(entry.empty_predictions(c))])
     return html.table(cells, range(1, len(cells[0])), last=several)
 
 
@@ -120,8 +120,8 @@ def seed_table(entry: Entry) -> str:
     """The mean over cases of each seed."""
     cells = [["seed", *map(heading, METRICS)]]
     for result in entry.results:
-        means = [number(mean(result.cases(m).values()), m) for m in METRICS]
-        cells.append([str(result.seed), *means])
+        of_seed = [number(mean(result.cases(m).values()), m) for m in METRICS]
+        cells.append([str(result.seed), *of_seed])
     over_seeds = [mean_sd(entry.seed_means(m), m) for m in METRICS]
     cells.append(["mean ± sd over seeds", *over_seeds])
     return html.table(cells, range(1, len(cells[0])), last=True)
@@ -133,10 +133,10 @@ def case_table(entry: Entry) -> str:
     names = ["case", "class"] if several else ["case"]
     cells = [[*names, *map(heading, METRICS), "prediction", "reference"]]
     for row in sorted(case_rows(entry), key=lambda row: _worth(row["dice"])):
-        told = [row["case"], row["class_name"]] if several else [row["case"]]
+        names_of_row = [row["case"], row["class_name"]] if several else [row["case"]]
         scores = [number(row[m], m) for m in METRICS]
         voxels = [f"{row[key]:.0f}" for key in ("prediction_voxels", "reference_voxels")]
-        cells.append([*told, *scores, *voxels])
+        cells.append([*names_of_row, *scores, *voxels])
     return html.table(cells, range(len(names), len(cells[0])), sortable=True)
 
 
@@ -146,10 +146,7 @@ def case_rows(entry: Entry) -> list[dict]:
     for row in entry.rows:
         groups.setdefault((row["case"], row["class"]), []).append(row)
     numbers = (*METRICS, "prediction_voxels", "reference_voxels")
-    return [
-        rows[0] | {key: mean(row[key] for row in rows) for key in numbers}
-        for rows in groups.values()
-    ]
+    return [rows[0] | means(rows, numbers) for rows in groups.values()]
 
 
 def case_figures(result: Result, which: str) -> list[str]:
