@@ -101,7 +101,7 @@ def test_cases_are_averaged_over_seeds_before_the_test(tmp_path, call):
         rows_of(text)["other"][5]
         == f"{100 * mean.mean():.2f} ± {100 * mean.std(ddof=1):.2f} (3.46)*"
     )
-    assert "averaged over the seeds first" in text
+    assert "averaged over the seeds" in text
     seeds = sorted((tmp_path / "LA" / "other").iterdir())
     assert (
         rows_of(call(base, *seeds, "--baseline", "base"))["other"][5] == rows_of(text)["other"][5]
@@ -137,8 +137,8 @@ def test_only_cases_that_both_have_are_tested(tmp_path, call):
     other = write_run(tmp_path, "other", (BASE + GAIN)[2:], cases=list("CDEFGX"))
     text = call(base, other, "--baseline", "base", "--csv", tmp_path / "t.csv")
     assert csv_of(tmp_path / "t.csv")["other", "dice"]["pairs"] == "5"
-    assert "not comparable with base: 6 cases, of which 5 are among the other's 8" in text
-    assert "Below 6 cases Wilcoxon's test cannot" in text
+    assert "not comparable with base: 6 cases; 5 of them are among the other's 8" in text
+    assert "fewer than 6 cases" in text
 
 
 def test_distances_that_nothing_had_are_left_out(tmp_path, call):
@@ -183,7 +183,7 @@ def test_labelled_cases_kept_aside_are_taken_off(tmp_path, call):
     ("told", "words"),
     [
         ({"trained": {"downsample": 2}, "test": {"stride": [9, 9, 1]}}, "resolution 1/2, not full"),
-        ({"test": {"nms": 0}}, "components all, not the largest alone"),
+        ({"test": {"nms": 0}}, "components all, not the largest only"),
         ({"test": {"empty": "nan"}}, "empty masks nan, not zero"),
         ({"test": {"network": "net_2"}}, "network net_2, not as its paper"),
         ({"test": {"stride": [32, 32, 16]}}, "stride 32 32 16, not 18 18 4"),
@@ -246,7 +246,7 @@ def test_what_is_no_result_yet_is_marked(tmp_path, call):
     )
     text = call(run)
     assert "run, seed 1337: the run is unfinished, step 60 of 100." in text
-    assert "run: 8 of the list's 20 cases alone." in text
+    assert "run: only 8 of the list's 20 cases." in text
     assert rows_of(text)["run"][-1] == "[1, 2]"
     assert rows_of(text)["run"][1] == "60 of 100"
 
@@ -267,9 +267,9 @@ def test_seeds_that_differ_in_more_are_marked(tmp_path, call):
     write_run(
         tmp_path, "asked", BASE, seed=2, trained={"precision": "fp32", "precision_asked": "auto"}
     )
-    assert "different training" not in call(tmp_path / "LA" / "asked")
+    assert "trained differently" not in call(tmp_path / "LA" / "asked")
     text = call(tmp_path / "LA" / "run")
-    assert "run: its seeds are of different training: labeled_bs." in text
+    assert "run: its seeds were trained differently: labeled_bs." in text
     assert "run: its seeds were tested differently: components." in text
 
 
@@ -294,7 +294,7 @@ def test_empty_predictions_are_counted_and_told(tmp_path, call):
             "best tested, not the last iteration",
         ),
         ({"step": 50, "selection": "the run is unfinished"}, "the run is unfinished"),
-        ({"test": {"network": "net_2"}}, "of its network net_2 alone"),
+        ({"test": {"network": "net_2"}}, "only its network net_2 tested"),
         ({"test": {"stride": [64, 64, 64]}}, "stride 64,64,64, not 18,18,4"),
         ({"unlike_published": ["lists drawn from seed 3"]}, "lists drawn from seed 3"),
     ],
@@ -326,7 +326,7 @@ def test_published_numbers_stand_below_and_are_marked_where_the_setting_is_anoth
     assert below[2][2:] == ["89.70", "81.42", "6.88", "1.78", "[3]"]
     assert "[2] small: the published numbers are of another setting: downsample 2, not 1." in lines
     assert (
-        "[3] dmd: the published numbers are of another setting: components the largest alone, not "
+        "[3] dmd: the published numbers are of another setting: components the largest only, not "
         "all." in lines
     )
 

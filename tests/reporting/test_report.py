@@ -275,7 +275,7 @@ def test_several_runs_begin_with_their_comparison(tmp_path, call):
     page = call(low, high, "--baseline", "low", "--names", "low", "high")
     before, *sections = page.split("<h2 ")
     assert len(sections) == 2
-    assert "[1] high: not comparable with low: components all, not the largest alone." in before
+    assert "[1] high: not comparable with low: components all, not the largest only." in before
     assert re.search(
         r"<td>high</td><td class=number>Dice %</td><td class=number>\+18.25\*</td>", before
     )

@@ -59,7 +59,7 @@ def latex(cells: Sequence[Sequence[str]], caption: str, notes: Sequence[str], la
             r"\begin{table*}",
             r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{_escape(caption)}}}\label{{{label}}}",
-            # shrinks what is wider than the page
+            # shrinks a table that is wider than the page
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",

@@ -1,5 +1,5 @@
-"""What may not be set beside one another: sentences on rows of a comparison that differ in their
-test, and on published numbers of another setting.
+"""Sentences on the rows of a comparison that cannot be compared, because they differ in their test,
+and on published numbers of another setting.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from utils.trained import UNFINISHED
 from utils.training.options import NOT_COMPARED
 
 KERNELS = {"compile", "deterministic"}  # options of how the same is computed
-COMPONENTS = {0: "all", 1: "the largest alone"}
+COMPONENTS = {0: "all", 1: "the largest only"}
 
 
 class Notes:
@@ -38,8 +38,8 @@ class Notes:
 
 
 def conditions(result: Result) -> dict[str, str]:
-    """What two results must have in common to be compared, in words; without what an old summary
-    does not say.
+    """The conditions that two results must share to be compared, in words. A condition that an old
+    summary does not record is left out.
     """
     summary = result.summary
     test = summary["test"]
@@ -71,7 +71,7 @@ def _checkpoint(result: Result) -> str:
 
 
 def reservations(entry: Entry, reference: Entry) -> list[str]:
-    """Why an entry's numbers are no result yet, or may not be set beside the reference's."""
+    """Why an entry's numbers are not final, or cannot be compared with the reference's."""
     lines = [*_incomplete(entry), *_unlike_seeds(entry)]
     if entry is not reference:
         parts = _unlike(entry, reference)
@@ -91,7 +91,7 @@ def _incomplete(entry: Entry) -> list[str]:
             )
         listed = summary.get("listed_cases", 0)
         if summary["cases"] < listed:
-            lines.append(f"{{}}: {summary['cases']} of the list's {listed} cases alone.")
+            lines.append(f"{{}}: only {summary['cases']} of the list's {listed} cases.")
     return lines
 
 
@@ -100,19 +100,19 @@ def _unlike_seeds(entry: Entry) -> list[str]:
     lines = []
     options = differing(entry.results)
     if options:
-        lines.append(f"{{}}: its seeds are of different training: {', '.join(options)}.")
+        lines.append(f"{{}}: its seeds were trained differently: {', '.join(options)}.")
     usual = conditions(entry.first)
     cases = set(entry.first.cases("dice"))
     for result in entry.results[1:]:
         other = _others(usual, conditions(result))
         if other or {row["case"] for row in result.rows} != cases:
-            what = ", ".join(other) or "other cases"
-            lines.append(f"{{}}: its seeds were tested differently: {what}.")
+            differences = ", ".join(other) or "other cases"
+            lines.append(f"{{}}: its seeds were tested differently: {differences}.")
     return lines
 
 
 def _unlike(entry: Entry, reference: Entry) -> list[str]:
-    """How an entry was tested otherwise than the reference."""
+    """How an entry's test differs from the reference's."""
     ours = conditions(entry.first)
     theirs = conditions(reference.first)
     other = _others(ours, theirs)
@@ -123,7 +123,7 @@ def _unlike(entry: Entry, reference: Entry) -> list[str]:
     others = set(reference.case_names)
     if cases != others:
         common = len(cases & others)
-        parts.append(f"{len(cases)} cases, of which {common} are among the other's {len(others)}")
+        parts.append(f"{len(cases)} cases; {common} of them are among the other's {len(others)}")
     if ours["resolution"] == theirs["resolution"]:
         changed = _other_references(entry.first, reference.first)
         if changed:
@@ -137,9 +137,7 @@ def _others(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
 
 
 def _other_references(one: Result, other: Result) -> int:
-    """Number of common cases whose references have not the same number of voxels, so are not the
-    same reference.
-    """
+    """Number of common cases whose references differ, as their numbers of voxels show."""
     sizes = {(row["case"], row["class"]): row["reference_voxels"] for row in other.rows}
     changed = set()
     for row in one.rows:
@@ -150,7 +148,7 @@ def _other_references(one: Result, other: Result) -> int:
 
 
 def other_settings(entry: Entry) -> list[str]:
-    """Why an entry's numbers may not be set beside its paper's."""
+    """Why an entry's numbers cannot be compared with its paper's."""
     parts = [*_other_training(entry.first), *_other_test(entry)]
     if not parts:
         return []
@@ -158,7 +156,7 @@ def other_settings(entry: Entry) -> list[str]:
 
 
 def _other_training(result: Result) -> list[str]:
-    """Options that the run was trained with otherwise than its script's defaults."""
+    """Training options that differ from the defaults of the run's script."""
     trained = result.trained
     script = training_script(trained["method"])
     if not script.is_file():
@@ -176,7 +174,7 @@ def _other_training(result: Result) -> list[str]:
 
 
 def _other_test(entry: Entry) -> list[str]:
-    """How the run was tested otherwise than in its paper."""
+    """How the run's test differs from its paper's."""
     result = entry.first
     trained = result.trained
     summary = result.summary
@@ -191,7 +189,7 @@ def _other_test(entry: Entry) -> list[str]:
     if any(UNFINISHED in one.summary["selection"] for one in entry.results):
         parts.append("the run is unfinished")
     if test.get("network"):
-        parts.append(f"of its network {test['network']} alone")
+        parts.append(f"only its network {test['network']} tested")
     stride = dataset_class(trained["dataset"]).stride
     if stride and trained.get("downsample", 1) == 1:
         own = test.get("stride") or stride

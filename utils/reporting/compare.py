@@ -67,7 +67,7 @@ class Comparison:
         of_class, class_name: the class that is compared; None and empty for the mean over classes.
         cells, differences: by label, then by metric; the baseline has no differences.
         published: the papers' numbers, by label, then by metric.
-        notes: sentences that the reader of single rows must know.
+        notes: sentences about single rows.
         marks: numbers of an entry's notes, from 1, by label.
         published_marks: numbers of the notes on its published numbers, by label.
         bootstrap: settings of the intervals.
@@ -117,15 +117,12 @@ def compare(
     metrics = tuple(metrics) or tuple(entries[0].first.summary["test"].get("metrics") or SHOWN)
     base = find_entry(entries, baseline) if baseline else None
     of_class = find_class(entries, class_name) if class_name else None
-    values = {
-        entry.label: {m: shown_cases(entry, m, of_class) for m in metrics} for entry in entries
-    }
-    cells = {
-        entry.label: {
-            m: _cell(entry, values[entry.label][m], m, of_class, bootstrap) for m in metrics
-        }
-        for entry in entries
-    }
+    values: Values = {}
+    cells: dict[str, dict[str, Cell]] = {}
+    for entry in entries:
+        shown = {m: shown_cases(entry, m, of_class) for m in metrics}
+        values[entry.label] = shown
+        cells[entry.label] = {m: _cell(entry, shown[m], m, of_class, bootstrap) for m in metrics}
 
     notes = Notes()
     marks = {}
@@ -221,8 +218,9 @@ def _differences(
         for label in others:
             own = values[label][m]
             common = [case for case in own if case in theirs]
-            pair = [own[case] for case in common], [theirs[case] for case in common]
-            found.append(paired(*pair, **bootstrap))
+            ours = [own[case] for case in common]
+            baselines = [theirs[case] for case in common]
+            found.append(paired(ours, baselines, **bootstrap))
         t_tests = holm([pair.t_test for pair in found])
         wilcoxons = holm([pair.wilcoxon for pair in found])
         for label, pair, t_test, wilcoxon in zip(others, found, t_tests, wilcoxons, strict=True):

@@ -172,7 +172,7 @@ def _pairs_panel(
         elif is_better:
             look = {"color": BETTER, "ls": "-"}
         else:
-            look = {"color": WORSE, "ls": (0, (4, 2))}  # told apart without colour too
+            look = {"color": WORSE, "ls": (0, (4, 2))}  # distinct without colour too
         ax.plot((0, 1), (one, other), lw=0.8, alpha=0.8, marker="o", ms=2.2, mew=0, **look)
     if pairs:
         ax.plot((0, 1), np.mean(pairs, axis=0), lw=1.8, **MEAN)

@@ -108,9 +108,12 @@ def differing(results: Iterable[Result]) -> list[str]:
     """
     trained = [result.trained for result in results]
     keys = set.intersection(*map(set, trained)) - NOT_COMPARED - {"seed"}
-    return [
-        key for key in sorted(keys) if any(options[key] != trained[0][key] for options in trained)
-    ]
+    first = trained[0]
+    found = []
+    for key in sorted(keys):
+        if any(options[key] != first[key] for options in trained):
+            found.append(key)
+    return found
 
 
 def _find(text: str, tag: str) -> Iterator[tuple[Path, str]]:
@@ -122,7 +125,8 @@ def _find(text: str, tag: str) -> Iterator[tuple[Path, str]]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name the folder of a run, or of its seeds")
     if _is_test(folder):
-        folder, tag = folder.parent.parent, folder.name
+        tag = folder.name
+        folder = folder.parent.parent
     if _is_run(folder):
         yield folder, tag
         return

@@ -1,8 +1,9 @@
 """Tables of runs: the commands that make each row, and the cells that the runs' results fill.
 
-The script of a row says what it would train with (`scripts.options_of`). So a row that comes to the
-defaults shares the default's run, a flag that does not exist stops everything before it begins, and
-a result counts for a row only where the run was trained with exactly these options and to its end.
+The script of a row lists the options that it would train with (`scripts.options_of`). So a row that
+comes to the defaults shares the default's run, a flag that does not exist stops everything before
+it begins, and a result counts for a row only where the run was trained with exactly these options
+and to its end.
 """
 
 import difflib
@@ -28,11 +29,11 @@ class Row:
         label: as in the paper.
         method: of `train_<method>.py`; None where the method is not here and the row has only its
             published numbers.
-        flags: of the training script, besides those for the data set, labels, seed and places.
+        flags: of the training script, added to those for the data set, labels, seed and places.
         variant: ends the run's name, unless the flags come to the defaults.
-        test: flags of the test script, besides those that the method's paper tests with.
+        test: flags of the test script, added to those that the method's paper tests with.
         labelnum: where the rows of a table differ in it.
-        published: what the paper prints under the table's metrics, None where it gives none.
+        published: the paper's numbers under the table's metrics, None where it gives none.
     """
 
     label: str
@@ -49,7 +50,7 @@ class Table:
     """A table or figure of a paper.
 
     Attributes:
-        title: what it shows.
+        title: its subject.
         rows: makes the rows of a data set and a number of labels.
         dataset: the paper's.
         labelnum: the paper's; None where each row has its own.
@@ -72,7 +73,7 @@ class Job:
         folder: of the run.
         summary: file of its test's result.
         nms: the component filter that the result must be with, 0 or 1.
-        options: what it is trained with.
+        options: the options that it is trained with.
         default: whether the method is trained with these options by default.
     """
 
@@ -184,7 +185,7 @@ def commands(
 def fill(
     rows: Iterable[tuple[Row, Sequence[Job]]], metrics: Sequence[str]
 ) -> tuple[list[list[str]], list[str]]:
-    """The cells of a table, and what must be said below it.
+    """The cells of a table, and the notes below it.
 
     Args:
         rows: each row with its jobs, one a seed.
@@ -208,14 +209,19 @@ def fill(
             empty = summary["empty_predictions"]
             if empty:
                 notes.append(f"{job.folder}: {empty} empty predictions: {summary['empty']}")
-        means = [mean_sd([mean[m]["mean"] for mean in found], m) for m in metrics]
+        means = []
+        for m in metrics:
+            of_seeds = [mean[m]["mean"] for mean in found]
+            means.append(mean_sd(of_seeds, m))
         printed = ["-" if value is None else f"{value:.2f}" for value in row.published or ()]
-        labels, seeds, run = "-", "-", "-"
+        published = " / ".join(printed) or "-"
         if jobs:
             labels = str(jobs[0].options["labelnum"])
             seeds = f"{len(found)} of {len(jobs)}"
             run = jobs[0].folder.parent.name
-        cells.append([row.label, labels, *means, " / ".join(printed) or "-", seeds, run])
+            cells.append([row.label, labels, *means, published, seeds, run])
+        else:
+            cells.append([row.label, "-", *means, published, "-", "-"])
     return cells, list(dict.fromkeys(notes))
 
 

@@ -38,7 +38,7 @@ class MeanProbability(nn.Module):
 
 
 def inference_checkpoint(checkpoint: dict, names: Sequence[str]) -> dict:
-    """A checkpoint of only these networks, each without what only its training needs.
+    """A checkpoint of only these networks, each without the parts that only its training needs.
 
     Branches and heads that are not tested are left out, of the weights and of the network that
     takes them. The rest stays as it is, and so do the probabilities.

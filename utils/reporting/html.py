@@ -1,4 +1,4 @@
-"""Pieces of an HTML page that needs nothing else: no network, no other file, no installed font."""
+"""Pieces of an HTML page that needs no network, no other file and no installed font."""
 
 import base64
 import io
@@ -133,7 +133,7 @@ def _row(values: Sequence[str], tag: str, numbers: Sequence[int], kind: str = ""
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and their values; without those of which nothing is known."""
+    """Names and their values; unknown values are left out."""
     known = [text(name, "dt") + text(value, "dd") for name, value in pairs if value]
     return "<dl>" + "\n".join(known) + "</dl>"
 

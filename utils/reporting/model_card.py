@@ -63,7 +63,7 @@ def model_card(
 
 
 def _facts(checkpoint: dict, selection: str, environment: Mapping) -> str:
-    """The table of what was trained."""
+    """The table of the training."""
     trained = checkpoint["args"]
     data = checkpoint["dataset"]
     spacing = f", spacing {_numbers(data['spacing'])} mm" if data["spacing"] else ""

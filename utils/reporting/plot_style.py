@@ -1,4 +1,4 @@
-"""What the figures of runs side by side share: the page, plain axes, colours, the legend."""
+"""The style of the figures of several runs: the page, plain axes, colours, the legend."""
 
 from collections.abc import Iterable, Mapping
 

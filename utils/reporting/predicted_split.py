@@ -25,11 +25,10 @@ class Split:
 
     Args:
         checkpoint: as `utils.trained.load_networks` gives it.
-        split: `train`, of which only the cases are taken whose label the run has not seen, `val` or
-            `test`.
+        split: `val`, `test`, or `train`, without the training cases whose labels the run has seen.
         root: folder of the data; None takes the one that the run was trained on.
         device: where the networks are.
-        batch: windows or slices at once; None takes what fits.
+        batch: windows or slices at once; None chooses by the device.
         precision: as `--precision`.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What the papers print of their methods, for a table to set beside what was measured here."""
+"""The numbers that the papers print, for tables that show them beside the ones measured here."""
 
 from dataloaders import dataset_class
 

@@ -1,4 +1,4 @@
-"""What was run: the facts of an entry, its commands and its options, as blocks of HTML."""
+"""The facts of an entry, its commands and its options, as blocks of HTML."""
 
 import shlex
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from utils.reporting.results import Result, command_of_test
 
 
 def facts(entry: Entry) -> list[tuple[str, str]]:
-    """Names and values of what is known of an entry's training, machine and test, in the order of
-    the page; empty where nothing is known.
+    """The facts of an entry's training, machine and test by name, in the order of the page; unknown
+    ones are empty.
     """
     return [*_training(entry), *_machine(entry), *_test(entry)]
 

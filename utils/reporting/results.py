@@ -23,7 +23,7 @@ class Result:
     Attributes:
         folder: of the run.
         tag: name of the test's folder below `test/`.
-        summary: what `summary.json` holds.
+        summary: the content of `summary.json`.
         rows: those of `per_case.csv`, one a case and class, numbers as such.
     """
 
@@ -57,7 +57,7 @@ class Result:
         return {row["class"]: row["class_name"] for row in self.rows}
 
     def cases(self, metric: str, of_class: int | None = None) -> dict[str, float]:
-        """A metric by case: of one class, or the mean over classes, of which NaN is left out."""
+        """A metric by case: of one class, or the mean over the classes without NaN."""
         values: dict[str, list[float]] = {}
         for row in self.rows:
             if of_class in (None, row["class"]):
@@ -195,7 +195,7 @@ def _how(folder: Path, tag: str) -> str:
     return f"make them with: {command_of_test(folder, tag, dataset)}"
 
 
-# what the name of a test's folder says of its options: a pattern, and the option that it stands for
+# parts of the name of a test's folder: a pattern, and the option that it stands for
 _TAGS = {
     r"^step_(\d+)": "--checkpoint",
     r"^(best)": "--checkpoint",

@@ -1,4 +1,4 @@
-"""The scripts in `code/`: what a training script would train with, and running one to its end."""
+"""The scripts in `code/`: the options that one would train with, and running one to its end."""
 
 import functools
 import importlib.util
@@ -47,20 +47,29 @@ def _options_of(script: Path, arguments: tuple[str, ...]) -> dict:
 
 
 def flags_of_test(method: str, dataset: str) -> dict[str, str]:
-    """Flags of the test script that the method's paper tests with on a data set; none where it
-    does not say, or where the method has no script here.
+    """Flags of the test script that the method's paper tests with on a data set.
+
+    They are `TEST_FLAGS` of the training script, by data set, `*` for all others. There are none
+    where the paper does not say, or where the method has no script here.
     """
     script = training_script(method)
     if not script.is_file():
         return {}
     flags = getattr(load_script(script), "TEST_FLAGS", {})
-    return pairs(flags.get(dataset, ""))
+    return pairs(flags.get(dataset, flags.get("*", "")))
 
 
 def pairs(flags: str) -> dict[str, str]:
-    """Flags that have one value each, as `{"--nms": "0"}`."""
+    """Flags that have one value each, as `{"--nms": "0"}`.
+
+    Raises:
+        UserError: a flag has no value, or several.
+    """
     words = shlex.split(flags)
-    return dict(zip(words[::2], words[1::2], strict=True))
+    names = words[::2]
+    if len(words) % 2 or not all(name.startswith("--") for name in names):
+        raise UserError(f"{flags!r}: give each flag of a test script one value")
+    return dict(zip(names, words[1::2], strict=True))
 
 
 @functools.cache

@@ -77,12 +77,12 @@ def difference_table(comparison: Comparison) -> list[list[str]]:
 
 
 def legend(comparison: Comparison) -> list[str]:
-    """What must be known to read the tables, a sentence or two a line; the numbered notes last."""
+    """The explanation of the tables, a sentence or two a line; the numbered notes come last."""
     lines = [_legend_of_cells(comparison)]
     if any(len(entry.seeds) > 1 for entry in comparison.entries):
         lines.append(
-            "Each case was averaged over the seeds first: sd over cases, intervals and tests are "
-            "of that."
+            "Each case was first averaged over the seeds; sd over cases, intervals and tests use "
+            "these averages."
         )
     results = [result for entry in comparison.entries for result in entry.results]
     rules = dict.fromkeys((result.checkpoint, result.summary["selection"]) for result in results)
@@ -128,17 +128,17 @@ def _legend_of_tests(comparison: Comparison) -> list[str]:
     ]
     pairs = [found.paired.n for row in comparison.differences.values() for found in row.values()]
     if min(pairs, default=9) < 6:
-        lines.append("Below 6 cases Wilcoxon's test cannot reach 0.05, whatever they are.")
+        lines.append("With fewer than 6 cases Wilcoxon's test cannot reach p < 0.05.")
     if any(len(entry.seeds) == 1 for entry in comparison.entries):
         lines.append(
-            "The tests are over cases. They say nothing of training with another seed: that takes "
-            "several seeds."
+            "The tests are over cases. They do not show whether training with another seed gives "
+            "the same: test several seeds for that."
         )
     return lines
 
 
 def csv_text(comparison: Comparison) -> str:
-    """All numbers, a line an entry and metric, for other software; what is not known is empty."""
+    """All numbers, a line an entry and metric, for other software; unknown values are empty."""
     rows = []
     for entry in comparison.entries:
         for m in comparison.metrics:
