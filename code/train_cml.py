@@ -273,6 +273,8 @@ def main(argv=None):
     optimizer = torch.optim.SGD(parameters, lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(list(nets), **nets, optimizer=optimizer)  # all networks are tested
 
+    one_by_one = args.preset == "released"
+
     def draw_box():
         if not cutmix:
             return None
@@ -298,8 +300,7 @@ def main(argv=None):
             image = torch.cat((image, mix(batch.image[n:], box)))
             labels_1 = torch.cat((labels_1, target_1))
             labels_2 = torch.cat((labels_2, target_2))
-            released = args.preset == "released"
-            sizes = [labelled, len(image) - labelled] if released else [len(image)]
+            sizes = [labelled, len(image) - labelled] if one_by_one else [len(image)]
 
         outputs_1 = forward(model_1, image, sizes)
         outputs_2 = forward(model_2, image, sizes)

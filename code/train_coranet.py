@@ -44,7 +44,7 @@ from networks import network_class
 from utils import command
 from utils.distributed import gather, share_out
 from utils.errors import UserError
-from utils.inference import whole_image
+from utils.inference import check_stride, whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
@@ -225,14 +225,16 @@ def relabel(net, data, steps, job, stride):
     """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
 
     Returns:
-        Case to its classes int64 `(*S)` and its certain voxels bool `(*S)`.
+        Case to its classes uint8 `(*S)` and its certain voxels bool `(*S)`.
     """
 
     def branches(image):
         """Softmax of D, D_con and D_rad behind one another, `(B, 3 C, *S)`."""
         return torch.cat([logits.float().softmax(1) for logits in net(image)], 1)
 
-    cases = {case for step in steps for case in data.samples(step)[data.labeled_bs :]}
+    cases = set()
+    for step in steps:
+        cases.update(data.samples(step)[data.labeled_bs :])
     found = {}
     net.eval()
     for case in share_out(sorted(cases)):
@@ -247,10 +249,12 @@ def relabel(net, data, steps, job, stride):
             precision=job.precision,
         )
         D, D_con, D_rad = (branch.argmax(0) for branch in prob.split(data.num_classes))
-        found[case] = (D.cpu(), (D_con == D_rad).cpu())
+        found[case] = D.to(torch.uint8).cpu(), (D_con == D_rad).cpu()
     net.train()
-    shares = gather(found)
-    return {case: labels for share in shares for case, labels in share.items()}
+    of_all = {}
+    for share in gather(found):
+        of_all.update(share)
+    return of_all
 
 
 def summary_of(pseudo_labels, data, certain_only):
@@ -333,9 +337,7 @@ def check_relabel_stride(args):
         return
     if len(args.patch) == 2:
         raise UserError("--relabel_stride: slices are labelled whole, without windows")
-    for step, extent in zip(args.relabel_stride, args.patch, strict=True):
-        if step > extent:
-            raise UserError(f"--relabel_stride {step} leaves gaps between windows of {extent}")
+    check_stride(args.relabel_stride, args.patch, "--relabel_stride")
 
 
 # -------------------------------------------------------------------------------- the training loop
@@ -383,7 +385,6 @@ def main(argv=None):
     for step, batch in job.steps(data, last):
         n = batch.labeled_bs
         t = step - 1 - pretraining  # iteration of self-training, from 0
-        pseudo = certain = None
         learn = {}
         info = {}
 
@@ -393,11 +394,10 @@ def main(argv=None):
                 pseudo_labels.replace(relabel(net, data, coming, job, args.relabel_stride))
                 job.logger.info(summary_of(pseudo_labels, data, masked))
             crops = batch.crops[n:]  # beyond the image's edge they are certain background
-            pseudo = data.gather(pseudo_labels.labels, crops).long()
             certain = data.gather(pseudo_labels.uncertain, crops) == 0
             info["certain"] = certain.float().mean()
             if uses_pseudo_labels:
-                learn["pseudo"] = pseudo
+                learn["pseudo"] = data.gather(pseudo_labels.labels, crops).long()
                 learn["pseudo_region"] = certain if masked else torch.ones_like(certain)
 
         if t >= 0 and uses_teacher:

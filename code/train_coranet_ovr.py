@@ -32,7 +32,7 @@ from networks.one_vs_rest import OneVsRest
 from utils import command
 from utils.distributed import gather, share_out
 from utils.errors import UserError
-from utils.inference import whole_image
+from utils.inference import check_stride, whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
@@ -214,7 +214,7 @@ def relabel(net, data, steps, job, stride):
     """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
 
     Returns:
-        For each foreground class: case to its labels 0 and 1, int64 `(*S)`, and its certain voxels,
+        For each foreground class: case to its labels 0 and 1, uint8 `(*S)`, and its certain voxels,
         bool `(*S)`.
     """
     classes = data.num_classes - 1
@@ -224,7 +224,9 @@ def relabel(net, data, steps, job, stride):
         logits = [branch for outputs in net(image) for branch in outputs]
         return torch.cat([z.float().softmax(1) for z in logits], 1)
 
-    cases = {case for step in steps for case in data.samples(step)[data.labeled_bs :]}
+    cases = set()
+    for step in steps:
+        cases.update(data.samples(step)[data.labeled_bs :])
     found = {}
     net.eval()
     for case in share_out(sorted(cases)):
@@ -238,14 +240,15 @@ def relabel(net, data, steps, job, stride):
             device=job.device,
             precision=job.precision,
         )
-        D, D_con, D_rad = prob.unflatten(0, (classes, 3, 2)).argmax(2).cpu().unbind(1)
-        found[case] = D, D_con == D_rad
+        D, D_con, D_rad = prob.unflatten(0, (classes, 3, 2)).argmax(2).unbind(1)
+        found[case] = D.to(torch.uint8).cpu(), (D_con == D_rad).cpu()
     net.train()
-    of_all = {case: labels for share in gather(found) for case, labels in share.items()}
-    return [
-        {case: (labels[k], certain[k]) for case, (labels, certain) in of_all.items()}
-        for k in range(classes)
-    ]
+    of_classes = [{} for _ in range(classes)]
+    for share in gather(found):
+        for case, (labels, certain) in share.items():
+            for k, of_class in enumerate(of_classes):
+                of_class[case] = labels[k], certain[k]
+    return of_classes
 
 
 def summary_of(pseudo_labels, data, certain_only):
@@ -328,9 +331,7 @@ def check_relabel_stride(args):
         return
     if len(args.patch) == 2:
         raise UserError("--relabel_stride: slices are labelled whole, without windows")
-    for step, extent in zip(args.relabel_stride, args.patch, strict=True):
-        if step > extent:
-            raise UserError(f"--relabel_stride {step} leaves gaps between windows of {extent}")
+    check_stride(args.relabel_stride, args.patch, "--relabel_stride")
 
 
 # -------------------------------------------------------------------------------- the training loop
@@ -344,6 +345,11 @@ def epoch_lengths(args, data):
         whole_batches = len(data.cases[UNLABELED]) // args.unlabeled_bs
         return steps, max(1, min(steps, whole_batches))
     return steps, steps
+
+
+def mean_of(terms, name):
+    """Mean over the networks of the term of this name."""
+    return sum(of_network[name] for of_network in terms) / len(terms)
 
 
 def main(argv=None):
@@ -422,7 +428,7 @@ def main(argv=None):
             losses.append(loss_c)
             terms.append(terms_c)
         loss = sum(losses) / len(losses)  # for Adam the same as each network's own loss
-        mean_terms = {name: sum(term[name] for term in terms) / len(terms) for name in terms[0]}
+        mean_terms = {name: mean_of(terms, name) for name in terms[0]}
 
         job.optimize(loss, optimizer)
         job.log(step, loss=loss, **mean_terms, **info, lr=args.base_lr)

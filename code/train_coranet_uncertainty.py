@@ -36,7 +36,7 @@ from networks import network_class
 from utils import command
 from utils.distributed import gather, share_out
 from utils.errors import UserError
-from utils.inference import whole_image
+from utils.inference import check_stride, whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
@@ -79,15 +79,25 @@ DEFAULTS = [  # where several rules hold, the last one wins
 # labels int64 `(B, *S)`, masks of voxels bool `(B, *S)`.
 
 
-def labelled_loss(D, label):
-    """L_seg: cross-entropy."""
-    return cross_entropy(D, label)
+def labelled_loss(student, label, args):
+    """L_seg: cross-entropy of D; for aleatoric -ln of the label's mean softmax over noisy logits.
 
-
-def labelled_loss_aleatoric(D, log_variance, label, draws):
-    """L_seg of the aleatoric form: -ln of the label's mean softmax over noisy logits."""
-    prob = noisy_softmax(D, log_variance, draws)
+    Args:
+        student: D, and for aleatoric ln σ² too, on the labelled crops.
+        label: of these crops.
+        args: `uncertainty` and `looks`.
+    """
+    if args.uncertainty != "aleatoric":
+        return cross_entropy(student[0], label)
+    D, log_variance = student
+    prob = noisy_softmax(D, log_variance, args.looks)
     return F.nll_loss(prob.clamp(min=1e-7).log(), label)
+
+
+def labelled_loss_released(student, label, args):
+    """L_seg as the released code would have it: the mean with Dice."""
+    loss = labelled_loss(student, label, args)
+    return (loss + foreground_dice_loss(student[0].softmax(1), label)) / 2
 
 
 def certain_loss(D, pseudo, certain):
@@ -128,7 +138,7 @@ def objective(
     Args:
         student: D, and for aleatoric ln σ² too, labelled crops first.
         label: of the labelled crops.
-        args: `uncertainty`, `looks` and `preset`.
+        args: `uncertainty` and `looks`.
         epoch: of self-training, from 0; the paper's losses do not depend on it.
         pseudo, pseudo_region: pseudo-labels of the unlabelled crops, and the voxels where D learns
             from them; None without L_csn.
@@ -136,34 +146,47 @@ def objective(
             without L_cnt.
 
     Returns:
-        The loss, and its terms by name.
+        The loss, and its terms by name; L_seg is called `loss_crm`, as in the runs of CoraNet.
     """
     n = len(label)
-    released = args.preset == "released"
-    D = student[0][:n]
-    if args.uncertainty == "aleatoric":
-        loss = labelled_loss_aleatoric(D, student[1][:n], label, args.looks)
-    else:
-        loss = labelled_loss(D, label)
-    if released:
-        loss = (loss + foreground_dice_loss(D.softmax(1), label)) / 2
+    loss = labelled_loss([branch[:n] for branch in student], label, args)
     terms = {"loss_crm": loss}
-
     D = student[0][n:]
     if pseudo is not None:
-        if released:
-            terms["loss_csn"] = certain_loss_released(D, pseudo, pseudo_region)
-            loss = loss + 0.5 * terms["loss_csn"]
-        else:
-            terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region)
-            loss = loss + terms["loss_csn"]
+        terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region)
+        loss = loss + terms["loss_csn"]
     if teacher is not None:
-        if released:
-            weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40)
-            terms["loss_cnt"] = consistency_loss_released(D, teacher[0], teacher_region)
-        else:
-            weight = 1.0
-            terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region)
+        terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region)
+        terms["consistency_weight"] = 1.0
+        loss = loss + terms["loss_cnt"]
+    return loss, terms
+
+
+def objective_released(
+    student,
+    label,
+    args,
+    epoch=0,
+    pseudo=None,
+    pseudo_region=None,
+    teacher=None,
+    teacher_region=None,
+):
+    """The loss of the released code: L_seg + 0.5 (L_csn + 0.1 r(epoch, 40) L_cnt).
+
+    Each term has the form that its function `…_released` gives. Arguments and result are those of
+    `objective`.
+    """
+    n = len(label)
+    loss = labelled_loss_released([branch[:n] for branch in student], label, args)
+    terms = {"loss_crm": loss}
+    D = student[0][n:]
+    if pseudo is not None:
+        terms["loss_csn"] = certain_loss_released(D, pseudo, pseudo_region)
+        loss = loss + 0.5 * terms["loss_csn"]
+    if teacher is not None:
+        weight = 0.5 * 0.1 * gaussian_rampup(epoch, 40)
+        terms["loss_cnt"] = consistency_loss_released(D, teacher[0], teacher_region)
         terms["consistency_weight"] = weight
         loss = loss + weight * terms["loss_cnt"]
     return loss, terms
@@ -199,7 +222,7 @@ def relabel(net, data, steps, job, args):
     """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
 
     Returns:
-        Case to its classes int64 `(*S)` and its certain voxels bool `(*S)`.
+        Case to its classes uint8 `(*S)` and its certain voxels bool `(*S)`.
     """
 
     def predictions(image):
@@ -208,7 +231,9 @@ def relabel(net, data, steps, job, args):
         mean = mean_prediction(net, image, outputs, args)
         return torch.cat([outputs[0].softmax(1), mean], 1)
 
-    cases = {case for step in steps for case in data.samples(step)[data.labeled_bs :]}
+    cases = set()
+    for step in steps:
+        cases.update(data.samples(step)[data.labeled_bs :])
     limit = args.certain_below * math.log(data.num_classes)
     found = {}
     net.eval()
@@ -225,10 +250,12 @@ def relabel(net, data, steps, job, args):
         )
         D, mean = prob.split(data.num_classes)
         certain = entropy(mean[None])[0] < limit
-        found[case] = (D.argmax(0).cpu(), certain.cpu())
+        found[case] = D.argmax(0).to(torch.uint8).cpu(), certain.cpu()
     net.train()
-    shares = gather(found)
-    return {case: labels for share in shares for case, labels in share.items()}
+    of_all = {}
+    for share in gather(found):
+        of_all.update(share)
+    return of_all
 
 
 def branches_of(outputs):
@@ -329,9 +356,7 @@ def check_relabel_stride(args):
         return
     if len(args.patch) == 2:
         raise UserError("--relabel_stride: slices are labelled whole, without windows")
-    for step, extent in zip(args.relabel_stride, args.patch, strict=True):
-        if step > extent:
-            raise UserError(f"--relabel_stride {step} leaves gaps between windows of {extent}")
+    check_stride(args.relabel_stride, args.patch, "--relabel_stride")
 
 
 # -------------------------------------------------------------------------------- the training loop
@@ -353,6 +378,7 @@ def main(argv=None):
     data = two_stream_loader(args, job.device)
 
     released = args.preset == "released"
+    loss_of_step = objective_released if released else objective
     uses_pseudo_labels = args.train in ("seg+st", "seg+st_mask", "full")
     uses_teacher = args.train in ("seg+mt", "seg+mt_mask", "full")
     masked = args.train in ("seg+st_mask", "seg+mt_mask", "full")
@@ -384,7 +410,6 @@ def main(argv=None):
     for step, batch in job.steps(data, last):
         n = batch.labeled_bs
         t = step - 1 - pretraining  # iteration of self-training, from 0
-        pseudo = certain = None
         learn = {}
         info = {}
 
@@ -394,11 +419,10 @@ def main(argv=None):
                 pseudo_labels.replace(relabel(net, data, coming, job, args))
                 job.logger.info(summary_of(pseudo_labels, data, masked))
             crops = batch.crops[n:]  # beyond the image's edge they are certain background
-            pseudo = data.gather(pseudo_labels.labels, crops).long()
             certain = data.gather(pseudo_labels.uncertain, crops) == 0
             info["certain"] = certain.float().mean()
             if uses_pseudo_labels:
-                learn["pseudo"] = pseudo
+                learn["pseudo"] = data.gather(pseudo_labels.labels, crops).long()
                 learn["pseudo_region"] = certain if masked else torch.ones_like(certain)
 
         if t >= 0 and uses_teacher:
@@ -415,7 +439,7 @@ def main(argv=None):
         image = batch.image[:n] if labelled_only else batch.image
         outputs = branches_of(student(image))
         epoch = max(t, 0) // selftrain_epoch
-        loss, terms = objective(outputs, batch.label, args, epoch, **learn)
+        loss, terms = loss_of_step(outputs, batch.label, args, epoch, **learn)
 
         job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, **info, lr=args.base_lr)

@@ -115,6 +115,16 @@ def cross_task_loss(p, mask):
     return (p[:, 1:] - mask).square().mean()
 
 
+def consistency_weight(step, args):
+    """λ(t): `args` holds `consistency` and `max_iterations`."""
+    return args.consistency * gaussian_rampup(step, args.max_iterations)
+
+
+def consistency_weight_released(step, args):
+    """λ of the released code, which grows in blocks of 150 iterations."""
+    return args.consistency * gaussian_rampup((step - 1) // 150, 200)
+
+
 def objective(z, d, label, weight, args, teacher=None, certain=None):
     """The loss of a step.
 
@@ -123,7 +133,7 @@ def objective(z, d, label, weight, args, teacher=None, certain=None):
             crops first.
         label: int64 `(B_l, *S)`.
         weight: λ(t).
-        args: `terms`, `beta` and `preset`.
+        args: `terms` and `beta`.
         teacher: the teacher's logits and SDM; needed for the term `itc`.
         certain: M, bool `(B, *S)`; needed for the term `itc`.
 
@@ -131,34 +141,48 @@ def objective(z, d, label, weight, args, teacher=None, certain=None):
         The loss, and its terms by name.
     """
     labelled = slice(len(label))
-    released = args.preset == "released"
     p = z.softmax(1)
     mask = distance_to_mask(d)
-
     loss = segmentation_loss(z[labelled], p[labelled], label)
     terms = {"loss_seg": loss}
     if "dis" in args.terms:
-        if released:
-            loss_dis = distance_loss_released(mask[labelled], label)
-        else:
-            loss_dis = distance_loss(d[labelled], label)
-        terms["loss_dis"] = loss_dis
-        loss = loss + loss_dis
-    if released:
-        loss = loss / 2
-
+        terms["loss_dis"] = distance_loss(d[labelled], label)
+        loss = loss + terms["loss_dis"]
     if "itc" in args.terms:
         z_teacher, d_teacher = teacher
-        loss_itc = intra_task_loss(p, d, z_teacher.softmax(1), d_teacher, certain, args.beta)
-        if released:
-            loss_itc = loss_itc / 2
-        terms["loss_itc"] = loss_itc
+        p_teacher = z_teacher.softmax(1)
+        terms["loss_itc"] = intra_task_loss(p, d, p_teacher, d_teacher, certain, args.beta)
         terms["certain"] = certain.float().mean()
-        loss = loss + weight * loss_itc
+        loss = loss + weight * terms["loss_itc"]
     if "ctc" in args.terms:
-        loss_ctc = cross_task_loss(p, mask)
-        terms["loss_ctc"] = loss_ctc
-        loss = loss + weight * loss_ctc
+        terms["loss_ctc"] = cross_task_loss(p, mask)
+        loss = loss + weight * terms["loss_ctc"]
+    return loss, terms
+
+
+def objective_released(z, d, label, weight, args, teacher=None, certain=None):
+    """The loss of the released code: L_sup with Dice(σ(-k d), Y) and halved, L_itc halved.
+
+    Arguments and result are those of `objective`.
+    """
+    labelled = slice(len(label))
+    p = z.softmax(1)
+    mask = distance_to_mask(d)
+    loss = segmentation_loss(z[labelled], p[labelled], label)
+    terms = {"loss_seg": loss}
+    if "dis" in args.terms:
+        terms["loss_dis"] = distance_loss_released(mask[labelled], label)
+        loss = loss + terms["loss_dis"]
+    loss = loss / 2
+    if "itc" in args.terms:
+        z_teacher, d_teacher = teacher
+        p_teacher = z_teacher.softmax(1)
+        terms["loss_itc"] = intra_task_loss(p, d, p_teacher, d_teacher, certain, args.beta) / 2
+        terms["certain"] = certain.float().mean()
+        loss = loss + weight * terms["loss_itc"]
+    if "ctc" in args.terms:
+        terms["loss_ctc"] = cross_task_loss(p, mask)
+        loss = loss + weight * terms["loss_ctc"]
     return loss, terms
 
 
@@ -168,6 +192,12 @@ def objective(z, d, label, weight, args, teacher=None, certain=None):
 def noisy(image):
     """The teacher's input: noise clamp(N(0, 0.1²), ±0.2), whatever the scale of the image."""
     return image + (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)
+
+
+def threshold_of(step, args):
+    """H(t) over ln C: `args` holds `threshold_start` and `max_iterations`."""
+    start = args.threshold_start
+    return start + (1 - start) * gaussian_rampup(step, args.max_iterations)
 
 
 @torch.no_grad()
@@ -247,26 +277,26 @@ def main(argv=None):
     teacher = job.parallel(net_teacher)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net, teacher=net_teacher, optimizer=optimizer)
+    released = args.preset == "released"
+    loss_of_step = objective_released if released else objective
+    weight_of = consistency_weight_released if released else consistency_weight
 
     for step, batch in job.steps(data, args.max_iterations):
         lr = step_decay(args.base_lr, step, args.lr_step)
         set_lr(optimizer, lr)
-        ramp = gaussian_rampup(step, args.max_iterations)
-        if args.preset == "released":
-            weight = args.consistency * gaussian_rampup((step - 1) // 150, 200)
-        else:
-            weight = args.consistency * ramp
+        weight = weight_of(step, args)
 
         targets = certain = None
         if "itc" in args.terms:
             with torch.no_grad():
                 targets = [output.float() for output in teacher(noisy(batch.image))]
-            start = args.threshold_start
-            threshold = (start + (1 - start) * ramp) * math.log(data.num_classes)
+            threshold = threshold_of(step, args) * math.log(data.num_classes)
             certain = uncertainty(teacher, batch.image, args.passes) < threshold
 
         z, d = student(batch.image)
-        loss, terms = objective(z.float(), d.float(), batch.label, weight, args, targets, certain)
+        z = z.float()
+        d = d.float()
+        loss, terms = loss_of_step(z, d, batch.label, weight, args, targets, certain)
 
         job.optimize(loss, optimizer)
         if batch.last_part:  # with --accumulate: once a step, after the optimizer's

@@ -25,7 +25,7 @@ def read_list(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: list not found; --root (or --lists) must be the folder that holds it"
+            f"{path}: list not found; name the folder that holds it (with --root in training)"
         )
     try:
         text = path.read_text(encoding="utf-8")

@@ -40,6 +40,9 @@ class Phantom(LA):
 
     def __init__(self, root: str | Path, split: str = "train", downsample: int = 1):
         if read_settings(root) is None:
+            there = Path(root)
+            if there.is_dir() and any(there.iterdir()):
+                raise UserError(f"{root}: this folder holds something else than the phantom")
             raise UserError(
                 f"{root}: no phantom here; make it with: python code/prepare_phantom.py --root "
                 f"{root}"

@@ -174,6 +174,7 @@ class SegmentationNetwork(nn.Module):
     """
 
     dims = 3
+    pools_volumes = False  # 3-D max pooling, whose gradient a GPU does not take in a fixed order
     multiples: tuple[int, ...]
     bottom: tuple[int, ...]
     defaults: Defaults

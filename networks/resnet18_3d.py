@@ -64,6 +64,7 @@ class ResNet18(SegmentationNetwork):
 
     multiples = (16, 16, 16)
     bottom = (32, 32, 32)
+    pools_volumes = True
     defaults = Defaults(n_filters=64, dropout=0.0, upsampling="linear")
 
     def build(

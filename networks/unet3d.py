@@ -19,6 +19,7 @@ class UNet3D(UNet):
     """
 
     dims = 3
+    pools_volumes = True
     multiples = bottom = (16, 16, 16)
     defaults = Defaults(n_filters=16, dropout=0.3, upsampling="linear")
     head_size = 1

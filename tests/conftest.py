@@ -146,6 +146,33 @@ def acdc_root():
     return real_data("ACDC")
 
 
+# what trains, runs whole scripts or compiles, below tests/: `make quick` leaves it out
+SLOW = (
+    "benchmarks/",
+    "dataloaders/test_new_dataset.py",
+    "evaluation/test_scoring.py",
+    "evaluation/test_scripts.py",
+    "figures/",
+    "methods/test_limits.py",
+    "methods/test_loops.py",
+    "ops/",
+    "preparation/test_phantom.py",
+    "preparation/test_predict.py",
+    "preparation/test_prepare_official.py",
+    "reporting/test_sweep.py",
+    "scripts/",
+    "training/",
+)
+QUICK_AFTER_ALL = ("ops/test_cutmix.py", "training/test_options.py", "training/test_log.py")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        file = item.path.relative_to(ROOT / "tests").as_posix()
+        if file.startswith(SLOW) and file not in QUICK_AFTER_ALL:
+            item.add_marker("slow")
+
+
 def pytest_terminal_summary(terminalreporter):
     """Say how to get the tests that need real data, where there is none."""
     missing = [name for name, file in REAL.items() if not (DATA / name / file).is_file()]

@@ -21,11 +21,13 @@ def test_find_run_and_checkpoint(tmp_path):
     (folder / "args.json").write_text("{}")
     assert find_run(None, runs, "LA", "dtml_8", 3) == folder
     assert find_run(str(folder), runs, "LA", "coranet_16", 1) == folder
-    with pytest.raises(UserError, match=r"seed1: no such run.*dtml_8/seed3"):
-        find_run(None, runs, "LA", "coranet_16", 1)
     with pytest.raises(UserError, match="no checkpoint yet"):
         find_checkpoint(folder, "last")
     (folder / "last.pth").touch()
+    with pytest.raises(UserError, match=r"seed1: no such run.*dtml_8/seed3"):
+        find_run(None, runs, "LA", "coranet_16", 1)
+    with pytest.raises(UserError, match=r"folder of seeds.*dtml_8/seed3"):
+        find_checkpoint(folder.parent, "last")
     assert find_checkpoint(folder, "last") == folder / "last.pth"
     with pytest.raises(UserError, match="kept steps: none, train with --keep_every"):
         find_checkpoint(folder, "500")

@@ -85,6 +85,11 @@ _gpu = _number(int, lambda v: v >= -1, "the number of a GPU, counted from 0, or 
 
 def gpu(text: str) -> int:
     """The argparse type of `--gpu`: one number from 0, or -1 for the CPU."""
+    if "," in text and distributed.launched():
+        raise argparse.ArgumentTypeError(
+            f"{text} is more than one GPU: under torchrun leave --gpu out, and choose the GPUs "
+            f"with CUDA_VISIBLE_DEVICES={text}"
+        )
     if "," in text:
         raise argparse.ArgumentTypeError(
             f"{text} is more than one GPU: start a process for each with torchrun "
@@ -111,13 +116,12 @@ def run(function: Callable[[], object]) -> None:
             distributed.stop()
         except UserError as error:
             _let_the_first_speak()
-            _fail(error)
+            _fail(str(error))
         except RuntimeError as error:
             reason = _known(error)
             if reason is None:
                 raise
-            print(f"{Path(sys.argv[0]).name}: {reason}", file=sys.stderr)
-            sys.exit(2)
+            _fail(reason)
         except KeyboardInterrupt:
             sys.exit(130)
         finally:
@@ -136,9 +140,9 @@ def _let_the_first_speak() -> None:
         time.sleep(3)
 
 
-def _fail(error: UserError) -> None:
+def _fail(reason: str) -> None:
     which = "" if distributed.is_first() else f" (process {distributed.rank()})"
-    print(f"{Path(sys.argv[0]).name}{which}: {error}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}{which}: {reason}", file=sys.stderr)
     sys.exit(2)
 
 

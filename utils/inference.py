@@ -243,8 +243,8 @@ def usual_stride(
     ]
 
 
-def check_stride(stride: Sequence[int], patch: Sequence[int]) -> None:
-    """Check the option --stride.
+def check_stride(stride: Sequence[int], patch: Sequence[int], option: str = "--stride") -> None:
+    """Check the stride that an option gives.
 
     Raises:
         UserError: windows would not touch.
@@ -252,7 +252,7 @@ def check_stride(stride: Sequence[int], patch: Sequence[int]) -> None:
     if any(step > extent for step, extent in zip(stride, patch, strict=True)):
         wide = " ".join(map(str, stride))
         extents = " ".join(map(str, patch))
-        raise UserError(f"--stride {wide} leaves gaps between windows of {extents}")
+        raise UserError(f"{option} {wide} leaves gaps between windows of {extents}")
 
 
 # ------------------------------------------------------------------ slice by slice

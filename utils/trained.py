@@ -35,7 +35,7 @@ FACTS = (  # of a data set that prediction needs
 
 # an exported model: its files, and the version of their layout
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FORMAT = 1
+FORMAT = 2
 
 # ------------------------------------------------------------------ the folder of a run
 
@@ -49,7 +49,7 @@ def find_run(folder: str | None, runs: str, dataset: str, name: str, seed: int) 
     found = Path(folder) if folder else Path(runs) / dataset / name / f"seed{seed}"
     if found.is_dir():
         return found
-    others = sorted(str(path.parent) for path in Path(runs).glob("*/*/seed*/args.json"))
+    others = sorted(str(path.parent) for path in Path(runs).glob("*/*/seed*/last.pth"))
     if not others:
         raise UserError(
             f"{found}: no such run, and {runs}/ holds none; train it, or name another folder with "
@@ -77,6 +77,9 @@ def find_checkpoint(run: str | Path, which: str) -> Path:
         raise UserError(
             f"{path}: not there; training writes it with --val_fraction or --val_from list"
         )
+    seeds = sorted(path.parent.name for path in run.glob("seed*/last.pth"))
+    if seeds:
+        raise UserError(f"{run}: a folder of seeds; name one of its runs: {run / seeds[0]}")
     raise UserError(
         f"{run}: no checkpoint yet; train it, or go on with its training script and --resume"
     )
@@ -260,7 +263,7 @@ def read_export(folder: str | Path) -> dict:
     """An exported folder in the form of a checkpoint, so that whatever takes one takes the other.
 
     Raises:
-        UserError: not such a folder, damaged, or of a later format.
+        UserError: not such a folder, damaged, or of another format.
     """
     folder = Path(folder)
     try:
@@ -277,10 +280,11 @@ def read_export(folder: str | Path) -> dict:
         isinstance(config.get(key), kind) for key, kind in kinds.items()
     ):
         raise UserError(f"{folder / CONFIG}: not a configuration that code/export.py wrote")
-    if config["format"] > FORMAT:
-        raise UserError(
-            f"{folder}: of format {config['format']}, made by a later version; update this one"
-        )
+    found = config["format"]
+    if found > FORMAT:
+        raise UserError(f"{folder}: of format {found}, made by a later version; update this one")
+    if found < FORMAT:
+        raise UserError(f"{folder}: of format {found}, made by an earlier version; export it again")
     states = {name: {} for name in config["test_networks"]}
     for key, value in tensors.items():
         name, _, rest = key.partition(".")

@@ -10,6 +10,8 @@ from numpy_reference import dice, softmax
 
 from utils.losses import supervised_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LABELED = 2
 BOX = torch.tensor([[1, 0, 1], [3, 2, 2]])
 INSIDE = (slice(None), slice(1, 3), slice(0, 2), slice(1, 2))

@@ -2,6 +2,8 @@
 teacher.
 """
 
+import ast
+import inspect
 import math
 import re
 from argparse import Namespace
@@ -16,6 +18,8 @@ from numpy_reference import softmax
 
 from networks.one_vs_rest import OneVsRest
 from networks.vnet import VNet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALPHA, EPOCH, LABELED = 5.0, 10, 2
 MODES = ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full")
@@ -250,7 +254,7 @@ def test_relabel_labels_the_cases_that_will_be_seen(net):
     for case, (pseudo, certain) in found.items():
         branches = net.eval()(FakeData().volumes.images[case][None, None])
         normal, con, rad = (z[0].argmax(0) for z in branches)
-        assert torch.equal(pseudo, normal)
+        assert torch.equal(pseudo.long(), normal)
         assert torch.equal(certain, con == rad)
         assert 0.1 < pseudo.float().mean() < 0.9
         assert 0.1 < certain.float().mean() < 0.9
@@ -268,7 +272,7 @@ def test_one_vs_rest_labels_each_class_by_its_own_network():
         for case, (pseudo, certain) in found.items():
             image = FakeData().volumes.images[case][None, None]
             normal, con, rad = (z[0].argmax(0) for z in one.eval()(image))
-            assert torch.equal(pseudo, normal)
+            assert torch.equal(pseudo.long(), normal)
             assert torch.equal(certain, con == rad)
 
 
@@ -289,6 +293,7 @@ def test_with_alpha_1_tied_branches_never_part(net, alpha, tied):
     assert all(certain.all() == tied for _, certain in relabel(net.eval()).values())
 
 
+@pytest.mark.slow
 def test_the_teacher_follows_the_student(tiny_la, tmp_path):
     """One step an epoch: the run one epoch longer has moved its teacher towards the student where
     the shorter ended.
@@ -342,3 +347,31 @@ def test_the_teacher_follows_the_student(tiny_la, tmp_path):
         torch.testing.assert_close(third["teacher"][key], expected)
         moved |= not torch.equal(third["teacher"][key], second["teacher"][key])
     assert moved
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "class_weights",
+        "labelled_loss",
+        "labelled_loss_released",
+        "certain_loss",
+        "certain_loss_released",
+        "consistency_loss",
+        "consistency_loss_released",
+        "objective",
+        "objective_released",
+        "check_relabel_stride",
+        "epoch_lengths",
+    ],
+)
+def test_what_stands_in_both_scripts_is_the_same(name):
+    """Scripts import no script, so the losses stand twice: a change must reach both."""
+
+    def code(script):
+        tree = ast.parse(inspect.getsource(getattr(script, name)))
+        function = tree.body[0]
+        function.body = function.body[1:]  # without the docstring
+        return ast.dump(function)
+
+    assert code(coranet) == code(ovr)

@@ -8,6 +8,8 @@ import torch
 import train_dmd as dmd
 from numpy_reference import dice, softmax
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LABELED = 2
 DISTILL = {"dice": dmd.distillation_loss, "kl": dmd.distillation_loss_kl}
 

@@ -12,6 +12,8 @@ from numpy_reference import dice, softmax
 from utils.losses import supervised_loss
 from utils.ops import normalized_sdm_reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LABELED, WEIGHT = 2, 0.07
 
 

@@ -22,6 +22,8 @@ from utils.losses import foreground_dice_loss, sdm_targets, supervised_loss
 from utils.schedules import set_lr, step_decay
 from utils.training import options, run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 4
 SMALL = [*LA, "--normalization", "none"]
 SGD = ["--max_iterations", str(STEPS), "--lr_step", "2", "--labeled_bs", "2"]

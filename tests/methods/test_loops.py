@@ -18,6 +18,8 @@ import train_ugmcl
 from utils.errors import UserError
 from utils.training import run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LA = [*small.LA, *small.BOTH]
 ACDC = [*small.ACDC, *small.BOTH]
 

@@ -158,6 +158,7 @@ def test_a_failed_backward_leaves_the_statistics():
     assert all(torch.equal(value, before[key]) for key, value in net.named_buffers())
 
 
+@pytest.mark.slow
 def test_a_compiled_network_counts_each_batch_once():
     """Its backward computes the graph again, not batch norm's update."""
     found = []

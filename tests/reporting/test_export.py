@@ -120,6 +120,7 @@ def test_an_export_predicts_as_its_run_does(name, make_run, tmp_path):
     assert sum(len(list(net.state_dict())) for net in theirs) == len(stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coranet", "slices"])
 def test_the_program_runs_without_this_code(name, make_run, tmp_path):
     folder = make_run(name)
@@ -198,12 +199,18 @@ def test_the_card_says_what_it_is(make_run, tmp_path):
         ),
         (
             lambda out: (out / "config.json").write_text(
-                (out / "config.json").read_text().replace('t": 1', 't": 2')
+                (out / "config.json").read_text().replace('t": 2', 't": 1')
             ),
-            "of format 2, made by a later version",
+            "of format 1, made by an earlier version",
+        ),
+        (
+            lambda out: (out / "config.json").write_text(
+                (out / "config.json").read_text().replace('t": 2', 't": 3')
+            ),
+            "of format 3, made by a later version",
         ),
     ],
-    ids=["no config", "no weights", "half a config", "empty config", "garbage", "later"],
+    ids=["no config", "no weights", "half a config", "empty config", "garbage", "old", "later"],
 )
 def test_what_is_no_export_is_told(spoil, message, make_run, tmp_path):
     export.main([str(make_run("plain")), "--out", str(tmp_path / "out")])

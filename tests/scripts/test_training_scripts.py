@@ -67,7 +67,7 @@ FLAGS = {
     "train_coranet_ovr.py": [*CORANET, ["--alpha", 1], ["--train", "seg+st"]],
     "train_coranet_uncertainty.py": [
         ["--preset", "released"],
-        ["--train", "seg+mt_mask"],
+        ["--train", "seg"],
         MCDROPOUT,
         ["--uncertainty", "aleatoric"],
         ["--looks", 2, *MCDROPOUT],

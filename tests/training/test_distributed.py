@@ -34,8 +34,12 @@ METHODS = {
     "train_coranet": [*BOTH, *EPOCHS],
     "train_coranet_ovr": [*BOTH, *EPOCHS],
 }
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SEVERAL = ROOT / "tests" / "training" / "several_scripts.py"
+
+
+def one_thread():
+    """The environment of a process whose tiny convolutions should not wait for each other."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def torchrun(*arguments, processes=2):
@@ -43,7 +47,7 @@ def torchrun(*arguments, processes=2):
     command.append(f"--nproc_per_node={processes}")
     command += ["--", *map(str, arguments)]  # or torchrun takes --run for its own
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=ONE_THREAD, **pipes)
+    return subprocess.Popen(command, env=one_thread(), **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def runs(tmp_path_factory):
             done = torchrun(*arguments)
         else:
             command = [sys.executable, *map(str, arguments)]
-            done = subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.PIPE)
+            done = subprocess.Popen(command, env=one_thread(), stderr=subprocess.PIPE)
         _, err = done.communicate(timeout=300)
         assert done.returncode == 0, err.decode()
     return folder

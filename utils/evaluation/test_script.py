@@ -3,8 +3,8 @@
     test = Test(options.parse(__doc__, __file__, argv))     run, checkpoint and list of the options
     test.evaluate(mean_probability(test.networks))          windows or slices, filter, scores, files
 
-The script says what predicts. How the data set's tests are done (stride, filter of components,
-scoring slice by slice) stands in its class (`dataloaders.volumes.Volumes`).
+The script chooses the predictor. The data set's class (`dataloaders.volumes.Volumes`) holds the
+protocol of its tests: stride, filter of components, scoring slice by slice.
 """
 
 import argparse
@@ -45,7 +45,7 @@ class Test:
         data: the data set's split.
         patch, stride: extents of a window, and its steps; in 2-D the extents of a slice, and None.
         num_classes: background included.
-        options: what prediction depends on besides: batch, device, precision, progress.
+        options: further options of the prediction: batch, device, precision, progress.
         indices: of the cases that are tested.
         selection: the rule that chose the checkpoint, in words.
 
@@ -130,7 +130,7 @@ class Test:
             )
         return listed
 
-    # ---- the folder for the results, and what they are of
+    # ---- the folder of the results, and their record
 
     @property
     def output(self) -> Path:
@@ -149,9 +149,8 @@ class Test:
         if getattr(args, "stride", None):
             parts.append(f"stride{'-'.join(map(str, self.stride))}")
         root = self.data.root.resolve()
-        if (
-            root != self._recorded_root()
-        ):  # many roots have the same name: the hash tells them apart
+        if root != self._recorded_root():
+            # many roots have the same name: the hash distinguishes them
             place = hashlib.sha256(str(root).encode()).hexdigest()[:6]
             parts.append(f"root-{root.name}-{place}")
         if args.precision != "auto":
@@ -180,7 +179,7 @@ class Test:
             "precision": self.precision,
             "patch": list(self.patch),
         }
-        if self.args.run:  # the options that name a run without it say nothing of this one
+        if self.args.run:  # then the options that name a run do not describe this one
             given = {key: value for key, value in given.items() if key not in NAMING}
         place = environment.environment([self.device])
         return {
@@ -228,7 +227,7 @@ class Test:
         return labels.cpu().numpy()
 
     def evaluate(self, predictor: Predictor) -> dict:
-        """Segment and score every case, fill `output`, and return what its `summary.json` holds.
+        """Segment and score every case, fill `output`, and return the content of `summary.json`.
 
         Args:
             predictor: `(B, 1, *patch)` to probabilities `(B, C, *patch)`.
@@ -273,7 +272,13 @@ def _only_labelnum(args: argparse.Namespace) -> int:
     found = sorted(Path(args.runs, args.dataset).glob(f"{args.method}_*/seed{args.seed}"))
     words = {folder.parent.name.rpartition("_")[2] for folder in found}
     numbers = [int(word) for word in words if word.isdecimal()]
-    if len(numbers) != 1:
-        there = ", ".join(map(str, found)) or "there is none"
-        raise UserError(f"no --labelnum given: name the run with --run, of {there}")
-    return numbers[0]
+    if len(numbers) == 1:
+        return numbers[0]
+    if numbers:
+        there = ", ".join(map(str, found))
+        raise UserError(f"several runs of {args.method}: name one with --run: {there}")
+    others = sorted(path.parent for path in Path(args.runs, args.dataset).glob("*/seed*/last.pth"))
+    there = ", ".join(map(str, others)) or "none; train one first"
+    raise UserError(
+        f"no run of --method {args.method} in {Path(args.runs, args.dataset)}; there are: {there}"
+    )

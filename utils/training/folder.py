@@ -76,7 +76,8 @@ class RunFolder:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"{self.path}: another process trains here; wait for it, or --name another"
+                f"{self.path}: another process trains here; wait for it, or start another run "
+                "with --name"
             ) from None
 
     def _remove_leftovers(self) -> None:
@@ -91,7 +92,7 @@ class RunFolder:
     def _go_on(self) -> None:
         before = self._read_json("args.json")
         insist_on_options(self.path, before, self.options)
-        self.options = self.options | {"precision_asked": before["precision_asked"]}
+        self.options["precision_asked"] = before["precision_asked"]
         self.environments = self._read_json("environment.json")
 
     def _read_json(self, name: str):
@@ -113,17 +114,25 @@ def insist_on_options(path: Path, before: dict, options: dict) -> None:
     Options that move no number (`MAY_DIFFER`) may differ, and so may the precision that is asked
     for, as long as the same comes of it.
     """
+    another = "; start another run with --name"
+    method = before.get("method")
+    if method != options["method"]:
+        raise UserError(
+            f"{path} was started with method {method}, not {options['method']}{another}"
+        )
     unknown = sorted(before.keys() ^ options.keys())
     if unknown:
         raise UserError(
-            f"{path} was started by another version of its script, in which --{unknown[0]} differs:"
-            " --name another"
+            f"{path} was started by another version of the script, in which --{unknown[0]} "
+            f"differs{another}"
         )
     for key in sorted(options.keys() - MAY_DIFFER - {"precision_asked"}):
-        if before[key] != options[key]:
+        old, new = before[key], options[key]
+        if type(old) is not type(new) and str(old) == str(new):
+            raise UserError(f"{path} was started by another version of the script{another}")
+        if old != new:
             raise UserError(
-                f"{path} was started with {key} {before[key]}, not {options[key]}: resume it so, "
-                "or --name another"
+                f"{path} was started with {key} {old}, not {new}: resume it with {old}{another}"
             )
 
 

@@ -15,19 +15,17 @@ from utils import distributed
 from utils.device import bf16_agrees, resolve_precision, warn_once
 from utils.errors import UserError
 
-NOT_DETERMINISTIC = ("unet3d", "resnet18")  # networks with 3-D max pooling
-
 
 def check(args: argparse.Namespace, device: torch.device) -> None:
     """Raise `UserError` where the options ask for something that this machine cannot do."""
     on_gpu = device.type == "cuda"
-    if args.deterministic and on_gpu and args.net in NOT_DETERMINISTIC:
+    if args.deterministic and on_gpu and network_class(args.net).pools_volumes:
         raise UserError(
             f"--deterministic 1: {args.net}'s 3-D max pooling has no deterministic gradient on a "
             "GPU"
         )
     if args.sync_batchnorm and not (on_gpu and distributed.launched()):
-        raise UserError("--sync_batchnorm 1: it is for several GPUs, started by torchrun")
+        raise UserError("--sync_batchnorm 1 needs several GPUs: start the script with torchrun")
     compiler = os.environ.get("CXX", "g++")
     if args.compile and not on_gpu and not shutil.which(compiler):
         raise UserError(f"--compile 1: no C++ compiler {compiler} here; name another in CXX")
@@ -36,8 +34,8 @@ def check(args: argparse.Namespace, device: torch.device) -> None:
         count = getattr(args, name, 0)
         if count % shares:
             raise UserError(
-                f"--{name} {count} is a step's, for {shares} equal shares: take a multiple of "
-                f"{shares}"
+                f"--{name} {count} cannot be divided into {shares} equal shares; take a multiple "
+                f"of {shares}"
             )
 
 
@@ -61,7 +59,7 @@ def _resolutions(patch: list[int], bottom: tuple[int, ...]) -> Iterator[tuple[in
     """The extents of a patch's features at each level of a network, from its bottom up, without
     full resolution.
     """
-    levels = int(math.log2(max(bottom)))
+    levels = max(bottom).bit_length() - 1
     for level in range(levels, 0, -1):
         yield tuple(
             math.ceil(extent / min(2**level, most))

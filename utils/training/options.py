@@ -165,7 +165,7 @@ def _fill_protocol(filler: _Filler, data: "type[Volumes]") -> None:
     supervised = not hasattr(args, "unlabeled_bs")
     if supervised and filler.sources["labeled_bs"] == data.source:
         both = data.labeled_bs + data.unlabeled_bs
-        filler.fill(f"{data.source}: both streams' together", labeled_bs=both)
+        filler.fill(f"{data.source}, labelled and unlabelled together", labeled_bs=both)
 
 
 def _fill_patch(filler: _Filler, data: "type[Volumes]") -> None:
