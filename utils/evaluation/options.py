@@ -2,21 +2,26 @@
 
     args = options.parse(__doc__, __file__, argv)
 
-A script tests the data sets whose classes name it (`dataloaders.volumes.Volumes.tested_by`). What
-an option is where it is not given stands in the class too: how many labels, which stride, whether
-the largest component is kept, which metrics are shown.
+A script tests the data sets whose classes name it (`dataloaders.volumes.Volumes.tested_by`). The
+classes also hold the defaults of some options: the number of labels, the stride, whether the
+largest component is kept, and the metrics that are shown.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dataloaders import DATASETS, dataset_class, evaluation_script
 from utils import command
+from utils.evaluation.printing import listed
 from utils.evaluation.scoring import EMPTY
 from utils.figures import FORMATS
 from utils.metrics import METRICS
 from utils.trained import checkpoint_name
+
+if TYPE_CHECKING:
+    from dataloaders.volumes import Volumes
 
 LISTS = {
     "test": "the test list",
@@ -42,26 +47,28 @@ def parse(
     splits: Sequence[str] = ("test", "val"),
     scores: bool = True,
 ) -> argparse.Namespace:
-    """The options of a test script, checked as far as that needs neither run nor data.
+    """The options of a test script, with all checks that need no run and no data.
 
     Args:
         doc: the script's docstring.
         script: its `__file__`.
         argv: the command line; None: that of the process.
-        datasets: names of those that it tests, the default first; those that name it by default.
+        datasets: names of the data sets that it tests, the default first; by default those that
+            name the script.
         splits: lists that may be chosen, the default first; only those that one of the data sets
             has are offered.
         scores: False leaves out the options of scoring, drawing and writing.
     """
     datasets = datasets or datasets_of(script)
     classes = [dataset_class(name) for name in datasets]
-    offered = [split for split in splits if any(split in data.splits for data in classes)]
+    published = set().union(*(data.splits for data in classes))
+    offered = [split for split in splits if split in published]
     parser = command.Parser(doc, script)
-    _add_run(parser, datasets)
+    _add_run(parser, classes)
     group = parser.add_argument_group("test")
-    _add_data(group, offered, windows=any(data.stride for data in classes))
+    _add_data(group, classes, offered)
     if scores:
-        _add_scores(group)
+        _add_scores(group, classes)
     _add_device(group)
     if len(offered) == 1:
         parser.set_defaults(split=offered[0])
@@ -71,78 +78,133 @@ def parse(
     return args
 
 
-def _add_run(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
+def _by_dataset(
+    classes: Sequence["type[Volumes]"], attribute: str, show: Callable[[object], str]
+) -> str:
+    """A class attribute in words, such as `1 on LA and phantom`; without the name where there is
+    only one data set, and empty where no class has the attribute.
+    """
+    names: dict[str, list[str]] = {}
+    for data in classes:
+        value = getattr(data, attribute, None)
+        if value is not None:
+            names.setdefault(show(value), []).append(data.name)
+    if len(classes) == 1:
+        return "".join(names)
+    return "; ".join(f"{value} on {listed(on)}" for value, on in names.items())
+
+
+def _spaced(values: Sequence) -> str:
+    """Values as one types them behind an option."""
+    return " ".join(map(str, values))
+
+
+def _add_run(parser: argparse.ArgumentParser, classes: Sequence["type[Volumes]"]) -> None:
+    names = [data.name for data in classes]
+    labelnum = _by_dataset(classes, "labelnum", str) or "that of the method's only run"
     group = parser.add_argument_group("run")
-    group.add_argument("--run", help="its folder; without it the next five name it")
-    group.add_argument("--method", default="coranet", help="train_<method>.py")
+    group.add_argument(
+        "--run", help="folder of the run; without it, the next five options name the run"
+    )
+    group.add_argument(
+        "--method", default="coranet", help="method of the run, as in train_<method>.py"
+    )
     group.add_argument(
         "--labelnum",
         type=command.positive_int,
-        help="number of labels that it was trained with (default: the data set's)",
+        help=f"number of labels that the run was trained with (default: {labelnum})",
     )
-    group.add_argument("--seed", type=command.non_negative_int, default=1337, help="its seed")
     group.add_argument(
-        "--dataset", choices=datasets, default=datasets[0], help="data set that it was trained on"
+        "--seed",
+        type=command.non_negative_int,
+        default=1337,
+        help="seed that the run was trained with",
     )
-    group.add_argument("--runs", default="runs", help="folder of all runs")
+    group.add_argument(
+        "--dataset", choices=names, default=names[0], help="data set that the run was trained on"
+    )
+    group.add_argument("--runs", default="runs", help="folder that holds all runs")
     group.add_argument(
         "--checkpoint",
         type=checkpoint_name,
         default="last",
-        help="last, best, or a kept step's number",
+        help="checkpoint to test: last, best, or the number of a kept step",
     )
 
 
-def _add_data(group: argparse._ArgumentGroup, splits: Sequence[str], windows: bool) -> None:
+def _add_data(
+    group: argparse._ArgumentGroup, classes: Sequence["type[Volumes]"], splits: Sequence[str]
+) -> None:
     group.add_argument(
-        "--root", help="folder of the data (default: the one that the run was trained on)"
+        "--root", help="folder of the data (default: the folder that the run was trained on)"
     )
     if len(splits) > 1:
         lists = "; ".join(f"{split}: {LISTS[split]}" for split in splits)
         group.add_argument("--split", choices=splits, default=splits[0], help=lists)
     group.add_argument(
-        "--cases", type=command.positive_int, help="test only so many cases, the first of the list"
+        "--cases",
+        type=command.positive_int,
+        help="test only this many cases, from the start of the list, for a quick look",
     )
-    if windows:
+    stride = _by_dataset(classes, "stride", _spaced)
+    if stride:
         group.add_argument(
             "--stride",
             type=command.positive_int,
             nargs=3,
             metavar=("X", "Y", "Z"),
-            help="of the windows (default: the data set's)",
+            help="steps of the window along each axis, in voxels that the network sees; larger "
+            f"steps are faster (default: {stride}; divided by --downsample of the training)",
         )
     group.add_argument(
-        "--network", help="one of the checkpoint's networks (default: those that the paper tests)"
+        "--network",
+        help="test only this one of the checkpoint's networks (default: those that the paper tests)",
     )
 
 
-def _add_scores(group: argparse._ArgumentGroup) -> None:
+def _add_scores(group: argparse._ArgumentGroup, classes: Sequence["type[Volumes]"]) -> None:
+    nms = _by_dataset(classes, "keep_largest", lambda keep: str(int(keep)))
+    shown = _by_dataset(classes, "shown", _spaced)
     group.add_argument(
         "--nms",
         type=int,
         choices=(0, 1),
-        help="1: keep only the largest component of each class, slice by slice where slices are "
-        "scored one by one (default: the data set's)",
+        help="1 keeps only the largest component of each class, slice by slice where slices are "
+        f"scored one by one (default: {nms})",
     )
     group.add_argument(
         "--empty",
         choices=tuple(EMPTY),
         default="zero",
-        help="how empty masks score; zero: as in the papers",
+        help="how empty masks score; keep zero to compare with the papers",
     )
     group.add_argument(
         "--metrics",
         nargs="+",
         choices=METRICS,
         metavar="METRIC",
-        help=f"metrics to show, of {', '.join(METRICS)} (default: the data set's); the CSV has all",
-    )
-    group.add_argument("--figures", type=int, choices=(0, 1), default=1, help="1: draw figures")
-    group.add_argument(
-        "--format", nargs="+", choices=FORMATS, default=["png"], help="of the figures"
+        help=f"metrics to show, of {', '.join(METRICS)}; the CSV file has all (default: {shown})",
     )
     group.add_argument(
-        "--nifti", type=int, choices=(0, 1), default=1, help="1: write labels and predictions"
+        "--figures",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="1 draws figures; 0 saves their time",
+    )
+    group.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=["png"],
+        help="formats of the figures; take pdf or svg for a paper",
+    )
+    group.add_argument(
+        "--nifti",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="1 writes labels and predictions as NIfTI files; 0 saves disk space",
     )
 
 
@@ -150,15 +212,16 @@ def _add_device(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--batch",
         type=command.positive_int,
-        help="windows or slices at once (default: GPU 4 or 16, CPU 1 or 4); it changes memory, not "
-        "numbers",
+        help="windows or slices per forward pass; lower it when memory runs out, the numbers stay "
+        "the same (default: 4 windows or 16 slices on a GPU, 1 or 4 on the CPU)",
     )
     group.add_argument(
-        "--gpu", type=command.gpu, default=0, help="number of the GPU, or -1 for the CPU"
+        "--gpu", type=command.gpu, default=0, help="number of the GPU; -1 takes the CPU"
     )
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto: bf16 where the device is fast with it",
+        help="number format of the networks' arithmetic; auto takes bf16 where the device is fast "
+        "with it, fp32 gives the most exact numbers",
     )

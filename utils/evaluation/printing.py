@@ -53,9 +53,10 @@ class Table:
             seconds = summary["seconds_per_case"] if name == "mean" else None
             print(self._line("mean ± sd", name, cells, seconds))
         distances = [NAMES[m] for m in self.metrics if m not in OVERLAPS]
-        measured = f"{_listed(distances)} in {summary['units']['hd']}; " if distances else ""
+        measured = f"{listed(distances)} in {summary['units']['hd']}; " if distances else ""
         print(f"{summary['cases']} cases; {measured}sd over cases (ddof 1)")
-        predictions, references = summary["empty_predictions"], summary["empty_references"]
+        predictions = summary["empty_predictions"]
+        references = summary["empty_references"]
         masks = ""
         if self._class_width:
             masks = f" of {summary['cases'] * len(summary['classes'])} masks"
@@ -82,7 +83,7 @@ class Table:
         return (left + middle + right).rstrip()
 
 
-def _listed(words: Sequence[str]) -> str:
+def listed(words: Sequence[str]) -> str:
     """The words with commas and one "and"."""
-    first, last = words[:-1], words[-1]
+    *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
