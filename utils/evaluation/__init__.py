@@ -1,1 +1,1 @@
-"""What the test scripts share: opening a run, scoring its cases, writing the results down."""
+"""Shared by the test scripts: opening a run, scoring its cases, writing the results down."""

@@ -1,5 +1,5 @@
-"""Segment and score every case of a test list, and fill one folder with all that a table in a
-paper needs, `runs/<dataset>/<name>/seed<seed>/test/<checkpoint>/`:
+"""Segment and score every case of a test list, and fill one folder with everything that a table in
+a paper needs, `runs/<dataset>/<name>/seed<seed>/test/<checkpoint>/`:
 
     per_case.csv                one line a case and class: all metrics, voxel counts, seconds
     summary.json                mean and sample sd of every metric, empty predictions, and how the
@@ -39,7 +39,7 @@ from utils.evaluation.writing import (
     write_tables,
 )
 from utils.figures import case_figure, error_figure, summary_figure, surface_figure
-from utils.metrics import METRICS, OVERLAPS, SHOWN, mean
+from utils.metrics import METRICS, OVERLAPS, SHOWN, means
 
 Case = tuple[str, np.ndarray, np.ndarray]
 
@@ -97,11 +97,11 @@ def evaluate(
         segment: image `(X, Y, Z)` to labels `(X, Y, Z)`; its seconds are recorded.
         folder: written file by file, each whole or not at all.
         protocol: how they are scored and shown.
-        record: what `summary.json` says besides: run, checkpoint, selection rule, options,
+        record: further entries of `summary.json`: run, checkpoint, selection rule, options,
             environment.
 
     Returns:
-        What `summary.json` holds, with NaN where that has null.
+        The content of `summary.json`, with NaN in place of null.
 
     Raises:
         UserError: no cases, or a file cannot be written.
@@ -111,27 +111,8 @@ def evaluate(
     if distributed.is_first():
         clear(folder)
     distributed.gather(None)  # nobody writes before
-    scored = []
-    for case, image, label in cases:
-        start = time.perf_counter()
-        pred = segment(image)
-        seconds = time.perf_counter() - start
-        scores = score_case(
-            case,
-            pred,
-            label,
-            protocol.class_names,
-            empty=protocol.empty,
-            per_slice=protocol.per_slice,
-        )
-        rows = [row | {"seconds": seconds} for row in scores]
-        scored.append(rows)
-        table.print_case(rows)
-        if protocol.nifti:
-            _write_label_maps(folder / NIFTI, case, pred, label, protocol)
-        if protocol.formats:
-            _draw_case(folder / FIGURES, (case, image, label), pred, rows, protocol)
-    rows = [row for case in distributed.collect(scored) for row in case]
+    scored = [_evaluate_case(case, segment, folder, protocol, table) for case in cases]
+    rows = [row for of_case in distributed.collect(scored) for row in of_case]
     if not rows:
         raise UserError("no case to test")
 
@@ -144,8 +125,37 @@ def evaluate(
     return summary
 
 
+def _evaluate_case(
+    case: Case,
+    segment: Callable[[np.ndarray], np.ndarray],
+    folder: Path,
+    protocol: Protocol,
+    table: Table,
+) -> list[dict]:
+    """Segment and score one case, print its lines, write its files; returns its rows."""
+    name, image, label = case
+    start = time.perf_counter()
+    pred = segment(image)
+    seconds = time.perf_counter() - start
+    scores = score_case(
+        name,
+        pred,
+        label,
+        protocol.class_names,
+        empty=protocol.empty,
+        per_slice=protocol.per_slice,
+    )
+    rows = [row | {"seconds": seconds} for row in scores]
+    table.print_case(rows)
+    if protocol.nifti:
+        _write_label_maps(folder / NIFTI, name, pred, label, protocol)
+    if protocol.formats:
+        _draw_case(folder / FIGURES, case, pred, rows, protocol)
+    return rows
+
+
 def _explain(protocol: Protocol) -> dict:
-    """What the numbers of a summary mean."""
+    """The meaning of a summary's numbers."""
     return {
         "sd": "sample standard deviation over cases (ddof 1)",
         "units": {m: "fraction" if m in OVERLAPS else protocol.unit for m in METRICS},
@@ -170,17 +180,17 @@ def _draw_case(
 ) -> None:
     make_folder(folder)
     name, image, label = case
-    means = {m: mean(row[m] for row in rows) for m in protocol.metrics}
+    shown = means(rows, protocol.metrics)
     options = {"spacing": protocol.spacing, "class_names": protocol.class_names}
     slices = protocol.slices
     for kind in protocol.formats:
         path = folder / f"{name}.{kind}"
         case_figure(
-            path, image, pred, label, name, means, unit=protocol.unit, slices=slices, **options
+            path, image, pred, label, name, shown, unit=protocol.unit, slices=slices, **options
         )
         path = folder / f"{name}_errors.{kind}"
         error_figure(path, image, pred, label, name, slices=slices, **options)
-        if not slices:  # which are too far apart, or no neighbours at all
+        if not slices:  # slices are too far apart for a surface, or no neighbours at all
             surface_figure(folder / f"{name}_surface.{kind}", pred, label, name, **options)
 
 

@@ -13,17 +13,21 @@ from utils.errors import UserError
 from utils.figures import FORMATS
 from utils.files import write_atomically, write_csv
 
-PER_CASE, SUMMARY, NIFTI, FIGURES = "per_case.csv", "summary.json", "nifti", "figures"
+PER_CASE = "per_case.csv"
+SUMMARY = "summary.json"
+NIFTI = "nifti"
+FIGURES = "figures"
 WRITTEN = (  # patterns of all files that a test writes
     PER_CASE,
     SUMMARY,
     f"{NIFTI}/*.nii.gz",
-    *(f"{name}.{kind}" for name in ("summary", f"{FIGURES}/*") for kind in FORMATS),
+    *(f"summary.{kind}" for kind in FORMATS),
+    *(f"{FIGURES}/*.{kind}" for kind in FORMATS),
 )
 
 
 def clear(folder: Path) -> None:
-    """Remove from the folder the results of an earlier test, and nothing else.
+    """Remove from the folder only the results of an earlier test.
 
     Raises:
         UserError: a file cannot be removed.

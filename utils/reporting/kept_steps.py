@@ -38,8 +38,8 @@ class StepResult:
 
 
 def read_curves(run: Path, steps: Collection[int] | None, nms: int | None) -> tuple[Curves, str]:
-    """The curves of the tests of the kept steps. Where the tests differ in their options, the largest
-    group with the same options is taken; the others are printed.
+    """The curves of the tests of the kept steps. Where the tests' options differ, the largest group
+    with the same options is taken; the others are printed.
 
     Args:
         steps: those that are taken; None takes all.
