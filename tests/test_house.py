@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from small import SHORT
 
 ROOMS = ("code", "dataloaders", "networks", "utils", "tests", "benchmarks")
 PYTHON = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
@@ -169,6 +170,11 @@ def test_a_training_script_explains_itself_and_never_names_the_test_list(path):
     assert not re.search(r"test\.(list|txt)|split=.test|\"test\"", text)
     assert text.startswith('"""')
     assert "python code/" + path.name in text.split('"""')[1]
+
+
+def test_every_training_script_has_its_shortest_run():
+    """`SHORT` is what the tests of all methods run over, such as that none opens a test list."""
+    assert SHORT.keys() == {path.stem for path in TRAINING}
 
 
 @pytest.mark.parametrize("path", PYTHON, ids=lambda p: str(p.relative_to(ROOT)))
