@@ -353,13 +353,28 @@ def epoch_lengths(args, data):
     return steps, steps
 
 
+def build(args, data):
+    """The network with D, D_con and D_rad; for slices it has four levels."""
+    shape = {"n_filters": args.n_filters, "normalization": args.normalization, "branches": 3}
+    if args.net == "unet":
+        shape["levels"] = 4
+    network = network_class(args.net)
+    return network(data.in_channels, data.num_classes, **shape)
+
+
+def decay_of_teacher(t, args):
+    """EMA decay at iteration t of self-training: 0 at t = 0, a copy of the pre-trained student."""
+    if args.preset == "released" and t > 0:
+        return args.ema_decay
+    return ema_decay(t, args.ema_decay)
+
+
 def main(argv=None):
     args = parse(argv)
     job = run.Run(args, __file__)
     data = two_stream_loader(args, job.device)
 
-    released = args.preset == "released"
-    loss_of_step = objective_released if released else objective
+    loss_of_step = objective_released if args.preset == "released" else objective
     uses_pseudo_labels = args.train in ("seg+st", "seg+st_mask", "full")
     uses_teacher = args.train in ("seg+mt", "seg+mt_mask", "full")
     masked = args.train in ("seg+st_mask", "seg+mt_mask", "full")
@@ -369,11 +384,7 @@ def main(argv=None):
     last = pretraining + args.selftrain_epochs * selftrain_epoch
     relabel_every = args.relabel_epochs * selftrain_epoch
 
-    shape = {"n_filters": args.n_filters, "normalization": args.normalization, "branches": 3}
-    if args.net == "unet":
-        shape["levels"] = 4
-    network = network_class(args.net)
-    net = job.to_device(network(data.in_channels, data.num_classes, **shape))
+    net = job.to_device(build(args, data))
     net_teacher = copy.deepcopy(net).requires_grad_(False)
     student = job.parallel(net)
     teacher = job.parallel(net_teacher)
@@ -401,10 +412,8 @@ def main(argv=None):
                 learn["pseudo_region"] = certain if masked else torch.ones_like(certain)
 
         if t >= 0 and uses_teacher:
-            if batch.first_part:  # at t = 0 the teacher becomes a copy of the pre-trained student
-                constant_decay = released and t > 0
-                decay = args.ema_decay if constant_decay else ema_decay(t, args.ema_decay)
-                update_teacher(net_teacher, net, decay)
+            if batch.first_part:
+                update_teacher(net_teacher, net, decay_of_teacher(t, args))
             with torch.no_grad():
                 learn["teacher"] = [branch.float() for branch in teacher(batch.image[n:])]
             everywhere = torch.ones_like(learn["teacher"][0][:, 0], dtype=torch.bool)

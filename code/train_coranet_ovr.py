@@ -205,6 +205,32 @@ def objective_released(
     return loss, terms
 
 
+def mean_loss(outputs, label, args, epoch, learn):
+    """The mean of the networks' losses, which for Adam is the same as each network's own loss.
+
+    Args:
+        outputs: D, D_con and D_rad of each network.
+        label: of the labelled crops, int64 `(B_l, *S)` with all classes.
+        args: `alpha` and `preset`.
+        epoch: of self-training, from 0.
+        learn: for each network its further arguments of `objective`.
+
+    Returns:
+        The loss, and the means of its terms by name.
+    """
+    loss_of_network = objective_released if args.preset == "released" else objective
+    losses = []
+    sums = {}
+    for c, (branches, own) in enumerate(zip(outputs, learn, strict=True), 1):
+        student = [branch.float() for branch in branches]
+        loss, terms = loss_of_network(student, (label == c).long(), args, epoch, **own)
+        losses.append(loss)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value
+    means = {name: total / len(losses) for name, total in sums.items()}
+    return sum(losses) / len(losses), means
+
+
 # ------------------------------------------------------------------------------ the pseudo-labels
 # To fork: another way to find them, or to call them certain, goes into `relabel`.
 
@@ -347,9 +373,19 @@ def epoch_lengths(args, data):
     return steps, steps
 
 
-def mean_of(terms, name):
-    """Mean over the networks of the term of this name."""
-    return sum(of_network[name] for of_network in terms) / len(terms)
+def build(args, data):
+    """A network with D, D_con and D_rad per class; for slices it has four levels."""
+    shape = {"n_filters": args.n_filters, "normalization": args.normalization, "branches": 3}
+    if args.net == "unet":
+        shape["levels"] = 4
+    return OneVsRest(args.net, data.in_channels, data.num_classes, **shape)
+
+
+def decay_of_teacher(t, args):
+    """EMA decay at iteration t of self-training: 0 at t = 0, a copy of the pre-trained student."""
+    if args.preset == "released" and t > 0:
+        return args.ema_decay
+    return ema_decay(t, args.ema_decay)
 
 
 def main(argv=None):
@@ -357,8 +393,6 @@ def main(argv=None):
     job = run.Run(args, __file__)
     data = two_stream_loader(args, job.device)
 
-    released = args.preset == "released"
-    loss_of_step = objective_released if released else objective
     uses_pseudo_labels = args.train in ("seg+st", "seg+st_mask", "full")
     uses_teacher = args.train in ("seg+mt", "seg+mt_mask", "full")
     masked = args.train in ("seg+st_mask", "seg+mt_mask", "full")
@@ -368,10 +402,7 @@ def main(argv=None):
     last = pretraining + args.selftrain_epochs * selftrain_epoch
     relabel_every = args.relabel_epochs * selftrain_epoch
 
-    shape = {"n_filters": args.n_filters, "normalization": args.normalization, "branches": 3}
-    if args.net == "unet":
-        shape["levels"] = 4
-    net = job.to_device(OneVsRest(args.net, data.in_channels, data.num_classes, **shape))
+    net = job.to_device(build(args, data))
     net_teacher = copy.deepcopy(net).requires_grad_(False)
     student = job.parallel(net)
     teacher = job.parallel(net_teacher)
@@ -405,10 +436,8 @@ def main(argv=None):
                     own["pseudo_region"] = certain[k] if masked else torch.ones_like(certain[k])
 
         if t >= 0 and uses_teacher:
-            if batch.first_part:  # at t = 0 the teacher becomes a copy of the pre-trained student
-                constant_decay = released and t > 0
-                decay = args.ema_decay if constant_decay else ema_decay(t, args.ema_decay)
-                update_teacher(net_teacher, net, decay)
+            if batch.first_part:
+                update_teacher(net_teacher, net, decay_of_teacher(t, args))
             with torch.no_grad():
                 targets = teacher(batch.image[n:])
             for k, own in enumerate(learn):
@@ -419,19 +448,10 @@ def main(argv=None):
         labelled_only = t < 0 or args.train == "seg"
         outputs = student(batch.image[:n] if labelled_only else batch.image)
         epoch = max(t, 0) // selftrain_epoch
-        losses = []
-        terms = []
-        for k, c in enumerate(classes):
-            branches = [branch.float() for branch in outputs[k]]
-            label = (batch.label == c).long()
-            loss_c, terms_c = loss_of_step(branches, label, args, epoch, **learn[k])
-            losses.append(loss_c)
-            terms.append(terms_c)
-        loss = sum(losses) / len(losses)  # for Adam the same as each network's own loss
-        mean_terms = {name: mean_of(terms, name) for name in terms[0]}
+        loss, terms = mean_loss(outputs, batch.label, args, epoch, learn)
 
         job.optimize(loss, optimizer)
-        job.log(step, loss=loss, **mean_terms, **info, lr=args.base_lr)
+        job.log(step, loss=loss, **terms, **info, lr=args.base_lr)
         job.checkpoint(step)
 
 

@@ -362,6 +362,7 @@ def test_the_teacher_follows_the_student(tiny_la, tmp_path):
         "objective",
         "objective_released",
         "check_relabel_stride",
+        "decay_of_teacher",
         "epoch_lengths",
     ],
 )
