@@ -45,7 +45,7 @@ import numpy as np
 import torch
 
 import _root  # noqa: F401
-from dataloaders import h5
+from dataloaders import DATASETS, dataset_class, h5
 from dataloaders.preprocessing import Preprocessing
 from utils import command, distributed, environment, progress
 from utils.device import resolve_precision, select_device
@@ -67,21 +67,31 @@ RECORD = "predict.json"
 def parse(argv=None):
     parser = command.Parser(__doc__, __file__)
     parser.add_argument("model", type=Path, help="folder of a run, checkpoint, or exported folder")
-    parser.add_argument("input", type=Path, nargs="+", help="files and folders")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("input", type=Path, nargs="+", help="image files, and folders of them")
     parser.add_argument(
-        "--probabilities", action="store_true", help="write each class's probability"
+        "--out", type=Path, required=True, help="folder for the results; it is made"
     )
     parser.add_argument(
-        "--uncertainty", action="store_true", help="write the entropy of the mean softmax, in nats"
+        "--probabilities", action="store_true", help="also write each class's probability"
     )
-    parser.add_argument("--resume", action="store_true", help="leave out what is in --out already")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is in --out already")
+    parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="also write the entropy of the mean softmax, in nats",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="skip the images whose results are in --out already"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the results that are in --out already"
+    )
     add_model_options(parser.add_argument_group("model"))
     add_prediction_options(parser.add_argument_group("prediction"))
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
-        parser.error("--resume leaves what is there, --overwrite replaces it: give one of the two")
+        parser.error(
+            "--resume keeps earlier results, --overwrite replaces them: give one of the two"
+        )
     return args
 
 
@@ -89,49 +99,57 @@ def add_model_options(group):
     group.add_argument(
         "--checkpoint",
         type=checkpoint_name,
-        help="of a run: last (default), best, or a kept step's number",
+        help="checkpoint of a run: last, best, or the number of a kept step (default: last)",
     )
     group.add_argument(
-        "--network", help="one of the checkpoint's networks (default: those that the paper tests)"
+        "--network",
+        help="use only this network of the checkpoint (default: those that the paper tests)",
     )
     group.add_argument(
         "--preprocessing",
         metavar="JSON",
-        help='how images are prepared, a file or text such as {"intensity": "zscore"} (default: as '
-        "in training)",
+        help='prepare the images in this way, given as a file or as text such as {"intensity": '
+        '"zscore"} (default: as in training)',
     )
 
 
 def add_prediction_options(group):
+    largest = [name for name in DATASETS if dataset_class(name).keep_largest]
     group.add_argument(
-        "--frame", type=command.non_negative_int, help="of an image with a time axis, from 0"
+        "--frame",
+        type=command.non_negative_int,
+        help="frame to segment of images with a time axis, counted from 0",
     )
     group.add_argument(
         "--stride",
         type=command.positive_int,
         nargs=3,
         metavar=("X", "Y", "Z"),
-        help="of the windows (default: as in tests); larger is faster",
+        help="steps of the window along each axis, in voxels that the network sees; larger steps "
+        "are faster (default: as in the data set's tests)",
     )
     group.add_argument(
         "--nms",
         type=int,
         choices=(0, 1),
-        help="1: keep each class's largest component only (default: as in the data set's tests)",
+        help="1 keeps only the largest component of each class (default: 1 for networks of "
+        f"{' and '.join(largest)}, 0 for all others)",
     )
     group.add_argument(
         "--batch",
         type=command.positive_int,
-        help="windows or slices at once (default: GPU 4 or 16, CPU 1 or 4)",
+        help="windows or slices per forward pass; lower it when memory runs out (default: 4 "
+        "windows or 16 slices on a GPU, 1 or 4 on the CPU)",
     )
     group.add_argument(
-        "--gpu", type=command.gpu, default=0, help="number of the GPU, or -1 for the CPU"
+        "--gpu", type=command.gpu, default=0, help="number of the GPU; -1 takes the CPU"
     )
     group.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="auto: bf16 where fast",
+        help="number format of the networks' arithmetic; auto takes bf16 where the device is fast "
+        "with it, fp32 gives the most exact numbers",
     )
 
 
@@ -182,7 +200,7 @@ def find_model(args):
         return find_checkpoint(path, args.checkpoint or "last")
     if args.checkpoint:
         raise UserError(
-            f"--checkpoint {args.checkpoint}: chooses one of a run's folder, and {path} is none"
+            f"--checkpoint {args.checkpoint}: only a run's folder has several, and {path} is none"
         )
     return path
 
@@ -230,7 +248,7 @@ def known_preprocessing(given, model):
 
 
 def record(args, path, model, preprocessing, keep_largest, settings):
-    """All that the label maps depend on, for the file beside them."""
+    """Everything that the label maps depend on, for the file beside them."""
     names = ["background", *model.data["class_names"]]
     return {
         "model": str(path),
@@ -250,7 +268,7 @@ def record(args, path, model, preprocessing, keep_largest, settings):
 
 
 def check_record(args, about):
-    """With --resume: check that the files in --out were made as the others are going to be.
+    """With --resume, check that the files in --out were made with the same model and options.
 
     Raises:
         UserError: they were not; it names the differences.
@@ -265,7 +283,7 @@ def check_record(args, about):
         raise UserError(f"{path}: damaged; remove it, or name another folder with --out") from None
     if differ:
         raise UserError(
-            f"{args.out} was filled otherwise (it differs in {', '.join(differ)}); name another "
+            f"{args.out} was filled with other settings ({', '.join(differ)}); name another folder "
             "with --out"
         )
 
@@ -292,7 +310,7 @@ def predict_all(jobs, model, preprocessing, frame, keep_largest, settings):
 
 
 def predict(job, model, preprocessing, frame, keep_largest, settings):
-    """Segment one input; whatever goes wrong with it is a `UserError` that names it."""
+    """Segment one input; every error of it becomes a `UserError` that names it."""
     try:
         # a folder that cannot be made is known before hours of windows
         job.stem.parent.mkdir(parents=True, exist_ok=True)
@@ -331,23 +349,28 @@ def predict_image(job, model, preprocessing, frame, keep_largest, settings):
 def warn_of_spacing(path, model, spacing):
     """Warn where voxels differ in size from those of a training that did not resample them."""
     learnt = model.data["spacing"]
-    if learnt and any(not 0.8 < new / old < 1.25 for new, old in zip(spacing, learnt, strict=True)):
-        new, old = ("×".join(f"{value:.3g}" for value in values) for values in (spacing, learnt))
-        warnings.warn(
-            f"{path}: voxels of {new} mm, but the network learnt from {old} mm", stacklevel=2
-        )
+    if not learnt:
+        return
+    ratios = [new / old for new, old in zip(spacing, learnt, strict=True)]
+    if all(0.8 < ratio < 1.25 for ratio in ratios):
+        return
+    new = "×".join(f"{extent:.3g}" for extent in spacing)
+    old = "×".join(f"{extent:.3g}" for extent in learnt)
+    warnings.warn(f"{path}: voxels of {new} mm, but the network learnt from {old} mm", stacklevel=2)
 
 
 def predict_h5(job, model, keep_largest, settings):
     """Segment the prepared `image` of an h5 file and write the labels and maps."""
     axes, attributes = h5_header(job.path)
-    dims = len(model.patch)
-    image = h5.read_image(job.path, 2 if axes == dims == 2 else 3)
-    order, array = None, image
-    if dims == 2 and axes == 2:
-        order, array = (0, 1, 2), image[..., None]
-    elif dims == 2:
-        order = model.data["file_axes"]
+    sliced = len(model.patch) == 2
+    if sliced and axes == 2:  # a single slice
+        image = h5.read_image(job.path, 2)
+        array = image[..., None]
+        order = (0, 1, 2)
+    else:
+        image = h5.read_image(job.path, 3)
+        array = image
+        order = model.data["file_axes"] if sliced else None
     maps = []
     if "uncertainty" in job.maps:
         maps.append("uncertainty")
@@ -366,13 +389,13 @@ def predict_h5(job, model, keep_largest, settings):
 
 
 def h5_header(path):
-    """How many axes the `image` of an h5 file has, and the attributes of both."""
+    """The number of axes of the `image` in an h5 file, and the attributes of both."""
     try:
         with h5py.File(path) as file:
             image = file["image"]
             return image.ndim, dict(file.attrs) | dict(image.attrs)
     except (OSError, KeyError, AttributeError, ValueError):
-        return 3, {}  # `h5.read_image` says what is wrong with it
+        return 3, {}  # `h5.read_image` reports the error
 
 
 if __name__ == "__main__":

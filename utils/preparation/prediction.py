@@ -1,6 +1,6 @@
 """A prepared image segmented by a trained network, on the grid of the file that it came from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,13 +40,15 @@ def whole(size: Sequence[int]) -> Target:
 
 def around(place: Place) -> Target:
     """The grid of the file, its axes turned, around a prepared array that lies in this place."""
-    turned, fine = place.oriented, place.resampled
+    turned = place.oriented
+    fine = place.resampled
     first = fine.axes.T @ np.subtract(turned.origin, fine.origin) / fine.spacing
-    inside, places = [], []
+    inside = []
+    places = []
     for axis, box in enumerate(place.box):
         step = turned.spacing[axis] / fine.spacing[axis]
         at = first[axis] + np.arange(turned.size[axis]) * step
-        # a voxel is a voxel, whatever its origin
+        # rounding of the origin must not move a voxel
         at = np.where(np.abs(at - np.rint(at)) < 1e-6, np.rint(at), at)
         low = box.start - 0.5 if box.start > 0 else -np.inf
         high = box.stop - 0.5 if box.stop < fine.size[axis] else np.inf
@@ -65,10 +67,10 @@ def segment(
     keep_largest: bool,
     settings: Mapping,
 ) -> dict[str, np.ndarray]:
-    """Labels, and the maps asked for.
+    """Labels and maps of an image.
 
     Args:
-        model: the networks, of which the mean softmax counts.
+        model: the networks; their mean softmax is used.
         array: prepared image, three axes.
         axes: in 2-D, which of them are rows, columns and slices; None in 3-D.
         target: the grid of the results.
@@ -82,34 +84,54 @@ def segment(
     Raises:
         UserError: the image is too small for the network.
     """
-    factor = model.downsample
-    if factor > 1:
-        if min(array.shape) < factor:
-            raise UserError(
-                f"shape {array.shape} is too small for a network trained with --downsample"
-            )
-        array = downsample_image(array, factor)
-    places = [
-        _in_blocks(at, factor, extent)
-        for at, extent in zip(target.places, array.shape, strict=True)
-    ]
-    predictor = mean_probability(model.networks)
-    if axes is None:
-        order = (0, 1, 2)
-        slabs = window_slabs(
-            predictor, array, model.patch, num_classes=model.num_classes, **settings
-        )
-    else:
-        order = (axes[2], axes[0], axes[1])
-        slabs = slice_slabs(
-            predictor, array.transpose(axes), model.patch, model.num_classes, **settings
-        )
+    if model.downsample > 1:
+        array = _downsampled(array, model.downsample)
+    order, slabs = _predict(model, array, axes, settings)
+    places = []
+    for axis in order:
+        places.append(_in_blocks(target.places[axis], model.downsample, array.shape[axis]))
     size = [target.size[axis] for axis in order]
     inside = tuple(target.inside[axis] for axis in order)
+    results = _fill(size, inside, interpolate_slabs(slabs, places), maps)
+    if keep_largest:
+        labels = torch.from_numpy(results["labels"])
+        results["labels"] = largest_component(labels[None], model.num_classes)[0].numpy()
+    back = np.argsort(order)
+    return {name: found.transpose(back) for name, found in results.items()}
+
+
+def _downsampled(array: np.ndarray, factor: int) -> np.ndarray:
+    if min(array.shape) < factor:
+        raise UserError(f"shape {array.shape} is too small for a network trained with --downsample")
+    return downsample_image(array, factor)
+
+
+def _predict(
+    model: Trained, array: np.ndarray, axes: Sequence[int] | None, settings: Mapping
+) -> tuple[tuple[int, int, int], Iterator[Tensor]]:
+    """Probabilities `(C, n, …)` of one slab of the array after another, and the order of the
+    array's axes in a slab.
+    """
+    predictor = mean_probability(model.networks)
+    classes = model.num_classes
+    if axes is None:
+        slabs = window_slabs(predictor, array, model.patch, num_classes=classes, **settings)
+        return (0, 1, 2), slabs
+    rows, columns, slices = axes
+    slabs = slice_slabs(predictor, array.transpose(axes), model.patch, classes, **settings)
+    return (slices, rows, columns), slabs
+
+
+def _fill(
+    size: Sequence[int], inside: tuple[slice, ...], slabs: Iterable[Tensor], maps: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """`labels` and each map, of this size, from slabs of probabilities that fill the part `inside`
+    one after another; the rest is background.
+    """
     labels = np.zeros(size, np.uint8)
     values = {name: np.zeros(size, np.float32) for name in maps}
     done = inside[0].start
-    for prob in interpolate_slabs(slabs, [places[axis] for axis in order]):
+    for prob in slabs:
         here = (slice(done, done + prob.shape[1]), *inside[1:])
         labels[here] = likeliest(prob).cpu().numpy()
         for name in maps:
@@ -119,18 +141,15 @@ def segment(
         outside = np.ones(size, bool)
         outside[inside] = False
         values["probability_0"][outside] = 1
-    if keep_largest:
-        kept = largest_component(torch.from_numpy(labels)[None], model.num_classes)
-        labels = kept[0].numpy()
-    back = np.argsort(order)
-    return {name: found.transpose(back) for name, found in {"labels": labels, **values}.items()}
+    return {"labels": labels, **values}
 
 
 def likeliest(prob: Tensor) -> Tensor:
-    """`prob.argmax(0)` of `(C, *S)` as uint8; of equal ones the first. On a CPU it is several times
-    as fast.
+    """`prob.argmax(0)` of `(C, *S)` as uint8, the first of equal ones; several times as fast as
+    argmax on a CPU.
     """
-    best, most = torch.zeros_like(prob[0], dtype=torch.uint8), prob[0]
+    best = torch.zeros_like(prob[0], dtype=torch.uint8)
+    most = prob[0]
     for c, other in enumerate(prob[1:], 1):
         best.masked_fill_(other > most, c)
         most = torch.maximum(most, other)

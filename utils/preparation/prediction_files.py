@@ -33,8 +33,8 @@ class Job:
         if self.suffix == ".h5":
             return {"labels": self.stem.with_name(f"{name}.h5")}
         outputs = {"labels": self.stem.with_name(f"{name}{self.suffix}")}
-        for what in self.maps:
-            outputs[what] = self.stem.with_name(f"{name}_{what}{self.suffix}")
+        for kind in self.maps:
+            outputs[kind] = self.stem.with_name(f"{name}_{kind}{self.suffix}")
         return outputs
 
 
@@ -51,7 +51,8 @@ def find_jobs(inputs: Sequence[Path], out: Path, maps: Sequence[str]) -> list[Jo
             lies.
     """
     found = _find(inputs, out)
-    jobs, taken = [], {}
+    jobs = []
+    taken = {}
     for path, output_stem in found.values():
         kind = suffix(path).lower()
         job = Job(path, output_stem, kind if kind in READ else ".nii.gz", tuple(maps))
@@ -61,7 +62,7 @@ def find_jobs(inputs: Sequence[Path], out: Path, maps: Sequence[str]) -> list[Jo
             if output in taken:
                 raise UserError(
                     f"{taken[output]} and {path} would both be written to {output}: name a folder "
-                    "above both, whose sub-folders are kept, or call twice"
+                    "above both, because its sub-folders are kept, or call the script twice"
                 )
             taken[output] = path
         jobs.append(job)
@@ -72,13 +73,13 @@ def unfinished(jobs: Sequence[Job], resume: bool, overwrite: bool) -> list[Job]:
     """The jobs to do: with `resume` those that lack an output, else all.
 
     Raises:
-        UserError: an output is there already, and neither `resume` nor `overwrite` is given.
+        UserError: an output is there already, without `resume` or `overwrite`.
     """
     there = [output for job in jobs for output in job.outputs.values() if output.exists()]
     if there and not resume and not overwrite:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise UserError(
-            f"{there[0]}{more}: there already; --resume leaves them, --overwrite replaces them"
+            f"{there[0]}{more}: there already; --resume keeps them, --overwrite replaces them"
         )
     if not resume:
         return list(jobs)
@@ -96,5 +97,5 @@ def _find(inputs: Sequence[Path], out: Path) -> dict[Path, tuple[Path, Path]]:
             below = path.relative_to(given).parent if path != given else Path()
             found.setdefault(path.resolve(), (path, out / below / stem(path)))
     if not found:
-        raise UserError(f"{inputs[0]}: no image besides those in --out")
+        raise UserError(f"{inputs[0]}: no image except those in --out")
     return found
