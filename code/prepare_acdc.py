@@ -44,7 +44,10 @@ def parse(argv=None):
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
     )
     add_options(
-        parser, "data/ACDC", f"take the {', '.join(LISTS.values())} in it", "volumes at a time"
+        parser,
+        "data/ACDC",
+        f"folder of the lists to take, {', '.join(LISTS.values())}",
+        "volumes at a time",
     )
     return parser.parse_args(argv)
 
@@ -123,7 +126,7 @@ def files_of(patients, volume):
 
 
 def depth(files):
-    """How many slices a volume has; 0 where its file cannot be read, which is reported later."""
+    """The number of slices of a volume; 0 where its file cannot be read, to be reported later."""
     try:
         reader = SimpleITK.ImageFileReader()
         reader.SetFileName(str(files[0]))
@@ -160,7 +163,8 @@ def main(argv=None):
     args = parse(argv)
     patients = find(args.download)
     lists, listed_slices = choose(patients, args)
-    files, slices = {}, {}
+    files = {}
+    slices = {}
     for split, volumes in lists.items():
         for volume in volumes:
             try:
@@ -169,7 +173,8 @@ def main(argv=None):
                 files[volume] = str(error)
             every = range(1, depth(files[volume]) + 1) if split == "train" else ()
             slices[volume] = listed_slices.get(volume, list(every))
-    paths, sources = {}, {}
+    paths = {}
+    sources = {}
     for volume, found in files.items():
         paths[volume] = [f"data/{volume}.h5"]
         paths[volume] += [f"data/slices/{volume}_slice_{k}.h5" for k in slices[volume]]
@@ -204,7 +209,7 @@ def main(argv=None):
 def lines_of(lists, slices, args):
     """The lines of each list file, and the volume that each belongs to."""
     lines = {LISTS[split]: {name: name for name in volumes} for split, volumes in lists.items()}
-    if args.lists:  # in the order of the given list, whose first slices are the labelled ones
+    if args.lists:  # in the order of the given list: its first slices are the labelled ones
         given = read_list(args.lists / LISTS["train"])
         lines[LISTS["train"]] = {line: line.partition("_slice_")[0] for line in given}
     else:

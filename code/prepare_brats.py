@@ -42,12 +42,15 @@ def parse(argv=None):
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked training data"
     )
     parser.add_argument(
-        "--modality", choices=MODALITIES, default="flair", help="the papers take flair"
+        "--modality",
+        choices=MODALITIES,
+        default="flair",
+        help="MR sequence to prepare; take flair to compare with the papers",
     )
     add_options(
         parser,
         "data/BraTS2019",
-        "take the train.txt, val.txt and test.txt in it",
+        "folder of the lists to take, train.txt, val.txt and test.txt",
         "subjects at a time, 1 GB each",
     )
     return parser.parse_args(argv)

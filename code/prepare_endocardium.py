@@ -15,8 +15,9 @@ not in these files.
 A contour is 65 points (x, y): 32 of the endocardium, a line of zeros, 32 of the epicardium; -99999
 stands where nothing was drawn. The label is the polygon of the first 32, in coordinates that count
 the first pixel's centre as 1, and is empty where nothing was drawn. Grey values are scaled to 0 to
-1 by the subject's least and largest one. CoraNet's authors print neither how they scaled grey
-values nor which subjects they trained on. So numbers are comparable with theirs, but not equal.
+1 by the subject's least and largest one. CoraNet's authors do not print their
+scaling of grey values or their training subjects. So numbers are comparable with theirs, but not
+equal.
 """
 
 import re
@@ -49,7 +50,7 @@ def parse(argv=None):
     add_options(
         parser,
         "data/endocardium",
-        "take the train.list and test.list in it",
+        "folder of the lists to take, train.list and test.list",
         "subjects at a time, 1 GB each",
     )
     return parser.parse_args(argv)
@@ -94,7 +95,7 @@ def load(path, key, ndim):
         raise UserError(f"{path}: no such file") from None
     except KeyError:
         raise UserError(f"{path}: holds no {key}") from None
-    except Exception as error:  # damaged bytes make the reader raise whatever they happen to mean
+    except Exception as error:  # damaged bytes make the reader raise any exception
         raise UserError(
             f"{path}: damaged or no MATLAB file ({str(error).splitlines()[0][:120]})"
         ) from None
@@ -104,7 +105,7 @@ def load(path, key, ndim):
 
 
 def fill_contour(points, shape):
-    """The pixels of a slice `shape` (H, W) whose centres lie within a contour of points (x, y),
+    """The pixels of a slice `shape` (H, W) with their centres within a contour of points (x, y),
     counted from 1.
     """
     corners = points - 1

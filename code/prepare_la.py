@@ -40,7 +40,10 @@ def parse(argv=None):
         "download", type=Path, metavar="DOWNLOAD", help="folder of the unpacked challenge"
     )
     add_options(
-        parser, "data/LA", "take the train.list and test.list in it", "cases at a time, 1 GB each"
+        parser,
+        "data/LA",
+        "folder of the lists to take, train.list and test.list",
+        "cases at a time, 1 GB each",
     )
     return parser.parse_args(argv)
 

@@ -11,18 +11,18 @@ The first command writes data/own, which --dataset own and own2d read.
 
 A label belongs to the image of the same name. So do case_7_seg.nii.gz to case_7_0000.nii.gz,
 label7.nrrd to img7.nrrd, and p7/mask.nii.gz to p7/image.nii.gz. Images without a label are used in
-semi-supervised training: they stand in train.list behind those with a label. Some of the patients
-with labels are drawn for test.list, the same ones for the same seed. Labels hold whole numbers, 0
-for the background; classes are numbered 1, 2, …, or --values says which value is which class.
+semi-supervised training; train.list has them after those with a label. Some of the patients with
+labels are drawn for test.list, the same ones for the same seed. Labels hold whole numbers, 0
+for the background; classes are numbered 1, 2, …, or --values lists their values in order.
 
 All images get the same axes and spacing, are cropped to the voxels that are not 0, and normalised;
 the options change each of these. dataset.json notes them, so that predict.py prepares new images in
 the same way and brings labels back onto their own grid.
 
-The script ends with a report: a table of all cases, everything odd about them, one picture of all
+The script ends with a report: a table of all cases, oddities in them, one picture of all
 (overlays.png), and the cases that were left out: damaged files, labels that do not fit their image,
-values that are no class, a training image that is in the test list too. Then the exit status is 1,
-and all other cases are ready. A second call with the same options does nothing.
+values that are no class, a training image that is in the test list too. If cases were left out, the
+exit status is 1, and all other cases are ready. A second call with the same options does nothing.
 """
 
 import re
@@ -56,24 +56,26 @@ def parse(argv=None):
         type=Path,
         nargs="?",
         metavar="LABELS",
-        help="folder of the labels, which only some images need",
+        help="folder of the labels; images without a label are trained on too",
     )
     parser.add_argument(
         "--nnunet",
         type=Path,
         metavar="FOLDER",
-        help="take an nnU-Net raw data set instead of two folders",
+        help="read an nnU-Net raw data set instead of two folders",
+    )
+    parser.add_argument("--channel", default="0", help="nnU-Net channel to take, by number or name")
+    parser.add_argument(
+        "--frame",
+        type=command.non_negative_int,
+        help="frame to take of images with a time axis, counted from 0",
     )
     parser.add_argument(
-        "--channel", default="0", help="which of nnU-Net's images of a case, by number or name"
+        "--root", type=Path, default=Path("data/own"), help="folder for the data set"
     )
+    parser.add_argument("--name", help="name of the data set in logs (default: the name of --root)")
     parser.add_argument(
-        "--frame", type=command.non_negative_int, help="which frame of 4-D images, from 0"
-    )
-    parser.add_argument("--root", type=Path, default=Path("data/own"), help="folder to write")
-    parser.add_argument("--name", help="name of the data set in logs (default: the folder's)")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace another preparation in --root"
+        "--overwrite", action="store_true", help="replace an earlier preparation in --root"
     )
     add_label_options(parser.add_argument_group("labels"))
     add_image_options(parser.add_argument_group("preparation"))
@@ -82,7 +84,7 @@ def parse(argv=None):
         "--to_nnunet",
         type=Path,
         metavar="FOLDER",
-        help="write an nnU-Net data set of the cases too",
+        help="also write the cases as an nnU-Net raw data set here",
     )
     args = parser.parse_args(argv)
     check(parser, args)
@@ -94,19 +96,20 @@ def add_label_options(group):
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="names of the classes, in the order of their values",
+        help="names of the classes, in the order of their values in the labels",
     )
     group.add_argument(
         "--values",
         type=int,
         nargs="+",
         metavar="V",
-        help="values in the labels that become class 1, 2, … (0 stays 0)",
+        help="values in the labels that become class 1, 2, …; 0 stays the background",
     )
     group.add_argument(
         "--trust_voxels",
         action="store_true",
-        help="take a label voxel by voxel where its header contradicts its image's",
+        help="match a label to its image voxel by voxel where their headers disagree; look at such "
+        "cases in overlays.png",
     )
 
 
@@ -115,37 +118,41 @@ def add_image_options(group):
         "--spacing",
         nargs="+",
         metavar="MM",
-        help="three numbers along those axes, median of all images (the default), or keep, which "
-        "interpolates nothing",
+        help="voxel size: three numbers along the axes of --orientation, median of all images (the "
+        "default), or keep to interpolate nothing",
     )
     group.add_argument(
         "--orientation",
         default="LPS",
         metavar="AXES",
-        help="where the axes point to, such as LPS or RAS, or keep",
+        help="directions that the axes are turned to, such as LPS or RAS; keep leaves them",
     )
     group.add_argument(
         "--crop",
         choices=CROPS,
         default="nonzero",
-        help="crop to the box of voxels that are not 0, or to the label's box (new images are then "
-        "taken whole)",
+        help="crop to the box of voxels that are not 0, or to the label's box; after label, "
+        "predict.py takes new images whole",
     )
     group.add_argument(
-        "--margin", type=command.non_negative_int, default=0, help="voxels around that box"
+        "--margin",
+        type=command.non_negative_int,
+        default=0,
+        help="voxels to keep around the box of --crop",
     )
     group.add_argument(
         "--intensity",
         choices=INTENSITIES,
         default="zscore",
-        help="MR: zscore or percentile; skull-stripped brains: zscore_nonzero; CT: window",
+        help="normalisation of grey values; take zscore or percentile for MR, zscore_nonzero for "
+        "skull-stripped brains, window for CT",
     )
     group.add_argument(
         "--window",
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="grey values that become 0 and 1",
+        help="grey values that become 0 and 1, with --intensity window",
     )
 
 
@@ -153,28 +160,28 @@ def add_list_options(group):
     group.add_argument(
         "--patient",
         metavar="REGEX",
-        help="finds the patient in a case's name (its first group); all images of a patient go "
-        "into one list",
+        help="its first group finds the patient in a case's name; all images of a patient go into "
+        "one list",
     )
     group.add_argument(
         "--test",
         type=Path,
         metavar="FILE",
-        help="names of the test cases, one a line (default: they are drawn)",
+        help="file with the names of the test cases, one a line (default: they are drawn)",
     )
     group.add_argument(
         "--test_fraction",
         type=command.fraction,
-        help="part of the patients with labels to draw for test.list (default: 0.2)",
+        help="draw this part of the patients with labels for test.list (default: 0.2)",
     )
     group.add_argument(
         "--val_fraction",
         type=command.fraction,
         default=0,
-        help="part of them to draw for val.list",
+        help="draw this part of them for val.list",
     )
     group.add_argument(
-        "--seed", type=command.non_negative_int, default=1337, help="decides the lists"
+        "--seed", type=command.non_negative_int, default=1337, help="seed that draws the lists"
     )
 
 
@@ -187,7 +194,7 @@ def check(parser, args):
     if args.test and args.test_fraction is not None:
         parser.error("--test names the test cases, --test_fraction draws them: give one of the two")
     if (args.intensity == "window") != (args.window is not None):
-        parser.error("--intensity window needs --window LOW HIGH, and nothing else takes it")
+        parser.error("--intensity window needs --window LOW HIGH, and only window takes it")
     if args.classes and args.values and len(args.classes) != len(args.values):
         parser.error(f"--classes names {len(args.classes)} classes, --values {len(args.values)}")
     if args.classes and len(set(args.classes)) < len(args.classes):
@@ -253,11 +260,13 @@ def preprocessing(args):
 
 
 def find(args):
-    """The cases, and the names and values of the classes, None where the labels have to say."""
-    names, values = args.classes, args.values
+    """The cases, and the names and values of the classes; None where the labels decide them."""
+    names = args.classes
+    values = args.values
     if args.nnunet:
         cases, its_names, its_values = find_nnunet(args.nnunet, args.channel)
-        names, values = names or its_names, values or its_values
+        names = names or its_names
+        values = values or its_values
         if len(names) != len(values):
             raise UserError(
                 f"--classes names {len(names)} classes, {args.nnunet} has {len(values)}"
@@ -281,7 +290,7 @@ def find(args):
 
 
 def recipe(args, cases):
-    """All that the data set depends on: another recipe makes another one."""
+    """Everything that the data set depends on: another recipe makes another one."""
     values = {}
     for key, value in vars(args).items():
         if key not in ("root", "overwrite", "to_nnunet"):
@@ -307,7 +316,7 @@ def fill(args, cases, names, values, how):
     cases = [case for case in cases if case.name in report.good]
     if not any(case.label for case in cases):
         report.finish(args.root)
-        raise UserError("no case with a label is left; see above for what is wrong with them")
+        raise UserError("no case with a label is left; the reasons stand above")
     names, values = own.number_classes(cases, names, values)
     report.class_names = names
     if args.orientation == "keep":
@@ -323,9 +332,7 @@ def fill(args, cases, names, values, how):
     learnt = [case for case in cases if case.split == "train" and case.label]
     if not learnt:
         report.finish(root)
-        raise UserError(
-            f"{root}: no training case with a label is left; see above for what was left out"
-        )
+        raise UserError(f"{root}: no training case with a label is left; the reasons stand above")
     warn_of_missing_classes(report, learnt)
     own.write_lists(root, cases, args.seed)
     own.write_table(root, args.name or root.name, cases, names, values, how, shapes)

@@ -70,22 +70,29 @@ def parse(argv=None):
         help="folder with the DICOM series and the labels",
     )
     parser.add_argument(
-        "--window", type=float, nargs=2, default=(-125, 275), metavar=("LOW", "HIGH"), help="in HU"
+        "--window",
+        type=float,
+        nargs=2,
+        default=(-125, 275),
+        metavar=("LOW", "HIGH"),
+        help="Hounsfield units that become 0 and 1",
     )
     parser.add_argument(
-        "--legacy_spacing", action="store_true", help="the released code's mistake along z"
+        "--legacy_spacing",
+        action="store_true",
+        help="take slices to be as far apart as pixels, as the released code does",
     )
     turned = ["none", *("".join(AXES[axis] for axis in flips) for flips in FLIPS if flips)]
     parser.add_argument(
         "--label_flip",
         choices=("auto", *turned),
         default="auto",
-        help="axes of the labels to reverse",
+        help="axes of the labels to reverse; auto tries all and reports its choice",
     )
     add_options(
         parser,
         "data/Pancreas",
-        "take the lists in it",
+        "folder of the lists to take",
         "cases at a time, 3 GB each",
         seed=None,
         at_once=2,
@@ -95,7 +102,8 @@ def parse(argv=None):
 
 def find(download):
     """The folder and the label file of each case, by its number."""
-    labels, cases = {}, {}
+    labels = {}
+    cases = {}
     for path in sorted(download.rglob("label*.nii*")):
         match = re.fullmatch(r"label(\d+)\.nii(\.gz)?", path.name)
         if match:
@@ -134,7 +142,7 @@ def choose(cases, args):
 
 
 def number_of(name):
-    """The number of a listed case, whatever stands around it: 0001, image0001,
+    """The number of a listed case, without the text around it: 0001, image0001,
     PANCREAS_0001_norm.
     """
     found = re.findall(r"\d+", name)
@@ -149,7 +157,8 @@ def standing_out(hounsfield, mask):
     """
     parts = ndimage.find_objects(mask.astype(np.uint8))[0]
     box = tuple(slice(max(0, part.start - SHELL), part.stop + SHELL) for part in parts)
-    hounsfield, mask = hounsfield[box], mask[box]
+    hounsfield = hounsfield[box]
+    mask = mask[box]
     around = ndimage.binary_dilation(mask, iterations=SHELL) & ~mask
     tissue = (hounsfield >= 0) & (hounsfield <= 200)
     return tissue[mask].mean() - (tissue[around].mean() if around.any() else 0)
@@ -178,9 +187,9 @@ def align(image, label, wanted):
         best, second = sorted(FLIPS, key=scores.get, reverse=True)[:2]
         flips = () if scores[()] > scores[best] - APART and scores[()] > CLEAR else best
         if scores[flips] <= CLEAR or scores[best] - scores[second] <= APART:
-            told = ", ".join(f"{named(each)} {scores[each]:.2f}" for each in (best, second))
+            shares = ", ".join(f"{named(each)} {scores[each]:.2f}" for each in (best, second))
             notes.append(
-                f"unclear how the label lies on the image (soft tissue stands out: {told}); see "
+                f"unclear how the label lies on the image (soft tissue stands out: {shares}); see "
                 "overlays.png"
             )
     else:
@@ -232,7 +241,7 @@ def main(argv=None):
         unlike.append(f"lists drawn from seed {args.seed}")
     recipe = {
         "script": "prepare_pancreas.py",
-        # with --legacy_spacing new images, whose spacing is true, would be prepared otherwise
+        # with --legacy_spacing, new images with their true spacing would be prepared differently
         "preprocessing": None if args.legacy_spacing else how.as_dict(),
         "window": args.window,
         "label_flip": args.label_flip,

@@ -23,20 +23,22 @@ from utils.preparation.phantom import write_dataset
 
 def parse(argv=None):
     parser = command.Parser(__doc__, __file__)
-    parser.add_argument("--root", type=Path, default="data/phantom", help="folder to write")
-    parser.add_argument("--seed", type=int, default=2018, help="another seed makes other cases")
+    parser.add_argument("--root", type=Path, default="data/phantom", help="folder for the data set")
+    parser.add_argument("--seed", type=int, default=2018, help="seed that makes the cases")
     parser.add_argument(
         "--size",
         type=int,
         nargs=3,
         default=SIZE,
         metavar=("X", "Y", "Z"),
-        help="voxels; the anatomy scales with them",
+        help="voxels of a case along each axis; the anatomy scales with them",
     )
-    parser.add_argument("--train", type=int, default=80, help="cases in train.list")
-    parser.add_argument("--test", type=int, default=20, help="cases in test.list")
+    parser.add_argument("--train", type=int, default=80, help="number of cases in train.list")
+    parser.add_argument("--test", type=int, default=20, help="number of cases in test.list")
     parser.add_argument(
-        "--workers", type=int, help="processes (all the cores); the files do not depend on it"
+        "--workers",
+        type=int,
+        help="number of processes; the files do not depend on it (default: all the cores)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="delete the phantom in --root and make this one"

@@ -266,7 +266,7 @@ def test_values_that_are_not_consecutive(files):
     values = np.array([0, 500, 205, 820])
     for path in (files / "labels").iterdir():
         write(path, values[to_array(read_image(path))].astype(np.int16))
-    with pytest.raises(UserError, match=r"values 205 500 820 besides 0 .*--values 205 500 820"):
+    with pytest.raises(UserError, match=r"values 205 500 820 and 0 .*--values 205 500 820"):
         prepare(files)
     root = prepare(files, "--values", 500, 205, 820)
     data = open_dataset("own", root, "test")
@@ -356,7 +356,7 @@ def test_one_image_under_two_names_is_not_trained_and_tested_on(files, capsys):
         (
             lambda f: [write(p, 0 * volume(0)[1]) for p in (f / "labels").iterdir()],
             (),
-            "no label has a value besides 0",
+            "all labels are 0",
         ),
     ],
     ids=["empty", "orphan", "twice", "all test", "axes", "spacing", "background"],
@@ -475,7 +475,7 @@ def test_a_channel_of_nnunet(tmp_path):
     [
         ({"background": 0, "whole": [1, 2]}, "label whole is a region"),
         ({"background": 0, "a": 1, "ignore": 2}, "label ignore"),
-        ({"background": 0}, "no class besides"),
+        ({"background": 0}, "no class but"),
         ([], "labels and channel_names"),
     ],
 )

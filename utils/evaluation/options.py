@@ -158,7 +158,7 @@ def _add_data(
         )
     group.add_argument(
         "--network",
-        help="test only this one of the checkpoint's networks (default: those that the paper tests)",
+        help="test only this network of the checkpoint (default: those that the paper tests)",
     )
 
 

@@ -43,10 +43,11 @@ def relabel(label: SimpleITK.Image, values: Sequence[int]) -> SimpleITK.Image:
 
 
 def misfit(image: SimpleITK.Image, label: SimpleITK.Image) -> str | None:
-    """How a label's geometry differs from its image's, beyond what file formats round; None where
-    it does not.
+    """The difference between a label's geometry and its image's in words, or None; rounding by file
+    formats does not count.
     """
-    a, b = Grid.of(image), Grid.of(label)
+    a = Grid.of(image)
+    b = Grid.of(label)
     if a.size != b.size:
         return f"label has shape {b.size}, but the image has {a.size}"
     if not np.allclose(a.spacing, b.spacing, rtol=1e-3):

@@ -10,8 +10,8 @@
     problems = report.finish(root)                      report.csv, overlays.png, a printed table
     complete(root, problems)
 
-`official.prepare_all` does all of that for a data set whose cases are known before any is read,
-several at a time. A file that cannot be written ends the script.
+`official.prepare_all` does all of this, several cases at a time, where the cases are known before
+any is read. A file that cannot be written ends the script.
 """
 
 import contextlib
@@ -40,8 +40,8 @@ def begin(
 
     Args:
         root: the folder; made where it is not there.
-        recipe: all that the files depend on, as JSON can hold it: script, options, sources.
-        files: those to be written, relative to `root`, besides `RESULTS`.
+        recipe: everything that the files depend on, in JSON's types: script, options, sources.
+        files: those to be written, relative to `root`; `RESULTS` are added.
         overwrite: remove the files of another recipe, and no others.
 
     Returns:
@@ -52,7 +52,8 @@ def begin(
         UserError: the folder holds files of another recipe, or of none; a file of this one is gone;
             or the folder may not be written.
     """
-    root, recipe = Path(root), json.loads(json.dumps(recipe))
+    root = Path(root)
+    recipe = json.loads(json.dumps(recipe))
     marker = root / MARKER
     found = read_json(marker) if marker.is_file() else None
     if found is not None and not {"recipe", "files", "complete"} <= found.keys():

@@ -9,7 +9,7 @@ import SimpleITK
 
 from utils.preparation.images import to_array
 
-# part of a voxel's size; a difference below it is a header's rounding, and not worth a resampling
+# part of a voxel's size; a smaller difference is rounding of a header and needs no resampling
 SAME_SPACING = 1e-3
 
 
@@ -84,7 +84,9 @@ class Grid:
         """The grid of this `spacing` about the same centre, over the same extents as nearly as
         whole voxels can.
         """
-        size, exact, first = [], [], []
+        size = []
+        exact = []
+        first = []
         for extent, old, new in zip(self.size, self.spacing, spacing, strict=True):
             if abs(new - old) <= SAME_SPACING * old:
                 new = old

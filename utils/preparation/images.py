@@ -33,7 +33,7 @@ def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
 
     Args:
         path: of one of `SUFFIXES`, a DICOM file of several frames, or a DICOM series' folder.
-        frame: which one to take of an image with a time axis, counted from 0.
+        frame: number of the frame to take of an image with a time axis, from 0.
 
     Raises:
         UserError: missing, damaged, cut off or no image; several frames and none chosen; several
@@ -42,7 +42,8 @@ def read_image(path: str | Path, frame: int | None = None) -> SimpleITK.Image:
     """
     path = Path(path)
     if path.is_dir():
-        image, axes = _read_series(path), 3
+        image = _read_series(path)
+        axes = 3
     elif path.is_file():
         image, axes = _read_file(path, frame)
     else:
@@ -203,7 +204,8 @@ def _choose_frame(
         )
     if not 0 <= (frame or 0) < count:
         raise UserError(f"{path}: has frames 0 … {count - 1}, not {frame}")
-    place, left = [], frame or 0
+    place = []
+    left = frame or 0
     for extent in frames:
         place.append(left % extent)
         left //= extent

@@ -15,8 +15,8 @@ SPLITS = ("train", "val", "test")
 def split_units(
     units: Sequence[str], fractions: Mapping[str, float], seed: int, keep: int = 1
 ) -> dict[str, list[str]]:
-    """Draw units (patients, cases) for some splits, the same ones from the same seed in whatever
-    order they come.
+    """Draw units (patients, cases) for some splits. The same seed draws the same ones, in any order
+    of `units`.
 
     Args:
         units: names; repeated ones count once.
@@ -90,7 +90,7 @@ def assign_lists(
     """Put every case into a list.
 
     Patients with a label for each of their images can be drawn; all others train. Two files with
-    one image are one patient's, whatever they are called.
+    one image belong to one patient, even if their names differ.
 
     Args:
         test_fraction: of the patients; none are drawn where cases are in the test list already.

@@ -1,4 +1,4 @@
-"""Which files of two folders are images, and which label belongs to which of them."""
+"""Matches the images and the labels of two folders by their names."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Case:
     Attributes:
         name: of the case in lists.
         image, label: their files.
-        patient: whose image it is.
+        patient: the patient that the image is of.
         split: its list; None as long as the seed may choose it.
         sha256, axes, spacing, values: found by `own.survey`: hash of the image's voxels, where its
             axes point to, mm, values of the label.
@@ -43,7 +43,7 @@ def find_cases(images: Path, labels: Path | None, channel: str) -> list[Case]:
     """The cases of a folder of images and one of labels, sorted by name.
 
     Args:
-        channel: which images to take where their names end in nnU-Net's channel numbers.
+        channel: number of the images to take where the names end in nnU-Net's channel numbers.
 
     Raises:
         UserError: no image, two files of one case, a label without an image, or no such channel.
@@ -55,7 +55,7 @@ def find_cases(images: Path, labels: Path | None, channel: str) -> list[Case]:
         image_files, names = _take_channel(image_files, names, images, channel)
     keys = names
     if not set(targets) <= set(names):
-        # compare what is left of the names without the words for images and labels
+        # compare the names without the words for images and labels
         keys = [bare(name) for name in names]
         targets = [bare(target) for target in targets]
     cases = {}
@@ -83,7 +83,7 @@ def bare(name: str) -> str:
 
 
 def name_patients(cases: Sequence[Case], pattern: str) -> None:
-    """Note whose image each is: the first group of the pattern in its name, or the whole match.
+    """Note the patient of each image: the pattern's first group in its name, or the whole match.
 
     Raises:
         UserError: a name without a match.
@@ -117,7 +117,7 @@ def choose_test(cases: Sequence[Case], file: Path) -> None:
 
 
 def _files(images: Path, labels: Path | None) -> tuple[list[Path], list[Path]]:
-    """The files of both folders, of which one may lie in the other."""
+    """The files of both folders; one folder may lie in the other."""
     image_files = find_images(images)
     if not labels:
         return image_files, []
@@ -130,7 +130,8 @@ def _files(images: Path, labels: Path | None) -> tuple[list[Path], list[Path]]:
 
 def _without(files: Sequence[Path], folder: Path, other: Path) -> list[Path]:
     """The files of `folder`, but those of `other` where that lies in it."""
-    folder, other = folder.resolve(), other.resolve()
+    folder = folder.resolve()
+    other = other.resolve()
     if other == folder or other in folder.parents:
         return list(files)
     return [file for file in files if other not in file.resolve().parents]

@@ -19,7 +19,7 @@ def find_nnunet(folder: Path, channel: str) -> tuple[list[Case], list[str], list
     """The cases of an nnU-Net data set, sorted by name.
 
     Args:
-        channel: which of a case's images to take, by number or name.
+        channel: the image of a case to take, by number or name.
 
     Returns:
         The cases, the names of the classes, and their values in the labels.
@@ -29,7 +29,8 @@ def find_nnunet(folder: Path, channel: str) -> tuple[list[Case], list[str], list
             channel, no image, a label without an image, or a case in two folders.
     """
     table = read_json(folder / TABLE)
-    labels, channels = table.get("labels"), table.get("channel_names", table.get("modality", {}))
+    labels = table.get("labels")
+    channels = table.get("channel_names", table.get("modality", {}))
     if not isinstance(labels, dict) or not isinstance(channels, dict):
         raise UserError(f"{folder / TABLE}: labels and channel_names are expected in it")
     values = _values(folder / TABLE, labels)
@@ -47,12 +48,12 @@ def write_nnunet(
 
     Args:
         folder: to write.
-        root: of the data set, which says what was prepared.
+        root: folder of the prepared data set.
         cases: with their files.
-        frame: which one to take of an image with a time axis.
+        frame: number of the frame to take of an image with a time axis.
         ct: whether grey values are Hounsfield units, for which nnU-Net has a normalisation of its
             own.
-        overwrite: replace what another recipe has written.
+        overwrite: replace the files of another recipe.
     """
     table = read_json(root / TABLE)
     kept = table["cases"]
@@ -81,7 +82,7 @@ def write_nnunet(
 
 
 def _values(path: Path, labels: Mapping) -> dict[str, int]:
-    """The value of each class besides the background."""
+    """The value of each class except the background."""
     if all(str(key).isdecimal() for key in labels):  # as in version 1, number to name
         names = [str(name) for name in labels.values()]
         if len(set(names)) < len(names):
@@ -96,7 +97,7 @@ def _values(path: Path, labels: Mapping) -> dict[str, int]:
     if len(set(values.values())) < len(values):
         raise UserError(f"{path}: two labels have one value")
     if not values:
-        raise UserError(f"{path}: labels names no class besides the background")
+        raise UserError(f"{path}: labels names no class but the background")
     return values
 
 
@@ -131,7 +132,8 @@ def _cases(folder: Path, end: str, ending: str) -> list[Case]:
 
 
 def _cases_of_part(folder: Path, part: str, split: str | None, end: str, ending: str) -> list[Case]:
-    images, labels = folder / f"images{part}", folder / f"labels{part}"
+    images = folder / f"images{part}"
+    labels = folder / f"labels{part}"
     cases = []
     for image in sorted(images.glob(f"*{end}{ending}")):
         name = image.name.removesuffix(end + ending)

@@ -3,6 +3,7 @@ time.
 """
 
 import argparse
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,23 +30,27 @@ def add_options(
         parser: of the script.
         root: default of `--root`.
         lists, workers: help of the options of these names.
-        seed: default; None where the lists do not depend on one unasked.
+        seed: default; None where the lists are drawn only if a seed is given.
         at_once: workers at most, by default.
     """
-    parser.add_argument("--root", type=Path, default=root, help="folder to write")
+    parser.add_argument(
+        "--root", type=Path, default=root, help="folder for the data set; it is made"
+    )
     parser.add_argument("--lists", type=Path, metavar="FOLDER", help=lists)
-    drawn = "draw the lists from it" if seed is None else "of the lists, without --lists"
+    drawn = "seed that draws the lists, where --lists is not given"
+    if seed is None:
+        drawn += " (default: none are drawn)"
     parser.add_argument("--seed", type=command.non_negative_int, default=seed, help=drawn)
     count = min(at_once, os.cpu_count() or 1)
     parser.add_argument("--workers", type=command.positive_int, default=count, help=workers)
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace what was prepared in --root before"
+        "--overwrite", action="store_true", help="replace an earlier preparation in --root"
     )
 
 
 def stamp(files: Iterable[Path | None]) -> list[int]:
-    """Numbers that change with the sources: how many files they are, with those in folders, their
-    size, and the latest time.
+    """Numbers that change with the sources: the number of files, with those in folders, their size,
+    and their latest time.
     """
     paths: list[Path] = []
     for file in files:
@@ -72,8 +77,7 @@ def prepare_all(
     Args:
         prepare: writes the case of a job and returns its row; a function of a module, so that
             processes can find it.
-        jobs: of all cases. Of a scan in two lists the one whose job comes first stays, so the test
-            list comes first.
+        jobs: of all cases, the test list first: of a scan in two lists, the first job stays.
         paths: case to the files that it is written to, relative to `root`.
         lists: file of a list to its lines, each with the case that it belongs to; lines of cases
             left out are dropped.
@@ -85,7 +89,7 @@ def prepare_all(
         The cases that were left out, a line each; of a folder that was whole before, those that
         were left out then.
     """
-    files = [*(file for written in paths.values() for file in written), *lists]
+    files = [*itertools.chain.from_iterable(paths.values()), *lists]
     whole = begin(root, recipe, files, overwrite)
     if whole:
         print(f"{root}: prepared already, nothing to do")

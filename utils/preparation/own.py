@@ -29,12 +29,12 @@ def survey(
     frame: int | None,
     trust_voxels: bool,
 ) -> None:
-    """Read every file once, and note in each case what the options depend on.
+    """Read every file once, and note in each case the facts that the options depend on.
 
     Args:
         report: takes the problems of files that cannot be used.
         orientation: where axes will point to; None leaves them.
-        frame: which one to take of an image with a time axis.
+        frame: number of the frame to take of an image with a time axis.
         trust_voxels: take a label whose header contradicts its image's.
     """
     for case in progress.bar(cases, unit="case", title="reading"):
@@ -72,14 +72,12 @@ def number_classes(
             seen.setdefault(value, []).append(case.name)
     found = sorted(value for value in seen if value)
     if not found:
-        raise UserError(
-            "no label has a value besides 0: nothing to learn; are the labels the right files?"
-        )
+        raise UserError("all labels are 0, so there is nothing to learn; are they the right files?")
     if found != list(range(1, len(found) + 1)):
         rare = min(found, key=lambda value: len(seen[value]))
         shown = " ".join(map(str, found[:20])) + (" …" if len(found) > 20 else "")
         raise UserError(
-            f"labels have values {shown} besides 0 ({rare} in {len(seen[rare])} of them, "
+            f"labels have values {shown} and 0 ({rare} in {len(seen[rare])} of them, "
             f"{seen[rare][0]} first); name those that are classes, in their order: --values {shown}"
         )
     return ["foreground"] if len(found) == 1 else _numbered(len(found)), found
@@ -111,7 +109,7 @@ def prepare_cases(
         Name of each written case to its shape.
     """
     tested = {case.patient for case in cases if case.split == "test"}
-    # of one image in two lists that of the test list stays
+    # an image in two lists stays in the test list
     order = sorted(cases, key=lambda case: (-SPLITS.index(case.split), case.name))
     shapes = {}
     for case in progress.bar(order, unit="case", title="preparing"):

@@ -44,8 +44,7 @@ def write_dataset(
         train, test: number of cases of `train.list` and `test.list`.
         workers: processes, all the cores by default. More than 1 spawns interpreters, so the
             calling script needs the guard `if __name__ == "__main__"`.
-        overwrite: delete the phantom that stands in `root`, whatever its settings, and make this
-            one.
+        overwrite: delete the phantom in `root`, with any settings, and make this one.
         progress: wraps the iterable of the cases being made, e.g. `tqdm`; called with it and
             `total=`.
 
@@ -56,7 +55,8 @@ def write_dataset(
         UserError: an option is out of range; `root` holds another phantom, or data that is no
             phantom, or may not be written.
     """
-    root, size = Path(root), tuple(size)
+    root = Path(root)
+    size = tuple(size)
     _check_options(seed, size, train, test, workers)
     settings = {
         "generator": GENERATOR,
@@ -156,6 +156,6 @@ def _write_case(
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Write a file unless it holds this text already: a second call leaves its time alone."""
+    """Write a file unless it holds this text already, so that a second call keeps its time."""
     if not path.is_file() or path.read_text() != text:
         write_atomically(path, lambda part: part.write_text(text))

@@ -1,9 +1,9 @@
 """The anatomy of the phantom: a left atrium, and the chest around it.
 
 The label is the left atrium with its appendage and the first centimetre of its three to six
-pulmonary veins. Around it stands what makes the real task hard: chambers and vessels as bright as
-the atrium behind thin walls, an open mitral valve, veins that run on past the annotation's end, an
-enhancing wall.
+pulmonary veins. Its neighbourhood makes the task as hard as the real one: chambers and vessels as
+bright as the atrium behind thin walls, an open mitral valve, veins that run on past the
+annotation's end, and an enhancing wall.
 
 All lengths are in mm.
 """
@@ -28,7 +28,12 @@ from utils.preparation.phantom_shapes import (
 
 MARGIN = 8.0  # from the border to the annotated atrium, before its pieces are blended and bent
 
-# Pulmonary veins about the middle of the atrium: where each leaves the body, which way, its radius.
+LOBES = (  # centre and radii about the middle of the atrium, before they vary
+    ((0, 0, 0), (30, 20, 21)),
+    ((-14, 3, -2), (18, 16, 18)),
+    ((14, -3, 5), (18, 16, 17)),
+)
+# Pulmonary veins about the middle of the atrium: start at the body, direction, radius.
 VEINS = {
     "right superior": ((-20, 2, 11), (-0.80, 0.10, 0.50), 8.0),
     "right inferior": ((-20, 6, -9), (-0.78, 0.58, -0.20), 7.5),
@@ -39,7 +44,7 @@ VEINS = {
     "right top": ((-12, 4, 17), (-0.50, 0.40, 0.76), 5.0),
 }
 USUAL = ("right superior", "right inferior", "left superior", "left inferior")
-VEIN_PATTERNS = (  # and how often each is
+VEIN_PATTERNS = (  # with their shares
     (("right superior", "right inferior", "left common"), 0.2),
     (USUAL, 0.45),
     ((*USUAL, "right middle"), 0.2),
@@ -63,14 +68,11 @@ class Atrium:
 
     def __init__(self, rng: np.random.Generator):
         self.turn = rotation(rng, (12, 12, 18))
-        self.lobes = [
-            (np.array(centre) + rng.normal(0, 2.5, 3), np.array(radii) * rng.uniform(0.77, 1.23, 3))
-            for centre, radii in (
-                ((0, 0, 0), (30, 20, 21)),
-                ((-14, 3, -2), (18, 16, 18)),
-                ((14, -3, 5), (18, 16, 17)),
-            )
-        ]
+        self.lobes = []
+        for usual_centre, usual_radii in LOBES:
+            centre = np.array(usual_centre) + rng.normal(0, 2.5, 3)
+            radii = np.array(usual_radii) * rng.uniform(0.77, 1.23, 3)
+            self.lobes.append((centre, radii))
         self.back = rng.uniform(14, 20)  # the spine and the aorta flatten it
         towards_valve = unit(np.array([0.62, -0.55, -0.56]) + rng.normal(0, 0.16, 3))
         self.valve = towards_valve * rng.uniform(18, 23)
@@ -83,7 +85,8 @@ class Atrium:
         low, high = self._extent(annotated)
         room = FIELD_OF_VIEW - 2 * MARGIN
         self.scale = min(rng.uniform(0.8, 1.25), *(room / (high - low)))
-        least, most = -room / 2 - self.scale * low, room / 2 - self.scale * high
+        least = -room / 2 - self.scale * low
+        most = room / 2 - self.scale * high
         self.shift = rng.normal(0, (9, 9, 5)).clip(least, most)
         self.veins = [(self.place(path), radii * self.scale, n) for path, radii, n in veins]
         self.appendage = [(self.place(path), radii * self.scale) for path, radii in appendage]
@@ -316,7 +319,9 @@ def paint_neighbours(
         radius = radius * atrium.scale * rng.uniform(0.8, 1.2)
         return space.tube(path, np.full(len(points), radius))
 
-    wall, right, aorta = tissue["wall"], tissue["right"], tissue["aorta"]
+    wall = tissue["wall"]
+    right = tissue["right"]
+    aorta = tissue["aorta"]
 
     left_ventricle = chamber((44, -34, -30), (20, 22, 30))
     thickness = np.float32(rng.uniform(7, 11))

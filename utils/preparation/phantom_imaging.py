@@ -14,8 +14,8 @@ from utils.preparation.phantom_shapes import Space
 
 
 def make_case(seed: int, index: int, size: Sequence[int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
-    """Case `index` of the phantom `seed`: the same bits in whatever order and process cases are
-    made.
+    """Case `index` of the phantom `seed`. Its bits do not depend on the order of the cases or the
+    process.
 
     Args:
         seed, index: non-negative integers.

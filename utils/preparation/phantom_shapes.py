@@ -9,7 +9,7 @@ import numpy as np
 
 from dataloaders.phantom import FIELD_OF_VIEW
 
-FAR = 1e3  # the distance in mm that stands for all that need not be known exactly
+FAR = 1e3  # the distance in mm that stands for every larger one
 
 
 class Space:
@@ -79,8 +79,8 @@ def ellipsoid(
     radii: Sequence[float],
     turn: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Distance to an ellipsoid whose axes are the rows of `turn`: right to first order near the
-    surface.
+    """Distance to an ellipsoid, exact to first order near the surface; its axes are the rows of
+    `turn`.
     """
     offset = [p - np.float32(c) for p, c in zip(points, centre, strict=True)]
     if turn is not None:

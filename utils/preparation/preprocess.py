@@ -6,7 +6,7 @@
 
 The steps are, in this order: axes, spacing, crop, grey values. A step that is not asked for leaves
 every bit as it is, and axes are only permuted and reversed. So without another spacing a label
-comes back exactly as it was, in whatever order its file stores the axes.
+comes back exactly as it was, in any order of the file's axes.
 """
 
 from collections.abc import Sequence
@@ -72,8 +72,8 @@ def preprocess(
 ) -> Prepared:
     """Prepare an image, and its label of the same voxels, both 3-D and scalar.
 
-    The label is taken to lie on the image's grid, whatever its own header says: the code that reads
-    the files checks that they agree.
+    The label is assumed to lie on the image's grid: the code that reads the files checks that their
+    headers agree.
 
     Raises:
         UserError: voxels that are not finite; a label of another size, or with values that are
@@ -85,8 +85,9 @@ def preprocess(
     target = None if label is None else label_values(label)
     values = _finite_values(image)
 
-    order, flips, oriented = (0, 1, 2), (), original
-    if how.orientation is not None:
+    if how.orientation is None:
+        order, flips, oriented = (0, 1, 2), (), original
+    else:
         order, flips, oriented = original.oriented(how.orientation)
     resampled = oriented.respaced(how.spacing) if how.spacing else oriented
     uncropped = tuple(slice(0, extent) for extent in resampled.size)
@@ -159,7 +160,7 @@ def _finite_values(image: SimpleITK.Image) -> np.ndarray:
 
 
 def _normalise(how: Preprocessing, image: np.ndarray, within: np.ndarray) -> np.ndarray:
-    """The grey values of a crop; `within` holds those of which the statistics are taken."""
+    """The grey values of a crop, normalised with the statistics of `within`."""
     if how.intensity == "none":
         return image
     if how.intensity == "window":

@@ -1,4 +1,4 @@
-"""The report of a preparation: what each case is, and what is wrong with it."""
+"""The report of a preparation: a row of facts and problems for each case."""
 
 import contextlib
 import csv
@@ -26,7 +26,7 @@ class Row:
     Attributes:
         case, split: its name; its list, None as long as there is none.
         problem: why it was left out, or None.
-        flags: what is odd about it.
+        flags: its oddities, a few words each.
         sha256: of the image's voxels.
         values: its cells in the table, by column.
         picture: its slice for the contact sheet, or None.
@@ -49,13 +49,13 @@ class Row:
         source: str | Path = "",
         trust_voxels: bool = False,
     ) -> None:
-        """Note what the image and its label are, and check that they fit each other and are new.
+        """Note facts of the image and its label, and check that they fit each other and are new.
 
         Args:
             image, label: as read; the label's values are classes.
             source: the image's file.
-            trust_voxels: the label's voxels belong to the image's one by one, whatever the label's
-                header says.
+            trust_voxels: match the label's voxels to the image's one by one, and ignore the label's
+                header.
 
         Raises:
             UserError: shape or geometry differ, a value is no class, or the image is in another
@@ -123,7 +123,7 @@ class Row:
 
 
 class Report:
-    """All that is known of the cases.
+    """The facts and problems of all cases.
 
     Args:
         class_names: of the foreground classes.
@@ -180,7 +180,8 @@ class Report:
         Returns:
             The problems, a line for each case that was left out.
         """
-        root, rows = Path(root), list(self.rows.values())
+        root = Path(root)
+        rows = list(self.rows.values())
         volumes = [f"{name} ml" for name in self.class_names]
         keys = ["shape", "spacing", "axes", "oblique", *volumes, "prepared"]
         self._write_csv(root / "report.csv", [*keys, "sha256", "source"])

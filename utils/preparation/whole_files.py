@@ -1,5 +1,5 @@
-"""Whether an image file is whole: SimpleITK fills a NIfTI file that ends early with zeros, and
-passes over checksums.
+"""Checks that an image file is whole. SimpleITK fills a NIfTI file that ends early with zeros, and
+ignores checksums.
 """
 
 import math
@@ -26,7 +26,8 @@ def check_whole(path: Path) -> None:
             head = file.read(2**16)
             start = _compressed_from(path, head)
             if start is None:
-                size, head = path.stat().st_size, head[:NIFTI_HEADER]
+                size = path.stat().st_size
+                head = head[:NIFTI_HEADER]
             else:
                 file.seek(start)
                 size, head = _inflated(file)
@@ -63,13 +64,15 @@ def _compressed_from(path: Path, head: bytes) -> int | None:
 
 
 def _inflated(file: BinaryIO) -> tuple[int, bytes]:
-    """How many bytes a gzip or zlib stream holds, and the first of them; its checksums are checked.
+    """The number of bytes in a gzip or zlib stream, and the first of them; checks its checksums.
 
     Raises:
         EOFError: it ends early.
         zlib.error: it is damaged.
     """
-    size, head, stream = 0, b"", zlib.decompressobj(47)
+    size = 0
+    head = b""
+    stream = zlib.decompressobj(47)
     data = file.read(2**20)
     while data:
         text = stream.decompress(data, 2**24)
