@@ -23,7 +23,7 @@ class Tile:
     """One picture of the sheet.
 
     Attributes:
-        name: what stands above it.
+        name: its title.
         picture: uint8 `(SIDE, SIDE, 3)`, as `slice_picture` draws it.
         flagged: whether its name is in another colour.
     """

@@ -1,4 +1,4 @@
-"""What all figures share: colours, sizes, the page and what is written on it."""
+"""Shared by all figures: colours, sizes, the page and the text on it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +16,23 @@ from utils.files import write_atomically
 
 matplotlib.rcParams["text.parse_math"] = False  # a case may be called a$^$b
 
-REFERENCE, PREDICTION, INK, FAINT = "#56B4E9", "#E69F00", "#222222", "#8A8A8A"
+REFERENCE = "#56B4E9"
+PREDICTION = "#E69F00"
+INK = "#222222"
+FAINT = "#8A8A8A"
 # the colours of the classes where there are several
 CLASSES = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 DPI = 300
 WIDTH = 7.0  # inches: two columns of a journal page
 FORMATS = ("png", "pdf", "svg")
 
-# inches: a line of text above, the names of panels below it, a legend and a colour bar below the
-# panels
-HEAD, OVER, FOOT, BAR_FOOT = 0.28, 0.14, 0.22, 0.42
-SIDE, GAP = 0.08, 0.05  # inches, at both sides of the page and between panels
+# inches
+HEAD = 0.28  # a line of text above the panels
+OVER = 0.14  # the names of panels below it
+FOOT = 0.22  # a legend below the panels
+BAR_FOOT = 0.42  # a colour bar below the panels
+SIDE = 0.08  # at both sides of the page
+GAP = 0.05  # between panels
 
 # keeps white text legible on bright tissue
 EDGE = [withStroke(linewidth=1.2, foreground="#000000B0")]

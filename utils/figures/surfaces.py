@@ -32,7 +32,7 @@ from utils.figures.style import (
     save,
 )
 
-VERTICES = 60_000  # most of a surface, nearly: more are finer than a printed panel
+VERTICES = 60_000  # about the most that a surface is drawn with: more are finer than print
 DISTANCE = LinearSegmentedColormap.from_list(
     "distance", ["#0072B2", "#56B4E9", "#EFEFEF", "#E69F00", "#D55E00"]
 )
@@ -45,8 +45,8 @@ class Mesh(NamedTuple):
     """The surface of a mask.
 
     Attributes:
-        vertices: `(N, 3)`, each half-way between the centres of two voxels of which the mask holds
-            one, in mm or voxels.
+        vertices: `(N, 3)`, each half-way between the centres of a voxel of the mask and a
+            neighbour outside, in mm or voxels.
         faces: `(M, 3)` their indices, counter-clockwise from outside.
     """
 
@@ -90,8 +90,9 @@ def surface_figure(
     Colours are distances to the other surface: blue where the prediction lies within the reference,
     orange where it lies beyond, up to the 95th percentile of all. Surfaces pass between voxel
     centres. They are smoothed without loss of volume (Taubin, SIGGRAPH 1995) for the picture, not
-    for the distances. Where a surface has more than `VERTICES` both are drawn at half their
-    resolution, or a third, …, without parts that are smaller than half of such a voxel.
+    for the distances. A surface of more than `VERTICES` vertices is made coarser, together with the
+    other: both masks are drawn in blocks of 2, 3, … voxels a side, and a block is set if half of it
+    is, so thin parts can be missing.
 
     Args:
         path: file to write, whole or not at all.
@@ -108,33 +109,31 @@ def surface_figure(
     if pred.ndim != 3 or pred.shape != target.shape:
         raise ValueError(f"need two volumes of one shape, got {pred.shape} and {target.shape}")
     box = around((pred > 0) | (target > 0))  # the rest would only take time
-    pred, target = pred[box], target[box]
+    pred = pred[box]
+    target = target[box]
     size = voxel_size(spacing)
     several = len(class_names) > 1
     classes = [
         _surfaces(target == c, pred == c, size, spacing is not None)
         for c in range(1, len(class_names) + 1)
     ]
-    measured = [np.abs(d) for one in classes for d in one.distances if d is not None]
-    distances = np.concatenate(measured or [np.zeros(0)])
+    distances = _all_distances(classes)
     limit = max(np.ceil(np.percentile(distances, 95)), 1.0) if len(distances) else 1.0
     norm = Normalize(-limit, limit)
 
-    aspects = []
-    for one in classes:
-        by_view = [view.width / view.height for view in one.views]
-        aspects.append(np.repeat(by_view, 2).tolist())  # reference and prediction in each view
     foot = BAR_FOOT if len(distances) else SIDE
-    figure, rows = page(aspects, HEAD + OVER, foot, 0.2 * several, tallest=1.8)
+    left = 0.2 if several else 0.0
+    figure, rows = page(_aspects(classes), HEAD + OVER, foot, left, tallest=1.8)
     for name, row, one in zip(class_names, rows, classes, strict=True):
         _draw_row(row, one, norm)
         if spacing is not None:
             _scale_bar(row[0], bar_length([one.views[0].width]))
         if several:
             beside(row[0], name)
-    names = [f"{which}, {view}" for view in VIEWS for which in ("reference", "prediction")]
-    for ax, name in zip(rows[0], names, strict=True):
-        over(ax, name)
+    panels = iter(rows[0])
+    for view in VIEWS:
+        over(next(panels), f"reference, {view}")
+        over(next(panels), f"prediction, {view}")
     headline(figure, title)
     if len(distances):  # otherwise one mask or the other is empty, and all that is drawn is grey
         unit = "mm" if spacing is not None else "voxels"
@@ -149,6 +148,23 @@ def _surfaces(target: np.ndarray, pred: np.ndarray, size: np.ndarray, bar: bool)
     meshes, masks, step = _pair([target, pred], size)
     distances = _distances(meshes, masks, step)
     return _Surfaces(meshes, distances, _views(meshes, size * pred.shape, bar))
+
+
+def _all_distances(classes: Sequence[_Surfaces]) -> np.ndarray:
+    """The distances of all vertices of all classes, without sign."""
+    found = [np.zeros(0)]
+    for surfaces in classes:
+        found += [np.abs(d) for d in surfaces.distances if d is not None]
+    return np.concatenate(found)
+
+
+def _aspects(classes: Sequence[_Surfaces]) -> list[list[float]]:
+    """Width by height of each class's panels: reference and prediction in each view."""
+    aspects = []
+    for surfaces in classes:
+        of_views = [view.width / view.height for view in surfaces.views]
+        aspects.append(np.repeat(of_views, 2).tolist())
+    return aspects
 
 
 def _draw_row(row: Sequence[Axes], surfaces: _Surfaces, norm: Normalize) -> None:
@@ -217,7 +233,8 @@ def _distances(
     result = []
     # inside of the other mesh the prediction exceeds the reference, or falls short of it
     for which, sign in ((0, 1), (1, -1)):
-        own, other = meshes[which], meshes[1 - which]
+        own = meshes[which]
+        other = meshes[1 - which]
         distance, _ = KDTree(other.vertices).query(own.vertices)
         place = (own.vertices / size - 0.5).T
         inside = ndimage.map_coordinates(masks[1 - which].astype(np.float32), place, order=1) >= 0.5
@@ -247,8 +264,8 @@ def _axes(angles: tuple[float, float]) -> np.ndarray:
 
 
 def _views(meshes: list[Mesh | None], extents: np.ndarray, bar: bool) -> list[View]:
-    """What each view shows of both surfaces, with a margin and, for a `bar`, room below it. All
-    have one size, so that they have one scale.
+    """The part of both surfaces that each view shows, with a margin and, for a `bar`, room below.
+    All views have one size and so one scale.
     """
     vertices = [mesh.vertices for mesh in meshes if mesh]
     corners = np.concatenate(vertices or [np.array([np.zeros(3), extents])])
