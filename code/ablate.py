@@ -42,11 +42,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = command.Parser(__doc__, __file__)
     parser.add_argument("table", nargs="?", help="name of the table; --list shows all")
     parser.add_argument("--list", action="store_true", help="print every table, one line each")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
         "--run", action="store_true", help="run the commands one after another, then fill the table"
     )
-    what.add_argument(
+    action.add_argument(
         "--fill", action="store_true", help="fill the table with the results that there are"
     )
     parser.add_argument("--dataset", choices=COUNTED, help="data set (default: the table's)")
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=command.non_negative_int,
         nargs="+",
         default=[1337],
-        help="seeds; each is a run of its own",
+        help="seeds of the runs; take several to see their spread",
     )
     parser.add_argument(
         "--gpu", type=command.gpu, help="number of the GPU, passed on to the scripts"
@@ -126,12 +126,11 @@ def baselines(rows: Sequence[tuple[Row, Sequence[Job]]]) -> list[str]:
     """Lines with the supervised numbers of CoraNet's paper, and why they do not stand beside the
     supervised rows.
     """
-    settings = {
-        (job.options["dataset"], job.options["labelnum"])
-        for row, jobs in rows
-        if row.method == "supervised"
-        for job in jobs[:1]
-    }
+    settings = set()
+    for row, jobs in rows:
+        if row.method == "supervised" and jobs:
+            first = jobs[0].options
+            settings.add((first["dataset"], first["labelnum"]))
     return [
         f"Supervised with {labelnum} labels CoraNet's paper has "
         f"{CORANET_BASELINES[dataset, labelnum]}; the row is of SGD and batch norm, so it is "

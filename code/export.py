@@ -121,7 +121,7 @@ def check_export(
     with torch.no_grad():
         if not torch.equal(mean_probability(written)(x), mean_probability(networks)(x)):
             raise UserError(
-                f"{out}: what was written does not predict as the run does; please report this"
+                f"{out}: the export does not predict as the run does; please report this"
             )
     return written
 

@@ -104,7 +104,7 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=("train", "val", "test"),
         default="train",
-        help="list of the cases; train: those that were unlabelled",
+        help="list of the cases; train takes those that were unlabelled",
     )
     parser.add_argument(
         "--case", nargs="+", metavar="NAME", help="names in the list (default: the first)"
@@ -122,10 +122,12 @@ def _add_curves(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=("test", "val", "train"),
         default="test",
-        help="test: the results of tests; train: score the cases that were unlabelled",
+        help="test reads the results of tests; train scores the cases that were unlabelled",
     )
     parser.add_argument(
-        "--cases", type=command.positive_int, help="train, val: score only the first so many"
+        "--cases",
+        type=command.positive_int,
+        help="score only this many cases, with --split train or val",
     )
     parser.add_argument(
         "--metrics",
@@ -139,8 +141,8 @@ def _add_curves(parser: argparse.ArgumentParser) -> None:
         "--nms",
         type=int,
         choices=(0, 1),
-        help="1: keep only the largest component of each class; for test: take only the results "
-        "with (1) or without it (0)",
+        help="1 keeps only the largest component of each class; with --split test, only results with "
+        "(1) or without (0) this step are taken",
     )
     parser.add_argument(
         "--names", nargs="+", metavar="NAME", help="names of the lines, in their order"
@@ -157,16 +159,16 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch",
         type=command.positive_int,
-        help="windows or slices at once; changes the memory, not the numbers",
+        help="windows or slices per forward pass; lower it when memory runs out",
     )
     parser.add_argument(
-        "--gpu", type=command.gpu, default=0, help="number of the GPU, or -1 for the CPU"
+        "--gpu", type=command.gpu, default=0, help="number of the GPU; -1 takes the CPU"
     )
     parser.add_argument(
         "--precision",
         choices=("auto", "fp32", "bf16"),
         default="auto",
-        help="of the networks; auto: bf16 where it is fast",
+        help="number format of the networks' arithmetic; auto takes bf16 where it is fast",
     )
 
 

@@ -73,29 +73,37 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _parser() -> command.Parser:
     usage = "%(prog)s --methods METHOD … [option …] [-- training option …]"
     parser = command.Parser(__doc__, __file__, usage=usage)
-    what = parser.add_argument_group("what is trained")
-    what.add_argument(
-        "--methods", nargs="+", choices=METHODS, required=True, help="train_<method>.py"
+    runs = parser.add_argument_group("runs to train")
+    runs.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        required=True,
+        help="methods, as in train_<method>.py",
     )
-    what.add_argument(
-        "--dataset", nargs="+", choices=sorted(DATASETS), default=["LA"], help="data sets"
+    runs.add_argument(
+        "--dataset",
+        nargs="+",
+        choices=sorted(DATASETS),
+        default=["LA"],
+        help="data sets to train on",
     )
-    what.add_argument(
+    runs.add_argument(
         "--labelnum",
         type=command.positive_int,
         nargs="+",
         metavar="N",
         help="numbers of labels (default: the data set's)",
     )
-    what.add_argument(
+    runs.add_argument(
         "--seeds",
         type=command.non_negative_int,
         nargs="+",
         metavar="N",
         default=[1337],
-        help="seeds; each is a run of its own",
+        help="seeds of the runs; take several to see their spread",
     )
-    what.add_argument(
+    runs.add_argument(
         "--vary",
         type=variation,
         action="append",
@@ -103,10 +111,10 @@ def _parser() -> command.Parser:
         metavar="OPTION=VALUE,VALUE",
         help="a training option and its values; give several for every combination",
     )
-    what.add_argument(
+    runs.add_argument(
         "--name", help="appended to the names of runs that the options after -- change"
     )
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("places and devices")
     how.add_argument(
         "--gpu",
         type=command.gpu,
@@ -116,7 +124,7 @@ def _parser() -> command.Parser:
     how.add_argument("--root", help="folder of the data (default: data/<dataset>)")
     how.add_argument("--runs", default="runs", help="folder of all runs")
     how.add_argument(
-        "--pending", action="store_true", help="leave out lines whose run is complete and tested"
+        "--pending", action="store_true", help="leave out runs that are complete and tested"
     )
     how.add_argument("--output", type=Path, help="file for the commands (default: the terminal)")
     return parser
@@ -150,7 +158,8 @@ def make_job(
     places = {flag: str(value) for flag, value in given.items() if value is not None}
     extra = args.extra
     if args.name:
-        flags, extra = flags + extra, []
+        flags = flags + extra
+        extra = []
     row = Row(method, method, shlex.join(flags), name)
     return experiments.make_job(row, dataset, labelnum, seed, args.runs, places, extra)
 

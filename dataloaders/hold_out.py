@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dataloaders.volumes import Volumes
 
 SOURCES = {
-    "unlabeled": "unlabelled training cases, whose labels are read for this alone",
-    "labeled": "labelled training cases, which are not trained on",
+    "unlabeled": "unlabelled training cases; their labels are read only for this",
+    "labeled": "labelled training cases that are not trained on",
     "list": "the published validation list",
 }
 

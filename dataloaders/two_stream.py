@@ -74,7 +74,7 @@ class TwoStream:
     Attributes:
         in_channels: channels of an image.
         num_classes: background included.
-        description: what a checkpoint says of the data set (`Volumes.description`).
+        description: the facts of the data set in a checkpoint (`Volumes.description`).
         validation: the training cases kept aside, or None.
         steps_per_epoch: steps of one pass.
         summary: a line for the log: where the data is kept, and how.
@@ -127,11 +127,12 @@ class TwoStream:
         """A hash of the cases, and their shapes, that are labelled, unlabelled and kept aside; a
         resumed run must find the same ones.
         """
-        shapes = [
-            [(self.volumes.names[case], self.volumes.shapes[case]) for case in self.cases[stream]]
-            for stream in (LABELED, UNLABELED)
-        ]
-        shapes += [self.validation.names()] if self.validation else []
+        shapes = []
+        for stream in (LABELED, UNLABELED):
+            cases = self.cases[stream]
+            shapes.append([(self.volumes.names[case], self.volumes.shapes[case]) for case in cases])
+        if self.validation:
+            shapes.append(self.validation.names())
         return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
 
     def samples(self, step: int) -> list[int]:
@@ -169,7 +170,7 @@ class TwoStream:
         """The crops `(len(crops), *patch)`, on the device, of a tensor for each case, such as its
         pseudo-labels.
 
-        Slices are looked up by nearest neighbour, whatever `augment` does to images.
+        Slices are looked up by nearest neighbour, also where `augment` interpolates images.
         """
         return self._send(self._cut(crops, [store[crop.case] for crop in crops])[0])
 
