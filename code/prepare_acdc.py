@@ -143,10 +143,12 @@ def prepare(job):
     with report.case(volume, split) as row:
         if isinstance(files, str):
             raise UserError(files)
-        image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 1, 2, 3))
+        image = read_image(files[0])
+        label = relabel(read_image(files[1]), (0, 1, 2, 3))
         row.look(image, label, files[0], trust_voxels=True)
         prepared = preprocess(ACDC.preprocessing, image, label)
-        stack, target = prepared.image.transpose(2, 1, 0), prepared.label.transpose(2, 1, 0)
+        stack = prepared.image.transpose(2, 1, 0)
+        target = prepared.label.transpose(2, 1, 0)
         missing = [k for k in slices if not 1 <= k <= len(stack)]
         if missing:
             raise UserError(f"slice {missing[0]} is listed, but it has {len(stack)}")
@@ -186,11 +188,10 @@ def main(argv=None):
         "sources": sources,
         "unlike_published": [] if args.lists else [f"lists drawn from seed {args.seed}"],
     }
-    jobs = [
-        (volume, split, files[volume], args.root, slices[volume])
-        for split in reversed(lists)
-        for volume in lists[split]
-    ]
+    jobs = []
+    for split in reversed(lists):
+        for volume in lists[split]:
+            jobs.append((volume, split, files[volume], args.root, slices[volume]))
     problems = prepare_all(
         prepare,
         jobs,
@@ -208,14 +209,17 @@ def main(argv=None):
 
 def lines_of(lists, slices, args):
     """The lines of each list file, and the volume that each belongs to."""
-    lines = {LISTS[split]: {name: name for name in volumes} for split, volumes in lists.items()}
+    lines = {}
+    for split, volumes in lists.items():
+        lines[LISTS[split]] = {name: name for name in volumes}
     if args.lists:  # in the order of the given list: its first slices are the labelled ones
         given = read_list(args.lists / LISTS["train"])
         lines[LISTS["train"]] = {line: line.partition("_slice_")[0] for line in given}
     else:
-        lines[LISTS["train"]] = {
-            f"{volume}_slice_{k}": volume for volume in lists["train"] for k in slices[volume]
-        }
+        lines[LISTS["train"]] = {}
+        for volume in lists["train"]:
+            for k in slices[volume]:
+                lines[LISTS["train"]][f"{volume}_slice_{k}"] = volume
     return lines
 
 

@@ -92,7 +92,8 @@ def prepare(job):
     with report.case(subject, split) as row:
         if files is None:
             raise UserError("listed, but not in the download")
-        image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 1, 2, 4))
+        image = read_image(files[0])
+        label = relabel(read_image(files[1]), (0, 1, 2, 4))
         label = SimpleITK.Cast(label > 0, SimpleITK.sitkUInt8)
         row.look(image, label, files[0], trust_voxels=True)
         row.prepare(BraTS2019.preprocessing, image, label, path, files[0])
@@ -115,12 +116,13 @@ def main(argv=None):
         "preprocessing": BraTS2019.preprocessing.as_dict(),
         "unlike_published": unlike,
     }
-    jobs = [
-        (name, split, subjects.get(name), args.root / paths[name][0])
-        for split in reversed(SPLITS)
-        for name in lists[split]
-    ]
-    lines = {f"{split}.txt": {name: name for name in listed} for split, listed in lists.items()}
+    jobs = []
+    for split in reversed(SPLITS):
+        for name in lists[split]:
+            jobs.append((name, split, subjects.get(name), args.root / paths[name][0]))
+    lines = {}
+    for split, listed in lists.items():
+        lines[f"{split}.txt"] = {name: name for name in listed}
     names = BraTS2019.class_names
     problems = prepare_all(
         prepare, jobs, paths, lines, args.root, recipe, names, args.workers, args.overwrite

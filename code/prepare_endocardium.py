@@ -157,7 +157,8 @@ def prepare(job):
         row.look(image, label, files[0])
         row.values |= {"spacing": "unknown", "axes": "", "oblique": "", "endocardium ml": ""}
         prepared = preprocess(Endocardium.preprocessing, image, label)
-        stack, target = prepared.image.transpose(2, 1, 0), prepared.label.transpose(2, 1, 0)
+        stack = prepared.image.transpose(2, 1, 0)
+        target = prepared.label.transpose(2, 1, 0)
         write_case(path, stack, target, source=files[0], sha256=row.sha256)
         row.show(prepared.image, prepared.label, (1, 1, 1))
     return row
@@ -175,12 +176,13 @@ def main(argv=None):
         "preprocessing": Endocardium.preprocessing.as_dict(),
         "unlike_published": [] if args.lists else [f"lists drawn from seed {args.seed}"],
     }
-    jobs = [
-        (name, split, subjects.get(name), args.root / paths[name][0])
-        for split in ("test", "train")
-        for name in lists[split]
-    ]
-    lines = {f"{split}.list": {name: name for name in listed} for split, listed in lists.items()}
+    jobs = []
+    for split in ("test", "train"):
+        for name in lists[split]:
+            jobs.append((name, split, subjects.get(name), args.root / paths[name][0]))
+    lines = {}
+    for split, listed in lists.items():
+        lines[f"{split}.list"] = {name: name for name in listed}
     names = Endocardium.class_names
     problems = prepare_all(
         prepare, jobs, paths, lines, args.root, recipe, names, args.workers, args.overwrite

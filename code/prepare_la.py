@@ -80,7 +80,8 @@ def prepare(job):
     with report.case(case, split) as row:
         if files is None:
             raise UserError("listed, but not in the download")
-        image, label = read_image(files[0]), relabel(read_image(files[1]), (0, 255))
+        image = read_image(files[0])
+        label = relabel(read_image(files[1]), (0, 255))
         row.look(image, label, files[0], trust_voxels=True)
         row.prepare(LA.preprocessing, image, label, path, files[0])
     return row
@@ -98,12 +99,13 @@ def main(argv=None):
         "sources": {case: stamp(cases.get(case, ())) for case in names},
         "unlike_published": [] if args.lists else [f"lists drawn from seed {args.seed}"],
     }
-    jobs = [
-        (case, split, cases.get(case), args.root / paths[case][0])
-        for split in ("test", "train")
-        for case in lists[split]
-    ]
-    lines = {f"{split}.list": {case: case for case in listed} for split, listed in lists.items()}
+    jobs = []
+    for split in ("test", "train"):
+        for case in lists[split]:
+            jobs.append((case, split, cases.get(case), args.root / paths[case][0]))
+    lines = {}
+    for split, listed in lists.items():
+        lines[f"{split}.list"] = {case: case for case in listed}
     problems = prepare_all(
         prepare, jobs, paths, lines, args.root, recipe, LA.class_names, args.workers, args.overwrite
     )

@@ -82,7 +82,10 @@ def parse(argv=None):
         action="store_true",
         help="take slices to be as far apart as pixels, as the released code does",
     )
-    turned = ["none", *("".join(AXES[axis] for axis in flips) for flips in FLIPS if flips)]
+    turned = ["none"]
+    for flips in FLIPS:
+        if flips:
+            turned.append("".join(AXES[axis] for axis in flips))
     parser.add_argument(
         "--label_flip",
         choices=("auto", *turned),
@@ -251,12 +254,14 @@ def main(argv=None):
         "unlike_published": unlike,
     }
     settings = how, args.label_flip, args.legacy_spacing
-    jobs = [
-        (name, split_of[file], cases.get(numbers[name]), args.root / paths[name][0], *settings)
-        for file in reversed(lists)
-        for name in lists[file]
-    ]
-    lines = {file: {name: name for name in listed} for file, listed in lists.items()}
+    jobs = []
+    for file in reversed(lists):
+        for name in lists[file]:
+            path = args.root / paths[name][0]
+            jobs.append((name, split_of[file], cases.get(numbers[name]), path, *settings))
+    lines = {}
+    for file, listed in lists.items():
+        lines[file] = {name: name for name in listed}
     names = Pancreas.class_names
     problems = prepare_all(
         prepare, jobs, paths, lines, args.root, recipe, names, args.workers, args.overwrite

@@ -27,6 +27,11 @@ class Job:
     maps: tuple[str, ...]
 
     @property
+    def is_done(self) -> bool:
+        """Whether all outputs are there."""
+        return all(output.exists() for output in self.outputs.values())
+
+    @property
     def outputs(self) -> dict[str, Path]:
         """`labels` and the name of each map to its file; an .h5 file holds them all."""
         name = self.stem.name
@@ -83,7 +88,7 @@ def unfinished(jobs: Sequence[Job], resume: bool, overwrite: bool) -> list[Job]:
         )
     if not resume:
         return list(jobs)
-    return [job for job in jobs if not all(output.exists() for output in job.outputs.values())]
+    return [job for job in jobs if not job.is_done]
 
 
 def _find(inputs: Sequence[Path], out: Path) -> dict[Path, tuple[Path, Path]]:
