@@ -141,8 +141,8 @@ def _add_curves(parser: argparse.ArgumentParser) -> None:
         "--nms",
         type=int,
         choices=(0, 1),
-        help="1 keeps only the largest component of each class; with --split test, only results with "
-        "(1) or without (0) this step are taken",
+        help="1 keeps only the largest component of each class; with --split test, only results of "
+        "tests with this choice are taken",
     )
     parser.add_argument(
         "--names", nargs="+", metavar="NAME", help="names of the lines, in their order"

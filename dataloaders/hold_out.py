@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SOURCES = {
     "unlabeled": "unlabelled training cases; their labels are read only for this",
-    "labeled": "labelled training cases that are not trained on",
+    "labeled": "labelled training cases, which are not trained on",
     "list": "the published validation list",
 }
 
