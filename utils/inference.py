@@ -304,7 +304,8 @@ def slice_by_slice(
         precision=precision,
         progress=progress,
     )
-    prob, done = None, 0
+    prob = None
+    done = 0
     for slab in slabs:
         if prob is None:
             prob = slab.new_empty((num_classes, volume.shape[2], *slab.shape[2:]))
