@@ -441,3 +441,19 @@ def test_assess_on_training_cases_takes_the_unlabelled_and_leaves_the_test_list_
     torch.save(checkpoint, folder / "last.pth")
     with pytest.raises(UserError, match="the label of every training case was seen"):
         call("assess_coranet", "--run", str(folder), "--split", "train")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("test_LA", ("1 on LA and phantom", "18 18 4 on LA; 16 16 8 on phantom", "16 on LA")),
+        ("test_endocardium", ("(default: 0)", "(default: dice precision recall hd)")),
+        ("predict", ("1 for networks of LA and phantom",)),
+    ],
+)
+def test_the_help_names_the_defaults_of_the_data_sets(script, words, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).parse(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for word in words:
+        assert word in text
