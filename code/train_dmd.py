@@ -42,7 +42,7 @@ DEFAULTS = [  # where several rules hold, the last one wins
     rule("paper, section 3.1", lambda_distill=4.0),
     rule("paper, Fig. 4: KL", lambda args: args.distill == "kl", lambda_distill=1.0),
 ]
-TEST_FLAGS = {"*": "--nms 0"}  # on every data set the paper keeps all components
+TEST_FLAGS = {"*": "--nms 0"}  # neither the paper nor its code filters components
 
 # ------------------------------------------------------------------------------------- the losses
 # To fork: distil by another divergence in `distillation_loss`.
