@@ -242,7 +242,7 @@ def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted
     run's.
     """
-    longer = ["--selftrain_epochs", 12] if "coranet" in name else ["--max_iterations", 20]
+    longer = ["--selftrain_epochs", 8] if "coranet" in name else ["--max_iterations", 20]
     longer += ["--precision", "bf16", "--patch", 64, 16, 16]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = script(name, *arguments(name, tiny_la, whole, *longer))
