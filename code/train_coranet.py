@@ -42,14 +42,13 @@ import _root  # noqa: F401
 from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
 from networks import network_class
 from utils import command
-from utils.distributed import gather, share_out
-from utils.errors import UserError
-from utils.inference import check_stride, whole_image
+from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
+from utils.training.unlabelled import find_in_unlabelled, window_stride
 
 DEFAULTS = [  # where several rules hold, the last one wins
     rule(
@@ -220,7 +219,6 @@ def objective_released(
 # To fork: another way to find them, or to call them certain, goes into `relabel`.
 
 
-@torch.no_grad()
 def relabel(net, data, steps, job, stride):
     """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
 
@@ -232,16 +230,10 @@ def relabel(net, data, steps, job, stride):
         """Softmax of D, D_con and D_rad behind one another, `(B, 3 C, *S)`."""
         return torch.cat([logits.float().softmax(1) for logits in net(image)], 1)
 
-    cases = set()
-    for step in steps:
-        cases.update(data.samples(step)[data.labeled_bs :])
-    found = {}
-    net.eval()
-    for case in share_out(sorted(cases)):
-        job.leave_if_asked(steps.start - 1)
+    def find(image):
         prob = whole_image(
             branches,
-            data.volumes.images[case],
+            image,
             data.patch,
             stride,
             3 * data.num_classes,
@@ -249,12 +241,9 @@ def relabel(net, data, steps, job, stride):
             precision=job.precision,
         )
         D, D_con, D_rad = (branch.argmax(0) for branch in prob.split(data.num_classes))
-        found[case] = D.to(torch.uint8).cpu(), (D_con == D_rad).cpu()
-    net.train()
-    of_all = {}
-    for share in gather(found):
-        of_all.update(share)
-    return of_all
+        return D.to(torch.uint8).cpu(), (D_con == D_rad).cpu()
+
+    return find_in_unlabelled(find, net, data, steps, job)
 
 
 def summary_of(pseudo_labels, data, certain_only):
@@ -321,23 +310,8 @@ def parse(argv=None):
         help="maximum EMA decay of the teacher; lower it for short runs",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    check_relabel_stride(args)
+    args.relabel_stride = window_stride(args.relabel_stride, args.patch, "--relabel_stride")
     return args
-
-
-def check_relabel_stride(args):
-    """Fill in the stride of the relabelling windows; slices are labelled whole.
-
-    Raises:
-        UserError: a stride for slices, or one that leaves gaps.
-    """
-    if args.relabel_stride is None:
-        if len(args.patch) == 3:
-            args.relabel_stride = [extent // 2 for extent in args.patch]
-        return
-    if len(args.patch) == 2:
-        raise UserError("--relabel_stride: slices are labelled whole, without windows")
-    check_stride(args.relabel_stride, args.patch, "--relabel_stride")
 
 
 # -------------------------------------------------------------------------------- the training loop

@@ -30,14 +30,13 @@ import _root  # noqa: F401
 from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
 from networks.one_vs_rest import OneVsRest
 from utils import command
-from utils.distributed import gather, share_out
-from utils.errors import UserError
-from utils.inference import check_stride, whole_image
+from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
+from utils.training.unlabelled import find_in_unlabelled, window_stride
 
 DEFAULTS = [  # where several rules hold, the last one wins
     rule(
@@ -235,7 +234,6 @@ def mean_loss(outputs, label, args, epoch, learn):
 # To fork: another way to find them, or to call them certain, goes into `relabel`.
 
 
-@torch.no_grad()
 def relabel(net, data, steps, job, stride):
     """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
 
@@ -250,16 +248,10 @@ def relabel(net, data, steps, job, stride):
         logits = [branch for outputs in net(image) for branch in outputs]
         return torch.cat([z.float().softmax(1) for z in logits], 1)
 
-    cases = set()
-    for step in steps:
-        cases.update(data.samples(step)[data.labeled_bs :])
-    found = {}
-    net.eval()
-    for case in share_out(sorted(cases)):
-        job.leave_if_asked(steps.start - 1)
+    def find(image):
         prob = whole_image(
             branches,
-            data.volumes.images[case],
+            image,
             data.patch,
             stride,
             classes * 3 * 2,
@@ -267,13 +259,13 @@ def relabel(net, data, steps, job, stride):
             precision=job.precision,
         )
         D, D_con, D_rad = prob.unflatten(0, (classes, 3, 2)).argmax(2).unbind(1)
-        found[case] = D.to(torch.uint8).cpu(), (D_con == D_rad).cpu()
-    net.train()
+        return D.to(torch.uint8).cpu(), (D_con == D_rad).cpu()
+
     of_classes = [{} for _ in range(classes)]
-    for share in gather(found):
-        for case, (labels, certain) in share.items():
-            for k, of_class in enumerate(of_classes):
-                of_class[case] = labels[k], certain[k]
+    found = find_in_unlabelled(find, net, data, steps, job)
+    for case, (labels, certain) in found.items():
+        for k, of_class in enumerate(of_classes):
+            of_class[case] = labels[k], certain[k]
     return of_classes
 
 
@@ -341,23 +333,8 @@ def parse(argv=None):
         help="maximum EMA decay of the teacher; lower it for short runs",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    check_relabel_stride(args)
+    args.relabel_stride = window_stride(args.relabel_stride, args.patch, "--relabel_stride")
     return args
-
-
-def check_relabel_stride(args):
-    """Fill in the stride of the relabelling windows; slices are labelled whole.
-
-    Raises:
-        UserError: a stride for slices, or one that leaves gaps.
-    """
-    if args.relabel_stride is None:
-        if len(args.patch) == 3:
-            args.relabel_stride = [extent // 2 for extent in args.patch]
-        return
-    if len(args.patch) == 2:
-        raise UserError("--relabel_stride: slices are labelled whole, without windows")
-    check_stride(args.relabel_stride, args.patch, "--relabel_stride")
 
 
 # -------------------------------------------------------------------------------- the training loop

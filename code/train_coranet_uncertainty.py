@@ -34,14 +34,13 @@ import _root  # noqa: F401
 from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
 from networks import network_class
 from utils import command
-from utils.distributed import gather, share_out
-from utils.errors import UserError
-from utils.inference import check_stride, whole_image
+from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
 from utils.schedules import ema_decay, gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
+from utils.training.unlabelled import find_in_unlabelled, window_stride
 from utils.uncertainty import entropy, mean_over_dropout, mean_over_flips, noisy_softmax
 
 DEFAULTS = [  # where several rules hold, the last one wins
@@ -217,7 +216,6 @@ def mean_prediction(net, image, D, args):
     return noisy_softmax(logits, log_variance, args.looks)
 
 
-@torch.no_grad()
 def relabel(net, data, steps, job, args):
     """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
 
@@ -231,17 +229,12 @@ def relabel(net, data, steps, job, args):
         mean = mean_prediction(net, image, outputs, args)
         return torch.cat([outputs[0].softmax(1), mean], 1)
 
-    cases = set()
-    for step in steps:
-        cases.update(data.samples(step)[data.labeled_bs :])
     limit = args.certain_below * math.log(data.num_classes)
-    found = {}
-    net.eval()
-    for case in share_out(sorted(cases)):
-        job.leave_if_asked(steps.start - 1)
+
+    def find(image):
         prob = whole_image(
             predictions,
-            data.volumes.images[case],
+            image,
             data.patch,
             args.relabel_stride,
             2 * data.num_classes,
@@ -250,12 +243,9 @@ def relabel(net, data, steps, job, args):
         )
         D, mean = prob.split(data.num_classes)
         certain = entropy(mean[None])[0] < limit
-        found[case] = D.argmax(0).to(torch.uint8).cpu(), certain.cpu()
-    net.train()
-    of_all = {}
-    for share in gather(found):
-        of_all.update(share)
-    return of_all
+        return D.argmax(0).to(torch.uint8).cpu(), certain.cpu()
+
+    return find_in_unlabelled(find, net, data, steps, job)
 
 
 def branches_of(outputs):
@@ -340,23 +330,8 @@ def parse(argv=None):
         help="maximum EMA decay of the teacher; lower it for short runs",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    check_relabel_stride(args)
+    args.relabel_stride = window_stride(args.relabel_stride, args.patch, "--relabel_stride")
     return args
-
-
-def check_relabel_stride(args):
-    """Fill in the stride of the relabelling windows; slices are labelled whole.
-
-    Raises:
-        UserError: a stride for slices, or one that leaves gaps.
-    """
-    if args.relabel_stride is None:
-        if len(args.patch) == 3:
-            args.relabel_stride = [extent // 2 for extent in args.patch]
-        return
-    if len(args.patch) == 2:
-        raise UserError("--relabel_stride: slices are labelled whole, without windows")
-    check_stride(args.relabel_stride, args.patch, "--relabel_stride")
 
 
 # -------------------------------------------------------------------------------- the training loop

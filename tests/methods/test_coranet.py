@@ -361,7 +361,6 @@ def test_the_teacher_follows_the_student(tiny_la, tmp_path):
         "consistency_loss_released",
         "objective",
         "objective_released",
-        "check_relabel_stride",
         "decay_of_teacher",
         "epoch_lengths",
     ],
