@@ -156,20 +156,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root", help="folder of the data (default: the one that the run was trained on)"
     )
-    parser.add_argument(
-        "--batch",
-        type=command.positive_int,
-        help="windows or slices per forward pass; lower it when memory runs out",
-    )
-    parser.add_argument(
-        "--gpu", type=command.gpu, default=0, help="number of the GPU; -1 takes the CPU"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="number format of the networks' arithmetic; auto takes bf16 where it is fast",
-    )
+    command.add_device(parser)
 
 
 # ------------------------------------------------------------------------------------- the figures

@@ -135,22 +135,7 @@ def add_prediction_options(group):
         help="1 keeps only the largest component of each class (default: 1 for networks of "
         f"{' and '.join(largest)}, 0 for all others)",
     )
-    group.add_argument(
-        "--batch",
-        type=command.positive_int,
-        help="windows or slices per forward pass; lower it when memory runs out (default: 4 "
-        "windows or 16 slices on a GPU, 1 or 4 on the CPU)",
-    )
-    group.add_argument(
-        "--gpu", type=command.gpu, default=0, help="number of the GPU; -1 takes the CPU"
-    )
-    group.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="number format of the networks' arithmetic; auto takes bf16 where the device is fast "
-        "with it, fp32 gives the most exact numbers",
-    )
+    command.add_device(group)
 
 
 # --------------------------------------------------------------------------------------- the steps

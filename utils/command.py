@@ -98,6 +98,24 @@ def gpu(text: str) -> int:
     return _gpu(text)
 
 
+def add_device(group: argparse._ActionsContainer) -> None:
+    """The options of whatever predicts: --batch, --gpu and --precision."""
+    group.add_argument(
+        "--batch",
+        type=positive_int,
+        help="windows or slices per forward pass; lower it when memory runs out, the numbers stay "
+        "the same (default: 4 windows or 16 slices on a GPU, 1 or 4 on the CPU)",
+    )
+    group.add_argument("--gpu", type=gpu, default=0, help="number of the GPU; -1 takes the CPU")
+    group.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="number format of the networks' arithmetic; auto takes bf16 where the device is fast "
+        "with it, fp32 gives the most exact numbers",
+    )
+
+
 # ----------------------------------------------------------------------------------- a script's end
 
 

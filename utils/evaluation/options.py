@@ -69,7 +69,7 @@ def parse(
     _add_data(group, classes, offered)
     if scores:
         _add_scores(group, classes)
-    _add_device(group)
+    command.add_device(group)
     if len(offered) == 1:
         parser.set_defaults(split=offered[0])
     args = parser.parse_args(argv)
@@ -205,23 +205,4 @@ def _add_scores(group: argparse._ArgumentGroup, classes: Sequence["type[Volumes]
         choices=(0, 1),
         default=1,
         help="1 writes labels and predictions as NIfTI files; 0 saves disk space",
-    )
-
-
-def _add_device(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--batch",
-        type=command.positive_int,
-        help="windows or slices per forward pass; lower it when memory runs out, the numbers stay "
-        "the same (default: 4 windows or 16 slices on a GPU, 1 or 4 on the CPU)",
-    )
-    group.add_argument(
-        "--gpu", type=command.gpu, default=0, help="number of the GPU; -1 takes the CPU"
-    )
-    group.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16"),
-        default="auto",
-        help="number format of the networks' arithmetic; auto takes bf16 where the device is fast "
-        "with it, fp32 gives the most exact numbers",
     )
