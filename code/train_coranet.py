@@ -8,15 +8,16 @@ and learns from its own pseudo-label; elsewhere D follows its mean teacher.
     self-training    L = L_crm + L_csn + L_cnt
 
     L_crm = CE(D, Y) + CE_con(D_con, Y) + CE_rad(D_rad, Y)    on labelled crops
-    L_csn = mean CE(D, pseudo)                                on certain voxels of unlabelled crops
-    L_cnt = mean (softmax(D) - softmax(D'))²                  on their uncertain voxels
+    L_csn = Σ CE(D, pseudo) / N                  on certain voxels of unlabelled crops
+    L_cnt = Σ |softmax(D) - softmax(D')|² / N    on their uncertain voxels
 
     crm, csn, cnt   conservative-radical module, certain segmentation network, consistency
     Y        label
     CE_con   cross-entropy in which a voxel of the background weighs α, and one of an object 1
     CE_rad   cross-entropy in which a voxel of an object weighs α, and one of the background 1
     pseudo   argmax of D on whole images; it and the certain voxels are found anew every 5 epochs
-    D'       D of the mean teacher, which sees the same crops; its EMA decay is at most 0.99
+    D'       D of the mean teacher, which sees the same crops; its EMA decay is 0.99
+    N        voxels of the unlabelled crops, certain or not
     epoch    a pass over the labelled cases
 
     python code/train_coranet.py --labelnum 16 --gpu 0
@@ -45,7 +46,7 @@ from utils import command
 from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
-from utils.schedules import ema_decay, gaussian_rampup, update_teacher
+from utils.schedules import gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 from utils.training.unlabelled import find_in_unlabelled, window_stride
@@ -97,22 +98,27 @@ def class_weights(D, alpha):
 def labelled_loss(D, D_con, D_rad, label, alpha):
     """L_crm, equation 1."""
     conservative, radical = class_weights(D, alpha)
-    return (
-        cross_entropy(D, label)
-        + cross_entropy(D_con, label, conservative)
-        + cross_entropy(D_rad, label, radical)
-    )
+    ce_con = cross_entropy(D_con, label, conservative, reduction="none").mean()
+    ce_rad = cross_entropy(D_rad, label, radical, reduction="none").mean()
+    return cross_entropy(D, label) + ce_con + ce_rad
 
 
 def labelled_loss_released(D, D_con, D_rad, label, alpha):
-    """L_crm of the released code: the mean of CE, CE_con, CE_rad and Dice."""
+    """L_crm of the released code: the mean of CE, CE_con, CE_rad and Dice.
+
+    Its CE_con and CE_rad are torch's weighted means, which divide by the sum of the weights.
+    """
+    conservative, radical = class_weights(D, alpha)
+    ce = cross_entropy(D, label)
+    ce_con = cross_entropy(D_con, label, conservative)
+    ce_rad = cross_entropy(D_rad, label, radical)
     dice = foreground_dice_loss(D.softmax(1), label)
-    return (labelled_loss(D, D_con, D_rad, label, alpha) + dice) / 4
+    return (ce + ce_con + ce_rad + dice) / 4
 
 
 def certain_loss(D, pseudo, certain):
-    """L_csn, equation 7: mean over the certain voxels."""
-    return masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
+    """L_csn, equation 7: sum over the certain voxels, divided by all voxels."""
+    return (cross_entropy(D, pseudo, reduction="none") * certain).mean()
 
 
 def certain_loss_released(D, D_con, D_rad, pseudo, certain, alpha):
@@ -130,9 +136,9 @@ def certain_loss_released(D, D_con, D_rad, pseudo, certain, alpha):
 
 
 def consistency_loss(D, D_teacher, uncertain):
-    """L_cnt, equation 8: mean over the uncertain voxels and the classes."""
-    square = (D.softmax(1) - D_teacher.softmax(1)).square()
-    return masked_mean(square.mean(1), uncertain)
+    """L_cnt, equation 8: sum over the uncertain voxels and the classes, divided by all voxels."""
+    square = (D.softmax(1) - D_teacher.softmax(1)).square().sum(1)
+    return (square * uncertain).mean()
 
 
 def consistency_loss_released(student, teacher, uncertain):
@@ -307,7 +313,7 @@ def parse(argv=None):
         "--ema_decay",
         type=command.fraction,
         default=0.99,
-        help="maximum EMA decay of the teacher; lower it for short runs",
+        help="β, EMA decay of the teacher; lower it for short runs",
     )
     args = options.parse(parser, DEFAULTS, argv)
     args.relabel_stride = window_stride(args.relabel_stride, args.patch, "--relabel_stride")
@@ -338,9 +344,7 @@ def build(args, data):
 
 def decay_of_teacher(t, args):
     """EMA decay at iteration t of self-training: 0 at t = 0, a copy of the pre-trained student."""
-    if args.preset == "released" and t > 0:
-        return args.ema_decay
-    return ema_decay(t, args.ema_decay)
+    return args.ema_decay if t > 0 else 0.0
 
 
 def main(argv=None):

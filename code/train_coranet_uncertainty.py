@@ -7,8 +7,8 @@ and D_rad: it is where the entropy of one network's mean prediction is low.
     self-training    L = L_seg + L_csn + L_cnt
 
     L_seg = CE(D, Y)                            on labelled crops; aleatoric: -ln of p at Y
-    L_csn = mean CE(D, pseudo)                  on certain voxels of unlabelled crops
-    L_cnt = mean (softmax(D) - softmax(D'))²    on uncertain voxels of unlabelled crops
+    L_csn = Σ CE(D, pseudo) / N                  on certain voxels of unlabelled crops
+    L_cnt = Σ |softmax(D) - softmax(D')|² / N    on uncertain voxels of unlabelled crops
 
     D, D'    logits of the student and of its mean teacher
     pseudo   argmax of D on whole images
@@ -37,7 +37,7 @@ from utils import command
 from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
-from utils.schedules import ema_decay, gaussian_rampup, update_teacher
+from utils.schedules import gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 from utils.training.unlabelled import find_in_unlabelled, window_stride
@@ -100,20 +100,21 @@ def labelled_loss_released(student, label, args):
 
 
 def certain_loss(D, pseudo, certain):
-    """L_csn: mean over the certain voxels."""
-    return masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
+    """L_csn, equation 7: sum over the certain voxels, divided by all voxels."""
+    return (cross_entropy(D, pseudo, reduction="none") * certain).mean()
 
 
 def certain_loss_released(D, pseudo, certain):
     """L_csn as the released code has it: the mean of cross-entropy and Dice."""
+    ce = masked_mean(cross_entropy(D, pseudo, reduction="none"), certain)
     dice = foreground_dice_loss(D.softmax(1), pseudo, certain)
-    return (certain_loss(D, pseudo, certain) + dice) / 2
+    return (ce + dice) / 2
 
 
 def consistency_loss(D, D_teacher, uncertain):
-    """L_cnt: mean over the uncertain voxels and the classes."""
-    square = (D.softmax(1) - D_teacher.softmax(1)).square()
-    return masked_mean(square.mean(1), uncertain)
+    """L_cnt, equation 8: sum over the uncertain voxels and the classes, divided by all voxels."""
+    square = (D.softmax(1) - D_teacher.softmax(1)).square().sum(1)
+    return (square * uncertain).mean()
 
 
 def consistency_loss_released(D, D_teacher, uncertain):
@@ -327,7 +328,7 @@ def parse(argv=None):
         "--ema_decay",
         type=command.fraction,
         default=0.99,
-        help="maximum EMA decay of the teacher; lower it for short runs",
+        help="β, EMA decay of the teacher; lower it for short runs",
     )
     args = options.parse(parser, DEFAULTS, argv)
     args.relabel_stride = window_stride(args.relabel_stride, args.patch, "--relabel_stride")
@@ -364,9 +365,7 @@ def build(args, data):
 
 def decay_of_teacher(t, args):
     """EMA decay at iteration t of self-training: 0 at t = 0, a copy of the pre-trained student."""
-    if args.preset == "released" and t > 0:
-        return args.ema_decay
-    return ema_decay(t, args.ema_decay)
+    return args.ema_decay if t > 0 else 0.0
 
 
 def main(argv=None):
