@@ -31,7 +31,7 @@ With several classes this script has one network for all of them; `train_coranet
 binary network per class, which is the paper's form for ACDC. `train_coranet_uncertainty.py` has
 other measures of uncertainty in place of D_con and D_rad (Table VI).
 `--preset released` is the released code where it differs: its losses (`objective_released`), its
-batch sizes and epochs (DEFAULTS, `epoch_lengths`), and a constant EMA decay.
+batch sizes and epochs (DEFAULTS, `epoch_lengths`).
 """
 
 import copy
