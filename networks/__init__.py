@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "vnet": ("vnet", "VNet"),
     "unet": ("unet", "UNet"),
+    "unet_ronneberger": ("unet_ronneberger", "RonnebergerUNet"),
     "unet3d": ("unet3d", "UNet3D"),
     "resnet18": ("resnet18_3d", "ResNet18"),
 }

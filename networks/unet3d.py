@@ -7,7 +7,6 @@ a convolution leads up; the head is 1×1×1. The released code of UG-MCL and its
 """
 
 import torch.nn as nn
-from torch import Tensor
 
 from networks.base import Defaults, enlarge
 from networks.unet import UNet
@@ -24,27 +23,9 @@ class UNet3D(UNet):
     defaults = Defaults(n_filters=16, dropout=0.3, upsampling="linear")
     head_size = 1
     slope = 0.0
-
-    def build(
-        self,
-        in_channels: int,
-        n_filters: int,
-        normalization: str,
-        dropout: float,
-        upsampling: str,
-        levels: int = 5,
-    ) -> int:
-        self.dropout = nn.Dropout(dropout)
-        return super().build(in_channels, n_filters, normalization, 0.0, upsampling, levels)
+    dropout_in_levels = False
 
     def grow(self, deep: int, channels: int, upsampling: str) -> tuple[nn.Module, int]:
         if upsampling == "linear":
             return enlarge(3), deep
         return super().grow(deep, channels, upsampling)
-
-    def encode(self, x: Tensor) -> list[Tensor]:
-        *features, bottom = super().encode(x)
-        return [*features, self.dropout(bottom)]
-
-    def decode(self, features: list[Tensor]) -> Tensor:
-        return self.dropout(super().decode(features))

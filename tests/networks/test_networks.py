@@ -55,9 +55,10 @@ def outputs(given):
     [
         ("unet", {"num_classes": 4}, 1_813_764),  # ACDC: "1.81 M"
         ("unet3d", {"normalization": "instancenorm"}, 5_884_050),  # BraTS2019: "5.88 M"
+        ("unet_ronneberger", {}, 31_042_434),  # CoraNet, III-D.2: "29.6M"
     ],
 )
-def test_parameter_counts_are_the_published_ones(name, options, count):
+def test_parameter_counts(name, options, count):
     assert sum(p.numel() for p in network_class(name)(**options).parameters()) == count
 
 
@@ -350,7 +351,7 @@ def test_one_vs_rest_holds_a_binary_network_a_class(name):
 
 def test_one_vs_rest_refuses_what_does_not_exist():
     with pytest.raises(
-        ValueError, match="network is one of vnet, unet, unet3d, resnet18, got 'wnet'"
+        ValueError, match="network is one of vnet, unet, unet_ronneberger, unet3d, resnet18, got 'wnet'"
     ):
         OneVsRest("wnet")
     with pytest.raises(ValueError, match="num_classes must be at least 2"):
