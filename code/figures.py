@@ -24,8 +24,10 @@ Files go to <run>/figures/. Contours, errors and surfaces of tested cases are dr
 """
 
 import argparse
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -47,122 +49,13 @@ from utils.reporting.predicted_split import (
 )
 from utils.trained import checkpoint_name, find_checkpoint, load_networks
 
-# ------------------------------------------------------------------------------------- the options
-
-HELPS = {
-    "sdm": "signed distance maps and their masks (DTML, UG-MCL)",
-    "uncertainty": "uncertain voxels over training (CoraNet)",
-    "curves": "metrics of the networks and of their mean over training (CML)",
-}
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = command.Parser(__doc__, __file__)
-    figures = parser.add_subparsers(
-        dest="figure", required=True, metavar="FIGURE", parser_class=_figure_parser
-    )
-    for name, text in HELPS.items():
-        one = figures.add_parser(name, help=text, doc=text)
-        one.add_argument("run", type=Path, help="folder of the run")
-        if name == "curves":
-            _add_curves(one)
-        else:
-            _add_cases(one)
-        if name == "sdm":
-            one.add_argument(
-                "--checkpoint",
-                type=checkpoint_name,
-                default="last",
-                help="last, best, or the number of a kept step",
-            )
-        else:
-            usual = "all" if name == "curves" else "four, from the first to the last"
-            one.add_argument(
-                "--steps",
-                nargs="+",
-                type=command.positive_int,
-                metavar="STEP",
-                help=f"kept steps to show (default: {usual})",
-            )
-        _add_shared(one)
-    args, unknown = parser.parse_known_args(argv)
-    if unknown:  # the figure's own parser knows which flag is near
-        figures.choices[args.figure].error(f"unrecognized arguments: {' '.join(unknown)}")
-    if not args.run.is_dir():
-        raise UserError(f"{args.run}: no such folder of a run")
-    if args.figure == "curves" and args.split == "test" and args.cases:
-        raise UserError("--cases is for --split train and val: the tests had cases of their own")
-    return args
-
-
-def _figure_parser(prog: str, doc: str) -> command.Parser:
-    return command.Parser(doc, prog)
-
-
-def _add_cases(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--split",
-        choices=("train", "val", "test"),
-        default="train",
-        help="list of the cases; train takes those that were unlabelled",
-    )
-    parser.add_argument(
-        "--case", nargs="+", metavar="NAME", help="names in the list (default: the first)"
-    )
-    parser.add_argument(
-        "--plane",
-        choices=("axial", "coronal", "sagittal"),
-        default="axial",
-        help="plane in which volumes are cut",
-    )
-
-
-def _add_curves(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--split",
-        choices=("test", "val", "train"),
-        default="test",
-        help="test reads the results of tests; train scores the cases that were unlabelled",
-    )
-    parser.add_argument(
-        "--cases",
-        type=command.positive_int,
-        help="score only this many cases, with --split train or val",
-    )
-    parser.add_argument(
-        "--metrics",
-        nargs="+",
-        choices=METRICS,
-        default=["dice"],
-        metavar="METRIC",
-        help="metrics to draw, a panel each",
-    )
-    parser.add_argument(
-        "--nms",
-        type=int,
-        choices=(0, 1),
-        help="1 keeps only the largest component of each class; with --split test, only results of "
-        "tests with this choice are taken",
-    )
-    parser.add_argument(
-        "--names", nargs="+", metavar="NAME", help="names of the lines, in their order"
-    )
-
-
-def _add_shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--format", nargs="+", choices=FORMATS, default=["png"], help="formats of the files"
-    )
-    parser.add_argument(
-        "--root", help="folder of the data (default: the one that the run was trained on)"
-    )
-    command.add_device(parser)
-
-
 # ------------------------------------------------------------------------------------- the figures
 
 
 def sdm(args: argparse.Namespace) -> None:
+    """Image, reference, predicted signed distance map with its zero level, and the mask where the
+    map is negative (DTML, Fig. 2; UG-MCL).
+    """
     device = select_device(args.gpu)
     path = find_checkpoint(args.run, args.checkpoint)
     network, checkpoint = load_distance_network(path, device)
@@ -205,6 +98,9 @@ def load_distance_network(path: Path, device: torch.device) -> tuple[torch.nn.Mo
 
 
 def uncertainty(args: argparse.Namespace) -> None:
+    """The voxels where D_con and D_rad predict different classes, at several of the steps that
+    training kept with --keep_every (CoraNet, Fig. 5).
+    """
     device = select_device(args.gpu)
     steps = args.steps or evenly(kept_steps(args.run), 4)
     shown = {}  # name: image, label, and the uncertain voxels of each step
@@ -242,6 +138,9 @@ def uncertainty(args: argparse.Namespace) -> None:
 
 
 def curves(args: argparse.Namespace) -> None:
+    """Dice, or other metrics, of each tested network and of their mean, at the steps that training
+    kept (CML, Fig. 2).
+    """
     if args.split == "test":
         found, cases = read_curves(args.run, args.steps, args.nms)
     else:
@@ -267,7 +166,7 @@ def curves(args: argparse.Namespace) -> None:
     rows = []
     for name, curve in lines.items():
         rows += [{"network": name, "step": step, **values} for step, values in curve.items()]
-    table = args.run / "figures" / f"{file}.csv"
+    table = folder_of(args) / f"{file}.csv"
     write_csv(table, rows)
     print(table)
 
@@ -283,11 +182,17 @@ def plane_of(args: argparse.Namespace, split: Split) -> str:
     return "slice" if split.sliced else args.plane
 
 
+def folder_of(args: argparse.Namespace) -> Path:
+    """The folder of the files: --output, or `figures` in the run; of several runs, in the first."""
+    run = args.runs[0] if "runs" in args else args.run
+    return getattr(args, "output", None) or run / "figures"
+
+
 def draw(args: argparse.Namespace, name: str, figure: Callable, *given, **look) -> None:
     """Write a figure in each format that was asked for."""
-    folder = args.run / "figures"
+    folder = folder_of(args)
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror})") from None
     for kind in args.format:
@@ -296,9 +201,186 @@ def draw(args: argparse.Namespace, name: str, figure: Callable, *given, **look) 
         print(path)
 
 
+# ------------------------------------------------------------------------------------- the options
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of the run")
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="folders of the runs")
+    parser.add_argument(
+        "--names", nargs="+", metavar="NAME", help="names of the runs (default: their folders')"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder of the files (default: figures/ in the first run)"
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=checkpoint_name,
+        default="last",
+        help="last, best, or the number of a kept step",
+    )
+
+
+def add_steps(parser: argparse.ArgumentParser, usual: str) -> None:
+    parser.add_argument(
+        "--steps",
+        nargs="+",
+        type=command.positive_int,
+        metavar="STEP",
+        help=f"kept steps to show (default: {usual})",
+    )
+
+
+def add_cases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        default="train",
+        help="list of the cases; train takes those that were unlabelled",
+    )
+    parser.add_argument(
+        "--case", nargs="+", metavar="NAME", help="names in the list (default: the first)"
+    )
+    parser.add_argument(
+        "--plane",
+        choices=("axial", "coronal", "sagittal"),
+        default="axial",
+        help="plane in which volumes are cut",
+    )
+
+
+def add_format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format", nargs="+", choices=FORMATS, default=["png"], help="formats of the files"
+    )
+
+
+def add_prediction(parser: argparse.ArgumentParser) -> None:
+    """Options of whatever predicts: the formats, the data and the device."""
+    add_format(parser)
+    parser.add_argument(
+        "--root", help="folder of the data (default: the one that the run was trained on)"
+    )
+    command.add_device(parser)
+
+
+def sdm_options(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_cases(parser)
+    add_checkpoint(parser)
+    add_prediction(parser)
+
+
+def uncertainty_options(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_cases(parser)
+    add_steps(parser, "four, from the first to the last")
+    add_prediction(parser)
+
+
+def curves_options(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument(
+        "--split",
+        choices=("test", "val", "train"),
+        default="test",
+        help="test reads the results of tests; train scores the cases that were unlabelled",
+    )
+    parser.add_argument(
+        "--cases",
+        type=command.positive_int,
+        help="score only this many cases, with --split train or val",
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        default=["dice"],
+        metavar="METRIC",
+        help="metrics to draw, a panel each",
+    )
+    parser.add_argument(
+        "--nms",
+        type=int,
+        choices=(0, 1),
+        help="1 keeps only the largest component of each class; with --split test, only results of "
+        "tests with this choice are taken",
+    )
+    parser.add_argument(
+        "--names", nargs="+", metavar="NAME", help="names of the lines, in their order"
+    )
+    add_steps(parser, "all")
+    add_prediction(parser)
+
+
+def check_curves(args: argparse.Namespace) -> None:
+    if args.split == "test" and args.cases:
+        raise UserError("--cases is for --split train and val: the tests had cases of their own")
+
+
+# ---------------------------------------------------------------------------------- the subcommands
+
+
+class Figure(NamedTuple):
+    """A subcommand. Its `--help` shows the docstring of `draw`.
+
+    Attributes:
+        help: a line for the list of subcommands.
+        add_options: adds its options to its parser.
+        draw: draws with the parsed options.
+        check: raises `UserError` for options that do not fit one another.
+    """
+
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    draw: Callable[[argparse.Namespace], None]
+    check: Callable[[argparse.Namespace], None] = lambda args: None
+
+
+FIGURES = {
+    "sdm": Figure("signed distance maps and their masks (DTML, UG-MCL)", sdm_options, sdm),
+    "uncertainty": Figure("uncertain voxels over training", uncertainty_options, uncertainty),
+    "curves": Figure(
+        "metrics of the networks and of their mean over training (CML)",
+        curves_options,
+        curves,
+        check_curves,
+    ),
+}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = command.Parser(__doc__, __file__)
+    subcommands = parser.add_subparsers(
+        dest="figure", required=True, metavar="FIGURE", parser_class=_subparser
+    )
+    for name, figure in FIGURES.items():
+        doc = inspect.getdoc(figure.draw)
+        figure.add_options(subcommands.add_parser(name, help=figure.help, doc=doc))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:  # the figure's own parser knows which flag is near
+        chosen = subcommands.choices[args.figure]
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
+    for run in args.runs if "runs" in args else [args.run]:
+        if not run.is_dir():
+            raise UserError(f"{run}: no such folder of a run")
+    FIGURES[args.figure].check(args)
+    return args
+
+
+def _subparser(prog: str, doc: str) -> command.Parser:
+    return command.Parser(doc, prog)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    {"sdm": sdm, "uncertainty": uncertainty, "curves": curves}[args.figure](args)
+    FIGURES[args.figure].draw(args)
 
 
 if __name__ == "__main__":
