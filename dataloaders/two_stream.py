@@ -17,7 +17,7 @@ from torch import Tensor
 from dataloaders import open_dataset
 from dataloaders.cache import Resident, values
 from dataloaders.hold_out import Validation, hold_out
-from dataloaders.transforms import AUGMENTS, Crop, Warp, draw_crop, draw_warp, warp_slices
+from dataloaders.transforms import AUGMENTS, SMOOTH, Crop, Warp, draw_crop, draw_warp, warp_slices
 from utils.distributed import rank, world_size
 from utils.errors import UserError
 from utils.ops import crop_rot_flip
@@ -181,7 +181,7 @@ class TwoStream:
         labels = [label for _, label in samples[:labeled]]
         if len(self.patch) == 2:  # interpolating takes values, not codes
             whole = [image.image() for image in images]
-            image, label = self._cut(crops, whole, labels, smooth=self.augment == "affine")
+            image, label = self._cut(crops, whole, labels, smooth=self.augment in SMOOTH)
             return self._send(image), self._send(label)
         kinds: dict[torch.dtype, list[int]] = {}  # one call of the operator takes one type
         for k, image in enumerate(images):

@@ -147,6 +147,68 @@ def test_what_affine_draws():
     assert 900 < sum(abs(turn) > 90 for turn, _, _ in drawn) < 1100
 
 
+def test_what_rotate_crop_draws():
+    rng = np.random.default_rng(0)
+    drawn = [
+        angle_and_scale(draw_warp(rng, 0, (30, 30), (60, 60), "rotate_crop"), (30, 30), (60, 60))
+        for _ in range(4000)
+    ]
+    areas = np.array([scale**-2 for _, scale, _ in drawn])  # of the slice, as a share
+    assert 0.85 <= areas.min() < 0.851
+    assert 0.949 < areas.max() <= 0.95
+    np.testing.assert_allclose(
+        np.quantile(areas, (0.25, 0.5, 0.75)), (0.875, 0.9, 0.925), atol=3e-3
+    )
+    turns = np.array([turn if abs(turn) < 90 else abs(turn) - 180 for turn, _, _ in drawn])
+    turned = turns[abs(turns) > 1e-9]  # two flips are half a turn
+    assert 0.47 < turned.size / turns.size < 0.53
+    assert -45 <= turned.min() < -44
+    assert 44 < turned.max() <= 45
+    assert 0.47 < np.mean([mirror for _, _, mirror in drawn]) < 0.53
+    assert 0.22 < np.mean([abs(turn) > 90 and not mirror for turn, _, mirror in drawn]) < 0.28
+
+
+def test_rotate_crop_cuts_a_part_of_the_slice_anywhere():
+    """Ramps along the axes show where each pixel of a sample comes from."""
+    last = np.array([100, 60])
+    ramps = [torch.from_numpy(ramp) for ramp in np.indices(last + 1).astype(np.float32)]
+    rng = np.random.default_rng(1)
+    places = []  # of the crop among the possible ones, from 0 to 1 along both axes
+    areas = []
+    while len(places) < 500:
+        warp = draw_warp(rng, 0, tuple(last + 1), (33, 25), "rotate_crop")
+        if warp.matrix[0][1]:
+            continue  # turned
+        sample = warp_slices(ramps, [warp, warp], (33, 25), smooth=True).numpy()
+        corners = np.sort([sample[:, 0, 0], sample[:, -1, -1]], axis=0)
+        assert corners.min() > -1e-4
+        assert (corners <= last + 1e-4).all()
+        sides = (corners[1] - corners[0]) / last
+        assert sides[0] == pytest.approx(sides[1], rel=1e-4)
+        areas.append(sides.prod())
+        places.append(corners[0] / (last * (1 - sides)))
+    assert np.mean(areas) == pytest.approx(0.9, abs=5e-3)
+    quantiles = np.quantile(places, (0.1, 0.5, 0.9), axis=0)
+    np.testing.assert_allclose(quantiles, [[0.1, 0.1], [0.5, 0.5], [0.9, 0.9]], atol=0.06)
+
+
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("angle", [0, 31])
+def test_a_shifted_warp_is_numpys_crop(angle, flips):
+    """Turned, cut and flipped by SciPy and NumPy: rows 4 to 93 and columns 9 to 98 of 100."""
+    image = labels((100, 100))
+    turned = ndimage.rotate(image, angle, order=0, reshape=False)
+    expected = np.flip(turned[4:94, 9:99], np.flatnonzero(flips))
+    matrix = warp_matrix(image.shape, (90, 90), flips=flips, angle=angle, scale=99 / 89)
+    unflipped = np.array(warp_matrix(image.shape, image.shape, angle=angle))
+    shift = unflipped @ (4 + 44.5 - 49.5, 9 + 44.5 - 49.5)
+    warp = Warp(0, matrix, tuple(shift))
+    seen = warp_slices([torch.from_numpy(image)], [warp], (90, 90))[0].numpy()
+    inside = expected > 0
+    assert inside.mean() > 0.9
+    assert (seen != expected)[inside].mean() < 0.002
+
+
 def test_resize_draws_nothing():
     rng = np.random.default_rng(0)
     assert draw_warp(rng, 3, (20, 30), (40, 40), "resize") == Warp(

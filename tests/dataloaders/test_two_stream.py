@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 from small import FOLDER
 
-from dataloaders.transforms import Crop, draw_crop
+from dataloaders.transforms import SMOOTH, Crop, draw_crop
 from dataloaders.two_stream import two_stream_loader
 from utils.errors import UserError
 from utils.ops import crop_rot_flip_reference
@@ -166,7 +166,7 @@ def test_supervised_training_decodes_the_labelled_cases_alone(tiny_la):
     assert data.batch(3).image.shape[0] == 2
 
 
-@pytest.mark.parametrize("augment", ["rotate", "affine", "resize"])
+@pytest.mark.parametrize("augment", ["rotate", "affine", "rotate_crop", "resize"])
 def test_slices_and_their_labels_are_seen_through_one_warp(tiny_la, augment):
     data = slices(tiny_la, augment=augment, labeled_bs=6)
     seen = 0
@@ -181,7 +181,7 @@ def test_slices_and_their_labels_are_seen_through_one_warp(tiny_la, augment):
     assert seen > 500
 
 
-@pytest.mark.parametrize("augment", ["rotate", "affine", "resize"])
+@pytest.mark.parametrize("augment", ["rotate", "affine", "rotate_crop", "resize"])
 def test_stores_of_slices_are_gathered_as_the_batch_was(tiny_la, augment):
     """Labels of all samples come out on their images; they and the images are seen by the same
     nearest pixels.
@@ -193,9 +193,9 @@ def test_stores_of_slices_are_gathered_as_the_batch_was(tiny_la, augment):
         assert gathered.dtype == torch.uint8
         assert torch.equal(gathered.long(), batch.label)
         images = data.gather(data.volumes.images, batch.crops)
-        if augment == "affine":  # interpolated, so close where the slice is flat
+        if augment in SMOOTH:  # interpolated, so close where the slice is flat
             assert not torch.equal(images, batch.image[:, 0])
-            assert np.corrcoef(images.flatten(), batch.image.flatten())[0, 1] > 0.9
+            assert np.corrcoef(images.flatten(), batch.image.flatten())[0, 1] > 0.85
         else:
             assert torch.equal(images, batch.image[:, 0])
 
@@ -225,7 +225,7 @@ def test_labelled_and_unlabelled_slices_are_of_different_cases(tiny_la):
         (
             "slices",
             {"augment": "rot_flip"},
-            "--augment rot_flip: phantom2d is 2-D, choose one of rotate, affine, resize",
+            "--augment rot_flip: phantom2d is 2-D, choose one of rotate, affine, rotate_crop, resize",
         ),
         ("slices", {"augment": "mirror"}, "--augment mirror: phantom2d is 2-D"),
     ],
