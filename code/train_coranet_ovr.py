@@ -4,14 +4,17 @@ Each foreground class has a CoraNet of its own, which tells the class from every
 networks train side by side on the same crops, and vote at the end. This is the paper's form for
 ACDC (section IV-F); `train_coranet.py` explains CoraNet and has one network for all classes.
 
-    L = mean of the L of the networks; for the network of class c
+    Each loss is the mean over the networks; for the network of class c
 
-    pre-training     L = L_crm
-    self-training    L = L_crm + L_csn + L_cnt
+    pre-training     all of it learns from L_crm
+    self-training    in each step (Algorithm 1)
+                         its trunk and D learn from L_csn
+                         its trunk and D learn from L_cnt
+                         all of it learns from L_crm
 
-    L_crm = CE(D, Y_c) + CE_con(D_con, Y_c) + CE_rad(D_rad, Y_c)    on the labelled crops
-    L_csn = Σ CE(D, pseudo) / N                                      on its certain voxels
-    L_cnt = Σ |softmax(D) - softmax(D')|² / N                        on its uncertain voxels
+    L_crm = CE(D, Y_c) + CE_con(D_con, Y_c) + CE_rad(D_rad, Y_c)    on labelled crops
+    L_csn = Σ CE(D, pseudo) / N                  on certain voxels of unlabelled crops
+    L_cnt = Σ |softmax(D) - softmax(D')|² / N    on its uncertain voxels
 
     Y_c      1 where the label is c, else 0; the other symbols are those of `train_coranet.py`
 
@@ -30,6 +33,7 @@ import _root  # noqa: F401
 from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
 from networks.one_vs_rest import OneVsRest
 from utils import command
+from utils.errors import UserError
 from utils.inference import whole_image
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
@@ -38,34 +42,56 @@ from utils.training import options, run
 from utils.training.options import rule
 from utils.training.unlabelled import find_in_unlabelled, window_stride
 
+
+def in_3d(args):
+    return len(args.patch) == 3
+
+
+def in_2d(args):
+    return len(args.patch) == 2
+
+
+def released(args):
+    return args.preset == "released"
+
+
+# where D learns from pseudo-labels, and where it follows D', in the rows of Table IV
+ROWS = {
+    "seg": (None, None),
+    "seg+st": ("everywhere", None),
+    "seg+st_mask": ("certain", None),
+    "seg+mt": (None, "everywhere"),
+    "seg+mt_mask": (None, "certain"),  # as the paper's sentence says
+    "seg+mt_uncertain": (None, "uncertain"),  # as in the full method
+    "full": ("certain", "uncertain"),
+}
+
 DEFAULTS = [  # where several rules hold, the last one wins
+    rule("paper, III-B", alpha=5.0),
+    rule("paper, IV-A", pretrain_epochs=30, relabel_epochs=5, ema_decay=0.99),
+    rule("paper, Algorithm 1", masks="step", updates="three"),
+    rule("ours: an epoch is one pass", passes=1),
+    rule("paper, IV-D", in_3d, selftrain_epochs=200),
+    rule("released code", in_3d, normalization="instancenorm"),
+    rule("ours", in_3d, labeled_bs=4, unlabeled_bs=4),
     rule(
-        "paper",
-        pretrain_epochs=30,
-        selftrain_epochs=200,
-        passes=1,
-        labeled_bs=4,
-        unlabeled_bs=4,
+        "paper, IV-A",
+        in_2d,
+        net="unet_ronneberger",
+        normalization="batchnorm",
+        selftrain_epochs=100,
     ),
+    rule("paper, IV-A: a batch of 4", in_2d, labeled_bs=2, unlabeled_bs=2),
+    rule("paper, IV-F", lambda args: args.dataset == "ACDC", augment="rotate_crop"),
+    rule("released code", released, masks="relabelling", updates="joint"),
     rule(
         "released code",
-        lambda args: args.preset == "released",
+        lambda args: released(args) and in_3d(args),
         pretrain_epochs=60,
+        passes=5,
         labeled_bs=8,
         unlabeled_bs=8,
     ),
-    rule("released code", lambda args: args.preset == "released" and args.net != "unet", passes=5),
-    rule(
-        "paper, 2-D",
-        lambda args: args.net == "unet",
-        n_filters=64,
-        normalization="batchnorm",
-        pretrain_epochs=30,
-        selftrain_epochs=100,
-        labeled_bs=2,
-        unlabeled_bs=2,
-    ),
-    rule("paper, ACDC", lambda args: args.dataset == "ACDC", augment="affine"),
 ]
 
 # ------------------------------------------------------------------------------------- the losses
@@ -104,9 +130,19 @@ def labelled_loss_released(D, D_con, D_rad, label, alpha):
     return (ce + ce_con + ce_rad + dice) / 4
 
 
-def certain_loss(D, pseudo, certain):
-    """L_csn, equation 7: sum over the certain voxels, divided by all voxels."""
-    return (cross_entropy(D, pseudo, reduction="none") * certain).mean()
+def over_region(values, region, region_means):
+    """The sum of `values` over a region, divided by the number of all voxels.
+
+    With `region_means` it is divided by the number of the region's own.
+    """
+    if region_means:
+        return masked_mean(values, region)
+    return (values * region).mean()
+
+
+def certain_loss(D, pseudo, certain, region_means=False):
+    """L_csn, equation 7: the sum over the certain voxels."""
+    return over_region(cross_entropy(D, pseudo, reduction="none"), certain, region_means)
 
 
 def certain_loss_released(D, D_con, D_rad, pseudo, certain, alpha):
@@ -123,10 +159,10 @@ def certain_loss_released(D, D_con, D_rad, pseudo, certain, alpha):
     return (ce + ce_con + ce_rad + dice) / 4
 
 
-def consistency_loss(D, D_teacher, uncertain):
-    """L_cnt, equation 8: sum over the uncertain voxels and the classes, divided by all voxels."""
+def consistency_loss(D, D_teacher, uncertain, region_means=False):
+    """L_cnt, equation 8: the sum over the uncertain voxels, and over the classes."""
     square = (D.softmax(1) - D_teacher.softmax(1)).square().sum(1)
-    return (square * uncertain).mean()
+    return over_region(square, uncertain, region_means)
 
 
 def consistency_loss_released(student, teacher, uncertain):
@@ -153,7 +189,7 @@ def objective(
     Args:
         student: D, D_con and D_rad, labelled crops first.
         label: of the labelled crops.
-        args: `alpha`.
+        args: `alpha` and `region_means`.
         epoch: of self-training, from 0; the paper's losses do not depend on it.
         pseudo, pseudo_region: pseudo-labels of the unlabelled crops, and the voxels where D learns
             from them; None without L_csn.
@@ -169,10 +205,10 @@ def objective(
     terms = {"loss_crm": loss}
     D = student[0][n:]
     if pseudo is not None:
-        terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region)
+        terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region, args.region_means)
         loss = loss + terms["loss_csn"]
     if teacher is not None:
-        terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region)
+        terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region, args.region_means)
         terms["consistency_weight"] = 1.0
         loss = loss + terms["loss_cnt"]
     return loss, terms
@@ -215,14 +251,14 @@ def mean_loss(outputs, label, args, epoch, learn):
     Args:
         outputs: D, D_con and D_rad of each network.
         label: of the labelled crops, int64 `(B_l, *S)` with all classes.
-        args: `alpha` and `preset`.
+        args: `alpha`, `region_means` and `preset`.
         epoch: of self-training, from 0.
         learn: for each network its further arguments of `objective`.
 
     Returns:
         The loss, and the means of its terms by name.
     """
-    loss_of_network = objective_released if args.preset == "released" else objective
+    loss_of_network = objective_released if released(args) else objective
     losses = []
     sums = {}
     for c, (branches, own) in enumerate(zip(outputs, learn, strict=True), 1):
@@ -235,8 +271,48 @@ def mean_loss(outputs, label, args, epoch, learn):
     return sum(losses) / len(losses), means
 
 
-# ------------------------------------------------------------------------------ the pseudo-labels
-# To fork: another way to find them, or to call them certain, goes into `relabel`.
+def three_updates(student, batch, args, job, optimizer, learn):
+    """Lines 7, 9 and 11 of Algorithm 1: the mean of each loss over the networks is a step.
+
+    Args:
+        student: gives D, D_con and D_rad of each network, or only D, which moves its trunk and D.
+        batch: its labelled crops come first.
+        args: `alpha` and `region_means`.
+        job, optimizer: make a step on a loss.
+        learn: for each network its further arguments of `objective`.
+
+    Returns:
+        The sum of the losses, and each by name.
+    """
+    n = batch.labeled_bs
+    unlabelled = batch.image[n:]
+    terms = {}
+    if "pseudo" in learn[0]:
+        losses = [
+            certain_loss(D.float(), own["pseudo"], own["pseudo_region"], args.region_means)
+            for D, own in zip(student(unlabelled, first_only=True), learn, strict=True)
+        ]
+        terms["loss_csn"] = sum(losses) / len(losses)
+        job.optimize(terms["loss_csn"], optimizer)
+    if "teacher" in learn[0]:
+        losses = [
+            consistency_loss(D.float(), own["teacher"][0], own["teacher_region"], args.region_means)
+            for D, own in zip(student(unlabelled, first_only=True), learn, strict=True)
+        ]
+        terms["loss_cnt"] = sum(losses) / len(losses)
+        job.optimize(terms["loss_cnt"], optimizer)
+    losses = []
+    for c, branches in enumerate(student(batch.image[:n]), 1):
+        D, D_con, D_rad = [branch.float() for branch in branches]
+        losses.append(labelled_loss(D, D_con, D_rad, (batch.label == c).long(), args.alpha))
+    terms["loss_crm"] = sum(losses) / len(losses)
+    job.optimize(terms["loss_crm"], optimizer)
+    return sum(terms.values()), terms
+
+
+# ------------------------------------------------------------- the pseudo-labels and their masks
+# To fork: another way to find them, or to call them certain, goes into `relabel` and
+# `certain_voxels`.
 
 
 def relabel(net, data, steps, job, stride):
@@ -274,6 +350,17 @@ def relabel(net, data, steps, job, stride):
     return of_classes
 
 
+@torch.no_grad()
+def certain_voxels(student, net, image):
+    """Where D_con and D_rad predict the same class on crops, equations 5 and 6: for each network
+    bool `(B, *S)`.
+    """
+    net.eval()
+    outputs = student(image)
+    net.train()
+    return [D_con.argmax(1) == D_rad.argmax(1) for _, D_con, D_rad in outputs]
+
+
 def summary_of(pseudo_labels, data, certain_only):
     """A line for the log: in how many relabelled images each class has pseudo-labels."""
     counts = [of_class.images_with(1, certain_only) for of_class in pseudo_labels]
@@ -285,13 +372,7 @@ def summary_of(pseudo_labels, data, certain_only):
 
 
 def parse(argv=None):
-    parser = options.parser(
-        __doc__,
-        __file__,
-        ("paper", "released"),
-        base_lr=1e-3,
-        normalization="instancenorm",
-    )
+    parser = options.parser(__doc__, __file__, ("paper", "released"), base_lr=1e-3)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--pretrain_epochs",
@@ -309,20 +390,38 @@ def parse(argv=None):
     method.add_argument(
         "--alpha",
         type=command.positive,
-        default=5.0,
         help="α, ratio of the misclassification costs; raise it to call more voxels uncertain",
     )
     method.add_argument(
         "--train",
-        choices=("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full"),
+        choices=ROWS,
         default="full",
-        help="row of Table IV: seg only L_crm, st adds L_csn, mt adds L_cnt, full adds both; "
-        "with mask and in full, L_csn sees only certain and L_cnt only uncertain voxels",
+        help="row of Table IV: seg has only L_crm, st adds L_csn, mt adds L_cnt, full adds both; "
+        "with mask they see only certain voxels; in full and in seg+mt_uncertain L_cnt sees only "
+        "uncertain ones",
+    )
+    method.add_argument(
+        "--updates",
+        choices=("three", "joint"),
+        help="three: a step for each loss; joint: one step on their sum, which is cheaper",
+    )
+    method.add_argument(
+        "--masks",
+        choices=("step", "relabelling"),
+        help="when certain voxels are found: in every step on its crops, or together with the "
+        "pseudo-labels, which is cheaper",
+    )
+    method.add_argument(
+        "--region_means",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: L_csn and L_cnt are means over their own regions, so that the few uncertain "
+        "voxels weigh as much as the many certain ones",
     )
     method.add_argument(
         "--relabel_epochs",
         type=command.positive_int,
-        default=5,
         help="epochs between relabellings",
     )
     method.add_argument(
@@ -334,12 +433,25 @@ def parse(argv=None):
     method.add_argument(
         "--ema_decay",
         type=command.fraction,
-        default=0.99,
         help="β, EMA decay of the teacher; lower it for short runs",
     )
     args = options.parse(parser, DEFAULTS, argv)
     args.relabel_stride = window_stride(args.relabel_stride, args.patch, "--relabel_stride")
+    check_updates(args)
     return args
+
+
+def check_updates(args):
+    """Refuse what three updates, or the losses of the released code, cannot take."""
+    if args.preset == "released" and args.updates == "three":
+        raise UserError("--updates three: the released code makes one step; take --updates joint")
+    if args.preset == "released" and args.region_means:
+        raise UserError("--region_means 1: the losses of the released code are region means")
+    if args.updates == "three" and args.accumulate > 1:
+        raise UserError(
+            f"--accumulate {args.accumulate}: gradients of three updates cannot be added up; take "
+            "--updates joint"
+        )
 
 
 # -------------------------------------------------------------------------------- the training loop
@@ -348,7 +460,7 @@ def parse(argv=None):
 def epoch_lengths(args, data):
     """Steps of an epoch of pre-training, and of one of self-training."""
     steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
-    if args.preset == "released" and args.net != "unet":
+    if released(args) and in_3d(args):
         # its epochs of self-training also end when the unlabelled cases give no whole batch more
         whole_batches = len(data.cases[UNLABELED]) // args.unlabeled_bs
         return steps, max(1, min(steps, whole_batches))
@@ -356,11 +468,15 @@ def epoch_lengths(args, data):
 
 
 def build(args, data):
-    """A network with D, D_con and D_rad per class; for slices it has four levels."""
-    shape = {"n_filters": args.n_filters, "normalization": args.normalization, "branches": 3}
-    if args.net == "unet":
-        shape["levels"] = 4
-    return OneVsRest(args.net, data.in_channels, data.num_classes, **shape)
+    """A network with D, D_con and D_rad per class."""
+    return OneVsRest(
+        args.net,
+        data.in_channels,
+        data.num_classes,
+        n_filters=args.n_filters,
+        normalization=args.normalization,
+        branches=3,
+    )
 
 
 def decay_of_teacher(t, args):
@@ -373,9 +489,10 @@ def main(argv=None):
     job = run.Run(args, __file__)
     data = two_stream_loader(args, job.device)
 
-    uses_pseudo_labels = args.train in ("seg+st", "seg+st_mask", "full")
-    uses_teacher = args.train in ("seg+mt", "seg+mt_mask", "full")
-    masked = args.train in ("seg+st_mask", "seg+mt_mask", "full")
+    pseudo_where, teacher_where = ROWS[args.train]
+    masked = "certain" in ROWS[args.train] or "uncertain" in ROWS[args.train]
+    masks_of_step = masked and args.masks == "step"
+    relabels = bool(pseudo_where) or (masked and not masks_of_step)
 
     pretrain_epoch, selftrain_epoch = epoch_lengths(args, data)
     pretraining = args.pretrain_epochs * pretrain_epoch
@@ -384,7 +501,7 @@ def main(argv=None):
 
     net = job.to_device(build(args, data))
     net_teacher = copy.deepcopy(net).requires_grad_(False)
-    student = job.parallel(net)
+    student = job.parallel(net, in_parts=args.updates == "three")
     teacher = job.parallel(net_teacher)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.base_lr, betas=(0.5, 0.999))
     classes = range(1, data.num_classes)
@@ -399,38 +516,52 @@ def main(argv=None):
         learn = [{} for _ in classes]  # what each network learns from beside the labels
         info = {}
 
-        if t >= 0 and (uses_pseudo_labels or masked):
-            if t % relabel_every == 0 and batch.first_part:
+        selftraining = t >= 0 and args.train != "seg"
+        if selftraining:
+            unlabelled = batch.image[n:]
+            crops = batch.crops[n:]
+
+            if relabels and t % relabel_every == 0 and batch.first_part:
                 coming = range(step, min(step + relabel_every, last + 1))
                 found = relabel(net, data, coming, job, args.relabel_stride)
                 for of_class, labels in zip(pseudo_labels, found, strict=True):
                     of_class.replace(labels)
                 job.logger.info(summary_of(pseudo_labels, data, masked))
-            crops = batch.crops[n:]  # beyond the image's edge they are certain background
-            pseudo = [data.gather(of_class.labels, crops).long() for of_class in pseudo_labels]
-            certain = [data.gather(of_class.uncertain, crops) == 0 for of_class in pseudo_labels]
-            info["certain"] = torch.stack(certain).float().mean()
-            if uses_pseudo_labels:
+
+            everywhere = torch.ones_like(unlabelled[:, 0], dtype=torch.bool)
+            regions = [{"everywhere": everywhere} for _ in classes]
+            if masked:
+                if masks_of_step:
+                    certain = certain_voxels(student, net, unlabelled)
+                else:  # beyond the image's edge they are certain background
+                    certain = [data.gather(of.uncertain, crops) == 0 for of in pseudo_labels]
+                for k, region in enumerate(regions):
+                    region["certain"] = certain[k]
+                    region["uncertain"] = ~certain[k]
+                info["certain"] = torch.stack(certain).float().mean()
+
+            if pseudo_where:
                 for k, own in enumerate(learn):
-                    own["pseudo"] = pseudo[k]
-                    own["pseudo_region"] = certain[k] if masked else torch.ones_like(certain[k])
+                    own["pseudo"] = data.gather(pseudo_labels[k].labels, crops).long()
+                    own["pseudo_region"] = regions[k][pseudo_where]
 
-        if t >= 0 and uses_teacher:
-            if batch.first_part:
-                update_teacher(net_teacher, net, decay_of_teacher(t, args))
-            with torch.no_grad():
-                targets = teacher(batch.image[n:])
-            for k, own in enumerate(learn):
-                own["teacher"] = [branch.float() for branch in targets[k]]
-                everywhere = torch.ones_like(own["teacher"][0][:, 0], dtype=torch.bool)
-                own["teacher_region"] = ~certain[k] if masked else everywhere
+            if teacher_where:
+                if batch.first_part:
+                    update_teacher(net_teacher, net, decay_of_teacher(t, args))
+                with torch.no_grad():
+                    targets = teacher(unlabelled)
+                for k, own in enumerate(learn):
+                    own["teacher"] = [branch.float() for branch in targets[k]]
+                    own["teacher_region"] = regions[k][teacher_where]
 
-        labelled_only = t < 0 or args.train == "seg"
-        outputs = student(batch.image[:n] if labelled_only else batch.image)
-        epoch = max(t, 0) // selftrain_epoch
-        loss, terms = mean_loss(outputs, batch.label, args, epoch, learn)
+        if selftraining and args.updates == "three":
+            loss, terms = three_updates(student, batch, args, job, optimizer, learn)
+        else:
+            outputs = student(batch.image if selftraining else batch.image[:n])
+            epoch = max(t, 0) // selftrain_epoch
+            loss, terms = mean_loss(outputs, batch.label, args, epoch, learn)
+            job.optimize(loss, optimizer)
 
-        job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, **info, lr=args.base_lr)
         job.checkpoint(step)
 

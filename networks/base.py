@@ -151,7 +151,7 @@ class SegmentationNetwork(nn.Module):
     Where `n_filters`, `dropout` or `upsampling` is None, the network takes its own `defaults`.
 
     `forward` maps `(B, in_channels, *S)` to logits `(B, num_classes, *S)`. With `branches > 1` it
-    returns a tuple of them; with `sdm_head` `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in
+    returns a tuple of them, or with `first_only=True` the first, without the cost of the others; with `sdm_head` `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in
     [-1, 1], or only sdm; with `deepest` `(logits, features)`, where features are the last of
     `encode`.
 
@@ -165,6 +165,7 @@ class SegmentationNetwork(nn.Module):
         multiples: each extent of the input must be a multiple of its number here.
         bottom: at the encoder's bottom each extent is divided by its number here, rounded up.
         defaults: see `Defaults`.
+        source: whose network this is, as `utils.training.options` names sources.
 
     Attributes:
         config: all arguments of the constructor.
@@ -178,6 +179,7 @@ class SegmentationNetwork(nn.Module):
     multiples: tuple[int, ...]
     bottom: tuple[int, ...]
     defaults: Defaults
+    source: str
     head_size = 1  # of the heads' convolution
     _recompute = False
 
@@ -282,11 +284,13 @@ class SegmentationNetwork(nn.Module):
         sdm = torch.tanh(self.sdm(x))
         return torch.cat((torch.zeros_like(sdm[:, :1]), -1500 * sdm), 1)
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, x: Tensor, first_only: bool = False) -> Tensor | tuple[Tensor, ...]:
         if self.config["inference"]:
             return self.segment(x)
         features = self._encode(x)
         x = self.decode(features)
+        if first_only:
+            return self.run_stage(self.heads[0], x)
         logits = tuple(self.run_stage(head, x) for head in self.heads)
         if self.sdm is not None:
             sdm = torch.tanh(self.sdm(x))

@@ -57,11 +57,12 @@ class OneVsRest(nn.Module):
         margins = [one[:, 1:] - one[:, :1] for one in logits]
         return torch.cat((torch.zeros_like(margins[0]), *margins), 1)
 
-    def forward(self, x: Tensor) -> "list | Tensor":
+    def forward(self, x: Tensor, first_only: bool = False) -> "list | Tensor":
         """The outputs of the networks, a list over the foreground classes.
 
-        A network that was built for inference gives `segment` in its place.
+        `first_only` asks each network for its first branch only. A network that was built for
+        inference gives `segment` in its place.
         """
         if self.config.get("inference"):
             return self.segment(x)
-        return [network(x) for network in self.networks]
+        return [network(x, first_only) for network in self.networks]

@@ -66,6 +66,7 @@ class ResNet18(SegmentationNetwork):
     bottom = (32, 32, 32)
     pools_volumes = True
     defaults = Defaults(n_filters=64, dropout=0.0, upsampling="linear")
+    source = "custom of the field: CoraNet"
 
     def build(
         self,

@@ -34,6 +34,7 @@ class UNet(SegmentationNetwork):
     dims = 2
     multiples = bottom = (16, 16)
     defaults = Defaults(n_filters=16, dropout=0.5, upsampling="linear")
+    source = "custom of the field: SSL4MIS"
     head_size = 3
     slope = 0.01  # of the activation below 0
     dropout_in_levels = True  # False: after the bottom and after the last level of the decoder

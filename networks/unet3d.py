@@ -21,6 +21,7 @@ class UNet3D(UNet):
     pools_volumes = True
     multiples = bottom = (16, 16, 16)
     defaults = Defaults(n_filters=16, dropout=0.3, upsampling="linear")
+    source = "custom of the field: SSL4MIS"
     head_size = 1
     slope = 0.0
     dropout_in_levels = False

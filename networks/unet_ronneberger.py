@@ -19,6 +19,7 @@ class RonnebergerUNet(UNet):
     """
 
     defaults = Defaults(n_filters=64, dropout=0.0, upsampling="transposed")
+    source = "custom of the field: Ronneberger et al., MICCAI 2015"
     head_size = 1
     slope = 0.0
     dropout_in_levels = False

@@ -39,6 +39,7 @@ class VNet(SegmentationNetwork):
 
     multiples = bottom = (16, 16, 16)
     defaults = Defaults(n_filters=16, dropout=0.5, upsampling="transposed")
+    source = "custom of the field: UA-MT"
 
     def build(
         self,

@@ -189,10 +189,10 @@ class Forward(torch.nn.Module):
             torch._dynamo.config.optimize_ddp = False
             self._compiled = torch.compile(network.forward, fullgraph=True, dynamic=False)
 
-    def forward(self, *inputs: torch.Tensor):
+    def forward(self, *inputs: torch.Tensor, **options: bool):
         call = self.network if self._compiled is None else self._compiled
         with autocast(self.device, self.precision):
-            return call(*inputs)
+            return call(*inputs, **options)
 
 
 def channels_last(dims: int) -> torch.memory_format:

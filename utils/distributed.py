@@ -166,8 +166,16 @@ def average_buffers(networks: Iterable[nn.Module]) -> None:
         )
 
 
-def average_gradients(module: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The module, whose backward passes average the gradients over the processes."""
+def average_gradients(
+    module: nn.Module, device: torch.device, in_parts: bool = False
+) -> DistributedDataParallel:
+    """The module, whose backward passes average the gradients over the processes.
+
+    Args:
+        module: the network's forward pass.
+        device: the process's.
+        in_parts: whether some forward passes use only a part of the weights.
+    """
     # it concerns weights that are 1 wide, whose layout is contiguous and channels last at once:
     # nothing is lost
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
@@ -175,7 +183,9 @@ def average_gradients(module: nn.Module, device: torch.device) -> DistributedDat
     # buffers are left to `average_buffers`; torch has renamed the option
     known = inspect.signature(DistributedDataParallel).parameters
     option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(module, place, **{option: False})
+    return DistributedDataParallel(
+        module, place, find_unused_parameters=in_parts, **{option: False}
+    )
 
 
 @contextlib.contextmanager
