@@ -199,13 +199,17 @@ def test_coranets_released_epochs_end_with_the_shorter_loader(tiny_la, main, cal
 
 @pytest.mark.parametrize(
     ("script", "network"),
-    [(train_coranet, "unet.UNet"), (train_coranet_ovr, "one_vs_rest.OneVsRest")],
+    [
+        (train_coranet, "unet_ronneberger.RonnebergerUNet"),
+        (train_coranet_ovr, "one_vs_rest.OneVsRest"),
+    ],
 )
-def test_coranet_of_slices_has_four_levels(tiny_acdc, main, script, network):
+def test_coranet_of_slices_has_the_original_unet(tiny_acdc, main, script, network):
     options = ["--pretrain_epochs", 1, "--selftrain_epochs", 0]
     spec = main(script, tiny_acdc, *ACDC, *options)["networks"]["net"]
     assert spec["class"] == f"networks.{network}"
-    assert (spec["kwargs"]["levels"], spec["kwargs"]["branches"]) == (4, 3)
+    assert spec["kwargs"]["branches"] == 3
+    assert spec["kwargs"].get("network", "unet_ronneberger") == "unet_ronneberger"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,8 @@ def test_coranet_self_trains_each_network_of_slices(
         return objective(student, label, args, epoch, **learn)
 
     monkeypatch.setattr(script, "objective", listen)
-    ended = main(script, tiny_acdc, *ACDC, "--pretrain_epochs", 1, "--selftrain_epochs", 1)
+    options = ["--pretrain_epochs", 1, "--selftrain_epochs", 1, "--updates", "joint"]
+    ended = main(script, tiny_acdc, *ACDC, *options)
     steps = ended["step"] // 2
     assert len(taught) == networks * steps
     assert all(channels == classes > highest for channels, highest in taught)

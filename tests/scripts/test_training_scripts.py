@@ -62,9 +62,20 @@ FLAGS = {
     "train_coranet.py": [
         *CORANET,
         ["--alpha", 1],
-        *(["--train", mode] for mode in ("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask")),
+        ["--updates", "joint"],
+        ["--masks", "relabelling"],
+        ["--region_means", 1],
+        *(["--train", row] for row in ("seg", "seg+st", "seg+st_mask")),
+        *(["--train", row] for row in ("seg+mt", "seg+mt_mask", "seg+mt_uncertain")),
     ],
-    "train_coranet_ovr.py": [*CORANET, ["--alpha", 1], ["--train", "seg+st"]],
+    "train_coranet_ovr.py": [
+        *CORANET,
+        ["--alpha", 1],
+        ["--updates", "joint"],
+        ["--masks", "relabelling"],
+        ["--region_means", 1],
+        ["--train", "seg+st"],
+    ],
     "train_coranet_uncertainty.py": [
         ["--preset", "released"],
         ["--train", "seg"],
@@ -227,7 +238,9 @@ def test_trains_on_slices_of_several_classes(name, tiny_acdc, tmp_path, script):
     assert done.returncode == 0, done.stderr
     (path,) = runs.glob("ACDC/*/*/last.pth")
     state = torch.load(path, weights_only=True)
-    kind = "OneVsRest" if name == "train_coranet_ovr.py" else "UNet"
+    kind = "UNet"
+    if "coranet" in name:
+        kind = "OneVsRest" if name == "train_coranet_ovr.py" else "RonnebergerUNet"
     assert {spec["class"].rpartition(".")[2] for spec in state["networks"].values()} == {kind}
     assert np.isfinite([line["loss/loss"] for line in records(path.parent)]).all()
     done = script("test_ACDC.py", "--run", path.parent, "--gpu", -1, "--figures", 0, "--nifti", 0)
