@@ -41,7 +41,7 @@ class ACDC(Volumes):
     unit = "patients"
     training_units = 70
     splits = ("train", "val", "test")
-    source = "Luo et al., SSL4MIS"
+    source = "custom of the field: SSL4MIS"
     preprocessing = Preprocessing(intensity="minmax")
 
     def list_files(self, split: str) -> list[Path]:

@@ -37,7 +37,8 @@ class BraTS2019(Volumes):
     labeled_bs, unlabeled_bs = 2, 2
     training_units = 250
     splits = ("train", "val", "test")
-    source = "Luo et al., SSL4MIS"
+    source = "custom of the field: SSL4MIS"
+    sources = MappingProxyType({"net": "custom of the field: UG-MCL, CML"})
     preprocessing = Preprocessing(orientation="LPS", crop="nonzero", intensity="zscore_nonzero")
     # the published files have their brightest voxels clipped, and their background is not 0
     as_published = False

@@ -30,7 +30,8 @@ class Endocardium(Slices):
     labeled_bs, unlabeled_bs = 2, 2
     unit = "subjects"
     training_units = 25
-    source = "Shi et al., TMI 2022 (CoraNet), 1 labelled : 4 unlabelled"
+    source = "custom of the field: CoraNet"
+    sources = MappingProxyType({"net": "custom of the field: SSL4MIS", "augment": "ours"})
     preprocessing = Preprocessing(intensity="minmax")
     as_published = False  # none are
     file_axes = (1, 2, 0)

@@ -34,7 +34,7 @@ class LA(Volumes):
     labeled_bs, unlabeled_bs = 2, 2
     training_units = 80
     keep_largest = True
-    source = "Yu et al., MICCAI 2019 (UA-MT)"
+    source = "custom of the field: UA-MT"
     # the published margins are random, with these means; all slices are kept
     preprocessing = Preprocessing(
         crop="label", margin=(14, 14, 0), at_least=(141, 141, 1000), intensity="zscore"

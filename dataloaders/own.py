@@ -44,6 +44,7 @@ class Own(Volumes):
     labeled_bs, unlabeled_bs = 2, 2
     val_from = "labeled"  # the other cases have no labels
     splits = ("train", "val", "test")
+    sources = MappingProxyType({"net": "ours", "labeled_bs": "ours", "unlabeled_bs": "ours"})
     cases: Mapping[str, dict]
 
     @classmethod

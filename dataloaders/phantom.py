@@ -27,7 +27,7 @@ class Phantom(LA):
     patches = MappingProxyType({1: (48, 48, 32)})
     stride = (16, 16, 8)
     spacing = tuple((FIELD_OF_VIEW / SIZE).tolist())  # mm
-    source = "LA's protocol on volumes of half the size"
+    source = "ours"  # LA's protocol on volumes of half the size
 
     @classmethod
     def at(cls, root: str | Path) -> type:
@@ -61,7 +61,7 @@ class Phantom2d(Slices, Phantom):
     net = "unet"
     augment = "rotate"
     labeled_bs, unlabeled_bs = 4, 4
-    source = "ACDC's protocol on the phantom's axial slices"
+    source = "ours"  # ACDC's protocol
     file_axes = (1, 0, 2)
 
 

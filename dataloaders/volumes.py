@@ -6,6 +6,7 @@ A data set's own file holds the rest: its protocol, its layout, and what its vox
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ class Volumes:
         unit: what `labelnum` counts.
         training_units: how many units the published train list has; None where the folder says it.
         splits: the lists that are published, in the order of their use.
-        source: whose protocol this is.
+        source: whose protocol this is, as `utils.training.options` names sources.
+        sources: of the options that come from elsewhere, by their names.
 
     Class attributes, the test:
         tested_by: the data set whose script `code/test_<name>.py` tests this one too; None: it has
@@ -94,6 +96,7 @@ class Volumes:
     training_units: int | None = None
     splits: Sequence[str] = ("train", "test")
     source: str
+    sources: Mapping[str, str] = MappingProxyType({})
 
     tested_by: str | None = None
     stride: Sequence[int] | None
@@ -123,6 +126,11 @@ class Volumes:
         except (OSError, ValueError, LookupError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{note}: damaged ({error}); prepare the data again") from None
         return type(cls.__name__, (cls,), attributes)
+
+    @classmethod
+    def source_of(cls, option: str) -> str:
+        """Where the protocol's value of an option comes from."""
+        return cls.sources.get(option, cls.source)
 
     @classmethod
     def description(cls) -> dict[str, Any]:

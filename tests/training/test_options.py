@@ -1,5 +1,7 @@
 """The command line: where each default comes from, what is refused, and in which words."""
 
+import re
+
 import pytest
 
 from utils import command
@@ -10,7 +12,7 @@ from utils.training.options import rule
 
 def parse(*argv, rules=(), presets=(), unlabeled=True, **defaults):
     parser = options.parser("doc", "train_x.py", presets, unlabeled, **defaults)
-    parser.add_argument("--temperature", type=command.positive)
+    parser.add_argument("--temperature", type=command.positive, help="T")
     return options.parse(parser, rules, list(map(str, argv)))
 
 
@@ -40,15 +42,15 @@ def test_without_an_unlabelled_stream_the_labelled_one_takes_its_place():
 
 def test_the_command_line_wins_then_the_last_rule_that_holds_then_the_data_set():
     rules = [
-        rule("paper", temperature=1.93, labeled_bs=4),
-        rule("Fig. 3b", lambda args: args.labelnum <= 8, temperature=2.0),
+        rule("paper, 3.1", temperature=1.93, labeled_bs=4),
+        rule("ours", lambda args: args.labelnum <= 8, temperature=2.0),
     ]
     args = parse(rules=rules)
     assert (args.temperature, args.labeled_bs, args.unlabeled_bs) == (1.93, 4, 2)
-    assert args.sources["temperature"] == args.sources["labeled_bs"] == "paper"
+    assert args.sources["temperature"] == args.sources["labeled_bs"] == "paper, 3.1"
     args = parse("--labelnum", 8, "--labeled_bs", 3, rules=rules)
     assert (args.temperature, args.labeled_bs) == (2.0, 3)
-    assert args.sources["temperature"] == "Fig. 3b"
+    assert args.sources["temperature"] == "ours"
     assert args.sources["labeled_bs"] == "command line"
     # a value given is one given, even where it is the default
     assert parse("--temperature", 1.93, "--labelnum", 8, rules=rules).temperature == 1.93
@@ -73,15 +75,47 @@ def test_presets_are_rules_like_any_other():
 
 def test_the_log_says_where_each_value_comes_from():
     lines = options.describe(
-        parse("--seed", 3, rules=[rule("Fig. 3b", temperature=2.0)], base_lr=0.5)
+        parse("--seed", 3, rules=[rule("paper, Fig. 4", temperature=2.0)], base_lr=0.5)
     )
     assert "command line: seed=3" in lines
-    assert "Fig. 3b: temperature=2.0" in lines
+    assert "paper, Fig. 4: temperature=2.0" in lines
     (protocol,) = [line for line in lines if "labelnum=16" in line]
-    assert "patch=112,112,80" in protocol
-    assert any(line.startswith("script: ") and "base_lr=0.5" in line for line in lines)
-    values = [value.split("=")[0] for line in lines for value in line.split(": ", 1)[1].split()]
+    assert protocol.startswith("custom of the field: UA-MT: ")
+    for value in ("patch=112,112,80", "net=vnet", "n_filters=16", "normalization=batchnorm"):
+        assert value in protocol.split()
+    assert any(line.startswith("ours: ") and "base_lr=0.5" in line for line in lines)
+    values = re.findall(r"(\w+)=", " ".join(lines))
     assert len(values) == len(set(values))  # each once
+
+
+@pytest.mark.parametrize(
+    ("argv", "option", "source"),
+    [
+        (["--dataset", "ACDC"], "net", "custom of the field: SSL4MIS"),
+        (["--dataset", "BraTS2019"], "patch", "custom of the field: SSL4MIS"),
+        (["--dataset", "BraTS2019"], "net", "custom of the field: UG-MCL, CML"),
+        (["--dataset", "Pancreas"], "labeled_bs", "custom of the field: CoraNet"),
+        (["--dataset", "Pancreas2d"], "net", "custom of the field: SSL4MIS"),
+        (["--dataset", "endocardium"], "augment", "ours"),
+        (["--dataset", "phantom"], "patch", "ours"),
+        (["--downsample", 2], "patch", "ours"),
+        (["--net", "unet3d"], "n_filters", "custom of the field: SSL4MIS"),
+    ],
+)
+def test_a_protocol_says_whose_each_of_its_values_is(argv, option, source):
+    assert parse(*argv).sources[option] == source
+
+
+def test_the_help_shows_what_always_holds(capsys):
+    rules = [
+        rule("paper, 3.1", temperature=1.93),
+        rule("ours", lambda args: args.labelnum > 8, seed=7),
+    ]
+    with pytest.raises(SystemExit):
+        parse("--help", rules=rules)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--temperature TEMPERATURE T (default: 1.93)" in text
+    assert "(default: 1337)" in text
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,7 @@ def _add_network(parser):
     group.add_argument(
         "--normalization",
         choices=("batchnorm", "instancenorm", "groupnorm", "none"),
-        default="batchnorm",
-        help="layer after each convolution",
+        help="layer after each convolution (default: batchnorm)",
     )
 
 

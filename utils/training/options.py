@@ -1,16 +1,24 @@
 """The options of a training script: each default knows where it comes from.
 
     DEFAULTS = [
-        rule("section 3", max_iterations=6000, temperature=1.93),
-        rule("Fig. 3b", lambda args: args.labelnum <= 8, temperature=2.0),
+        rule("paper, 3.1", max_iterations=6000, temperature=1.93),
+        rule("ours", lambda args: args.labelnum <= 4, temperature=2.0),
     ]
     parser = options.parser(__doc__, __file__)      the options that all training scripts share
     parser.add_argument("--temperature", ...)       and the method's own
     args = options.parse(parser, DEFAULTS, argv)
 
 The command line wins over the rules, a later rule over an earlier one, rules over the data set's
-protocol, and the protocol over the parser's defaults. `args.sources` says of each option where its
-value came from; a run's log begins with it.
+protocol, and the protocol over the parser's defaults. `--help` shows the values of the rules that
+always hold.
+
+`args.sources` says of each option where its value came from; a run's log begins with it. Beside the
+command line, and the file that describes one's own data, there are four sources:
+
+    paper, <section>                what the method's paper says there
+    released code                   what the authors' code does
+    custom of the field: <whose>    what the work does that the field follows
+    ours                            our choice
 """
 
 import argparse
@@ -31,6 +39,8 @@ __all__ = ["MAY_DIFFER", "NOT_COMPARED", "describe", "other_option", "parse", "p
 
 # options that a data set's protocol sets where neither the command line nor the method does
 PROTOCOL = ("labelnum", "labeled_bs", "unlabeled_bs", "augment", "net")
+
+OURS = "ours"  # the source of whatever no one else decides
 
 # options that may differ between the parts of a resumed run: they move no number
 MAY_DIFFER = {
@@ -64,16 +74,21 @@ class Rule:
     values: dict[str, Any]
 
 
+def always(args: argparse.Namespace) -> bool:
+    """The condition of a rule that holds whatever the other options are."""
+    return True
+
+
 def rule(
     source: str,
-    when: Callable[[argparse.Namespace], bool] = lambda args: True,
+    when: Callable[[argparse.Namespace], bool] = always,
     /,
     **values: Any,
 ) -> Rule:
     """Defaults for options that are not on the command line.
 
     Args:
-        source: where they come from, such as a section of the paper.
+        source: where they come from, one of the four sources.
         when: given the options, whether the rule holds.
         values: the default of each option.
     """
@@ -85,7 +100,7 @@ class _Filler:
 
     def __init__(self, args: argparse.Namespace, given: Collection[str]):
         self.args = args
-        self.sources = {key: "command line" if key in given else "script" for key in vars(args)}
+        self.sources = {key: "command line" if key in given else OURS for key in vars(args)}
         self._given = given
 
     def fill(self, source: str, **values: Any) -> None:
@@ -93,6 +108,12 @@ class _Filler:
             if key in self.sources and key not in self._given:
                 setattr(self.args, key, value)
                 self.sources[key] = source
+
+    def fill_open(self, source: str, **values: Any) -> None:
+        """`fill`, but only those of the options that have no value yet."""
+        for key, value in values.items():
+            if getattr(self.args, key, None) is None:
+                self.fill(source, **{key: value})
 
 
 # --------------------------------------------------------------------------------------- parsing
@@ -117,9 +138,11 @@ def parse(
         UserError: the network cannot take the patch, no patch is known for this `--downsample`, or
             the validation, or another option, does not fit the rest.
     """
-    given = _given(parser, argv)
+    for row in rules:
+        if row.when is always:
+            parser.set_defaults(**row.values)
     args = parser.parse_args(argv)
-    filler = _Filler(args, given)
+    filler = _Filler(args, _given(parser, argv))
     data = dataset_class(args.dataset, args.root or default_root(args.dataset))
     _fill_protocol(filler, data)
     _fill_patch(filler, data)
@@ -127,10 +150,11 @@ def parse(
         if row.when(args):
             filler.fill(row.source, **row.values)
     network = network_class(args.net)
-    if args.n_filters is None:
-        filler.fill(args.net, n_filters=network.defaults.n_filters)
+    filler.fill_open(
+        network.source, n_filters=network.defaults.n_filters, normalization="batchnorm"
+    )
     if args.val_fraction and args.val_from is None:
-        filler.fill(data.source, val_from=data.val_from)
+        args.val_from = data.val_from
     _check_validation(args, data)
     _check_network(args, data, network)
     if args.compile and args.sync_batchnorm:
@@ -158,20 +182,17 @@ def _fill_protocol(filler: _Filler, data: "type[Volumes]") -> None:
     """Fill in the data set's protocol. Without an unlabelled stream the labelled one takes the
     crops of both.
     """
-    args = filler.args
+    supervised = not hasattr(filler.args, "unlabeled_bs")
+    if supervised:
+        filler.fill_open(OURS, labeled_bs=data.labeled_bs + data.unlabeled_bs)
     for key in PROTOCOL:
-        if getattr(args, key, None) is None:
-            filler.fill(data.source, **{key: getattr(data, key)})
-    supervised = not hasattr(args, "unlabeled_bs")
-    if supervised and filler.sources["labeled_bs"] == data.source:
-        both = data.labeled_bs + data.unlabeled_bs
-        filler.fill(f"{data.source}, labelled and unlabelled together", labeled_bs=both)
+        filler.fill_open(data.source_of(key), **{key: getattr(data, key)})
 
 
 def _fill_patch(filler: _Filler, data: "type[Volumes]") -> None:
     args = filler.args
     if args.downsample in data.patches:
-        source = data.source if args.downsample == 1 else "half resolution"
+        source = data.source_of("patch") if args.downsample == 1 else OURS
         filler.fill(source, patch=list(data.patches[args.downsample]))
     elif args.patch is None:
         if len(data.patches[1]) == 2:
