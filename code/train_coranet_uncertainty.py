@@ -1,76 +1,135 @@
-"""CoraNet with another measure of uncertainty (Shi et al., IEEE TMI 41(3), 2022, Table VI).
+"""CoraNet with another measure of uncertainty (Shi et al., IEEE TMI 41(3), 2022, Table VI, Fig. 4).
 
 The separate self-training of `train_coranet.py`. Here the certain region does not come from D_con
-and D_rad: it is where the entropy of one network's mean prediction is low.
+and D_rad, but from another measure of how certain D is.
 
-    pre-training     L = L_seg
-    self-training    L = L_seg + L_csn + L_cnt
+    pre-training     all learn from L_seg
+    self-training    in each step (Algorithm 1)
+                         the trunk and D learn from L_csn
+                         the trunk and D learn from L_cnt
+                         all learn from L_seg
 
-    L_seg = CE(D, Y)                            on labelled crops; aleatoric: -ln of p at Y
+    L_seg = CE(D, Y)                             on labelled crops; aleatoric: -ln of p at Y
     L_csn = Σ CE(D, pseudo) / N                  on certain voxels of unlabelled crops
-    L_cnt = Σ |softmax(D) - softmax(D')|² / N    on uncertain voxels of unlabelled crops
+    L_cnt = Σ |softmax(D) - softmax(D')|² / N    on their uncertain voxels
 
-    D, D'    logits of the student and of its mean teacher
-    pseudo   argmax of D on whole images
-    certain  where the entropy of p is below half of ln C; p is the mean softmax of D
-               tta          over all flips of the image (test-time augmentation)
-               mcdropout    over `--looks` passes with dropout
-               aleatoric    over `--looks` draws of D + σ ε, where a second branch predicts ln σ²
-                            and ε is standard normal (Kendall & Gal, NeurIPS 2017, equation 12)
+    D, D'    logits of the student and of its mean teacher, whose EMA decay is 0.99
+    Y        label
+    pseudo   argmax of D on whole images, found anew every 5 epochs
+    N        voxels of the unlabelled crops, certain or not
+    epoch    a pass over the labelled cases
+
+    --uncertainty   a voxel is certain where
+        tta         the largest p is above 0.8; p is the mean softmax of D over 20 random views: in
+                    3-D crops, of slices flips from left to right and scales from 0.8 to 1.1
+        mcdropout   the largest p is above 0.8; p is the mean softmax of D over 50 passes with
+                    dropout of rate 0.5 at the deepest and at the final feature
+        aleatoric   the standard deviation of softmax(D + σ ε) over draws of ε is below 0.001; σ is
+                    a second branch, ε is standard normal, p is the mean of softmax(D + σ ε); 20
+                    draws for slices, 10 in 3-D (Kendall & Gal, NeurIPS 2017, equation 12)
+        softmax     the largest softmax(D) is above 0.7
 
     python code/train_coranet_uncertainty.py --uncertainty tta --labelnum 16 --gpu 0
     python code/test_LA.py --method coranet_uncertainty --labelnum 16
+    # a curve of Fig. 4; the others have 0.5 and 0.9
+    python code/train_coranet_uncertainty.py --uncertainty softmax --certain_confidence 0.7 \\
+        --train seg+st_mask --keep_every 100 --name softmax_0.7
+    python code/assess_coranet.py --run runs/LA/softmax_0.7/seed1337 --split train --checkpoint kept
 
-Setting: that of `train_coranet.py`, which is the row CRM of the table.
+Setting: that of `train_coranet.py`, except for the masks. Algorithm 1 finds them in each step; here
+this would take 20 to 50 passes a step. So they are found on whole images, together with the
+pseudo-labels. `train_coranet.py --masks relabelling` does the same; compare with it, as the row
+CRM. `--updates joint` is one step on L_seg + L_csn + L_cnt, which is cheaper. `--preset released`
+has the losses, epochs and batches of the released code.
 """
 
 import copy
 import math
 
 import torch
-import torch.nn.functional as F
 
 import _root  # noqa: F401
 from dataloaders.two_stream import LABELED, UNLABELED, two_stream_loader
 from networks import network_class
 from utils import command
-from utils.inference import whole_image
+from utils.errors import UserError
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
 from utils.pseudo_labels import PseudoLabels, relabelling_summary
 from utils.schedules import gaussian_rampup, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 from utils.training.unlabelled import find_in_unlabelled, window_stride
-from utils.uncertainty import entropy, mean_over_dropout, mean_over_flips, noisy_softmax
+from utils.uncertainty import MEASURES, certain_region, noisy_logits
+
+
+def in_3d(args):
+    return len(args.patch) == 3
+
+
+def in_2d(args):
+    return len(args.patch) == 2
+
+
+def released(args):
+    return args.preset == "released"
+
+
+# where D learns from pseudo-labels, and where it follows D', in the rows of Table IV
+ROWS = {
+    "seg": (None, None),
+    "seg+st": ("everywhere", None),
+    "seg+st_mask": ("certain", None),
+    "seg+mt": (None, "everywhere"),
+    "seg+mt_mask": (None, "certain"),  # as the paper's sentence says
+    "seg+mt_uncertain": (None, "uncertain"),  # as in the full method
+    "full": ("certain", "uncertain"),
+}
+
+# options that a measure of uncertainty has
+OPTIONS_OF = {
+    "tta": ("views", "looks", "certain_confidence"),
+    "mcdropout": ("looks", "certain_confidence"),
+    "aleatoric": ("looks", "certain_sd"),
+    "softmax": ("certain_confidence",),
+}
+
+
+def has(kind):
+    """The condition of a rule for one measure of uncertainty."""
+    return lambda args: args.uncertainty == kind
+
 
 DEFAULTS = [  # where several rules hold, the last one wins
+    rule("paper, IV-A", pretrain_epochs=30, relabel_epochs=5, ema_decay=0.99),
+    rule("paper, Algorithm 1", updates="three"),
+    rule("ours: an epoch is one pass", passes=1),
+    rule("paper, IV-D", in_3d, selftrain_epochs=200),
+    rule("released code", in_3d, normalization="instancenorm"),
+    rule("ours", in_3d, labeled_bs=4, unlabeled_bs=4),
     rule(
-        "paper",
-        pretrain_epochs=30,
-        selftrain_epochs=200,
-        passes=1,
-        labeled_bs=4,
-        unlabeled_bs=4,
+        "paper, IV-A",
+        in_2d,
+        net="unet_ronneberger",
+        normalization="batchnorm",
+        selftrain_epochs=100,
     ),
+    rule("paper, IV-A: a batch of 4", in_2d, labeled_bs=2, unlabeled_bs=2),
+    rule("paper, IV-F", lambda args: args.dataset == "ACDC", augment="rotate_crop"),
+    rule("paper, IV-D", has("tta"), views="random", certain_confidence=0.8),
+    rule("paper, IV-D", lambda args: args.views == "random", looks=20),
+    rule("paper, IV-D", has("mcdropout"), looks=50, certain_confidence=0.8),
+    rule("paper, IV-D", has("aleatoric"), looks=10, certain_sd=0.001),
+    rule("paper, IV-D", lambda args: args.uncertainty == "aleatoric" and in_2d(args), looks=20),
+    rule("ours: of the paper's 0.5, 0.7, 0.9", has("softmax"), certain_confidence=0.7),
+    rule("released code", released, updates="joint"),
     rule(
         "released code",
-        lambda args: args.preset == "released",
+        lambda args: released(args) and in_3d(args),
         pretrain_epochs=60,
+        passes=5,
         labeled_bs=8,
         unlabeled_bs=8,
     ),
-    rule("released code", lambda args: args.preset == "released" and args.net != "unet", passes=5),
-    rule(
-        "paper, 2-D",
-        lambda args: args.net == "unet",
-        n_filters=64,
-        normalization="batchnorm",
-        pretrain_epochs=30,
-        selftrain_epochs=100,
-        labeled_bs=2,
-        unlabeled_bs=2,
-    ),
-    rule("paper, ACDC", lambda args: args.dataset == "ACDC", augment="affine"),
 ]
 
 # ------------------------------------------------------------------------------------- the losses
@@ -79,7 +138,8 @@ DEFAULTS = [  # where several rules hold, the last one wins
 
 
 def labelled_loss(student, label, args):
-    """L_seg: cross-entropy of D; for aleatoric -ln of the label's mean softmax over noisy logits.
+    """L_seg: cross-entropy of D; for aleatoric -ln p of the label, where p is the mean softmax over
+    noisy logits.
 
     Args:
         student: D, and for aleatoric ln σ² too, on the labelled crops.
@@ -89,8 +149,11 @@ def labelled_loss(student, label, args):
     if args.uncertainty != "aleatoric":
         return cross_entropy(student[0], label)
     D, log_variance = student
-    prob = noisy_softmax(D, log_variance, args.looks)
-    return F.nll_loss(prob.clamp(min=1e-7).log(), label)
+    draws = [
+        -cross_entropy(noisy, label, reduction="none")
+        for noisy in noisy_logits(D, log_variance, args.looks)
+    ]
+    return (math.log(args.looks) - torch.stack(draws).logsumexp(0)).mean()
 
 
 def labelled_loss_released(student, label, args):
@@ -99,9 +162,19 @@ def labelled_loss_released(student, label, args):
     return (loss + foreground_dice_loss(student[0].softmax(1), label)) / 2
 
 
-def certain_loss(D, pseudo, certain):
-    """L_csn, equation 7: sum over the certain voxels, divided by all voxels."""
-    return (cross_entropy(D, pseudo, reduction="none") * certain).mean()
+def over_region(values, region, region_means):
+    """The sum of `values` over a region, divided by the number of all voxels.
+
+    With `region_means` it is divided by the number of the region's own.
+    """
+    if region_means:
+        return masked_mean(values, region)
+    return (values * region).mean()
+
+
+def certain_loss(D, pseudo, certain, region_means=False):
+    """L_csn, equation 7: the sum over the certain voxels."""
+    return over_region(cross_entropy(D, pseudo, reduction="none"), certain, region_means)
 
 
 def certain_loss_released(D, pseudo, certain):
@@ -111,10 +184,10 @@ def certain_loss_released(D, pseudo, certain):
     return (ce + dice) / 2
 
 
-def consistency_loss(D, D_teacher, uncertain):
-    """L_cnt, equation 8: sum over the uncertain voxels and the classes, divided by all voxels."""
+def consistency_loss(D, D_teacher, uncertain, region_means=False):
+    """L_cnt, equation 8: the sum over the uncertain voxels, and over the classes."""
     square = (D.softmax(1) - D_teacher.softmax(1)).square().sum(1)
-    return (square * uncertain).mean()
+    return over_region(square, uncertain, region_means)
 
 
 def consistency_loss_released(D, D_teacher, uncertain):
@@ -133,12 +206,12 @@ def objective(
     teacher=None,
     teacher_region=None,
 ):
-    """The loss of a step.
+    """The loss of a joint step.
 
     Args:
         student: D, and for aleatoric ln σ² too, labelled crops first.
         label: of the labelled crops.
-        args: `uncertainty` and `looks`.
+        args: `uncertainty`, `looks` and `region_means`.
         epoch: of self-training, from 0; the paper's losses do not depend on it.
         pseudo, pseudo_region: pseudo-labels of the unlabelled crops, and the voxels where D learns
             from them; None without L_csn.
@@ -153,10 +226,10 @@ def objective(
     terms = {"loss_crm": loss}
     D = student[0][n:]
     if pseudo is not None:
-        terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region)
+        terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region, args.region_means)
         loss = loss + terms["loss_csn"]
     if teacher is not None:
-        terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region)
+        terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region, args.region_means)
         terms["consistency_weight"] = 1.0
         loss = loss + terms["loss_cnt"]
     return loss, terms
@@ -192,29 +265,49 @@ def objective_released(
     return loss, terms
 
 
-# ------------------------------------------------------------------------------ the pseudo-labels
-# To fork: another way to find them, or to call them certain, goes into `relabel`.
-
-
-def mean_prediction(net, image, D, args):
-    """p: the mean softmax `(B, C, *S)` whose entropy tells what is certain.
+def three_updates(
+    student,
+    batch,
+    args,
+    job,
+    optimizer,
+    pseudo=None,
+    pseudo_region=None,
+    teacher=None,
+    teacher_region=None,
+):
+    """Lines 7, 9 and 11 of Algorithm 1: each loss is a step of its own.
 
     Args:
-        net: the network, in eval mode.
-        image: `(B, C_in, *S)`.
-        D: what the network gives for it: logits, for aleatoric logits and ln σ².
-        args: `uncertainty` and `looks`.
+        student: gives D, and for aleatoric ln σ² too, of crops.
+        batch: its labelled crops come first.
+        args: `uncertainty`, `looks` and `region_means`.
+        job, optimizer: make a step on a loss.
+        pseudo, pseudo_region, teacher, teacher_region: as in `objective`.
+
+    Returns:
+        The sum of the losses, and each by name.
     """
+    n = batch.labeled_bs
+    unlabelled = batch.image[n:]
+    terms = {}
+    if pseudo is not None:
+        D = student(unlabelled, first_only=True).float()
+        terms["loss_csn"] = certain_loss(D, pseudo, pseudo_region, args.region_means)
+        job.optimize(terms["loss_csn"], optimizer)
+    if teacher is not None:
+        D = student(unlabelled, first_only=True).float()
+        terms["loss_cnt"] = consistency_loss(D, teacher[0], teacher_region, args.region_means)
+        job.optimize(terms["loss_cnt"], optimizer)
+    outputs = branches_of(student(batch.image[:n]))
+    terms["loss_crm"] = labelled_loss(outputs, batch.label, args)
+    job.optimize(terms["loss_crm"], optimizer)
+    return sum(terms.values()), terms
 
-    def look(image):
-        return net(image).float().softmax(1)
 
-    if args.uncertainty == "tta":
-        return mean_over_flips(look, image)
-    if args.uncertainty == "mcdropout":
-        return mean_over_dropout(look, image, net, args.looks)
-    logits, log_variance = D
-    return noisy_softmax(logits, log_variance, args.looks)
+# ------------------------------------------------------------- the pseudo-labels and their masks
+# To fork: another way to find pseudo-labels goes into `relabel`, another measure of what is certain
+# into `certain_region` in `utils/uncertainty.py`.
 
 
 def relabel(net, data, steps, job, args):
@@ -224,27 +317,18 @@ def relabel(net, data, steps, job, args):
         Case to its classes uint8 `(*S)` and its certain voxels bool `(*S)`.
     """
 
-    def predictions(image):
-        """Softmax of D and the mean prediction behind one another, `(B, 2 C, *S)`."""
-        outputs = branches_of(net(image))
-        mean = mean_prediction(net, image, outputs, args)
-        return torch.cat([outputs[0].softmax(1), mean], 1)
-
-    limit = args.certain_below * math.log(data.num_classes)
-
     def find(image):
-        prob = whole_image(
-            predictions,
+        prob, certain = certain_region(
+            net,
             image,
+            args,
             data.patch,
             args.relabel_stride,
-            2 * data.num_classes,
+            data.num_classes,
             device=job.device,
             precision=job.precision,
         )
-        D, mean = prob.split(data.num_classes)
-        certain = entropy(mean[None])[0] < limit
-        return D.argmax(0).to(torch.uint8).cpu(), certain.cpu()
+        return prob.argmax(0).to(torch.uint8).cpu(), certain.cpu()
 
     return find_in_unlabelled(find, net, data, steps, job)
 
@@ -266,13 +350,7 @@ def summary_of(pseudo_labels, data, certain_only):
 
 
 def parse(argv=None):
-    parser = options.parser(
-        __doc__,
-        __file__,
-        ("paper", "released"),
-        base_lr=1e-3,
-        normalization="instancenorm",
-    )
+    parser = options.parser(__doc__, __file__, ("paper", "released"), base_lr=1e-3)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--pretrain_epochs",
@@ -287,36 +365,32 @@ def parse(argv=None):
         type=command.positive_int,
         help="number of passes over the labelled cases in an epoch",
     )
-    method.add_argument(
-        "--uncertainty",
-        choices=("tta", "mcdropout", "aleatoric"),
-        default="tta",
-        help="measure of uncertainty: row of Table VI",
-    )
-    method.add_argument(
-        "--looks",
-        type=command.positive_int,
-        default=8,
-        help="passes of mcdropout, draws of aleatoric; fewer are faster",
-    )
-    method.add_argument(
-        "--certain_below",
-        type=command.fraction,
-        default=0.5,
-        help="entropy over ln C below which a voxel is certain",
-    )
+    add_uncertainty(parser)
     method.add_argument(
         "--train",
-        choices=("seg", "seg+st", "seg+st_mask", "seg+mt", "seg+mt_mask", "full"),
+        choices=ROWS,
         default="full",
-        help="row of Table IV: seg only L_seg, st adds L_csn, mt adds L_cnt, full adds both; "
-        "with mask and in full, L_csn sees only certain and L_cnt only uncertain voxels",
+        help="row of Table IV: seg has only L_seg, st adds L_csn, mt adds L_cnt, full adds both; "
+        "with mask they see only certain voxels; in full and in seg+mt_uncertain L_cnt sees only "
+        "uncertain ones; seg+st_mask is Fig. 4",
+    )
+    method.add_argument(
+        "--updates",
+        choices=("three", "joint"),
+        help="three: a step for each loss; joint: one step on their sum, which is cheaper",
+    )
+    method.add_argument(
+        "--region_means",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: L_csn and L_cnt are means over their own regions, so that the few uncertain "
+        "voxels weigh as much as the many certain ones",
     )
     method.add_argument(
         "--relabel_epochs",
         type=command.positive_int,
-        default=5,
-        help="epochs between relabellings",
+        help="epochs between relabellings; a relabelling costs as many passes as --looks says",
     )
     method.add_argument(
         "--relabel_stride",
@@ -327,12 +401,79 @@ def parse(argv=None):
     method.add_argument(
         "--ema_decay",
         type=command.fraction,
-        default=0.99,
         help="β, EMA decay of the teacher; lower it for short runs",
     )
     args = options.parse(parser, DEFAULTS, argv)
     args.relabel_stride = window_stride(args.relabel_stride, args.patch, "--relabel_stride")
+    check_uncertainty(args)
+    check_updates(args)
     return args
+
+
+def add_uncertainty(parser):
+    group = parser.add_argument_group("uncertainty")
+    group.add_argument(
+        "--uncertainty",
+        choices=MEASURES,
+        default="tta",
+        help="what makes a voxel certain: tta, mcdropout and aleatoric are rows of Table VI, "
+        "softmax is in Figs. 3 and 4",
+    )
+    group.add_argument(
+        "--views",
+        choices=("random", "flips"),
+        help="tta: random crops of volumes, or random flips and scales of slices; or all flips, "
+        "which are cheaper",
+    )
+    group.add_argument(
+        "--looks",
+        type=command.positive_int,
+        help="random views of tta (default: 20), passes of mcdropout (default: 50), draws of "
+        "aleatoric (default: 10, for slices 20); fewer are faster",
+    )
+    group.add_argument(
+        "--certain_confidence",
+        type=command.fraction,
+        help="tta, mcdropout, softmax: confidence above which a voxel is certain (default: 0.8; "
+        "softmax: 0.7)",
+    )
+    group.add_argument(
+        "--certain_sd",
+        type=command.positive,
+        help="aleatoric: standard deviation below which a voxel is certain (default: 0.001)",
+    )
+
+
+def check_uncertainty(args):
+    """Refuse options that the measure of uncertainty does not have."""
+    kind = args.uncertainty
+    for option in ("views", "looks", "certain_confidence", "certain_sd"):
+        if option not in OPTIONS_OF[kind] and getattr(args, option) is not None:
+            raise UserError(f"--{option}: --uncertainty {kind} has no such option; leave it out")
+    if args.views == "flips" and args.looks is not None:
+        raise UserError(
+            f"--looks {args.looks}: --views flips sees all flips; leave one of them out"
+        )
+    if kind == "aleatoric" and args.looks < 2:
+        raise UserError("--looks 1: one draw has no standard deviation; aleatoric needs at least 2")
+    if kind == "mcdropout" and getattr(network_class(args.net), "dropout_in_levels", False):
+        raise UserError(
+            f"--net {args.net} has dropout in each of its levels; mcdropout has it at the deepest "
+            "and at the final feature, so take --net unet_ronneberger"
+        )
+
+
+def check_updates(args):
+    """Refuse what three updates, or the losses of the released code, cannot take."""
+    if args.preset == "released" and args.updates == "three":
+        raise UserError("--updates three: the released code makes one step; take --updates joint")
+    if args.preset == "released" and args.region_means:
+        raise UserError("--region_means 1: the losses of the released code are region means")
+    if args.updates == "three" and args.accumulate > 1:
+        raise UserError(
+            f"--accumulate {args.accumulate}: gradients of three updates cannot be added up; take "
+            "--updates joint"
+        )
 
 
 # -------------------------------------------------------------------------------- the training loop
@@ -341,7 +482,7 @@ def parse(argv=None):
 def epoch_lengths(args, data):
     """Steps of an epoch of pre-training, and of one of self-training."""
     steps = math.ceil(args.passes * len(data.cases[LABELED]) / args.labeled_bs)
-    if args.preset == "released" and args.net != "unet":
+    if released(args) and in_3d(args):
         # its epochs of self-training also end when the unlabelled cases give no whole batch more
         whole_batches = len(data.cases[UNLABELED]) // args.unlabeled_bs
         return steps, max(1, min(steps, whole_batches))
@@ -349,18 +490,16 @@ def epoch_lengths(args, data):
 
 
 def build(args, data):
-    """The network with D, and for aleatoric ln σ²; for slices it has four levels."""
-    shape = {
-        "n_filters": args.n_filters,
-        "normalization": args.normalization,
-        "branches": 2 if args.uncertainty == "aleatoric" else 1,
-    }
-    if args.uncertainty == "mcdropout":
-        shape["dropout"] = 0.5
-    if args.net == "unet":
-        shape["levels"] = 4
+    """The network with D, and for aleatoric ln σ²; for mcdropout with dropout of rate 0.5."""
     network = network_class(args.net)
-    return network(data.in_channels, data.num_classes, **shape)
+    return network(
+        data.in_channels,
+        data.num_classes,
+        n_filters=args.n_filters,
+        normalization=args.normalization,
+        branches=2 if args.uncertainty == "aleatoric" else 1,
+        dropout=0.5 if args.uncertainty == "mcdropout" else None,
+    )
 
 
 def decay_of_teacher(t, args):
@@ -373,10 +512,10 @@ def main(argv=None):
     job = run.Run(args, __file__)
     data = two_stream_loader(args, job.device)
 
-    loss_of_step = objective_released if args.preset == "released" else objective
-    uses_pseudo_labels = args.train in ("seg+st", "seg+st_mask", "full")
-    uses_teacher = args.train in ("seg+mt", "seg+mt_mask", "full")
-    masked = args.train in ("seg+st_mask", "seg+mt_mask", "full")
+    loss_of_step = objective_released if released(args) else objective
+    pseudo_where, teacher_where = ROWS[args.train]
+    masked = "certain" in ROWS[args.train] or "uncertain" in ROWS[args.train]
+    relabels = masked or pseudo_where is not None
 
     pretrain_epoch, selftrain_epoch = epoch_lengths(args, data)
     pretraining = args.pretrain_epochs * pretrain_epoch
@@ -385,7 +524,7 @@ def main(argv=None):
 
     net = job.to_device(build(args, data))
     net_teacher = copy.deepcopy(net).requires_grad_(False)
-    student = job.parallel(net)
+    student = job.parallel(net, in_parts=args.updates == "three")
     teacher = job.parallel(net_teacher)
     optimizer = torch.optim.Adam(net.parameters(), lr=args.base_lr, betas=(0.5, 0.999))
     pseudo_labels = PseudoLabels()
@@ -395,36 +534,45 @@ def main(argv=None):
     for step, batch in job.steps(data, last):
         n = batch.labeled_bs
         t = step - 1 - pretraining  # iteration of self-training, from 0
-        learn = {}
+        learn = {}  # what D learns from beside the labels
         info = {}
 
-        if t >= 0 and (uses_pseudo_labels or masked):
-            if t % relabel_every == 0 and batch.first_part:
+        selftraining = t >= 0 and args.train != "seg"
+        if selftraining:
+            unlabelled = batch.image[n:]
+            crops = batch.crops[n:]
+
+            if relabels and t % relabel_every == 0 and batch.first_part:
                 coming = range(step, min(step + relabel_every, last + 1))
                 pseudo_labels.replace(relabel(net, data, coming, job, args))
                 job.logger.info(summary_of(pseudo_labels, data, masked))
-            crops = batch.crops[n:]  # beyond the image's edge they are certain background
-            certain = data.gather(pseudo_labels.uncertain, crops) == 0
-            info["certain"] = certain.float().mean()
-            if uses_pseudo_labels:
+
+            region = {"everywhere": torch.ones_like(unlabelled[:, 0], dtype=torch.bool)}
+            if masked:  # beyond the image's edge voxels are certain background
+                region["certain"] = data.gather(pseudo_labels.uncertain, crops) == 0
+                region["uncertain"] = ~region["certain"]
+                info["certain"] = region["certain"].float().mean()
+
+            if pseudo_where:
                 learn["pseudo"] = data.gather(pseudo_labels.labels, crops).long()
-                learn["pseudo_region"] = certain if masked else torch.ones_like(certain)
+                learn["pseudo_region"] = region[pseudo_where]
 
-        if t >= 0 and uses_teacher:
-            if batch.first_part:
-                update_teacher(net_teacher, net, decay_of_teacher(t, args))
-            with torch.no_grad():
-                learn["teacher"] = branches_of(teacher(batch.image[n:]))
-            everywhere = torch.ones_like(learn["teacher"][0][:, 0], dtype=torch.bool)
-            learn["teacher_region"] = ~certain if masked else everywhere
+            if teacher_where:
+                if batch.first_part:
+                    update_teacher(net_teacher, net, decay_of_teacher(t, args))
+                with torch.no_grad():
+                    learn["teacher"] = branches_of(teacher(unlabelled))
+                learn["teacher_region"] = region[teacher_where]
 
-        labelled_only = t < 0 or args.train == "seg"
-        image = batch.image[:n] if labelled_only else batch.image
-        outputs = branches_of(student(image))
-        epoch = max(t, 0) // selftrain_epoch
-        loss, terms = loss_of_step(outputs, batch.label, args, epoch, **learn)
+        if selftraining and args.updates == "three":
+            loss, terms = three_updates(student, batch, args, job, optimizer, **learn)
+        else:
+            image = batch.image if selftraining else batch.image[:n]
+            outputs = branches_of(student(image))
+            epoch = max(t, 0) // selftrain_epoch
+            loss, terms = loss_of_step(outputs, batch.label, args, epoch, **learn)
+            job.optimize(loss, optimizer)
 
-        job.optimize(loss, optimizer)
         job.log(step, loss=loss, **terms, **info, lr=args.base_lr)
         job.checkpoint(step)
 
