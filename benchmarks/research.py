@@ -201,9 +201,7 @@ class DTML(Supervised):
         mask = torch.sigmoid(-STEEPNESS * distance)
         target = compute_sdf(label)
         loss_seg = supervised(logits[:n], label)
-        loss_dis = dice_loss(mask[:n, 0], label == 1) + torch.mean(
-            torch.abs(distance[:n, 0] - target)
-        )
+        loss_dis = dice_loss(mask[:n, 0], label == 1) + torch.mean((distance[:n, 0] - target) ** 2)
         loss_con = torch.mean((torch.softmax(logits, dim=1)[:, 1] - mask[:, 0]) ** 2)
         loss = loss_seg + loss_dis + 0.1 * rampup(self.iteration, self.iterations) * loss_con
         return {"loss": loss, "loss_seg": loss_seg, "loss_dis": loss_dis, "loss_con": loss_con}

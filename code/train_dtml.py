@@ -18,12 +18,18 @@ difference between their masks.
     python code/train_dtml.py --labelnum 16 --gpu 0
     python code/test_LA.py --method dtml --labelnum 16                     (--network dis tests M_d)
 
-Setting of the paper, on LA: two V-Nets with different random weights (U-Nets for slices), each with
-an SGD of its own: learning rate 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000
-iterations; 2 labelled and 2 unlabelled crops a step. M_s is tested.
+Setting of the paper, on LA: two V-Nets; SGD with learning rate 0.01, ×0.1 every 2500 of 6000
+iterations; 2 labelled and 2 unlabelled crops a step. From the released code: k, the SDM's range and
+an SGD for each network. Customs of the field (UA-MT): momentum 0.9 and weight decay 1e-4. The paper
+does not say which network is tested; it is M_s here.
 
-With `--dis_loss` M_d learns the distances (rows of Table 1): `sdm` by absolute and `sdm2` by
-squared differences, `both` the mask and the absolute differences.
+With `--dis_loss l2` M_d learns the distances, L_dis = mean (d - SDM(Y))², and with `both` it learns
+L_mask + L_dis: these are the rows of Table 1. `l1` takes absolute differences, which is ours.
+The paper prints λ(t) without the square; the work that it follows has the square in its code.
+`--rampup printed` is λ(t) as printed.
+`--unlabeled 0` trains on the labelled crops only (Table 2). A step sees 2 of them, as many as with
+unlabelled crops, so that the unlabelled crops make the difference. The paper does not say how many;
+with `--labeled_bs 4` a step has as many crops as the paper's batch.
 `--preset released` weights the consistency as the released code does, by 2 · exp(-5 (1 - s/40)²),
 where s counts blocks of 150 iterations. The factor 2 is there because the code back-propagates it
 from both losses into both networks.
@@ -35,13 +41,17 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
+from utils.errors import UserError
 from utils.losses import distance_to_mask, mean_dice_loss, sdm_targets, supervised_loss
-from utils.schedules import gaussian_rampup, set_lr, step_decay
+from utils.schedules import RAMPUPS, gaussian_rampup, set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("paper", consistency=0.1),
+    rule("paper, 4.1", base_lr=0.01, lr_step=2500, max_iterations=6000),
+    rule("paper, 3.2", consistency=0.1, unlabeled=1),
+    rule("paper, 4.2", dis_loss="mask"),
+    rule("custom of the field: UA-MT", rampup="gaussian"),
     rule("released code", lambda args: args.preset == "released", consistency=1.0),
 ]
 TEST_FLAGS = {"LA": "--nms 1"}  # the released code keeps the largest component
@@ -58,17 +68,18 @@ def distance_loss(d, mask, label, kind):
         d: SDM, float32 `(B_l, C - 1, *S)` in [-1, 1].
         mask: σ(-k d), of the same shape.
         label: int64 `(B_l, *S)`.
-        kind: `mask`, `sdm`, `sdm2` or `both`.
+        kind: `mask` (L_mask), `l2` (L_dis), `both` (L_mask + L_dis) or `l1`.
     """
     truth = torch.stack([label == c for c in range(1, d.shape[1] + 1)], 1)
     if kind == "mask":
         return mean_dice_loss(mask, truth)
     difference = d - sdm_targets(truth)
-    if kind == "sdm2":
-        return difference.square().mean()
-    if kind == "sdm":
+    if kind == "l1":
         return difference.abs().mean()
-    return mean_dice_loss(mask, truth) + difference.abs().mean()
+    loss_dis = difference.square().mean()
+    if kind == "l2":
+        return loss_dis
+    return mean_dice_loss(mask, truth) + loss_dis
 
 
 def consistency_loss(p, mask):
@@ -77,8 +88,9 @@ def consistency_loss(p, mask):
 
 
 def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.max_iterations)
+    """λ(t): `args` holds `consistency`, `rampup` and `max_iterations`."""
+    ramp_up = RAMPUPS[args.rampup]
+    return args.consistency * ramp_up(step, args.max_iterations)
 
 
 def consistency_weight_released(step, args):
@@ -114,21 +126,17 @@ def objective(z, d, label, weight, dis_loss):
 def parse(argv=None):
     parser = options.parser(__doc__, __file__, ("paper", "released"))
     method = parser.add_argument_group("method")
-    method.add_argument(
-        "--max_iterations", type=command.positive_int, default=6000, help="number of steps"
-    )
+    method.add_argument("--max_iterations", type=command.positive_int, help="number of steps")
     method.add_argument(
         "--lr_step",
         type=command.non_negative_int,
-        default=2500,
         help="multiply the learning rate by 0.1 every so many steps; 0 keeps it constant",
     )
     method.add_argument(
         "--dis_loss",
-        choices=("mask", "sdm", "sdm2", "both"),
-        default="mask",
-        help="what M_d learns: the mask, the distances by absolute (sdm) or squared (sdm2) "
-        "differences, or mask and absolute differences",
+        choices=("mask", "l2", "both", "l1"),
+        help="what M_d learns: the mask; the distances by squared differences (l2); both, which "
+        "adds up these two; or the distances by absolute differences (l1)",
     )
     method.add_argument(
         "--consistency",
@@ -136,13 +144,23 @@ def parse(argv=None):
         help="λ at the end of training; 0 trains the two networks apart",
     )
     method.add_argument(
+        "--rampup",
+        choices=tuple(RAMPUPS),
+        help="growth of λ: gaussian, with a square in the exponent, or as the paper prints it, "
+        "without",
+    )
+    method.add_argument(
         "--unlabeled",
         type=int,
         choices=(0, 1),
-        default=1,
-        help="0 trains on the labelled crops only (Table 2)",
+        help="0 trains on the labelled crops only (Table 2), --labeled_bs a step",
     )
     args = options.parse(parser, DEFAULTS, argv)
+    if args.preset == "released" and args.rampup != "gaussian":
+        raise UserError(
+            f"--rampup {args.rampup}: the released code has the gaussian one; leave out --preset "
+            "released"
+        )
     if not args.unlabeled:
         args.unlabeled_bs = 0
     return args

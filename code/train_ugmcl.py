@@ -6,27 +6,38 @@ with each other and, where its mean teacher is certain, with the teacher's heads
 
     L = L_sup + λ(t) (L_itc + L_ctc)
     L_sup = CE(p, Y) + Dice(p, Y) + L_dis                  on the labelled crops
-    L_dis = mean (d - SDM(Y))²
+    L_dis = mean (d - SDM(Y))²                             squared as in DTML
     L_itc = β mean_M (p - p')² + (1 - β) mean_M (d - d')²  on all crops
     L_ctc = mean (p - σ(-k d))²                            on all crops
 
     p, p'  softmax of the student, and of its mean teacher in one pass; in L_ctc the foreground's
     d, d'  signed distance maps (SDM) of both after tanh: negative inside, in [-1, 1], one for each
            foreground class
-    M      certain voxels, where u < H(t); u is the entropy of the mean of T = 8 teacher passes
+    M      certain voxels, where u < H(t); u is the entropy of the mean of T teacher passes
     H(t)   threshold (3/4 + 1/4 r(t)) ln C, which rises to the largest possible entropy
     λ(t)   weight 0.1 r(t) of the consistency, with r(t) = exp(-5 (1 - t/t_max)²)
-    k      1500, so that σ(-k d) is nearly a mask: it has a slope only close to the surface
+    k      σ(-k d) is nearly a mask: it has a slope only close to the surface
 
-    The teacher's weights are the EMA θ' = a θ' + (1 - a) θ, a = min(1 - 1/t, 0.99). Its input has
-    noise clamp(N(0, 0.1²), ±0.2), drawn anew in each pass, and its dropout stays on.
+    The teacher's weights are the EMA θ' = a θ' + (1 - a) θ. Its dropout stays on.
 
     python code/train_ugmcl.py --labelnum 16 --gpu 0
     python code/test_LA.py --method ugmcl --labelnum 16
 
-Setting of the paper, on LA: V-Net (U-Net for slices); SGD with learning rate 0.01, momentum 0.9 and
-weight decay 1e-4, ×0.1 every 2500 of 6000 iterations; 2 labelled and 2 unlabelled crops a step;
-β = 0.75. The student's p is tested.
+Setting of the paper, on LA: V-Net; SGD with learning rate 0.01, ×0.1 every 2500 of 6000 iterations;
+2 labelled and 2 unlabelled crops of 112×112×80 a step, on BraTS2019 too; β = 0.75.
+
+The paper leaves some numbers open. They are customs of the field, not the paper's. From UA-MT:
+T = 8; a = min(1 - 1/t, 0.99); noise clamp(N(0, 0.1²), ±0.2) on the teacher's input, drawn anew in
+each pass; momentum 0.9 and weight decay 1e-4. From DTC: k = 1500. Ours: L_dis is squared as in
+DTML, and the student's p is tested.
+The paper prints r(t) in λ(t) without the square; the work that it follows has the square in its
+code. `--rampup printed` is λ(t) as printed; H(t) keeps the square.
+
+The rows of Table 1 are `--terms` without a term (1), `dis` (2), `itc` with `--beta 1` (3),
+`dis itc` (4), `dis ctc` (5) and all three (6). Rows 1 and 2 see labelled crops only,
+`--unlabeled 0`: 2 a step, as many as the other rows, so that the unlabelled crops make the
+difference. The paper does not say how many. The network has a distance head only where a term
+needs d, so it has none in rows 1 and 3.
 
 `--preset released` is the released code, which is for BraTS2019. There L_sup is (CE + Dice +
 Dice(σ(-k d), Y)) / 2. L_itc is halved and has β = 1, so it leaves out the distances. λ(t) is
@@ -43,6 +54,7 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
+from utils.errors import UserError
 from utils.losses import (
     cross_entropy,
     distance_to_mask,
@@ -51,15 +63,26 @@ from utils.losses import (
     mean_dice_loss,
     sdm_targets,
 )
-from utils.schedules import ema_decay, gaussian_rampup, set_lr, step_decay, update_teacher
+from utils.schedules import (
+    RAMPUPS,
+    ema_decay,
+    gaussian_rampup,
+    set_lr,
+    step_decay,
+    update_teacher,
+)
 from utils.training import options, run
 from utils.training.options import rule
 from utils.uncertainty import entropy
 
+TERMS = ("dis", "itc", "ctc")
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("paper", max_iterations=6000, lr_step=2500),
+    rule("paper, 4.2", base_lr=0.01, lr_step=2500, max_iterations=6000, consistency=0.1),
+    rule("paper, 4.3", beta=0.75, threshold_start=0.75),
+    rule("paper, 3.4", terms=list(TERMS), unlabeled=1),
+    rule("custom of the field: UA-MT", passes=8, ema_decay=0.99, rampup="gaussian"),
     rule(
-        "paper: as on LA",
+        "paper, 4.2",
         lambda args: args.dataset == "BraTS2019" and args.preset == "paper",
         patch=[112, 112, 80],
     ),
@@ -77,7 +100,6 @@ DEFAULTS = [  # where several rules hold, the last one wins
         net="unet3d",
     ),
 ]
-TERMS = ("dis", "itc", "ctc")
 
 # ------------------------------------------------------------------------------------- the losses
 # To fork: add a term here, and its name to TERMS and `objective`.
@@ -104,8 +126,13 @@ def class_masks(d, label):
 
 
 def intra_task_loss(p, d, p_teacher, d_teacher, certain, beta):
-    """L_itc, equation 4: student and teacher agree on the certain voxels, in either task."""
+    """L_itc, equation 4: student and teacher agree on the certain voxels, in either task.
+
+    Without a distance head `d` and `d_teacher` are None, and β is 1.
+    """
     of_p = masked_mean((p - p_teacher).square().mean(1), certain)
+    if d is None:
+        return of_p
     of_d = masked_mean((d - d_teacher).square().mean(1), certain)
     return beta * of_p + (1 - beta) * of_d
 
@@ -116,8 +143,9 @@ def cross_task_loss(p, mask):
 
 
 def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.max_iterations)
+    """λ(t): `args` holds `consistency`, `rampup` and `max_iterations`."""
+    ramp_up = RAMPUPS[args.rampup]
+    return args.consistency * ramp_up(step, args.max_iterations)
 
 
 def consistency_weight_released(step, args):
@@ -130,7 +158,7 @@ def objective(z, d, label, weight, args, teacher=None, certain=None):
 
     Args:
         z, d: logits and SDM of the student, float32 `(B, C, *S)` and `(B, C - 1, *S)`, labelled
-            crops first.
+            crops first; d is None where no term needs it.
         label: int64 `(B_l, *S)`.
         weight: λ(t).
         args: `terms` and `beta`.
@@ -142,7 +170,7 @@ def objective(z, d, label, weight, args, teacher=None, certain=None):
     """
     labelled = slice(len(label))
     p = z.softmax(1)
-    mask = distance_to_mask(d)
+    mask = None if d is None else distance_to_mask(d)
     loss = segmentation_loss(z[labelled], p[labelled], label)
     terms = {"loss_seg": loss}
     if "dis" in args.terms:
@@ -167,7 +195,7 @@ def objective_released(z, d, label, weight, args, teacher=None, certain=None):
     """
     labelled = slice(len(label))
     p = z.softmax(1)
-    mask = distance_to_mask(d)
+    mask = None if d is None else distance_to_mask(d)
     loss = segmentation_loss(z[labelled], p[labelled], label)
     terms = {"loss_seg": loss}
     if "dis" in args.terms:
@@ -189,6 +217,15 @@ def objective_released(z, d, label, weight, args, teacher=None, certain=None):
 # ------------------------------------------------------------------------------- the uncertainty
 
 
+def outputs(model, image):
+    """Logits and SDM of a network, float32; the SDM is None if it has no distance head."""
+    found = model(image)
+    if isinstance(found, tuple):
+        z, d = found
+        return z.float(), d.float()
+    return found.float(), None
+
+
 def noisy(image):
     """The teacher's input: noise clamp(N(0, 0.1²), ±0.2), whatever the scale of the image."""
     return image + (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)
@@ -203,7 +240,7 @@ def threshold_of(step, args):
 @torch.no_grad()
 def uncertainty(teacher, image, passes):
     """u, equation 3: entropy `(B, *S)`, from 0 to ln C, of the mean of noisy teacher passes."""
-    p_hat = sum(teacher(noisy(image))[0].float().softmax(1) for _ in range(passes)) / passes
+    p_hat = sum(outputs(teacher, noisy(image))[0].softmax(1) for _ in range(passes)) / passes
     return entropy(p_hat)
 
 
@@ -223,37 +260,56 @@ def parse(argv=None):
         "--terms",
         choices=TERMS,
         nargs="*",
-        default=list(TERMS),
-        help="terms of the loss beside CE + Dice",
+        help="terms of the loss beside CE + Dice (Table 1)",
     )
     method.add_argument(
         "--beta",
         type=command.fraction,
-        default=0.75,
-        help="β, share of the probabilities in L_itc",
+        help="β, share of the probabilities in L_itc (Table 2)",
     )
+    method.add_argument("--consistency", type=command.non_negative, help="λ at the end of training")
     method.add_argument(
-        "--consistency", type=command.non_negative, default=0.1, help="λ at the end of training"
+        "--rampup",
+        choices=tuple(RAMPUPS),
+        help="growth of λ: gaussian, with a square in the exponent, or as the paper prints it, "
+        "without",
     )
     method.add_argument(
         "--threshold_start",
         type=command.fraction,
-        default=0.75,
-        help="threshold H at the start of training as a share of ln C; 1 keeps it constant",
+        help="threshold H at the start of training as a share of ln C, Fig. 3; 1 keeps it constant",
     )
     method.add_argument(
         "--passes",
         type=command.positive_int,
-        default=8,
         help="T, teacher passes that measure the uncertainty; fewer are faster",
     )
     method.add_argument(
         "--ema_decay",
         type=command.fraction,
-        default=0.99,
         help="maximum EMA decay of the teacher; lower it for short runs",
     )
-    return options.parse(parser, DEFAULTS, argv)
+    method.add_argument(
+        "--unlabeled",
+        type=int,
+        choices=(0, 1),
+        help="0 trains on the labelled crops only (Table 1), --labeled_bs a step",
+    )
+    args = options.parse(parser, DEFAULTS, argv)
+    if args.preset == "released" and args.rampup != "gaussian":
+        raise UserError(
+            f"--rampup {args.rampup}: the released code has the gaussian one; leave out --preset "
+            "released"
+        )
+    if not args.unlabeled:
+        args.unlabeled_bs = 0
+    return args
+
+
+def needs_distances(args):
+    """Whether a term of the loss needs the SDM."""
+    within_task = "itc" in args.terms and args.beta < 1
+    return within_task or "dis" in args.terms or "ctc" in args.terms
 
 
 # -------------------------------------------------------------------------------- the training loop
@@ -265,14 +321,9 @@ def main(argv=None):
     data = two_stream_loader(args, job.device)
 
     network = network_class(args.net)
-    net = job.to_device(
-        network(
-            data.in_channels, data.num_classes, args.n_filters, args.normalization, sdm_head=True
-        )
-    )
+    shape = (data.in_channels, data.num_classes, args.n_filters, args.normalization)
+    net = job.to_device(network(*shape, sdm_head=needs_distances(args)))
     net_teacher = copy.deepcopy(net).requires_grad_(False)
-    if not args.terms:  # no loss reaches the distance head, and DDP insists on every gradient
-        net.sdm.requires_grad_(False)
     student = job.parallel(net)
     teacher = job.parallel(net_teacher)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
@@ -289,13 +340,11 @@ def main(argv=None):
         targets = certain = None
         if "itc" in args.terms:
             with torch.no_grad():
-                targets = [output.float() for output in teacher(noisy(batch.image))]
+                targets = outputs(teacher, noisy(batch.image))
             threshold = threshold_of(step, args) * math.log(data.num_classes)
             certain = uncertainty(teacher, batch.image, args.passes) < threshold
 
-        z, d = student(batch.image)
-        z = z.float()
-        d = d.float()
+        z, d = outputs(student, batch.image)
         loss, terms = loss_of_step(z, d, batch.label, weight, args, targets, certain)
 
         job.optimize(loss, optimizer)

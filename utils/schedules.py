@@ -15,6 +15,18 @@ def gaussian_rampup(t: float, length: float) -> float:
     return math.exp(-5 * (1 - min(max(t, 0), length) / length) ** 2)
 
 
+def printed_rampup(t: float, length: float) -> float:
+    """exp(-5 (1 - min(t, T)/T)), without the square: as DTML and UG-MCL print their ramp-up; always
+    1 if T is 0.
+    """
+    if length == 0:
+        return 1.0
+    return math.exp(-5 * (1 - min(max(t, 0), length) / length))
+
+
+RAMPUPS = {"gaussian": gaussian_rampup, "printed": printed_rampup}  # by the value of --rampup
+
+
 def step_decay(base_lr: float, step: int, every: int, factor: float = 0.1) -> float:
     """The learning rate of iteration `step` (from 1): ×`factor` after every `every` iterations; 0
     for never.

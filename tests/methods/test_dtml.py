@@ -9,12 +9,25 @@ import torch
 import train_dtml as dtml
 from numpy_reference import dice, softmax
 
+from utils.errors import UserError
 from utils.losses import supervised_loss
 from utils.ops import normalized_sdm_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELED, WEIGHT = 2, 0.07
+
+
+def dtml_l2_mean(d, sdm):
+    """L_dis from section 3.2's words, "L2 loss between the output signed distance maps and
+    transformed distance maps": the mean of squares, without a root or a factor 1/2.
+    """
+    return ((d.astype(float) - sdm) ** 2).sum() / d.size
+
+
+def dtml_rampup_printed(t, tmax):
+    """λ(t) as section 3.2 prints it."""
+    return 0.1 * np.exp(-5.0 * (1.0 - t / tmax))
 
 
 @pytest.fixture(params=[2, 3], ids=["binary", "three classes"])
@@ -35,7 +48,7 @@ def ours(case, dis_loss="mask", weight=WEIGHT):
     return loss, terms, logits, sdm
 
 
-@pytest.mark.parametrize("dis_loss", ["mask", "sdm", "sdm2", "both"])
+@pytest.mark.parametrize("dis_loss", ["mask", "l2", "both", "l1"])
 def test_objective_against_numpy(case, dis_loss):
     logits, sdm, label = case
     classes = range(1, logits.shape[1])
@@ -46,9 +59,9 @@ def test_objective_against_numpy(case, dis_loss):
     truth = np.stack(
         [normalized_sdm_reference(torch.from_numpy(label == c)).numpy() for c in classes], 1
     )
-    difference = sdm[:LABELED] - truth
-    distance = (difference**2).mean() if dis_loss == "sdm2" else np.abs(difference).mean()
-    dis = {"mask": mask, "both": mask + distance}.get(dis_loss, distance)
+    l1 = np.abs(sdm[:LABELED] - truth).mean()
+    l2 = dtml_l2_mean(sdm[:LABELED], truth)
+    dis = {"mask": mask, "l2": l2, "both": mask + l2, "l1": l1}[dis_loss]
     con = ((prob[:, 1:] - prob_d) ** 2).mean()
     loss, terms, *_ = ours(case, dis_loss)
     assert loss.item() == pytest.approx(seg + dis + WEIGHT * con, rel=1e-6)
@@ -68,7 +81,7 @@ def test_inside_is_where_the_distance_is_negative():
     assert terms["loss_dis"].item() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("dis_loss", ["sdm", "sdm2", "both"])
+@pytest.mark.parametrize("dis_loss", ["l2", "both", "l1"])
 def test_a_class_that_a_crop_lacks_is_far(case, dis_loss):
     """One crop of background alone: a distance of 1 everywhere is right."""
     logits, sdm, label = (torch.from_numpy(z[:1].copy()) for z in case)
@@ -96,7 +109,7 @@ def test_gradcheck(case):
     logits, sdm = (torch.from_numpy(z[1:3, :, :2, :1].copy()).requires_grad_() for z in case[:2])
     label = torch.from_numpy(case[2][1:, :2, :1].copy())
     sdm = (1e-3 * sdm.detach()).requires_grad_()  # where the steep sigmoid is soft
-    for dis_loss in ("mask", "sdm2", "both"):
+    for dis_loss in ("mask", "l2", "both"):
         assert torch.autograd.gradcheck(
             lambda z, d, kind=dis_loss: dtml.objective(z, d, label, WEIGHT, kind)[0],
             (logits, sdm),
@@ -105,10 +118,29 @@ def test_gradcheck(case):
         )
 
 
+def test_distances_are_squared_by_hand():
+    """The boundary's voxel and two outside have the distances 0, 1/2 and 1; M_d is off by 1/2, 0
+    and 1.
+    """
+    label = torch.tensor([1, 0, 0]).view(1, 1, 1, 3)
+    sdm = torch.tensor([0.5, 0.5, 0.0]).view(1, 1, 1, 1, 3)
+    found = {
+        kind: dtml.distance_loss(sdm, torch.zeros_like(sdm), label, kind).item()
+        for kind in ("mask", "l2", "both", "l1")
+    }
+    assert found["l2"] == pytest.approx((1 / 4 + 1) / 3)
+    assert found["l1"] == pytest.approx((1 / 2 + 1) / 3)
+    assert found["both"] == pytest.approx(found["mask"] + found["l2"])
+
+
 def test_consistency_weight():
-    args = Namespace(consistency=0.1, max_iterations=6000)
+    args = Namespace(consistency=0.1, max_iterations=6000, rampup="gaussian")
     assert dtml.consistency_weight(6000, args) == pytest.approx(0.1)
     assert dtml.consistency_weight(3000, args) == pytest.approx(0.1 * math.exp(-5 / 4))
+    args.rampup = "printed"
+    for t in (0, 1, 1500, 3000, 5999, 6000):
+        assert dtml.consistency_weight(t, args) == pytest.approx(dtml_rampup_printed(t, 6000))
+    assert dtml.consistency_weight(3000, args) == pytest.approx(0.1 * math.exp(-5 / 2))
     args = Namespace(consistency=1.0, max_iterations=6000)
     first, second = (dtml.consistency_weight_released(step, args) for step in (1, 151))
     assert first == dtml.consistency_weight_released(150, args) == 2 * math.exp(-5)
@@ -127,3 +159,15 @@ def test_released_is_both_losses_back_propagated_into_both_networks(case):
     (terms["loss_dis"] + WEIGHT * terms["loss_con"]).backward()
     for one, other in zip(mine, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_the_released_code_has_its_own_rampup():
+    with pytest.raises(UserError, match="--rampup printed"):
+        dtml.parse(["--preset", "released", "--rampup", "printed"])
+
+
+def test_labelled_only_sees_the_labelled_crops_of_the_method():
+    args = dtml.parse(["--unlabeled", "0"])
+    assert (args.labeled_bs, args.unlabeled_bs) == (2, 0)
+    args = dtml.parse(["--unlabeled", "0", "--labeled_bs", "4"])
+    assert (args.labeled_bs, args.unlabeled_bs) == (4, 0)

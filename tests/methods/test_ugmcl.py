@@ -10,7 +10,9 @@ import pytest
 import torch
 import train_ugmcl as ugmcl
 from numpy_reference import dice, softmax
+from small import BOTH, LA
 
+from utils.errors import UserError
 from utils.ops import normalized_sdm_reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,6 +83,63 @@ def test_objective_against_numpy(case, preset, terms):
     assert {name for name in ugmcl.TERMS if f"loss_{name}" in found} == set(terms)
 
 
+def test_without_distances_beta_1_is_the_probabilities_alone(case):
+    """Table 1's row 3: the network has no distance head."""
+    logits, label = torch.from_numpy(case.student[0]), torch.from_numpy(case.label)
+    teacher, certain = torch.from_numpy(case.teacher[0]), torch.from_numpy(case.certain)
+    args = Namespace(terms=("itc",), beta=1.0)
+    for objective, preset in (
+        (ugmcl.objective, "paper"),
+        (ugmcl.objective_released, "released"),
+    ):
+        headless, _ = objective(logits, None, label, WEIGHT, args, (teacher, None), certain)
+        with_head, *_ = ours(case, ("itc",), preset, beta=1.0)
+        assert headless.item() == with_head.item()
+
+
+@pytest.mark.parametrize(
+    ("terms", "beta", "needed"),
+    [
+        ((), 0.75, False),
+        (("itc",), 1.0, False),
+        (("itc",), 0.75, True),
+        (("dis",), 1.0, True),
+        (("ctc",), 1.0, True),
+        (("dis", "itc"), 1.0, True),
+    ],
+)
+def test_a_distance_head_is_there_where_a_term_needs_it(terms, beta, needed):
+    assert ugmcl.needs_distances(Namespace(terms=terms, beta=beta)) is needed
+
+
+def test_row_3_trains_and_tests_without_a_distance_head(tiny_la, tmp_path):
+    root = ["--root", str(tiny_la), "--runs", str(tmp_path)]
+    short = [*LA, *BOTH, *"--max_iterations 2 --passes 2".split()]
+    ugmcl.main([*short, *root, "--terms", "itc", "--beta", "1"])
+    (path,) = tmp_path.glob("*/*/*/last.pth")
+    state = torch.load(path, weights_only=True)
+    assert not [name for name in state["net"] if name.startswith("sdm")]
+    assert state["networks"]["net"]["kwargs"]["sdm_head"] is False
+
+
+def test_row_2_sees_the_labelled_crops_of_the_method():
+    args = ugmcl.parse(["--terms", "dis", "--unlabeled", "0"])
+    assert (args.labeled_bs, args.unlabeled_bs) == (2, 0)
+
+
+def test_printed_rampup_moves_lambda_and_not_the_threshold():
+    args = Namespace(consistency=0.1, max_iterations=6000, threshold_start=0.75, rampup="printed")
+    for t in (0, 1500, 3000, 6000):
+        printed = 0.1 * np.exp(-5.0 * (1.0 - t / 6000))
+        assert ugmcl.consistency_weight(t, args) == pytest.approx(printed)
+        square = np.exp(-5.0 * (1.0 - t / 6000) ** 2)
+        assert ugmcl.threshold_of(t, args) == pytest.approx(0.75 + 0.25 * square)
+    args.rampup = "gaussian"
+    assert ugmcl.consistency_weight(3000, args) == pytest.approx(0.1 * math.exp(-5 / 4))
+    with pytest.raises(UserError, match="--rampup printed"):
+        ugmcl.parse(["--preset", "released", "--rampup", "printed"])
+
+
 def test_the_uncertain_learn_nothing_from_the_teacher(case):
     _, found, (logits, sdm) = ours(case)
     found["loss_itc"].backward()
@@ -145,7 +204,8 @@ def test_uncertainty_is_the_entropy_of_the_mean():
     answers = iter([torch.tensor([0.0, math.log(3)]), torch.tensor([math.log(3), 0.0])] * 2)
 
     def teacher(image):
-        return next(answers).view(1, 2, 1, 1, 1).expand(-1, -1, *image.shape[2:]), None
+        logits = next(answers).view(1, 2, 1, 1, 1).expand(-1, -1, *image.shape[2:])
+        return logits, torch.zeros_like(image)
 
     image = torch.zeros(1, 1, 2, 2, 2)
     torch.testing.assert_close(
@@ -156,7 +216,8 @@ def test_uncertainty_is_the_entropy_of_the_mean():
         ugmcl.uncertainty(teacher, image, 1), torch.full((1, 2, 2, 2), single)
     )
     sure = torch.tensor([0.0, 200.0]).view(1, 2, 1, 1, 1)
-    assert ugmcl.uncertainty(lambda _: (sure, None), image, 1).item() == 0  # and not NaN
+    # 0 and not NaN, of a network without a distance head
+    assert ugmcl.uncertainty(lambda _: sure, image, 1).item() == 0
 
 
 def test_noise_is_small_and_cut_off():
