@@ -1,21 +1,29 @@
-"""Make data/Pancreas, 1 mm voxels around the pancreas as CoraNet takes them, from the download of
+"""Make data/Pancreas and data/Pancreas2d, as CoraNet takes volumes and slices, from the download of
 Pancreas-CT (NIH).
 
     python code/prepare_pancreas.py DOWNLOAD
+    python code/prepare_pancreas.py DOWNLOAD --for 2d
     python code/prepare_pancreas.py DOWNLOAD --lists lists
-    python code/prepare_pancreas.py DOWNLOAD --window -100 240 --root data/Pancreas2d
 
-The DICOM folders and the labels may lie anywhere below DOWNLOAD. The second command takes your
-train_lab.txt, train_unlab.txt and test.txt, or train.list and test.list, which are in lists/. The
-third makes CoraNet's slices, for --dataset Pancreas2d --root data/Pancreas2d: the paper takes
-another window for them. Without --lists and --seed the cases are taken in their order, as in the
-released code: the first 62 of 80 train, the first 12 of these are the labelled ones, the last 18
-test. Cases 25 and 70 repeat others' scans and are left out, unless --lists names them.
+The DICOM folders and the labels may lie anywhere below DOWNLOAD. The third command takes your
+train_lab.txt, train_unlab.txt and test.txt, or train.list and test.list, which are in lists/. Cases
+25 and 70 repeat others' scans and are left out, unless --lists names them.
 
 Reads PANCREAS_<number>/…/<series>/*.dcm and label<number>.nii.gz. Writes <root>/<number>.h5,
-train.list, test.list, report.csv and overlays.png; look at the last two. Voxels are resampled to
-1 mm, Hounsfield units from -125 to 275 become 0 to 1, and the crop is the label's box with 25
-voxels on every side, at least 96.
+train.list, test.list, report.csv and overlays.png; look at the last two.
+
+For 3-D, as in the released code: voxels are resampled to 1 mm, Hounsfield units from -125 to 275
+become 0 to 1, and the crop is the label's box with 25 voxels on every side, at least 96. Without
+--lists and --seed the cases are taken in their order: the first 62 of 80 train, the first 12 of
+these are the labelled ones, and the last 18 test.
+
+For 2-D, as the paper says (IV-B, IV-D): Hounsfield units from -100 to 240 become 0 to 1, and each
+slice is cut to 192×240 pixels of its own size; 80 % of the cases train, half of them labelled. The
+paper had 82 cases; of 80 the first 64 train, the first 32 of these are the labelled ones, and the
+last 16 test. The paper leaves open where the crop lies, and which slices it takes. Here the crop
+lies about the middle of the label's box, the same in all slices of a case, and slices above and
+below the pancreas are left out: the paper segments 1414 test slices, and whole scans have more. A
+label that is wider than the crop is cut, which the report says.
 
 The labels' headers do not reliably say how their voxels lie on the images'. In published code a
 label's voxel (i, j, k) is column i and row j of the image's slice k. It does not say whether slices
@@ -25,9 +33,9 @@ around it, for a pancreas lies in fat. Where another combination fits clearly be
 and reported; where none fits clearly, that is reported. Look at these cases in overlays.png;
 --label_flip chooses by hand.
 
-The released code takes slices to be as far apart as pixels, so its voxels are not 1 mm long along
-z: --legacy_spacing repeats this. How it interpolates is not published; here images and labels are
-interpolated linearly.
+In 3-D the released code takes slices to be as far apart as pixels, so its voxels are not 1 mm long
+along z: --legacy_spacing repeats this. How it interpolates is not published; here images and labels
+are interpolated linearly.
 """
 
 import itertools
@@ -40,7 +48,8 @@ import numpy as np
 from scipy import ndimage
 
 import _root  # noqa: F401
-from dataloaders.pancreas import Pancreas
+from dataloaders import default_root
+from dataloaders.pancreas import Pancreas, Pancreas2d
 from utils import command
 from utils.errors import UserError
 from utils.preparation.cases import relabel
@@ -49,6 +58,8 @@ from utils.preparation.lists import draw_lists, read_lists
 from utils.preparation.official import add_options, prepare_all, stamp
 from utils.preparation.report import Report
 
+FORMS = {"3d": Pancreas, "2d": Pancreas2d}
+TESTED = {"3d": 18 / 80, "2d": 16 / 80}  # share of the cases
 REPEATED = (25, 70)
 LISTS = (  # files of two layouts, with their splits
     {"train_lab.txt": "train", "train_unlab.txt": "train", "test.txt": "test"},
@@ -70,17 +81,23 @@ def parse(argv=None):
         help="folder with the DICOM series and the labels",
     )
     parser.add_argument(
+        "--for",
+        choices=FORMS,
+        default="3d",
+        dest="form",
+        help="data set to make: data/Pancreas for volumes, or data/Pancreas2d for slices",
+    )
+    parser.add_argument(
         "--window",
         type=float,
         nargs=2,
-        default=(-125, 275),
         metavar=("LOW", "HIGH"),
-        help="Hounsfield units that become 0 and 1",
+        help="Hounsfield units that become 0 and 1 (default: -125 275; in 2-D -100 240)",
     )
     parser.add_argument(
         "--legacy_spacing",
         action="store_true",
-        help="take slices to be as far apart as pixels, as the released code does",
+        help="take slices to be as far apart as pixels, as the released code does in 3-D",
     )
     turned = ["none"]
     for flips in FLIPS:
@@ -94,13 +111,17 @@ def parse(argv=None):
     )
     add_options(
         parser,
-        "data/Pancreas",
+        None,
         "folder of the lists to take",
         "cases at a time, 3 GB each",
         seed=None,
         at_once=2,
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.legacy_spacing and args.form == "2d":
+        raise UserError("--legacy_spacing: slices are not resampled; it belongs to --for 3d")
+    args.root = args.root or Path(default_root(FORMS[args.form].name))
+    return args
 
 
 def find(download):
@@ -129,7 +150,7 @@ def find(download):
 
 def choose(cases, args):
     """The cases of each list file, and the number of each case: the given ones, or 18 of 80 for
-    testing.
+    testing, in 2-D 16.
     """
     if args.lists:
         kind = next((kind for kind in LISTS if (args.lists / next(iter(kind))).exists()), LISTS[-1])
@@ -138,9 +159,9 @@ def choose(cases, args):
     numbers = {f"{number:04d}": number for number in sorted(cases) if number not in REPEATED}
     names = list(numbers)
     if args.seed is None:
-        count = max(1, round(len(names) * 18 / 80))
+        count = max(1, round(len(names) * TESTED[args.form]))
         return {"train.list": names[:-count], "test.list": names[-count:]}, numbers
-    drawn = draw_lists(names, {"test": 18 / 80}, args.seed)
+    drawn = draw_lists(names, {"test": TESTED[args.form]}, args.seed)
     return {f"{split}.list": listed for split, listed in drawn.items()}, numbers
 
 
@@ -235,8 +256,9 @@ def main(argv=None):
     args = parse(argv)
     cases = find(args.download)
     lists, numbers = choose(cases, args)
-    low, high = args.window
-    how = replace(Pancreas.preprocessing, low=low, high=high)
+    how = FORMS[args.form].preprocessing
+    if args.window:
+        how = replace(how, low=args.window[0], high=args.window[1])
     split_of = {file: split for kind in LISTS for file, split in kind.items()}
     paths = {name: [f"{name}.h5"] for name in numbers}
     unlike = []
@@ -244,9 +266,10 @@ def main(argv=None):
         unlike.append(f"lists drawn from seed {args.seed}")
     recipe = {
         "script": "prepare_pancreas.py",
+        "for": args.form,
         # with --legacy_spacing, new images with their true spacing would be prepared differently
         "preprocessing": None if args.legacy_spacing else how.as_dict(),
-        "window": args.window,
+        "window": [how.low, how.high],
         "label_flip": args.label_flip,
         "legacy_spacing": args.legacy_spacing,
         "lists": lists,

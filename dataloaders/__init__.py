@@ -12,7 +12,7 @@ DATASETS = {
     "LA": ("la", "LA", "LA"),
     "ACDC": ("acdc", "ACDC", "ACDC"),
     "Pancreas": ("pancreas", "Pancreas", "Pancreas"),
-    "Pancreas2d": ("pancreas", "Pancreas2d", "Pancreas"),
+    "Pancreas2d": ("pancreas", "Pancreas2d", "Pancreas2d"),
     "BraTS2019": ("brats", "BraTS2019", "BraTS2019"),
     "endocardium": ("endocardium", "Endocardium", "endocardium"),
     "own": ("own", "Own", "own"),

@@ -14,6 +14,11 @@ around the pancreas. Cases 25 and 70 of the original 82 repeat two others, which
 into training and test. DTC's and MC-Net's lists hold them: numbers on these 62 + 20 cases follow
 MC-Net's protocol, numbers on the 62 + 18 without them CoraNet's. A warning says that a list holds
 them.
+
+The slices of `Pancreas2d` are in a folder of their own, in the same layout. CoraNet's paper (IV-B,
+IV-D) takes another window for them, [-100, 240], cuts each to 192×240 pixels, speaks of no
+resampling, and trains on 80 % of the cases, half of them labelled. Of 80 cases these are 32 + 32,
+and 16 to test. Nobody publishes these files; `prepare_pancreas.py --for 2d` makes them.
 """
 
 import re
@@ -29,9 +34,16 @@ REPEATED = re.compile(r"(image|label|case|pancreas|pancreas_ct)?[-_]?0*(25|70)",
 
 
 class Pancreas(Volumes):
-    """One split of the data set; see `dataloaders.volumes.Volumes`."""
+    """One split of the data set; see `dataloaders.volumes.Volumes`.
+
+    Class attributes:
+        form: of `prepare_pancreas.py --for` that makes its files.
+        misfit: why the files are not of that form, in a few words, or None.
+    """
 
     name = "Pancreas"
+    form = "3d"
+    misfit: str | None = None
     num_classes = 2
     class_names = ("pancreas",)
     patches = MappingProxyType({1: (96, 96, 96)})
@@ -43,7 +55,7 @@ class Pancreas(Volumes):
     labeled_bs, unlabeled_bs = 4, 4
     training_units = 62
     reported = (*Volumes.reported, "hd")
-    source = "Shi et al., TMI 2022 (CoraNet)"
+    source = "custom of the field: CoraNet"
     preprocessing = Preprocessing(
         orientation="LPS",
         spacing=(1.0, 1.0, 1.0),
@@ -56,8 +68,27 @@ class Pancreas(Volumes):
     )
     as_published = False  # spacings, windows and margins differ from one publication to the next
 
+    @classmethod
+    def at(cls, root: str | Path) -> "type[Pancreas]":
+        found = super().at(root)
+        how = found.preprocessing
+        if how is not None:
+            form = "2d" if how.exactly == Pancreas2d.preprocessing.exactly else "3d"
+            found.misfit = f"files are prepared for {form}" if form != cls.form else None
+        elif cls.form == "2d":  # the published files are for 3-D
+            found.misfit = "nothing says that the files are prepared for 2d"
+        if found.misfit:
+            found.unlike_published = (*found.unlike_published, found.misfit)
+        return found
+
     def __init__(self, root: str | Path, split: str = "train", downsample: int = 1):
         super().__init__(root, split, downsample)
+        if self.misfit:
+            warnings.warn(
+                f"{self.root}: {self.misfit}; prepare_pancreas.py DOWNLOAD --for {self.form} makes "
+                f"those of {self.name}",
+                stacklevel=2,
+            )
         repeated = [unit for unit in dict.fromkeys(self.units) if REPEATED.fullmatch(unit)]
         if repeated:
             warnings.warn(
@@ -89,12 +120,23 @@ class Pancreas2d(Slices, Pancreas):
     """Its axial slices `(y, x)`, as a reader sees them; see `dataloaders.slices.Slices`."""
 
     name = "Pancreas2d"
+    form = "2d"
     patches = MappingProxyType({1: (192, 240)})
     stride = None
+    spacing = None
     net = "unet"
     augment = "affine"
-    labelnum = 31
+    labelnum = 32
     labeled_bs, unlabeled_bs = 2, 2
-    source = "Shi et al., TMI 2022 (CoraNet), 1 labelled : 1 unlabelled"
+    training_units = 64
+    preprocessing = Preprocessing(
+        orientation="LPS",
+        crop="label",
+        exactly=(240, 192, None),
+        intensity="window",
+        low=-100.0,
+        high=240.0,
+    )
+    sources = MappingProxyType({"net": "custom of the field: SSL4MIS"})
     file_axes = (1, 0, 2)
     shown = reported = ("dice", "precision", "recall", "hd")

@@ -8,6 +8,7 @@ applies them to an image.
 
 import math
 from dataclasses import asdict, dataclass, fields
+from types import NoneType
 
 from utils.errors import UserError
 
@@ -36,6 +37,8 @@ class Preprocessing:
             99.5, then as `zscore`.
         low, high: of `window`.
         statistics: mean, extremes and percentiles are of the `whole` image or of the `crop`.
+        exactly: extents of the crop in voxels, about the middle of the box, as far as the image has
+            them; None along an axis leaves the box's. An object that is larger is cut.
 
     Raises:
         UserError: one of them is out of its range.
@@ -50,6 +53,7 @@ class Preprocessing:
     low: float | None = None
     high: float | None = None
     statistics: str = "whole"
+    exactly: tuple = (None, None, None)
 
     def __post_init__(self):
         _check_choice("crop", self.crop, CROPS)
@@ -63,6 +67,7 @@ class Preprocessing:
             _check_three("spacing", self.spacing, (int, float), 1e-6)
         _check_three("margin", self.margin, int, 0)
         _check_three("at_least", self.at_least, int, 1)
+        _check_three("exactly", self.exactly, (int, NoneType), 1)
         self._check_window()
 
     def _check_window(self) -> None:
@@ -109,8 +114,9 @@ def _check_choice(name: str, value: str, choices: tuple) -> None:
 
 
 def _check_three(name: str, values: tuple, kinds: type | tuple, least: float) -> None:
-    numbers = isinstance(values, tuple) and all(isinstance(value, kinds) for value in values)
-    if not numbers or len(values) != 3 or not all(least <= value < math.inf for value in values):
+    right = isinstance(values, tuple) and len(values) == 3
+    right = right and all(isinstance(value, kinds) for value in values)
+    if not right or not all(value is None or least <= value < math.inf for value in values):
         raise UserError(
             f"preprocessing: {name} {values}: three numbers of at least {least:g} are expected"
         )

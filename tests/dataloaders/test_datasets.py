@@ -346,9 +346,13 @@ def test_files_say_how_they_were_made_where_their_preparation_noted_it(tmp_path)
     """Published files of BraTS were made in a way that is not ours, those of LA in ours."""
     assert dataset_class("LA", tmp_path).description()["preprocessing"]["crop"] == "label"
     assert dataset_class("BraTS2019", tmp_path).description()["preprocessing"] is None
-    noted = dataset_class("Pancreas2d").preprocessing.as_dict() | {"low": -100.0, "high": 240.0}
+    assert dataset_class("Pancreas", tmp_path).unlike_published == ()
+    assert "2d" in dataset_class("Pancreas2d", tmp_path).unlike_published[0]
+    noted = dataset_class("Pancreas2d").preprocessing.as_dict() | {"low": -90.0}
     (tmp_path / "preparation.json").write_text(json.dumps({"recipe": {"preprocessing": noted}}))
-    assert dataset_class("Pancreas2d", tmp_path).description()["preprocessing"] == noted
+    found = dataset_class("Pancreas2d", tmp_path)
+    assert found.description()["preprocessing"] == noted
+    assert found.unlike_published == ()
     (tmp_path / "preparation.json").write_text("{}")
     with pytest.raises(UserError, match=r"preparation\.json: damaged"):
         dataset_class("Pancreas", tmp_path)

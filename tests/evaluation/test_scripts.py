@@ -124,7 +124,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def make(name, **options):
-        write_data(name, tmp_path / "data" / name.removesuffix("2d"))
+        write_data(name, tmp_path / "data" / name)
         return write_run(name, **options)
 
     return make
@@ -154,9 +154,7 @@ def nifti(folder, case, kind):
 
 def case_of(name, case):
     """Image and label as `(X, Y, Z)`."""
-    folder = (
-        Path("data") / name.removesuffix("2d") / ("" if name.startswith("Pancreas") else "data")
-    )
+    folder = Path("data") / name / ("" if name.startswith("Pancreas") else "data")
     with h5py.File(folder / f"{case}.h5") as file:
         return tuple(file[key][:].transpose(LAYOUT[name][1]) for key in ("image", "label"))
 

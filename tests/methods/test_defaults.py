@@ -16,7 +16,7 @@ SETS = {
     "ACDC": ([256, 256], 12, 12, 7),
     "BraTS2019": ([96, 96, 96], 2, 2, 25),
     "Pancreas": ([96, 96, 96], 4, 4, 12),
-    "Pancreas2d": ([192, 240], 2, 2, 31),
+    "Pancreas2d": ([192, 240], 2, 2, 32),
     "endocardium": ([256, 256], 2, 2, 5),
 }
 FIELD = {"max_iterations": 6000, "lr_step": 2500, "base_lr": 0.01, "normalization": "batchnorm"}
@@ -72,17 +72,20 @@ CORANET |= {
     "train": "full",
     "relabel_epochs": 5,
 }
-CORANET |= {"ema_decay": 0.99}
-CORANET_ACDC = {"augment": "affine"}
-UNCERTAINTY = {"uncertainty": "tta", "looks": 8, "certain_below": 0.5}
-CORANET_CODE = CORANET | {"pretrain_epochs": 60, "passes": 5, "labeled_bs": 8, "unlabeled_bs": 8}
+CORANET |= {"ema_decay": 0.99, "masks": "step", "updates": "three", "region_means": 0}
+CORANET_ACDC = {"augment": "rotate_crop"}
+UNCERTAINTY = {"uncertainty": "tta", "looks": 20, "certain_confidence": 0.8}
+CHEAP = {"masks": "relabelling", "updates": "joint"}
+CORANET_CODE = CORANET | CHEAP
+CORANET_CODE |= {"pretrain_epochs": 60, "passes": 5, "labeled_bs": 8, "unlabeled_bs": 8}
 CORANET_2D = CORANET | {
     "selftrain_epochs": 100,
     "labeled_bs": 2,
     "unlabeled_bs": 2,
     "normalization": "batchnorm",
 }
-WIDE = {"net": "unet", "n_filters": 64}
+WIDE = {"net": "unet_ronneberger", "n_filters": 64}
+RESNET = {"net": "resnet18", "n_filters": 64}
 
 
 @pytest.mark.parametrize(
@@ -119,19 +122,21 @@ WIDE = {"net": "unet", "n_filters": 64}
         ("cml", "endocardium", "", CML_2D | UNET),
         ("coranet", "Pancreas", "", CORANET | VNET | {"augment": "crop"}),
         ("coranet", "LA", "", CORANET | VNET | {"augment": "rot_flip"}),
-        ("coranet", "Pancreas", "--net resnet18", CORANET | WIDE | {"net": "resnet18"}),
+        ("coranet", "Pancreas", "--net resnet18", CORANET | RESNET),
         ("coranet", "Pancreas", "--preset released", CORANET_CODE | VNET),
         ("coranet", "Pancreas2d", "", CORANET_2D | WIDE),
         ("coranet", "endocardium", "", CORANET_2D | WIDE | {"augment": "affine"}),
         ("coranet", "ACDC", "", CORANET_2D | WIDE | CORANET_ACDC),
-        ("coranet", "Pancreas2d", "--preset released", CORANET_2D | WIDE),
+        ("coranet", "Pancreas2d", "--preset released", CORANET_2D | WIDE | CHEAP),
         ("coranet_ovr", "ACDC", "", CORANET_2D | WIDE | CORANET_ACDC),
         ("coranet_ovr", "LA", "", CORANET | VNET),
         (
             "coranet_uncertainty",
             "Pancreas2d",
             "",
-            {key: CORANET_2D[key] for key in CORANET_2D if key != "alpha"} | WIDE | UNCERTAINTY,
+            {key: CORANET_2D[key] for key in CORANET_2D if key not in ("alpha", "masks")}
+            | WIDE
+            | UNCERTAINTY,
         ),
     ],
 )

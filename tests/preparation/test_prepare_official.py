@@ -4,6 +4,7 @@ damaged cases.
 
 import json
 import shutil
+import warnings
 
 import h5py
 import numpy as np
@@ -398,11 +399,54 @@ def test_pancreas_labels_lie_where_the_tissue_is(pancreas, main, tmp_path):
             np.testing.assert_allclose(
                 image, (np.clip(hounsfield, -125, 275) + 125) / 400, atol=1e-6
             )
-    assert open_dataset("Pancreas2d", root).load(3)[0].shape == (32, 36)
+    with pytest.warns(UserWarning, match="prepared for 3d; .*--for 2d"):
+        data = open_dataset("Pancreas2d", root)
+    assert data.load(3)[0].shape == (32, 36)
+    assert data.unlike_published == ("files are prepared for 3d",)
     main(prepare_pancreas, download, "--seed", 1, "--overwrite")
     drawn = listed(root / "train.list"), listed(root / "test.list")
     assert sorted(drawn[0] + drawn[1]) == ["0001", "0002", "0003"]
     assert drawn[1] == ["0001"]
+
+
+def test_pancreas_slices_are_cut_and_not_resampled(tmp_path, main):
+    """Five cases wider than 192×240 pixels of 0.5 mm, the last with a label wider than the crop."""
+    rng = np.random.default_rng(6)
+    hounsfield = rng.integers(-300, 400, (5, 300, 256, 5)).astype(np.int16)
+    mask = np.zeros((5, 300, 256, 5), bool)
+    mask[:4, 60:120, 30:71, 1:4] = True
+    mask[4, 20:280, 30:70, 2:5] = True
+    for number in range(5):
+        arrays = hounsfield[number], mask[number].astype(np.uint8)
+        official.write_pancreas(tmp_path / "download", number + 1, *arrays, (0.5, 0.5, 2.0))
+    options = ("--for", "2d", "--label_flip", "none")
+    status, said = main(prepare_pancreas, tmp_path / "download", *options)
+    assert status == 0
+    assert "0005: the crop leaves out 2400 of the label's 31200 voxels" in said
+    root = tmp_path / "root"
+    assert listed(root / "test.list") == ["0005"]  # 16 of 80
+    with warnings.catch_warnings(action="error"):
+        train = open_dataset("Pancreas2d", root)
+        test = open_dataset("Pancreas2d", root, "test")
+    assert (len(train), train.total, train.unlike_published) == (12, 4, ())
+    windowed = (np.clip(hounsfield, -100, 240) + 100) / 340
+    image, label = train.load(4)
+    place = np.s_[1, 0:240, 0:192, 2]  # the box's middle, moved into the image
+    np.testing.assert_allclose(image, windowed[place].T, atol=1e-6)
+    np.testing.assert_array_equal(label, mask[place].T)
+    image, label = test.load(0)
+    place = np.s_[4, 30:270, 0:192, 2:5]
+    np.testing.assert_allclose(image, windowed[place].swapaxes(0, 1), atol=1e-6)
+    np.testing.assert_array_equal(label, mask[place].swapaxes(0, 1))
+    with pytest.warns(UserWarning, match="prepared for 2d; .*--for 3d"):
+        open_dataset("Pancreas", root)
+
+
+def test_pancreas_forms_have_folders_of_their_own(tmp_path):
+    assert str(prepare_pancreas.parse([str(tmp_path)]).root) == "data/Pancreas"
+    assert str(prepare_pancreas.parse([str(tmp_path), "--for", "2d"]).root) == "data/Pancreas2d"
+    with pytest.raises(UserError, match="--legacy_spacing"):
+        prepare_pancreas.parse([str(tmp_path), "--for", "2d", "--legacy_spacing"])
 
 
 def test_pancreas_alignment_that_is_not_clear_is_told_and_settled_by_hand(tmp_path, main):

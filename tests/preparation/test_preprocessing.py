@@ -250,9 +250,43 @@ def test_an_image_of_one_value_stays_finite(intensity, value):
     assert (preprocess(Preprocessing(intensity=intensity), image).image == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "width", "expected"),
+    [
+        ((3, 4, 5), (7, 10, 9), (4, 2, None), (slice(3, 7), slice(6, 8), slice(5, 9))),
+        ((0, 14, 5), (2, 16, 9), (8, 8, None), (slice(0, 8), slice(8, 16), slice(5, 9))),
+        ((3, 4, 5), (7, 10, 9), (40, 5, 1), (slice(0, 18), slice(4, 9), slice(6, 7))),
+    ],
+)
+def test_a_crop_of_exact_extents_lies_about_the_labels_middle(low, high, width, expected):
+    """Within the image, and cutting the label where that is larger."""
+    label = np.zeros(SIZE, np.uint8)
+    label[tuple(slice(*ends) for ends in zip(low, high, strict=True))] = 1
+    array = noise()
+    how = Preprocessing(crop="label", intensity="none", exactly=width)
+    prepared = preprocess(how, make(array), make(label))
+    assert prepared.place.box == expected
+    assert_array_equal(prepared.image, array[expected].astype(np.float32))
+    assert_array_equal(prepared.label, label[expected])
+
+
+def test_a_crop_of_exact_extents_is_the_middle_where_there_is_no_label():
+    how = Preprocessing(crop="label", intensity="none", exactly=(8, 6, None))
+    assert preprocess(how, make(noise())).place.box == (slice(5, 13), slice(5, 11), slice(0, 21))
+
+
 def test_json_and_back():
     how = Preprocessing(
-        "RAS", (1.0, 1.5, 2), "nonzero", (1, 2, 3), (16, 16, 16), "window", -125.0, 275.0, "crop"
+        "RAS",
+        (1.0, 1.5, 2),
+        "nonzero",
+        (1, 2, 3),
+        (16, 16, 16),
+        "window",
+        -125.0,
+        275.0,
+        "crop",
+        (8, None, 9),
     )
     assert Preprocessing.from_dict(json.loads(json.dumps(how.as_dict()))) == how
     assert (
@@ -271,6 +305,8 @@ def test_json_and_back():
         ({"crop": "box"}, "crop box is none of none, nonzero, label"),
         ({"margin": [1, -1, 1]}, "margin"),
         ({"at_least": [1.5, 1, 1]}, "at_least"),
+        ({"exactly": [8, None, 0]}, "exactly"),
+        ({"exactly": [8, None]}, "exactly"),
         ({"intensity": "window", "low": 5.0}, "window from 5.0 to None"),
         ({"low": 5.0}, "low and high belong to intensity window"),
         ({"sharpen": 1}, "a table of"),

@@ -18,7 +18,7 @@ from utils.preparation.report import Report, Row, print_problems
 
 def add_options(
     parser: argparse.ArgumentParser,
-    root: str,
+    root: str | None,
     lists: str,
     workers: str,
     seed: int | None = 1337,
@@ -28,7 +28,7 @@ def add_options(
 
     Args:
         parser: of the script.
-        root: default of `--root`.
+        root: default of `--root`; None where the script chooses it.
         lists, workers: help of the options of these names.
         seed: default; None where the lists are drawn only if a seed is given.
         at_once: workers at most, by default.

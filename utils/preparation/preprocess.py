@@ -99,7 +99,7 @@ def preprocess(
 
     mask = {"none": None, "nonzero": values, "label": target}[how.crop]
     box = None if mask is None else bounding_box(mask, how.margin, how.at_least)
-    box = box or uncropped
+    box = with_extents(box or uncropped, how.exactly, values.shape)
     place = Place(order, flips, oriented, resampled, box)
 
     crop = np.ascontiguousarray(values[box])
@@ -148,6 +148,23 @@ def bounding_box(
         low = min(max(centred, 0), extent - width)
         box.append(slice(low, low + width))
     return tuple(box)
+
+
+def with_extents(
+    box: tuple[slice, ...], extents: Sequence[int | None], shape: Sequence[int]
+) -> tuple[slice, ...]:
+    """A box of other extents about the same middle, within an image of this shape, and as far as it
+    goes; None along an axis leaves the box's.
+    """
+    result = []
+    for part, width, extent in zip(box, extents, shape, strict=True):
+        if width is not None:
+            width = min(width, extent)
+            low = (part.start + part.stop - width) // 2
+            low = min(max(low, 0), extent - width)
+            part = slice(low, low + width)
+        result.append(part)
+    return tuple(result)
 
 
 def _finite_values(image: SimpleITK.Image) -> np.ndarray:

@@ -107,13 +107,21 @@ class Row:
         path: Path,
         source: str | Path,
     ) -> np.ndarray:
-        """Write the case as `how` prepares it, and show it; returns the prepared image."""
+        """Write the case as `how` prepares it, and show it; returns the prepared image.
+
+        A crop that cuts the label is noted among the oddities.
+        """
         prepared = preprocess(how, image, label)
         grid = prepared.place.grid
         write_case(
             path, prepared.image, prepared.label, grid=grid, source=source, sha256=self.sha256
         )
         self.show(prepared.image, prepared.label, grid.spacing)
+        if label is not None and how.exactly != (None, None, None) and how.spacing is None:
+            before = np.count_nonzero(to_array(label))
+            cut = before - np.count_nonzero(prepared.label)
+            if cut:
+                self.flags.append(f"the crop leaves out {cut} of the label's {before} voxels")
         return prepared.image
 
     def show(self, image: np.ndarray, label: np.ndarray | None, spacing: Sequence[float]) -> None:
