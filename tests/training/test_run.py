@@ -19,6 +19,7 @@ from utils.device import autocast, keep_large_blocks, resolve_precision, select_
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.training import machine, options, run, tensorboard
+from utils.training.checkpoints import Checkpoints
 
 
 class Data:
@@ -283,6 +284,18 @@ def test_networks_are_kept_on_the_way(tmp_path):
     middle = load_checkpoint(job.folder / "step_2.pth")
     assert middle["step"] == 2
     assert any(not torch.equal(middle["net"][key], value) for key, value in last["net"].items())
+
+
+def test_kept_files_hold_all_networks_and_nothing_else(tmp_path):
+    net, teacher = VNet(1, 2, 2), VNet(1, 2, 2)
+    objects = {"net": net, "teacher": teacher, "optimizer": torch.optim.SGD(net.parameters())}
+    checkpoints = Checkpoints(tmp_path, {}, objects, ["net"])
+    checkpoints.begin(Data(), 6)
+    checkpoints.keep(2, "step_2.pth")
+    kept = load_checkpoint(tmp_path / "step_2.pth")
+    assert kept["networks"].keys() == {"net", "teacher"}
+    assert kept["test_networks"] == ["net"]
+    assert "optimizer" not in kept
 
 
 def test_one_process_a_folder(tmp_path):

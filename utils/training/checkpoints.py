@@ -1,5 +1,5 @@
 """What a run's checkpoints hold: last.pth everything that resuming needs, the kept ones only the
-networks that are tested.
+networks.
 """
 
 import time
@@ -101,8 +101,9 @@ class Checkpoints:
         self._write("last.pth", step, self.objects)
 
     def keep(self, step: int, name: str) -> None:
-        """Write a file with only the networks that are tested."""
-        self._write(name, step, self.test_networks)
+        """Write a file with only the networks."""
+        names = [n for n, target in self.objects.items() if isinstance(target, nn.Module)]
+        self._write(name, step, names)
 
     def _write(self, name: str, step: int, names: Iterable[str]) -> None:
         state = self._state(step, names)

@@ -229,9 +229,8 @@ class Run:
         """Save when it is time, when the run is complete, or after a signal, which then ends the
         process.
 
-        The networks that are tested are also kept as `step_<n>.pth` every `--keep_every` steps, and
-        as `best.pth` after the best validation so far. The first process writes; the others wait
-        where they must.
+        All networks are also kept as `step_<n>.pth` every `--keep_every` steps, and as `best.pth`
+        after the best validation so far. The first process writes; the others wait where they must.
         """
         if self._part < self.parts - 1:
             return
