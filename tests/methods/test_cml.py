@@ -7,6 +7,7 @@ import pytest
 import torch
 import train_cml as cml
 from numpy_reference import dice, softmax
+from small import BOTH, LA
 
 from utils.losses import supervised_loss
 
@@ -123,8 +124,49 @@ def test_targets_come_from_the_other_outside_and_from_oneself_inside():
         assert (target[INSIDE] == inside).all()
         target[INSIDE] = outside
         assert (target == outside).all()
-    for target, other in zip(cml.targets(one, two, None), (two, one), strict=True):
-        assert torch.equal(target, other)
+
+
+@pytest.mark.parametrize("framework", ["cps", "cfl"])
+def test_cps_and_cfl_learn_from_the_others_argmax_in_the_same_pass(
+    framework, tiny_la, tmp_path, monkeypatch
+):
+    """Equation 3: no component filter, no further pass, no CutMix."""
+    objective, passes, seen = cml.objective, [], []
+
+    def listen(outputs_1, outputs_2, labels_1, labels_2, labelled, args):
+        seen.append((outputs_1[0], outputs_2[0], labels_1, labels_2, labelled))
+        return objective(outputs_1, outputs_2, labels_1, labels_2, labelled, args)
+
+    def forward(model, image, sizes):
+        passes.append(len(image))
+        return model(image)
+
+    def refuse(*_):
+        raise AssertionError("the component filter and CutMix belong to CML only")
+
+    monkeypatch.setattr(cml, "objective", listen)
+    monkeypatch.setattr(cml, "forward", forward)
+    for name in ("largest_component", "pseudo_labels", "random_box"):
+        monkeypatch.setattr(cml, name, refuse)
+    short = "--pretrain_iterations 1 --max_iterations 2".split()
+    where = ["--root", str(tiny_la), "--runs", str(tmp_path)]
+    cml.main([*LA, *BOTH, *short, *where, "--framework", framework])
+    assert passes == [2, 2, 4, 4, 4, 4]  # both networks, once a step
+    for logits_1, logits_2, labels_1, labels_2, labelled in seen[1:]:
+        assert labelled == 2
+        assert torch.equal(labels_1[:2], labels_2[:2])
+        assert torch.equal(labels_1[2:], logits_2[2:].argmax(1))
+        assert torch.equal(labels_2[2:], logits_1[2:].argmax(1))
+
+
+def test_nms_keeps_the_largest_component_of_each_class():
+    """A network that answers with two islands of a class: the larger one is left."""
+    said = torch.zeros(1, 1, 1, 8, dtype=torch.int64)
+    said[..., 0:3] = 1
+    said[..., 5:6] = 1
+    logits = torch.nn.functional.one_hot(said, 2).movedim(-1, 1).float()
+    found = cml.pseudo_labels(lambda _: (logits, None), said, 2)
+    assert found.flatten().tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_gradcheck(case):
