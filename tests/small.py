@@ -21,7 +21,7 @@ SHORT = {
     "train_cml": "--pretrain_iterations 1 --max_iterations 1".split(),
     "train_coranet": EPOCHS,
     "train_coranet_ovr": EPOCHS,
-    "train_coranet_uncertainty": EPOCHS,
+    "train_coranet_uncertainty": [*EPOCHS, "--looks", "2"],
 }
 
 FOLDER = "2018LA_Seg_Training Set"

@@ -24,13 +24,13 @@ SHORT = {
     "train_supervised.py": ["--max_iterations", 3, "--labeled_bs", 2],
     "train_coranet.py": EPOCHS,
     "train_coranet_ovr.py": EPOCHS,
-    "train_coranet_uncertainty.py": EPOCHS,
+    "train_coranet_uncertainty.py": [*EPOCHS, "--looks", 2],
     "train_dmd.py": ["--max_iterations", 3],
     "train_dtml.py": ["--max_iterations", 3],
     "train_ugmcl.py": ["--max_iterations", 3, "--passes", 2],
     "train_cml.py": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
 }
-MCDROPOUT = ["--uncertainty", "mcdropout"]
+ALEATORIC = ["--uncertainty", "aleatoric"]
 CORANET = [
     ["--preset", "released"],
     ["--pretrain_epochs", 2],
@@ -47,6 +47,7 @@ FLAGS = {
         ["--max_iterations", 2],
         ["--lr_step", 1],
         ["--base_lr", 0.1],
+        ["--optimizer", "adam"],
         ["--normalization", "groupnorm"],
         ["--net", "unet3d"],
         ["--net", "resnet18", "--patch", 48, 16, 16],
@@ -79,10 +80,13 @@ FLAGS = {
     "train_coranet_uncertainty.py": [
         ["--preset", "released"],
         ["--train", "seg"],
-        MCDROPOUT,
-        ["--uncertainty", "aleatoric"],
-        ["--looks", 2, *MCDROPOUT],
-        ["--certain_below", 0.999, *MCDROPOUT],
+        ["--updates", "joint"],
+        ["--region_means", 1],
+        ["--uncertainty", "mcdropout"],
+        ALEATORIC,
+        ["--looks", 3],
+        ["--certain_confidence", 0.5],
+        ["--certain_sd", 1, *ALEATORIC],
     ],
     "train_dmd.py": [
         ["--max_iterations", 2],
@@ -99,7 +103,8 @@ FLAGS = {
         ["--unlabeled_bs", 1],
         ["--unlabeled", 0],
         ["--consistency", 0],
-        *(["--dis_loss", loss] for loss in ("sdm", "sdm2", "both")),
+        ["--rampup", "printed"],
+        *(["--dis_loss", loss] for loss in ("l2", "both", "l1")),
     ],
     "train_ugmcl.py": [
         ["--preset", "released"],
@@ -108,6 +113,8 @@ FLAGS = {
         ["--terms", "itc", "ctc"],
         ["--beta", 0],
         ["--consistency", 10],
+        ["--rampup", "printed"],
+        ["--unlabeled", 0],
         ["--threshold_start", 0.5],
         ["--passes", 1],
         ["--ema_decay", 0.4],
@@ -140,7 +147,7 @@ def without(flag):
     """The flags of the run that one with `flag` is compared with."""
     if "--patch" in flag:
         return (*flag[flag.index("--patch") :], "--precision", "fp32")
-    return tuple(MCDROPOUT) if flag[2:] == MCDROPOUT else ()
+    return tuple(ALEATORIC) if flag[2:] == ALEATORIC else ()
 
 
 def arguments(name, root, runs, *extra):
