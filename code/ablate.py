@@ -2,37 +2,42 @@
 tables.
 
     python code/ablate.py --list                              # every table, one line each
-    python code/ablate.py ugmcl-table1 --labelnum 16          # its commands, for a shell
-    python code/ablate.py ugmcl-table1 --labelnum 16 --run    # runs them, then fills the table
-    python code/ablate.py ugmcl-table1 --labelnum 16 --fill   # fills the table with what is there
+    python code/ablate.py ugmcl-table1                        # its commands, for a shell
+    python code/ablate.py ugmcl-table1 --run                  # runs them, then fills the table
+    python code/ablate.py ugmcl-table1 --fill                 # fills the table with what is there
+    python code/ablate.py coranet-table6 --dataset Pancreas   # the 3-D part of that table
     python code/ablate.py coranet-table8 --dataset LA --labelnum 8 --seeds 1337 1338 1339 --run
+    python code/ablate.py dmd-fig4 --fill --figure fig4.pdf   # draws the sweep, and writes fig4.csv
 
-A cell is the mean over the cases in runs/<dataset>/<name>/seed<seed>/test/; with several seeds it
-is their mean ± sample sd. Beside the cells stand the numbers that the paper prints for this row,
-data set and number of labels, or `-` where we know none.
+A table has the rows of the paper in its order. A row whose script is not here yet has only its
+printed numbers. A cell is the mean over the cases in runs/<dataset>/<name>/seed<seed>/test/; with
+several seeds it is their mean ± sample sd. Beside it stands the number that the paper prints for
+this row, data set and number of labels, or `-` where it prints none.
 
 --run skips finished commands and resumes stopped ones, so the same command can be given again. A
 row that comes to the defaults is the run without a name, and no two tables train it twice. For a
 quick look: --extra "--downsample 2 --max_iterations 2000" --runs runs_quick. The rows themselves
-are written in utils/reporting/paper_tables.py.
+are written in utils/reporting/paper_tables/, the printed numbers in utils/reporting/published.csv.
 """
 
 import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
 
 import _root  # noqa: F401
 from dataloaders import DATASETS, dataset_class
 from utils import command
 from utils.errors import UserError
-from utils.reporting import experiments, scripts
+from utils.figures.style import FORMATS
+from utils.reporting import experiments, filled_tables, scripts, sweep_plots
 from utils.reporting.cells import render
 from utils.reporting.experiments import Job, Row, Table
-from utils.reporting.paper_tables import CORANET_BASELINES, TABLES
-from utils.reporting.published import published_row
+from utils.reporting.filled_tables import Filled
+from utils.reporting.paper_tables import TABLES
 
+Rows = list[tuple[Row, list[Job]]]
 COUNTED = sorted(name for name in DATASETS if dataset_class(name).training_units)
 # set for every row, so not for --extra
 OWN = ("--dataset", "--labelnum", "--seed", "--gpu", "--root", "--runs", "--name", "--resume")
@@ -49,7 +54,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     action.add_argument(
         "--fill", action="store_true", help="fill the table with the results that there are"
     )
-    parser.add_argument("--dataset", choices=COUNTED, help="data set (default: the table's)")
+    parser.add_argument(
+        "--figure",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="draw a sweep with --fill or --run, and write its numbers beside it as CSV "
+        "(default file: <table>_<dataset>.png)",
+    )
+    parser.add_argument(
+        "--dataset",
+        choices=COUNTED,
+        help="data set, which picks the part of a table of several (default: the table's first)",
+    )
     parser.add_argument(
         "--labelnum",
         type=command.positive_int,
@@ -82,9 +99,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.table is None:
         raise UserError("name a table: --list shows all")
     table = experiments.find_table(TABLES, args.table)
-    if table.labelnum is None and args.labelnum:
+    if table.own_labels and args.labelnum:
         raise UserError(
-            f"--labelnum {args.labelnum}: the rows of {args.table} differ in it; leave it out"
+            f"--labelnum {args.labelnum}: the rows of {args.table} have their own; leave it out"
         )
     for flag in args.extra:
         if flag.split("=")[0] in OWN:
@@ -93,53 +110,56 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             )
     if args.dataset is None:
         args.dataset = table.dataset
-    if args.labelnum is None:
-        usual = dataset_class(args.dataset).labelnum
-        args.labelnum = (table.labelnum if args.dataset == table.dataset else None) or usual
+    if args.labelnum is None and not table.own_labels:
+        args.labelnum = table.parts.get(args.dataset) or dataset_class(args.dataset).labelnum
+    if args.figure is not None:
+        check_figure(args, table)
     return args
 
 
-def plan(table: Table, args: argparse.Namespace) -> list[tuple[Row, list[Job]]]:
-    """Each row with its jobs, one a seed. A row that comes to the defaults gets the method's
-    published numbers.
+def check_figure(args: argparse.Namespace, table: Table) -> None:
+    """Fill in the file of --figure.
+
+    Raises:
+        UserError: the table is no sweep, it is not filled, or the file cannot be written.
     """
+    if not is_sweep(table):
+        sweeps = ", ".join(name for name, other in TABLES.items() if is_sweep(other))
+        raise UserError(f"--figure: {args.table} is no sweep; these are: {sweeps}")
+    if not args.fill and not args.run:
+        raise UserError("--figure draws the results: add --fill, or --run to make them first")
+    args.figure = Path(args.figure or f"{args.table}_{args.dataset}.png")
+    if args.figure.suffix[1:] not in FORMATS:
+        raise UserError(f"--figure {args.figure}: the file must end in .{', .'.join(FORMATS)}")
+    if not args.figure.parent.is_dir():
+        raise UserError(f"{args.figure.parent}: no such folder; make it, or name another --figure")
+
+
+def is_sweep(table: Table) -> bool:
+    """Whether the rows of a table lie on an axis."""
+    return any(row.point for row in table.part(table.dataset))
+
+
+def plan(table: Table, args: argparse.Namespace) -> Rows:
+    """Each row with its jobs, one a seed; a row without a script has none."""
     given = {"--gpu": args.gpu, "--root": args.root}
     places = {flag: str(value) for flag, value in given.items() if value is not None}
     rows = []
     for row in table.rows(args.dataset, args.labelnum):
-        if row.method is None:
-            rows.append((row, []))
-            continue
-        labelnum = row.labelnum or args.labelnum
-        jobs = [
-            experiments.make_job(row, args.dataset, labelnum, seed, args.runs, places, args.extra)
-            for seed in args.seeds
-        ]
-        if jobs[0].default and row.published is None:
-            printed = published_row(row.method, args.dataset, labelnum)
-            row = replace(row, published=printed)
+        jobs = []
+        if row.script:
+            labelnum = row.labelnum or args.labelnum
+            for seed in args.seeds:
+                jobs.append(
+                    experiments.make_job(
+                        row, args.dataset, labelnum, seed, args.runs, places, args.extra
+                    )
+                )
         rows.append((row, jobs))
     return rows
 
 
-def baselines(rows: Sequence[tuple[Row, Sequence[Job]]]) -> list[str]:
-    """Lines with the supervised numbers of CoraNet's paper, and why they do not stand beside the
-    supervised rows.
-    """
-    settings = set()
-    for row, jobs in rows:
-        if row.method == "supervised" and jobs:
-            first = jobs[0].options
-            settings.add((first["dataset"], first["labelnum"]))
-    return [
-        f"Supervised with {labelnum} labels CoraNet's paper has "
-        f"{CORANET_BASELINES[dataset, labelnum]}; the row is of SGD and batch norm, so it is "
-        "another one."
-        for dataset, labelnum in sorted(settings & CORANET_BASELINES.keys())
-    ]
-
-
-def run_commands(rows: Sequence[tuple[Row, Sequence[Job]]], run: bool) -> None:
+def run_commands(rows: Rows, run: bool) -> None:
     """Print every command, and with `run` run those that are not done; stops at the first that
     fails.
     """
@@ -154,37 +174,63 @@ def run_commands(rows: Sequence[tuple[Row, Sequence[Job]]], run: bool) -> None:
             sys.exit(
                 f"ablate.py: the rest is not run, exit status {status} from: {scripts.shell(words)}"
             )
+    missing: dict[str, list[str]] = {}
+    for row, jobs in rows:
+        if not jobs:
+            labels = missing.setdefault(filled_tables.missing_script(row), [])
+            labels.append(row.label)
+    for reason, labels in missing.items():
+        print(f"# {', '.join(dict.fromkeys(labels))}: {reason}")
 
 
 def print_table(
-    table: Table, rows: Sequence[tuple[Row, Sequence[Job]]], args: argparse.Namespace
+    table: Table, filled: Sequence[Filled], notes: Sequence[str], args: argparse.Namespace
 ) -> None:
     """Print the filled table, and its notes below it."""
-    cells, notes = experiments.fill(rows, dataset_class(args.dataset).reported)
-    notes = [*baselines(rows), *notes]
-    if table.note:
-        notes.insert(0, table.note)
+    cells = filled_tables.fill(filled, args.dataset)
+    lines = [*table.notes, *filled_tables.remarks(filled), *notes]
     if args.extra:
         extra = shlex.join(args.extra)
-        notes.insert(0, f"Trained with {extra}: the published numbers are not of this setting.")
-    print(f"\n{table.title} ({args.dataset})\n\n{render(cells, args.format)}")
-    if notes:
-        print("", *notes, sep="\n")
+        lines.insert(0, f"Trained with {extra}: the papers' numbers are not of this setting.")
+    words = filled_tables.text_columns(cells)
+    print(f"\n{table.title} ({args.dataset})\n\n{render(cells, args.format, words)}")
+    if lines:
+        print("", *lines, sep="\n")
+
+
+def draw_sweep(table: Table, filled: Sequence[Filled], args: argparse.Namespace) -> None:
+    """Draw the figure, and write its numbers beside it."""
+    points = sweep_plots.sweep_points(table, filled, args.dataset)
+    sweep_plots.sweep_figure(args.figure, points)
+    numbers = args.figure.with_suffix(".csv")
+    sweep_plots.write_points(numbers, points)
+    print("", args.figure, numbers, sep="\n")
+
+
+def print_list() -> None:
+    """Print every table with its data sets and numbers of labels, a line each."""
+    for name, table in TABLES.items():
+        parts = []
+        for dataset, labelnum in table.parts.items():
+            parts.append(f"{dataset}, {labelnum} labels" if labelnum else dataset)
+        sweep = ", sweep" if is_sweep(table) else ""
+        print(f"{name:15} {table.title} ({'; '.join(parts)}{sweep})")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.list:
-        for name, table in TABLES.items():
-            labels = f", {table.labelnum} labels" if table.labelnum else ""
-            print(f"{name:15} {table.title} ({table.dataset}{labels})")
+        print_list()
         return
     table = TABLES[args.table]
     rows = plan(table, args)
     if not args.fill:
         run_commands(rows, args.run)
     if args.fill or args.run:
-        print_table(table, rows, args)
+        filled, notes = filled_tables.read_results(rows)
+        print_table(table, filled, notes, args)
+        if args.figure:
+            draw_sweep(table, filled, args)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@
 
 A RUN is the folder of a run, or of its seeds, which make one row together; a colon and the name of
 its results follow where they are others than --test. The table shows mean ± sd over cases (in
-brackets over seeds), the number of empty predictions, the budget, the rule that chose the
-checkpoint, and the paper's numbers. Cases are averaged over seeds before they are tested. Rows that
-cannot be compared (other cases, resolution, component filter, …) are marked, and so are published
-numbers of another setting; the notes below the table say why. --csv has every number.
+brackets over seeds), the number of empty predictions, the budget, and the rule that chose the
+checkpoint. Below a row stand the numbers that papers print for its method, each with its table.
+Cases are averaged over seeds before they are tested. Rows that cannot be compared (other cases,
+resolution, component filter, …) are marked, and so are published numbers of another setting; the
+notes below the table say why. --csv has every number.
 """
 
 import argparse

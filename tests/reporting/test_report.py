@@ -138,7 +138,8 @@ def test_what_was_run_and_from_where_each_option_came(tmp_path, call):
     (folder / "environment.json").write_text(json.dumps(parts))
     write_training(folder, steps=600, loss__loss=lambda step: 1 / step)
     page = call(folder, "--test", "last_nms0")
-    assert "As published: Dice 89.70 %, Jaccard 81.42 %, 95HD 6.88 voxels, ASD 1.78 voxels." in page
+    numbers = "Dice 89.70 %, Jaccard 81.42 %, 95HD 6.88 voxels, ASD 1.78 voxels"
+    assert f"As published in DMD, Table 1: {numbers}." in page
     told = facts(page)
     assert told["commit"] == "0123456789, modified; 0123456789"
     assert (told["hardware"], told["software"], told["time"]) == (

@@ -25,14 +25,16 @@ def mean_sd(values: Iterable[float | None], metric: str) -> str:
     return spread_text(spread(v for v in values if v is not None), factor(metric))
 
 
-def number_columns(cells: Sequence[Sequence[str]]) -> range:
-    """The columns that are set to the right: all but the first and the last three."""
-    return range(1, len(cells[0]) - 3)
+def number_columns(cells: Sequence[Sequence[str]], words: int = 3) -> range:
+    """The columns that are set to the right: all but the first and the last `words`."""
+    return range(1, len(cells[0]) - words)
 
 
-def render(cells: Sequence[Sequence[str]], kind: str) -> str:
-    """A table as aligned `text`, or as `markdown`; `cells` are the header and the rows."""
-    numbers = number_columns(cells)
+def render(cells: Sequence[Sequence[str]], kind: str, words: int = 3) -> str:
+    """A table as aligned `text`, or as `markdown`; `cells` are the header and the rows, with
+    `words` columns of text at the right.
+    """
+    numbers = number_columns(cells, words)
     if kind == "markdown":
         rules = ["---:" if i in numbers else "---" for i in range(len(cells[0]))]
         lines = [f"| {' | '.join(row)} |" for row in cells]

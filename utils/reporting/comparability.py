@@ -1,13 +1,19 @@
-"""Sentences on the rows of a comparison that cannot be compared, because they differ in their test,
-and on published numbers of another setting.
+"""Sentences on the rows of a comparison that cannot be compared, because they differ in their test;
+and the numbers that papers print, with what their setting has different.
 """
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dataloaders import dataset_class
 from utils.reporting.entries import Entry, differing
+from utils.reporting.experiments import Row
+from utils.reporting.paper_tables import printed_rows
+from utils.reporting.paper_tables.rows import script_name
+from utils.reporting.published import GAIN
 from utils.reporting.results import Result
-from utils.reporting.scripts import flags_of_test, options_of, training_script
+from utils.reporting.scripts import flags_of_test, options_of, pairs, training_script
 from utils.trained import UNFINISHED
 from utils.training.options import NOT_COMPARED
 
@@ -147,22 +153,68 @@ def _other_references(one: Result, other: Result) -> int:
     return len(changed)
 
 
-def other_settings(entry: Entry) -> list[str]:
-    """Why an entry's numbers cannot be compared with its paper's."""
-    parts = [*_other_training(entry.first), *_other_test(entry)]
-    if not parts:
-        return []
-    return [f"{{}}: the published numbers are of another setting: {'; '.join(parts)}."]
+@dataclass(frozen=True)
+class Printed:
+    """Numbers that papers print for a method, data set and number of labels.
+
+    Attributes:
+        sources: the tables that they stand in, as `DMD, Table 1`.
+        values: by metric, overlaps in percent.
+        differences: of an entry from the setting that they are of, in words.
+    """
+
+    sources: tuple[str, ...]
+    values: dict[str, float]
+    differences: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        return "; ".join(self.sources)
+
+    @property
+    def reservations(self) -> list[str]:
+        """Why an entry cannot be compared with them; `{}` stands for its label."""
+        if not self.differences:
+            return []
+        reasons = "; ".join(self.differences)
+        return [f"{{}}: the numbers of {self.source} are of another setting: {reasons}."]
 
 
-def _other_training(result: Result) -> list[str]:
-    """Training options that differ from the defaults of the run's script."""
+def printed_numbers(entry: Entry) -> list[Printed]:
+    """The numbers that papers print for an entry's method, data set and number of labels: of each
+    paper the row whose setting is nearest to the entry's. A row of another method that the same
+    script can train counts only where the training is the same. Papers that print the same numbers
+    for the same setting share one.
+    """
+    trained = entry.first.trained
+    method = trained["method"].split("_")[0]  # train_coranet_ovr.py trains a form of CoraNet
+    nearest: dict[str, Printed] = {}
+    for row in printed_rows(trained["method"], trained["dataset"], trained["labelnum"]):
+        line = next(line for line in row.published if not line.class_name)
+        values = {name: value for name, value in line.values.items() if name != GAIN}
+        training = _other_training(entry.first, row)
+        if not values or (training and script_name(line.method) != method):
+            continue
+        found = Printed((line.source,), values, (*training, *_other_test(entry, row)))
+        known = nearest.get(line.paper)
+        if known is None or len(found.differences) < len(known.differences):
+            nearest[line.paper] = found
+    same: dict[tuple, Printed] = {}
+    for found in nearest.values():
+        key = (tuple(found.values.items()), found.differences)
+        sources = (*same[key].sources, *found.sources) if key in same else found.sources
+        same[key] = Printed(sources, found.values, found.differences)
+    return list(same.values())
+
+
+def _other_training(result: Result, row: Row) -> list[str]:
+    """Training options that differ from those of a printed row."""
     trained = result.trained
     script = training_script(trained["method"])
     if not script.is_file():
         return []
     setting = ("--dataset", trained["dataset"], "--labelnum", str(trained["labelnum"]))
-    usual = options_of(script, *setting)
+    usual = options_of(script, *setting, *shlex.split(row.flags))
     keys = (trained.keys() & usual.keys()) - NOT_COMPARED - KERNELS - {"seed"}
     if trained.get("downsample", 1) != 1:
         keys -= {"patch"}  # follows from it
@@ -173,14 +225,14 @@ def _other_training(result: Result) -> list[str]:
     ]
 
 
-def _other_test(entry: Entry) -> list[str]:
-    """How the run's test differs from its paper's."""
+def _other_test(entry: Entry, row: Row) -> list[str]:
+    """How the run's test differs from that of a printed row."""
     result = entry.first
     trained = result.trained
     summary = result.summary
     test = summary["test"]
     parts = []
-    paper = flags_of_test(trained["method"], trained["dataset"])
+    paper = flags_of_test(trained["method"], trained["dataset"]) | pairs(row.test)
     if "--nms" in paper and test["nms"] != int(paper["--nms"]):
         nms = int(paper["--nms"])
         parts.append(f"components {COMPONENTS[1 - nms]}, not {COMPONENTS[nms]}")
@@ -188,8 +240,8 @@ def _other_test(entry: Entry) -> list[str]:
         parts.append(f"{result.checkpoint} tested, not the last iteration")
     if any(UNFINISHED in one.summary["selection"] for one in entry.results):
         parts.append("the run is unfinished")
-    if test.get("network"):
-        parts.append(f"only its network {test['network']} tested")
+    if test.get("network") != paper.get("--network"):
+        parts.append(f"{_network(test.get('network'))}, not {_network(paper.get('--network'))}")
     stride = dataset_class(trained["dataset"]).stride
     if stride and trained.get("downsample", 1) == 1:
         own = test.get("stride") or stride
@@ -203,6 +255,10 @@ def _other_test(entry: Entry) -> list[str]:
     if summary["cases"] < summary.get("listed_cases", 0):
         parts.append(f"{summary['cases']} of {summary['listed_cases']} cases")
     return parts
+
+
+def _network(name: str | None) -> str:
+    return f"only its network {name} tested" if name else "what its paper tests"
 
 
 def _short(value) -> str:

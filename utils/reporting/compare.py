@@ -13,9 +13,8 @@ from pathlib import Path
 
 from utils.errors import UserError
 from utils.metrics import SHOWN, Spread, factor, spread
-from utils.reporting.comparability import Notes, other_settings, reservations
+from utils.reporting.comparability import Notes, Printed, printed_numbers, reservations
 from utils.reporting.entries import SEED, Entry
-from utils.reporting.published import published
 from utils.reporting.statistics import Paired, bootstrap_interval, holm, paired
 
 LEVEL = 0.05
@@ -66,10 +65,10 @@ class Comparison:
         baseline: the entry that the others are tested against, or None.
         of_class, class_name: the class that is compared; None and empty for the mean over classes.
         cells, differences: by label, then by metric; the baseline has no differences.
-        published: the papers' numbers, by label, then by metric.
+        published: the papers' numbers by label, one entry for each paper that prints others.
         notes: sentences about single rows.
         marks: numbers of an entry's notes, from 1, by label.
-        published_marks: numbers of the notes on its published numbers, by label.
+        published_marks: numbers of the notes on each entry of `published`, by label.
         bootstrap: settings of the intervals.
     """
 
@@ -80,10 +79,10 @@ class Comparison:
     class_name: str
     cells: dict[str, dict[str, Cell]]
     differences: dict[str, dict[str, Difference]]
-    published: dict[str, dict[str, float]]
+    published: dict[str, list[Printed]]
     notes: list[str]
     marks: dict[str, list[int]]
-    published_marks: dict[str, list[int]]
+    published_marks: dict[str, list[list[int]]]
     bootstrap: dict
 
 
@@ -131,10 +130,11 @@ def compare(
     known = {}
     published_marks = {}
     if not class_name:  # papers give the mean over classes
-        known = {entry.label: _published(entry) for entry in entries}
         for entry in entries:
-            if known[entry.label]:
-                published_marks[entry.label] = notes.add(entry.label, other_settings(entry))
+            known[entry.label] = printed_numbers(entry)
+            published_marks[entry.label] = [
+                notes.add(entry.label, printed.reservations) for printed in known[entry.label]
+            ]
     return Comparison(
         entries=list(entries),
         metrics=metrics,
@@ -226,8 +226,3 @@ def _differences(
         for label, pair, t_test, wilcoxon in zip(others, found, t_tests, wilcoxons, strict=True):
             differences[label][m] = Difference(pair, t_test, wilcoxon)
     return differences
-
-
-def _published(entry: Entry) -> dict[str, float]:
-    trained = entry.first.trained
-    return published(trained["method"], trained["dataset"], trained["labelnum"])

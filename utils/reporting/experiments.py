@@ -1,4 +1,4 @@
-"""Tables of runs: the commands that make each row, and the cells that the runs' results fill.
+"""Tables of runs: their rows, and the commands that train and test each row.
 
 The script of a row lists the options that it would train with (`scripts.options_of`). So a row that
 comes to the defaults shares the default's run, a flag that does not exist stops everything before
@@ -15,10 +15,24 @@ from pathlib import Path
 
 from dataloaders import dataset_class, evaluation_script
 from utils.errors import UserError
-from utils.metrics import heading
-from utils.reporting.cells import mean_sd
+from utils.reporting.published import Published
 from utils.reporting.scripts import CODE, flags_of_test, options_of, pairs, training_script
 from utils.training import options
+
+
+@dataclass(frozen=True)
+class Point:
+    """The place of a row in the figure of a sweep.
+
+    Attributes:
+        axis: the quantity that is varied.
+        value: its value, a number or a word.
+        line: name of the line that joins the rows of one loss or method.
+    """
+
+    axis: str
+    value: float | str
+    line: str
 
 
 @dataclass(frozen=True)
@@ -27,13 +41,15 @@ class Row:
 
     Attributes:
         label: as in the paper.
-        method: of `train_<method>.py`; None where the method is not here and the row has only its
-            published numbers.
+        method: of `train_<method>.py`, which need not exist yet; None where a row cannot be run.
         flags: of the training script, added to those for the data set, labels, seed and places.
         variant: ends the run's name, unless the flags come to the defaults.
         test: flags of the test script, added to those that the method's paper tests with.
         labelnum: where the rows of a table differ in it.
-        published: the paper's numbers under the table's metrics, None where it gives none.
+        published: the paper's numbers, one entry for the mean over the classes or for each class;
+            empty where the paper prints none.
+        point: for a row of a sweep.
+        gain_over: label of the row that this row's gain in Dice is over.
     """
 
     label: str
@@ -42,7 +58,17 @@ class Row:
     variant: str = ""
     test: str = ""
     labelnum: int | None = None
-    published: tuple[float | None, ...] | None = None
+    published: tuple[Published, ...] = ()
+    point: Point | None = None
+    gain_over: str = ""
+
+    @property
+    def script(self) -> Path | None:
+        """The script that trains the row; None where there is none yet."""
+        if self.method is None:
+            return None
+        path = training_script(self.method)
+        return path if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -51,17 +77,35 @@ class Table:
 
     Attributes:
         title: its subject.
-        rows: makes the rows of a data set and a number of labels.
-        dataset: the paper's.
-        labelnum: the paper's; None where each row has its own.
-        note: for the reader, printed below the table.
+        rows: makes the rows of a data set and a number of labels, which is None where each row has
+            its own.
+        parts: the paper's data sets, the default first, and the number of labels in each; None
+            where each row has its own.
+        notes: for the reader, printed below the table.
+        metrics: those of the figure; empty for those that papers report on the data set.
+        over_steps: the figure shows the tests of the kept steps, a line a row.
     """
 
     title: str
-    rows: Callable[[str, int], list[Row]]
-    dataset: str = "LA"
-    labelnum: int | None = 16
-    note: str = ""
+    rows: Callable[[str, int | None], list[Row]]
+    parts: Mapping[str, int | None]
+    notes: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    over_steps: bool = False
+
+    @property
+    def dataset(self) -> str:
+        """The data set that is taken by default."""
+        return next(iter(self.parts))
+
+    @property
+    def own_labels(self) -> bool:
+        """Whether each row has its own number of labels."""
+        return self.parts[self.dataset] is None
+
+    def part(self, dataset: str) -> list[Row]:
+        """The rows on one of the paper's data sets, with its number of labels."""
+        return self.rows(dataset, self.parts[dataset])
 
 
 @dataclass(frozen=True)
@@ -180,49 +224,6 @@ def commands(
                 if tuple(command) not in seen:
                     seen.add(tuple(command))
                     yield row, job, command
-
-
-def fill(
-    rows: Iterable[tuple[Row, Sequence[Job]]], metrics: Sequence[str]
-) -> tuple[list[list[str]], list[str]]:
-    """The cells of a table, and the notes below it.
-
-    Args:
-        rows: each row with its jobs, one a seed.
-        metrics: names of the columns, as in `summary.json`.
-
-    Returns:
-        The header and the rows, lists of text; notes, lines of text.
-    """
-    head = ["", "labels", *map(heading, metrics), "published", "seeds", "run"]
-    cells = [head]
-    notes = []
-    for row, jobs in rows:
-        found = []
-        for job in jobs:
-            summary, reason = job.result()
-            if reason:
-                notes.append(reason)
-            if summary is None:
-                continue
-            found.append(summary["mean"])
-            empty = summary["empty_predictions"]
-            if empty:
-                notes.append(f"{job.folder}: {empty} empty predictions: {summary['empty']}")
-        means = []
-        for m in metrics:
-            of_seeds = [mean[m]["mean"] for mean in found]
-            means.append(mean_sd(of_seeds, m))
-        printed = ["-" if value is None else f"{value:.2f}" for value in row.published or ()]
-        published = " / ".join(printed) or "-"
-        if jobs:
-            labels = str(jobs[0].options["labelnum"])
-            seeds = f"{len(found)} of {len(jobs)}"
-            run = jobs[0].folder.parent.name
-            cells.append([row.label, labels, *means, published, seeds, run])
-        else:
-            cells.append([row.label, "-", *means, published, "-", "-"])
-    return cells, list(dict.fromkeys(notes))
 
 
 def find_table(tables: Mapping[str, Table], name: str) -> Table:

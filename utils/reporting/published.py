@@ -1,58 +1,173 @@
-"""The numbers that the papers print, for tables that show them beside the ones measured here."""
+"""The numbers that the papers print, read from `published.csv` beside this file.
 
-from dataloaders import dataset_class
+    published_rows("dmd", "1")      # the rows of DMD's Table 1, in the paper's order
 
-# By method, then by data set and number of labels: values of the data set's `reported` metrics,
-# overlaps in percent, None where the paper gives none.
-PUBLISHED = {
-    "supervised": {
-        ("LA", 4): (52.55, None, 47.05, 9.87),
-        ("LA", 8): (79.99, 68.12, 21.11, 5.48),
-        ("LA", 16): (86.03, 76.06, 14.26, 3.51),
-        ("LA", 80): (91.14, 83.82, 5.75, 1.52),
-        ("ACDC", 3): (47.83, 37.01, 31.16, 12.62),
-        ("ACDC", 7): (79.41, 68.11, 9.35, 2.70),
-        ("ACDC", 70): (91.44, 84.59, 4.30, 0.99),
-        ("BraTS2019", 25): (73.00, 59.96, 42.64, 2.96),
-        ("BraTS2019", 50): (76.14, 64.15, 36.01, 2.70),
-    },
-    "dmd": {
-        ("LA", 8): (89.70, 81.42, 6.88, 1.78),
-        ("LA", 16): (90.46, 82.66, 6.39, 1.62),
-        ("ACDC", 3): (66.23, 55.84, 8.66, 2.40),
-    },
-    "dtml": {("LA", 16): (90.12, 82.14, 7.01, 1.82)},
-    "ugmcl": {
-        ("LA", 16): (90.16, 82.18, 6.50, 1.98),
-        ("BraTS2019", 25): (82.82, 72.77, 11.29, 2.30),
-        ("BraTS2019", 50): (83.61, 73.98, 11.44, 2.26),
-    },
-    "cml": {
-        ("LA", 4): (87.63, None, 8.92, 2.23),
-        ("LA", 8): (90.36, None, 6.06, 1.68),
-        ("ACDC", 3): (88.53, None, 1.87, 0.57),
-        ("ACDC", 7): (89.42, None, 1.42, 0.52),
-        ("BraTS2019", 25): (85.26, None, 9.08, 1.83),
-        ("BraTS2019", 50): (86.63, None, 7.83, 1.45),
-    },
-    "coranet": {
-        ("Pancreas", 12): (79.67, 66.69, None, 1.89, 7.59),
-        ("Pancreas2d", 31): (67.01, 68.41, 74.19, 15.90),
-        ("endocardium", 5): (86.67, 83.21, 93.19, 10.91),
-    },
-    "coranet_ovr": {("ACDC", 14): (86.10, None, None, None)},
+The file has a line for each row of a paper's tables, and for the numbers that stand only in its
+text. Overlaps are in percent, distances in voxels, a gain in points of Dice. An empty cell is a
+number that the paper does not print.
+"""
+
+import csv
+import functools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataloaders import DATASETS, dataset_class
+from utils.errors import UserError
+from utils.metrics import METRICS
+
+FILE = Path(__file__).with_suffix(".csv")
+PAPERS = {
+    "dmd": "DMD",
+    "dtml": "DTML",
+    "ugmcl": "UG-MCL",
+    "cml": "CML",
+    "coranet": "CoraNet",
 }
+GAIN = "gain"  # in Dice, over another row
+MEAN = "mean"  # variant of a row that is the mean over the classes
+NUMBERS = (*(metric for metric in METRICS if metric != "assd"), GAIN)
+COLUMNS = {"paper", "table", "dataset", "labelled", "unlabelled", "method", "variant", "sd", "note"}
 
 
-def published_row(method: str, dataset: str, labelnum: int) -> tuple[float | None, ...] | None:
-    """The paper's numbers in the order of the data set's `reported`; None where it has none."""
-    return PUBLISHED.get(method, {}).get((dataset, labelnum))
+@dataclass(frozen=True)
+class Published:
+    """A row of a paper's table.
+
+    Attributes:
+        paper: key of `PAPERS`.
+        table: as the paper counts it, such as `1` or `IV`; `fig 6 text`, `text 4.4` for numbers
+            that stand in the text.
+        dataset: of `dataloaders.DATASETS`.
+        labelled, unlabelled: as printed: numbers of cases, a ratio, a share, or empty.
+        method: the same name in all papers.
+        variant: a row's setting where a method has several rows, or a class of the data set.
+        values: by metric.
+        sd: over the runs of the row's one number; None where there is none.
+        note: remarks, parted by semicolons.
+    """
+
+    paper: str
+    table: str
+    dataset: str
+    labelled: str
+    unlabelled: str
+    method: str
+    variant: str
+    values: Mapping[str, float]
+    sd: float | None
+    note: str
+
+    @property
+    def source(self) -> str:
+        """Whose number it is, such as `DMD, Table 1`."""
+        if self.table.startswith("text "):
+            place = f"section {self.table.removeprefix('text ')}"
+        elif self.table.startswith("fig "):
+            place = f"text on Fig. {self.table.split()[1]}"
+        else:
+            place = f"Table {self.table}"
+        return f"{PAPERS[self.paper]}, {place}"
+
+    @property
+    def labelnum(self) -> int | None:
+        """The number of labelled training cases as `--labelnum` counts them; None where the paper
+        does not say. The ratio 1:4 is a fifth of the data set's training cases.
+        """
+        total = dataset_class(self.dataset).training_units
+        if self.labelled == "all":
+            return total
+        if self.labelled.endswith("%"):
+            return share(self.dataset, float(self.labelled[:-1]) / 100)
+        if ":" in self.labelled:
+            labelled, unlabelled = map(int, self.labelled.split(":"))
+            return share(self.dataset, labelled / (labelled + unlabelled))
+        return int(self.labelled) if self.labelled else None
+
+    @property
+    def class_name(self) -> str:
+        """The class that the row is of; empty for the mean over the classes."""
+        names = dataset_class(self.dataset).class_names
+        return self.variant if self.variant in names else ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """The parts of the note. A semicolon within brackets parts nothing."""
+        return re.split(r"; (?![^(]*\))", self.note) if self.note else []
 
 
-def published(method: str, dataset: str, labelnum: int) -> dict[str, float]:
-    """The paper's numbers by metric, overlaps in percent; empty where it has none."""
-    values = published_row(method, dataset, labelnum)
-    if values is None:
-        return {}
-    named = zip(dataset_class(dataset).reported, values, strict=True)
-    return {metric: value for metric, value in named if value is not None}
+def share(dataset: str, part: float) -> int:
+    """A share of the data set's training cases, half a case rounded up."""
+    return math.floor(part * dataset_class(dataset).training_units + 0.5)
+
+
+def published_rows(paper: str, table: str) -> list[Published]:
+    """The rows of a table in the paper's order; empty where the paper prints none.
+
+    Raises:
+        UserError: as `read_published`.
+    """
+    return [row for row in all_published() if (row.paper, row.table) == (paper, table)]
+
+
+@functools.cache
+def all_published() -> tuple[Published, ...]:
+    """All rows of the file.
+
+    Raises:
+        UserError: as `read_published`.
+    """
+    return tuple(read_published(FILE))
+
+
+def read_published(path: Path) -> list[Published]:
+    """The rows of a file of published numbers.
+
+    Raises:
+        UserError: the file is missing, or a column, name or number is wrong; says which line.
+    """
+    hint = "it belongs to the repository, restore it with: git checkout -- utils/reporting"
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = (COLUMNS | set(NUMBERS)) - set(reader.fieldnames or ())
+            if missing:
+                raise UserError(f"{path}: no column {', '.join(sorted(missing))}; {hint}")
+            rows = []
+            for line in reader:
+                try:
+                    rows.append(_published(line))
+                except ValueError as error:
+                    raise UserError(f"{path}, line {reader.line_num}: {error}; {hint}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {hint}") from None
+    return rows
+
+
+def _published(line: Mapping[str | None, str | None]) -> Published:
+    """A line of the file as a row; raises ValueError where it is damaged."""
+    if None in line or None in line.values():
+        raise ValueError("another number of cells than the first line has")
+    if line["paper"] not in PAPERS:
+        raise ValueError(f"no such paper: {line['paper']!r}")
+    if line["dataset"] not in DATASETS:
+        raise ValueError(f"no such data set: {line['dataset']!r}")
+    if not re.fullmatch(r"\d*|\d+:\d+|\d+%|all", line["labelled"]):
+        raise ValueError(f"labelled {line['labelled']!r} is no number of cases, ratio or share")
+    values = {name: _number(name, line[name]) for name in NUMBERS if line[name]}
+    words = {
+        name: line[name]
+        for name in ("paper", "table", "dataset", "labelled", "unlabelled", "method", "variant")
+    }
+    sd = _number("sd", line["sd"]) if line["sd"] else None
+    return Published(**words, values=values, sd=sd, note=line["note"])
+
+
+def _number(name: str, text: str) -> float:
+    """A printed number; raises ValueError for text that is none."""
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise ValueError(f"{name} {text!r} is no number")
+    return float(text)

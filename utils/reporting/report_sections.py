@@ -36,9 +36,10 @@ def lead(compared: Comparison) -> list[str]:
     empty = entry.empty_predictions()
     if empty:
         cases += f", {empty} empty predictions"
-    known = compared.published.get(entry.label, {})
-    printed = [f"{NAMES[m]} {v:.2f} {units[m]}" for m, v in known.items() if m in units]
-    lines = [f"As published: {', '.join(printed)}."] if printed else []
+    lines = []
+    for printed in compared.published.get(entry.label, ()):
+        known = [f"{NAMES[m]} {v:.2f} {units[m]}" for m, v in printed.values.items() if m in units]
+        lines.append(f"As published in {printed.source}: {', '.join(known)}.")
     lines += compared.notes
     return [
         html.text(f"{', '.join(shown)} over {cases}.", class_="lead"),

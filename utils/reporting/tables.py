@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataloaders.hold_out import SOURCES
 from utils.metrics import NAMES, OVERLAPS, heading, spread_text
 from utils.reporting.cells import unit_of
+from utils.reporting.comparability import Printed
 from utils.reporting.compare import LEVEL, Comparison, Difference
 from utils.reporting.entries import Entry
 from utils.reporting.results import Result
@@ -16,13 +17,14 @@ PUBLISHED = "as published"  # label of the rows of the papers' numbers
 
 
 def table(comparison: Comparison) -> list[list[str]]:
-    """Header and rows of the main table; below a row its paper's numbers."""
+    """Header and rows of the main table; below a row the papers' numbers, a row for each paper that
+    prints others.
+    """
     head = ["", "labels", "steps", "crops", "cases", "empty", *map(heading, comparison.metrics)]
     cells = [[*head, "seeds", "checkpoint", "notes"]]
     for entry in comparison.entries:
         cells.append(_row(comparison, entry))
-        if comparison.published.get(entry.label):
-            cells.append(_published_row(comparison, entry))
+        cells += _published_rows(comparison, entry)
     return cells
 
 
@@ -44,11 +46,17 @@ def _row(comparison: Comparison, entry: Entry) -> list[str]:
     ]
 
 
-def _published_row(comparison: Comparison, entry: Entry) -> list[str]:
-    known = comparison.published[entry.label]
-    numbers = [f"{known[m]:.2f}" if m in known else "-" for m in comparison.metrics]
-    marks = _brackets(comparison.published_marks[entry.label])
-    return [PUBLISHED, _labels(entry.first), "", "", "", "", *numbers, "", "", marks]
+def _published_rows(comparison: Comparison, entry: Entry) -> list[list[str]]:
+    labels = str(entry.first.trained["labelnum"])
+    known = comparison.published.get(entry.label, [])
+    marks = comparison.published_marks.get(entry.label, [])
+    rows = []
+    for printed, numbers in zip(known, marks, strict=True):
+        values = printed.values
+        cells = [f"{values[m]:.2f}" if m in values else "-" for m in comparison.metrics]
+        notes = f"{printed.source} {_brackets(numbers)}".rstrip()
+        rows.append([PUBLISHED, labels, "", "", "", "", *cells, "", "", notes])
+    return rows
 
 
 def difference_table(comparison: Comparison) -> list[list[str]]:
@@ -174,7 +182,9 @@ def _numbers(comparison: Comparison, entry: Entry, metric: str) -> dict:
     cell = comparison.cells[entry.label][metric]
     found = comparison.differences.get(entry.label, {}).get(metric)
     pair = found.paired if found else None
-    notes = [*comparison.marks[entry.label], *comparison.published_marks.get(entry.label, ())]
+    notes = list(comparison.marks[entry.label])
+    for marks in comparison.published_marks.get(entry.label, ()):
+        notes += marks
     return {
         "metric": metric,
         "unit": unit_of(metric, entry.first.summary["units"]),
@@ -184,7 +194,7 @@ def _numbers(comparison: Comparison, entry: Entry, metric: str) -> dict:
         "sd_seeds": cell.seeds.sd,
         "low": cell.low,
         "high": cell.high,
-        "published": comparison.published.get(entry.label, {}).get(metric, math.nan),
+        "published": _published_text(comparison.published.get(entry.label, ()), metric),
         "baseline": comparison.baseline.label if comparison.baseline else "",
         "pairs": pair.n if pair else "",
         "difference": pair.mean if pair else math.nan,
@@ -196,6 +206,15 @@ def _numbers(comparison: Comparison, entry: Entry, metric: str) -> dict:
         "p_wilcoxon_holm": found.wilcoxon if found else math.nan,
         "notes": " ".join(comparison.notes[number - 1] for number in notes),
     }
+
+
+def _published_text(known: Sequence[Printed], metric: str) -> str:
+    """A metric as the papers print it, each with its tables."""
+    texts = []
+    for printed in known:
+        if metric in printed.values:
+            texts.append(f"{printed.values[metric]:.2f} ({printed.source})")
+    return "; ".join(texts)
 
 
 def _labels(result: Result) -> str:
