@@ -57,13 +57,11 @@ from utils.training import options, run
 from utils.training.options import rule
 
 
-def of_slices(args):
-    """Whether the training is in 2-D; a patch has two extents then."""
+def in_2d(args):
     return len(args.patch) == 2
 
 
-def of_volumes(args):
-    """Whether it is in 3-D."""
+def in_3d(args):
     return len(args.patch) == 3
 
 
@@ -86,8 +84,8 @@ SLICES = {  # section 4.2, ACDC
 DEFAULTS = [  # where several rules hold, the last one wins
     rule("paper, 4.2", base_lr=0.01),
     rule("paper, 3.2", framework="cml"),
-    rule("ours", of_volumes, lr_step=2500, **VOLUMES),
-    rule("ours", of_slices, lr_step=0, **SLICES),
+    rule("ours", in_3d, lr_step=2500, **VOLUMES),
+    rule("ours", in_2d, lr_step=0, **SLICES),
     rule("paper, 4.2", lambda args: args.dataset in ("LA", "BraTS2019"), **VOLUMES),
     rule("released code", lambda args: args.dataset == "LA", lr_step=2500),
     rule(
@@ -235,7 +233,7 @@ def parse(argv=None):
 
 def one_network(args):
     """Whether a single network takes both parts, as in the released code for slices."""
-    return args.preset == "released" and of_slices(args)
+    return args.preset == "released" and in_2d(args)
 
 
 def check_pairs(args, shares):

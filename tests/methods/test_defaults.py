@@ -5,10 +5,14 @@ A row names all that its rules and its data set decide, so that no rule can chan
 unseen.
 """
 
+import re
+
 import pytest
 from conftest import ROOT
 
+from dataloaders import DATASETS
 from utils.reporting import experiments
+from utils.reporting.scripts import load_script
 
 # data set: patch, labelled and unlabelled samples a step, labelled units
 SETS = {
@@ -22,11 +26,13 @@ SETS = {
 FIELD = {"max_iterations": 6000, "lr_step": 2500, "base_lr": 0.01, "normalization": "batchnorm"}
 VNET, UNET = {"net": "vnet", "n_filters": 16}, {"net": "unet", "n_filters": 16}
 
-SUPERVISED = FIELD
+SUPERVISED = FIELD | {"optimizer": "sgd"}
+ADAM = FIELD | {"optimizer": "adam", "base_lr": 1e-3, "lr_step": 0}
 DMD = FIELD | {"temperature": 1.93, "distill": "dice", "lambda_distill": 4.0}
 FEW = {"temperature": 2.0}
 KL = {"distill": "kl", "lambda_distill": 1.0}
-DTML = FIELD | {"consistency": 0.1, "dis_loss": "mask", "unlabeled": 1}
+SSNET = {"max_iterations": 30000, "lr_step": 0}
+DTML = FIELD | {"consistency": 0.1, "dis_loss": "mask", "rampup": "gaussian", "unlabeled": 1}
 UGMCL = FIELD | {
     "beta": 0.75,
     "consistency": 0.1,
@@ -34,7 +40,7 @@ UGMCL = FIELD | {
     "passes": 8,
     "ema_decay": 0.99,
 }
-UGMCL |= {"terms": ["dis", "itc", "ctc"]}
+UGMCL |= {"terms": ["dis", "itc", "ctc"], "rampup": "gaussian", "unlabeled": 1}
 UGMCL_CODE = UGMCL | {
     "max_iterations": 30000,
     "lr_step": 0,
@@ -85,6 +91,7 @@ CORANET_2D = CORANET | {
     "normalization": "batchnorm",
 }
 WIDE = {"net": "unet_ronneberger", "n_filters": 64}
+INSTANCE = {"normalization": "instancenorm"}
 RESNET = {"net": "resnet18", "n_filters": 64}
 
 
@@ -94,6 +101,20 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("supervised", "LA", "", SUPERVISED | VNET | {"labeled_bs": 4}),
         ("supervised", "ACDC", "", SUPERVISED | UNET | {"labeled_bs": 24}),
         ("supervised", "Pancreas2d", "", SUPERVISED | UNET | {"labeled_bs": 4}),
+        (
+            "supervised",
+            "ACDC",
+            "--optimizer adam",
+            ADAM | WIDE | {"labeled_bs": 4, "augment": "rotate_crop"},
+        ),
+        ("supervised", "Pancreas2d", "--optimizer adam", ADAM | WIDE | {"labeled_bs": 4}),
+        (
+            "supervised",
+            "Pancreas2d",
+            "--optimizer adam --net unet",
+            ADAM | UNET | {"labeled_bs": 4},
+        ),
+        ("supervised", "Pancreas", "--optimizer adam", ADAM | VNET | INSTANCE | {"labeled_bs": 8}),
         ("dmd", "LA", "", DMD | VNET),
         ("dmd", "LA", "--labelnum 8", DMD | VNET | FEW),
         ("dmd", "LA", "--labelnum 4", DMD | VNET | FEW),
@@ -101,6 +122,7 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("dmd", "LA", "--distill kl", DMD | VNET | KL),
         ("dmd", "ACDC", "--labelnum 3", DMD | UNET | FEW),
         ("dmd", "ACDC", "--labelnum 14", DMD | UNET),
+        ("dmd", "ACDC", "--max_iterations 30000 --lr_step 0", DMD | UNET | FEW | SSNET),
         ("dmd", "BraTS2019", "", DMD | VNET),
         ("dtml", "LA", "", DTML | VNET),
         ("dtml", "LA", "--unlabeled 0", DTML | VNET | {"unlabeled": 0, "unlabeled_bs": 0}),
@@ -156,3 +178,71 @@ def test_defaults_are_the_papers(method, dataset, options, expected):
         ROOT / "code" / f"train_{method}.py", "--dataset", dataset, *flags
     )
     assert {key: found.get(key) for key in expected} == expected
+
+
+def sources_of(method, *argv):
+    return load_script(ROOT / "code" / f"train_{method}.py").parse(list(argv)).sources
+
+
+METHODS = sorted(path.stem.removeprefix("train_") for path in (ROOT / "code").glob("train_*.py"))
+SOURCE = re.compile(
+    r"command line"
+    r"|paper, ((I|II|III|IV)-[A-F]|\d\.\d|Fig\. \d\w?|Table \w+|Algorithm 1)(: .+)?"
+    r"|released code(: .+)?"
+    r"|custom of the field: .+"
+    r"|ours(: .+)?"
+)
+
+
+@pytest.mark.parametrize("dataset", [name for name in DATASETS if not name.startswith("own")])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_default_has_one_of_four_sources(method, dataset):
+    presets = [[]]
+    if "--preset" in (ROOT / "code" / f"train_{method}.py").read_text():
+        presets.append(["--preset", "released"])
+    for preset in presets:
+        found = sources_of(method, "--dataset", dataset, *preset)
+        assert [source for source in found.values() if not SOURCE.fullmatch(source)] == []
+
+
+UAMT, CODE = "custom of the field: UA-MT", "released code"
+
+
+@pytest.mark.parametrize(
+    ("method", "argv", "sources"),
+    [
+        ("supervised", "", {"base_lr": UAMT, "lr_step": UAMT, "max_iterations": UAMT}),
+        ("supervised", "", {"labeled_bs": "ours"}),
+        (
+            "supervised",
+            "--dataset ACDC --optimizer adam",
+            {
+                "net": "custom of the field: CoraNet",
+                "base_lr": "custom of the field: CoraNet",
+                "max_iterations": "ours",
+            },
+        ),
+        ("dmd", "", {"temperature": "paper, 3.1", "lambda_distill": "paper, 3.1"}),
+        ("dmd", "--labelnum 8", {"temperature": "paper, 3.1"}),
+        ("dmd", "--labelnum 4", {"temperature": "ours"}),
+        ("dmd", "--dataset ACDC", {"temperature": "ours", "max_iterations": "paper, 3.1"}),
+        ("dmd", "--distill kl", {"lambda_distill": "paper, Fig. 4", "distill": "command line"}),
+        ("dtml", "", {"consistency": "paper, 3.2", "dis_loss": "paper, 4.2", "rampup": UAMT}),
+        ("dtml", "", {"base_lr": "paper, 4.1", "lr_step": "paper, 4.1", "labeled_bs": UAMT}),
+        ("dtml", "--preset released", {"consistency": CODE}),
+        ("ugmcl", "", {"passes": UAMT, "ema_decay": UAMT, "rampup": UAMT}),
+        ("ugmcl", "", {"beta": "paper, 4.3", "threshold_start": "paper, 4.3"}),
+        ("ugmcl", "", {"consistency": "paper, 4.2", "max_iterations": "paper, 4.2"}),
+        ("ugmcl", "--dataset BraTS2019", {"patch": "paper, 4.2"}),
+        ("ugmcl", "--preset released", {"beta": CODE, "lr_step": CODE, "net": CODE}),
+        ("cml", "", {"lr_step": CODE, "base_lr": "paper, 4.2", "beta": "paper, 4.2"}),
+        ("cml", "", {"labeled_bs": "paper, 4.2", "pretrain_iterations": "paper, 4.2"}),
+        ("cml", "--dataset ACDC", {"lr_step": CODE, "lambda_u": "paper, 4.2"}),
+        ("cml", "--dataset BraTS2019", {"lr_step": "ours", "max_iterations": "paper, 4.2"}),
+        ("cml", "--dataset Pancreas", {"lr_step": "ours", "lambda_dis": "ours"}),
+        ("cml", "--dataset endocardium", {"beta": "ours", "max_iterations": "ours"}),
+    ],
+)
+def test_a_default_is_the_papers_where_the_paper_says_it(method, argv, sources):
+    found = sources_of(method, *argv.split())
+    assert {name: found[name] for name in sources} == sources
