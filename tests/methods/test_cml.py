@@ -151,6 +151,8 @@ def test_cps_and_cfl_learn_from_the_others_argmax_in_the_same_pass(
     short = "--pretrain_iterations 1 --max_iterations 2".split()
     where = ["--root", str(tiny_la), "--runs", str(tmp_path)]
     cml.main([*LA, *BOTH, *short, *where, "--framework", framework])
+    (path,) = tmp_path.glob("*/*/*/last.pth")
+    assert torch.load(path, weights_only=True)["test_networks"] == ["net", "net_2"]
     assert passes == [2, 2, 4, 4, 4, 4]  # both networks, once a step
     for logits_1, logits_2, labels_1, labels_2, labelled in seen[1:]:
         assert labelled == 2

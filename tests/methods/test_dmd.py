@@ -7,6 +7,7 @@ import pytest
 import torch
 import train_dmd as dmd
 from numpy_reference import dice, softmax
+from small import BOTH, LA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,6 +51,29 @@ def test_objective_against_numpy(case, distill, weight, temperature):
     loss, terms, _ = ours(case, distill, temperature, weight)
     assert loss.item() == pytest.approx(expected + weight * between, rel=1e-12)
     assert terms["loss_distill"].item() == pytest.approx(between, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.93, 5.0])
+def test_two_channels_are_the_papers_one_channel_and_its_sigmoid(temperature):
+    """Equation 5: σ(z/T) of one logit, the difference of ours."""
+    z_1, z_2 = np.random.default_rng(0).standard_normal((2, 4, 2, 4, 3, 2))
+    q_1, q_2 = (1 / (1 + np.exp(-(z[:, 1] - z[:, 0]) / temperature)) for z in (z_1, z_2))
+    found = dmd.distillation_loss(torch.from_numpy(z_1), torch.from_numpy(z_2), temperature)
+    assert found.item() == pytest.approx(dice(q_1, q_2), rel=1e-12)
+
+
+def test_one_optimizer_moves_both_networks_and_the_first_is_tested(tiny_la, tmp_path):
+    where = ["--root", str(tiny_la), "--runs", str(tmp_path)]
+    dmd.main([*LA, *BOTH, *where, "--max_iterations", "1"])
+    (path,) = tmp_path.glob("*/*/*/last.pth")
+    ended = torch.load(path, weights_only=True)
+    assert ended["test_networks"] == ["net"]
+    weights = [ended[name]["heads.0.weight"] for name in ("net", "net_2")]
+    assert not torch.equal(*weights)
+    count = sum(name.endswith((".weight", ".bias")) for name in ended["net"])
+    (group,) = ended["optimizer"]["param_groups"]
+    assert len(group["params"]) == 2 * count
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-4)
 
 
 def test_a_voxel_by_hand():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import train_dtml as dtml
 from numpy_reference import dice, softmax
+from small import BOTH, LA
 
 from utils.errors import UserError
 from utils.losses import supervised_loss
@@ -171,3 +172,18 @@ def test_labelled_only_sees_the_labelled_crops_of_the_method():
     assert (args.labeled_bs, args.unlabeled_bs) == (2, 0)
     args = dtml.parse(["--unlabeled", "0", "--labeled_bs", "4"])
     assert (args.labeled_bs, args.unlabeled_bs) == (4, 0)
+
+
+def test_two_networks_with_a_head_and_an_optimizer_each(tiny_la, tmp_path):
+    where = ["--root", str(tiny_la), "--runs", str(tmp_path)]
+    dtml.main([*LA, *BOTH, *where, "--max_iterations", "1"])
+    (path,) = tmp_path.glob("*/*/*/last.pth")
+    ended = torch.load(path, weights_only=True)
+    assert ended["test_networks"] == ["seg"]
+    heads = {
+        name: (spec["kwargs"]["segmentation_head"], spec["kwargs"]["sdm_head"])
+        for name, spec in ended["networks"].items()
+    }
+    assert heads == {"seg": (True, False), "dis": (False, True)}
+    for name in ("optimizer_seg", "optimizer_dis"):
+        assert len(ended[name]["param_groups"]) == 1
