@@ -27,9 +27,10 @@ With `--dis_loss l2` M_d learns the distances, L_dis = mean (d - SDM(Y))², and 
 L_mask + L_dis: these are the rows of Table 1. `l1` takes absolute differences, which is ours.
 The paper prints λ(t) without the square; the work that it follows has the square in its code.
 `--rampup printed` is λ(t) as printed.
-`--unlabeled 0` trains on the labelled crops only (Table 2). A step sees 2 of them, as many as with
-unlabelled crops, so that the unlabelled crops make the difference. The paper does not say how many;
-with `--labeled_bs 4` a step has as many crops as the paper's batch.
+`--unlabeled 0` trains on the labelled crops only (Table 2). The paper does not say how many a step
+sees. By default it is 2, as with unlabelled crops, so that only those make the difference. With
+`--labeled_bs 4` a step has as many crops as the only batch that the paper states; the rows of
+`code/ablate.py dtml-table2` take that, since V-Net's row, M_s only, has four crops too.
 `--preset released` weights the consistency as the released code does, by 2 · exp(-5 (1 - s/40)²),
 where s counts blocks of 150 iterations. The factor 2 is there because the code back-propagates it
 from both losses into both networks.
@@ -153,7 +154,8 @@ def parse(argv=None):
         "--unlabeled",
         type=int,
         choices=(0, 1),
-        help="0 trains on the labelled crops only (Table 2), --labeled_bs a step",
+        help="0 trains on the labelled crops only (Table 2); give --labeled_bs 4 for as many crops "
+        "as the paper's batch",
     )
     args = options.parse(parser, DEFAULTS, argv)
     if args.preset == "released" and args.rampup != "gaussian":

@@ -34,10 +34,10 @@ The paper prints r(t) in λ(t) without the square; the work that it follows has 
 code. `--rampup printed` is λ(t) as printed; H(t) keeps the square.
 
 The rows of Table 1 are `--terms` without a term (1), `dis` (2), `itc` with `--beta 1` (3),
-`dis itc` (4), `dis ctc` (5) and all three (6). Rows 1 and 2 see labelled crops only,
-`--unlabeled 0`: 2 a step, as many as the other rows, so that the unlabelled crops make the
-difference. The paper does not say how many. The network has a distance head only where a term
-needs d, so it has none in rows 1 and 3.
+`dis itc` (4), `dis ctc` (5) and all three (6). The network has a distance head only where a term
+needs d, so it has none in rows 1 and 3. Rows 1 and 2 see labelled crops only, `--unlabeled 0`. The
+paper does not say how many a step; the default is 2, as in the other rows, and `--labeled_bs 4`
+has as many crops as the only batch that the paper states, which `code/ablate.py` takes.
 
 `--preset released` is the released code, which is for BraTS2019. There L_sup is (CE + Dice +
 Dice(σ(-k d), Y)) / 2. L_itc is halved and has β = 1, so it leaves out the distances. λ(t) is
@@ -293,7 +293,8 @@ def parse(argv=None):
         "--unlabeled",
         type=int,
         choices=(0, 1),
-        help="0 trains on the labelled crops only (Table 1), --labeled_bs a step",
+        help="0 trains on the labelled crops only (Table 1); give --labeled_bs 4 for as many crops "
+        "as the paper's batch",
     )
     args = options.parse(parser, DEFAULTS, argv)
     if args.preset == "released" and args.rampup != "gaussian":
