@@ -6,6 +6,7 @@ import csv
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import assess_coranet
 import h5py
@@ -350,34 +351,83 @@ def test_measures_by_hand():
     label = torch.tensor([[1, 2, 1, 2, 2, 0, 1]])
     certain = torch.tensor([[True, True, True, True, True, True, False]])
     rows = measure(pred, label, certain, 3)
-    counts = {"TP": 1, "FP": 1, "FN": 1, "certain_voxels": 6, "voxels": 7}
-    assert rows[1] == {"PPV": 1 / 2, "TPR": 1 / 2, "CSI": 1 / 3, "certain": 6 / 7, **counts}
-    assert rows[2] == {
-        "PPV": 1.0,
-        "TPR": 2 / 3,
-        "CSI": 2 / 3,
-        "certain": 6 / 7,
-        **counts,
-        "TP": 2,
-        "FP": 0,
-    }
+    region = {"certain": 6 / 7, "certain_voxels": 6, "voxels": 7}
+    one = {"PPV": 1 / 2, "TPR": 1 / 3, "CSI": 1 / 4, "TP": 1, "FP": 1, "FN": 2}
+    two = {"PPV": 1.0, "TPR": 2 / 3, "CSI": 2 / 3, "TP": 2, "FP": 0, "FN": 1}
+    assert rows == {1: one | region, 2: two | region}
     nothing = measure(pred, label, torch.zeros_like(certain), 3)[1]
-    assert nothing["certain"] == 0
-    assert all(np.isnan(nothing[name]) for name in ("PPV", "TPR", "CSI"))
+    assert nothing["certain"] == nothing["TPR"] == nothing["CSI"] == 0
+    assert np.isnan(nothing["PPV"])
+
+
+def ppv_tpr_csi(pred, label, assigned, foreground):
+    """IV-C.1, written from the paper: a voxel without a label is neither tp nor fp, and missed
+    where it is foreground.
+    """
+    said, true = pred == foreground, label == foreground
+    tp = (assigned & said & true).sum()
+    fp = (assigned & said & ~true).sum()
+    fn = (true & ~(assigned & said)).sum()
+    return {"PPV": tp / (tp + fp), "TPR": tp / (tp + fn), "CSI": tp / (tp + fp + fn)}
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_measures_are_those_of_the_paper(classes):
+    rng = np.random.default_rng(0)
+    pred, label = rng.integers(0, classes, (2, 6, 5, 4))
+    certain = rng.random(label.shape) < 0.7
+    rows = assess_coranet.measure(*map(torch.from_numpy, (pred, label, certain)), classes)
+    for c, row in rows.items():
+        expected = ppv_tpr_csi(pred, label, certain, c)
+        assert {name: row[name] for name in expected} == pytest.approx(expected)
+
+
+def fake_test(prob, **trained):
+    """A test whose network gives these probabilities `(2, 4)` of each branch for a slice of 1×4."""
+
+    def network(x):
+        return tuple(torch.tensor(p).log().view(1, 2, 1, 4) for p in prob)
+
+    network.segment = lambda x: network(x)[0]
+    return SimpleNamespace(
+        networks=[network],
+        trained=trained,
+        num_classes=2,
+        patch=(1, 4),
+        stride=None,
+        options={},
+    )
+
+
+NORMAL = [[0.6, 0.3, 0.1, 0.05], [0.4, 0.7, 0.9, 0.95]]
+
+
+def lists(regions):
+    return {name: region.flatten().int().tolist() for name, region in regions.items()}
 
 
 def test_regions_are_where_branches_agree_or_softmax_is_large():
-    normal = torch.tensor([[0.6, 0.3, 0.1, 0.05], [0.4, 0.7, 0.9, 0.95]])
-    con = torch.tensor([[0.9, 0.9, 0.2, 0.1], [0.1, 0.1, 0.8, 0.9]])
-    rad = torch.tensor([[0.8, 0.4, 0.1, 0.1], [0.2, 0.6, 0.9, 0.9]])
-    pred, certain = assess_coranet.regions(torch.cat((normal, con, rad)), 2)
-    assert pred.tolist() == [0, 1, 1, 1]
-    assert {name: region.int().tolist() for name, region in certain.items()} == {
+    con = [[0.9, 0.9, 0.2, 0.1], [0.1, 0.1, 0.8, 0.9]]
+    rad = [[0.8, 0.4, 0.1, 0.1], [0.2, 0.6, 0.9, 0.9]]
+    test = fake_test((NORMAL, con, rad))
+    pred, certain = assess_coranet.regions(test, np.zeros((1, 4, 1), np.float32))
+    assert pred.flatten().tolist() == [0, 1, 1, 1]
+    assert lists(certain) == {
         "coranet": [1, 0, 1, 1],
         "softmax 0.5": [1, 1, 1, 1],
-        "softmax 0.7": [0, 1, 1, 1],
-        "softmax 0.9": [0, 0, 1, 1],
+        "softmax 0.7": [0, 0, 1, 1],
+        "softmax 0.9": [0, 0, 0, 1],
     }
+
+
+def test_the_region_of_another_measure_is_found_as_in_its_training():
+    trained = {"uncertainty": "softmax", "certain_confidence": 0.65, "seed": 0}
+    test = fake_test([NORMAL], **trained)
+    pred, certain = assess_coranet.regions(test, np.zeros((1, 4, 1), np.float32))
+    assert pred.flatten().tolist() == [0, 1, 1, 1]
+    found = lists(certain)
+    assert list(found) == ["softmax 0.65", "softmax 0.5", "softmax 0.7", "softmax 0.9"]
+    assert found["softmax 0.65"] == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["ACDC", "Pancreas"])
@@ -406,8 +456,7 @@ def test_assess_writes_the_table(name, place, capsys):
         ).numpy()
     pred, con, rad = (part.argmax(0) for part in np.split(prob, 3))
     certain, c = con == rad, classes - 1
-    tp = (certain & (pred == c) & (label == c)).sum()
-    csi = tp / (certain & ((pred == c) | (label == c))).sum()
+    csi = ppv_tpr_csi(pred, label, certain, c)["CSI"]
     (row,) = (
         r
         for r in rows
@@ -425,6 +474,9 @@ def test_assess_writes_the_table(name, place, capsys):
     )
     shares = [float(line["certain"]) for line in lines[1:]]
     assert shares == sorted(shares, reverse=True)
+    recalls = [float(line["TPR"]) for line in lines[1:]]
+    assert recalls == sorted(recalls, reverse=True)  # what is given no label is missed
+    assert [line["of_training"] for line in lines] == ["1", "0", "0", "0"]
     assert f"{100 * float(lines[0]['CSI']):.2f} ±" in printed
 
 
@@ -439,6 +491,48 @@ def test_assess_on_training_cases_takes_the_unlabelled_and_leaves_the_test_list_
     torch.save(checkpoint, folder / "last.pth")
     with pytest.raises(UserError, match="the label of every training case was seen"):
         call("assess_coranet", "--run", str(folder), "--split", "train")
+
+
+def keep_steps(folder, steps, **trained):
+    """Copies of a run's last checkpoint as steps that it kept, with other options of training."""
+    checkpoint = torch.load(folder / "last.pth", weights_only=True)
+    checkpoint["args"] |= trained
+    for step in steps:
+        torch.save(checkpoint | {"step": step}, folder / f"step_{step}.pth")
+
+
+MEASURES = {
+    "tta": {"views": "random", "looks": 2, "certain_confidence": 0.8},
+    "mcdropout": {"looks": 2, "certain_confidence": 0.8},
+    "aleatoric": {"looks": 2, "certain_sd": 0.001},
+}
+
+
+@pytest.mark.parametrize("kind", MEASURES)
+def test_assess_all_kept_steps_of_another_measure(kind, place):
+    folder, _ = place("Pancreas", branches=2 if kind == "aleatoric" else 1)
+    options = dict.fromkeys(("views", "looks", "certain_confidence", "certain_sd"))
+    options |= MEASURES[kind] | {"uncertainty": kind, "seed": 1337}
+    keep_steps(folder, (1, 2), **options)
+    call("assess_coranet", "--run", str(folder), "--checkpoint", "kept", "--cases", "1")
+    assert written(folder) == {"step_1_cases1", "step_2_cases1"}
+    first, second = (
+        table(folder / "test" / f"step_{step}_cases1" / "certain.csv") for step in (1, 2)
+    )
+    assert [line["step"] for line in first + second] == ["1"] * 4 + ["2"] * 4
+    assert first[0]["region"] == kind
+    assert all(a | {"step": ""} == b | {"step": ""} for a, b in zip(first, second, strict=True))
+
+
+def test_assess_names_steps_that_are_not_there(place):
+    folder, _ = place("Pancreas", branches=3)
+    with pytest.raises(UserError, match="--keep_every"):
+        call("assess_coranet", "--run", str(folder), "--checkpoint", "kept")
+    keep_steps(folder, (1,), uncertainty="tta", looks=8)
+    with pytest.raises(UserError, match=r"step_2\.pth: not there; kept steps: 1"):
+        call("assess_coranet", "--run", str(folder), "--checkpoint", "2")
+    with pytest.raises(UserError, match="earlier version"):
+        call("assess_coranet", "--run", str(folder), "--checkpoint", "1")
 
 
 @pytest.mark.parametrize(

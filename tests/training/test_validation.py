@@ -240,7 +240,9 @@ def test_the_test_script_says_how_the_best_was_chosen(train, tiny_la, capsys):
     said = capsys.readouterr().out
     assert "labels are read" in said
     assert "unfinished" in said
-    test = Test(assess_coranet.parse([*where, "--split", "train"]))
+    asked = assess_coranet.parse([*where, "--split", "train"])
+    asked.checkpoint = "last"
+    test = Test(asked)
     assert len(test.indices) == 2  # neither the three labelled ones nor the one that chose
 
 

@@ -28,6 +28,7 @@ LISTS = {
     "val": "the validation list",
     "train": "the run's unlabelled training cases",
 }
+KEPT = "kept"  # in a list of checkpoints: all steps that the run kept
 NAMING = ("method", "labelnum", "seed", "dataset", "runs")  # they name a run where --run does not
 
 
@@ -46,6 +47,7 @@ def parse(
     datasets: Sequence[str] = (),
     splits: Sequence[str] = ("test", "val"),
     scores: bool = True,
+    several: bool = False,
 ) -> argparse.Namespace:
     """The options of a test script, with all checks that need no run and no data.
 
@@ -58,13 +60,14 @@ def parse(
         splits: lists that may be chosen, the default first; only those that one of the data sets
             has are offered.
         scores: False leaves out the options of scoring, drawing and writing.
+        several: `--checkpoint` takes a list, in which `kept` stands for all steps that were kept.
     """
     datasets = datasets or datasets_of(script)
     classes = [dataset_class(name) for name in datasets]
     published = set().union(*(data.splits for data in classes))
     offered = [split for split in splits if split in published]
     parser = command.Parser(doc, script)
-    _add_run(parser, classes)
+    _add_run(parser, classes, several)
     group = parser.add_argument_group("test")
     _add_data(group, classes, offered)
     if scores:
@@ -99,7 +102,9 @@ def _spaced(values: Sequence) -> str:
     return " ".join(map(str, values))
 
 
-def _add_run(parser: argparse.ArgumentParser, classes: Sequence["type[Volumes]"]) -> None:
+def _add_run(
+    parser: argparse.ArgumentParser, classes: Sequence["type[Volumes]"], several: bool
+) -> None:
     names = [data.name for data in classes]
     labelnum = _by_dataset(classes, "labelnum", str) or "that of the method's only run"
     group = parser.add_argument_group("run")
@@ -124,6 +129,17 @@ def _add_run(parser: argparse.ArgumentParser, classes: Sequence["type[Volumes]"]
         "--dataset", choices=names, default=names[0], help="data set that the run was trained on"
     )
     group.add_argument("--runs", default="runs", help="folder that holds all runs")
+    if several:
+        group.add_argument(
+            "--checkpoint",
+            nargs="+",
+            type=lambda text: text if text == KEPT else checkpoint_name(text),
+            default=["last"],
+            metavar="NAME",
+            help="checkpoints to test: last, best, the numbers of kept steps, or kept for all of "
+            "these",
+        )
+        return
     group.add_argument(
         "--checkpoint",
         type=checkpoint_name,

@@ -89,11 +89,7 @@ class Test:
 
     def _open_run(self, datasets: Collection[str] | None) -> None:
         args = self.args
-        if not args.run and args.labelnum is None:
-            usual = getattr(dataset_class(args.dataset), "labelnum", None)
-            args.labelnum = usual or _only_labelnum(args)
-        name = f"{args.method}_{args.labelnum}"
-        self.folder = find_run(args.run, args.runs, args.dataset, name, args.seed)
+        self.folder = run_folder(args)
         self.path = find_checkpoint(self.folder, args.checkpoint)
         self.device = select_device(args.gpu)
         distributed.start(self.device)
@@ -265,6 +261,19 @@ class Test:
             cases += f" of {LISTS[args.split]}"
         run = f"{self.trained['dataset']}, {self.folder.parent.name}, {self.folder.name}"
         return f"{run}: {cases}, {args.checkpoint}"
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """The folder of the run that the options name; it sets `labelnum` where they leave it open.
+
+    Raises:
+        UserError: no such run, or several.
+    """
+    if not args.run and args.labelnum is None:
+        usual = getattr(dataset_class(args.dataset), "labelnum", None)
+        args.labelnum = usual or _only_labelnum(args)
+    name = f"{args.method}_{args.labelnum}"
+    return find_run(args.run, args.runs, args.dataset, name, args.seed)
 
 
 def _only_labelnum(args: argparse.Namespace) -> int:
