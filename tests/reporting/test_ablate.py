@@ -618,6 +618,9 @@ def test_methods_links_and_tables_exist():
         assert (
             target[1:] in headings if target.startswith("#") else (ROOT / "docs" / target).exists()
         ), target
+    for paper, first, last in re.findall(r"`(\w+)-table(\d)` to\s`\1-table(\d)`", text):
+        numbers = range(int(first), int(last) + 1)
+        text += " ".join(f"`{paper}-table{number}`" for number in numbers)
     for name in re.findall(r"`((?:dmd|dtml|ugmcl|cml|coranet)-\w+)`", text):
         assert name in TABLES
     missing = [name for name in TABLES if f"`{name}`" not in text]

@@ -105,8 +105,9 @@ def read_results(rows: Iterable[tuple[Row, Sequence[Job]]]) -> tuple[list[Filled
 
 
 def columns(filled: Sequence[Filled], dataset: str) -> list[Column]:
-    """The metrics that papers report on the data set, and others that the rows print: a metric's
-    classes before their mean.
+    """The metrics that papers report on the data set, and others that the rows print, as far as a
+    row has a printed or measured number; all of them where none has. A metric's classes stand
+    before their mean.
     """
     lines = [line for one in filled for line in one.row.published]
     metrics = dict.fromkeys(dataset_class(dataset).reported)
@@ -119,7 +120,8 @@ def columns(filled: Sequence[Filled], dataset: str) -> list[Column]:
         names = [line.class_name for line in lines if line.class_name and metric in line.values]
         found += [Column(metric, name) for name in dict.fromkeys(names)]
         found.append(Column(metric))
-    return found
+    known = [c for c in found if any(one.printed(c) or one.values(c) for one in filled)]
+    return known or found
 
 
 def fill(filled: Sequence[Filled], dataset: str) -> Cells:
@@ -133,7 +135,7 @@ def fill(filled: Sequence[Filled], dataset: str) -> Cells:
     with_paper = {
         column for column in shown if any(one.printed(column) is not None for one in filled)
     }
-    sources = dict.fromkeys(line.source for one in filled for line in one.row.published)
+    sources = dict.fromkeys(source for one in filled for source in _sources(one))
     head = ["", "labels"]
     for column in shown:
         head.append(column.heading)
@@ -151,8 +153,7 @@ def fill(filled: Sequence[Filled], dataset: str) -> Cells:
                 line.append(_printed(one, column))
         line += [_seeds(one), _run(one)]
         if len(sources) > 1:
-            own = dict.fromkeys(printed.source for printed in one.row.published)
-            line.append(", ".join(own) or "-")
+            line.append(", ".join(_sources(one)) or "-")
         cells.append(line)
     return cells
 
@@ -160,6 +161,11 @@ def fill(filled: Sequence[Filled], dataset: str) -> Cells:
 def text_columns(cells: Cells) -> int:
     """How many columns at the right hold words."""
     return len(cells[0]) - cells[0].index("seeds")
+
+
+def _sources(one: Filled) -> list[str]:
+    """The tables that a row's printed numbers stand in."""
+    return list(dict.fromkeys(line.source for line in one.row.published if line.values))
 
 
 def _labels(one: Filled) -> str:
@@ -192,6 +198,8 @@ def _run(one: Filled) -> str:
 
 def missing_script(row: Row) -> str:
     """Why a row cannot be run."""
+    if row.method is None:
+        return "no script for this row"
     return f"no script code/train_{row.method}.py yet"
 
 

@@ -157,7 +157,7 @@ def _legend_words(points: Sequence[Plotted]) -> str:
     words = []
     seeds = max(len(point.values) for point in points)
     if seeds > 1:
-        words.append(f"filled: mean over {seeds} seeds at most, bars: sample sd")
+        words.append(f"filled: mean over up to {seeds} seeds, bars: sample sd")
     else:
         words.append("filled: one seed")
     sources = dict.fromkeys(point.source for point in points if point.source)
@@ -183,7 +183,8 @@ def _panel(
     for number, line in enumerate(lines):
         own = [point for point in points if point.place.line == line]
         x = np.array([places.get(p.place.value, p.place.value) for p in own], dtype=float)
-        aside = number - (len(lines) - 1) / 2  # bars stand beside one another
+        # bars stand beside one another
+        aside = 0 if axis == STEPS else number - (len(lines) - 1) / 2
         x = x * 1.02**aside if far else x + 0.012 * width * aside
         _draw_line(ax, x, own, looks[line])
     if words:
