@@ -1,26 +1,22 @@
-"""Figures of a run's networks: distance maps, uncertain regions, metrics over training.
+"""Figures of trained runs: the counterparts of the papers' figures.
 
-    python code/figures.py sdm runs/LA/dtml_16/seed1337                # DTML's Fig. 2; also UG-MCL
-    python code/figures.py uncertainty runs/LA/coranet_16/seed1337     # CoraNet's Fig. 5
-    python code/figures.py curves runs/LA/cml_8/seed1337               # CML's Fig. 2
-    python code/figures.py curves runs/LA/cml_8/seed1337 --split train --cases 4
+    python code/figures.py sdm runs/LA/dtml_16/seed1337 --case A B             # DTML's Fig. 2
+    python code/figures.py entropy runs/LA/ugmcl_16/seed1337                   # UG-MCL's Fig. 1
+    python code/figures.py pseudo_labels runs/LA/cps_8/seed1337 runs/LA/dmd_8/seed1337
+    python code/figures.py gradients runs/LA/dmd_8/seed1337                    # DMD's Fig. 3a
+    python code/figures.py curves runs/LA/cml_8/seed1337 --split train         # CML's Fig. 2
+    python code/figures.py regions runs/LA/coranet_16/seed1337                 # CoraNet's Fig. 1
+    python code/figures.py alphas runs/LA/alpha_2/seed1337 runs/LA/alpha_5/seed1337
 
-    sdm           image, reference, predicted signed distance map with its zero level, and the mask
-                  where the map is negative
-    uncertainty   the voxels where D_con and D_rad predict different classes, at several of the
-                  steps that training kept (--keep_every)
-    curves        Dice, or other metrics, of each tested network and of their mean, at the steps
-                  that training kept
+`python code/figures.py FIGURE --help` says what a figure shows, and what it needs.
 
-`sdm` and `uncertainty` show the run's first unlabelled training case, or the cases of --case; with
---split test they show test cases. The distance map of a volume is the mean over its windows.
+The case is the run's first unlabelled training case, or the cases of --case; with --split test they
+are test cases. A map of a volume is the mean over its windows. Labels of unlabelled cases are read
+only for the picture, for the plane that is shown and for scores. Steps are those that training kept
+with --keep_every.
 
-`curves` reads the results that `test_*.py --checkpoint <step>` wrote into <run>/test/; those of one
-network need `--network net_2` there. With --split train it predicts and scores the run's unlabelled
-training cases instead. Their labels are read only for this, and empty predictions are left out of
-distances. It also writes its numbers as CSV.
-
-Files go to <run>/figures/. Contours, errors and surfaces of tested cases are drawn by test_*.py.
+Files go to <run>/figures/. Contours, errors and surfaces of tested cases are drawn by test_*.py,
+plots of sweeps by ablate.py.
 """
 
 import argparse
@@ -29,177 +25,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 import _root  # noqa: F401
 from utils import command
-from utils.device import select_device
 from utils.errors import UserError
-from utils.figures import FORMATS, curves_figure, sdm_figure, uncertainty_figure
-from utils.files import write_csv
+from utils.figures import FORMATS
 from utils.metrics import METRICS
-from utils.reporting.kept_steps import read_curves, score_steps
-from utils.reporting.predicted_split import (
-    Split,
-    branch_probabilities,
-    epochs,
-    evenly,
-    insist_on_branches,
-    kept_steps,
-)
-from utils.trained import checkpoint_name, find_checkpoint, load_networks
-
-# ------------------------------------------------------------------------------------- the figures
-
-
-def sdm(args: argparse.Namespace) -> None:
-    """Image, reference, predicted signed distance map with its zero level, and the mask where the
-    map is negative (DTML, Fig. 2; UG-MCL).
-    """
-    device = select_device(args.gpu)
-    path = find_checkpoint(args.run, args.checkpoint)
-    network, checkpoint = load_distance_network(path, device)
-
-    def distances(x):
-        output = network(x)
-        return (output[1] if isinstance(output, tuple) else output).float()
-
-    split = open_split(args, checkpoint, device)
-    for case, image, label in split.named(args.case):
-        maps = split.predict(distances, image, split.num_classes - 1).numpy()
-        draw(
-            args,
-            f"sdm_{path.stem}_{case}",
-            sdm_figure,
-            image,
-            label,
-            maps,
-            f"{case}, {args.run.parent.name}, step {checkpoint['step']}",
-            spacing=split.spacing,
-            class_names=split.class_names,
-            plane=plane_of(args, split),
-        )
-
-
-def load_distance_network(path: Path, device: torch.device) -> tuple[torch.nn.Module, dict]:
-    """The first network of a checkpoint that gives distance maps, and the checkpoint."""
-    _, checkpoint = load_networks(path, device)
-    specs = checkpoint["networks"]
-    for name in (*checkpoint["test_networks"], *specs):
-        if specs[name]["kwargs"].get("sdm_head"):
-            (network,), _ = load_networks(path, device, name)
-            return network, checkpoint
-    hint = ""
-    if path.stem.startswith("step_"):
-        hint = "; of a step, DTML keeps only M_s: take --checkpoint last"
-    raise UserError(
-        f"{path}: none of its networks gives distance maps, as those of DTML and UG-MCL do{hint}"
-    )
-
-
-def uncertainty(args: argparse.Namespace) -> None:
-    """The voxels where D_con and D_rad predict different classes, at several of the steps that
-    training kept with --keep_every (CoraNet, Fig. 5).
-    """
-    device = select_device(args.gpu)
-    steps = args.steps or evenly(kept_steps(args.run), 4)
-    shown = {}  # name: image, label, and the uncertain voxels of each step
-    for step in steps:
-        path = find_checkpoint(args.run, str(step))
-        (network, *_), checkpoint = load_networks(path, device)
-        insist_on_branches(network, path)
-        split = open_split(args, checkpoint, device)
-        classes = split.num_classes
-        for case, image, label in split.named(args.case):
-            branches = split.predict(branch_probabilities(network), image, 3 * classes)
-            _, con, rad = branches.split(classes)
-            _, _, masks = shown.setdefault(case, (image, label, []))
-            masks.append((con.argmax(0) != rad.argmax(0)).numpy())
-
-    epoch_of = epochs(args.run)
-    names = [f"step {step}" for step in steps]
-    if all(step in epoch_of for step in steps):  # --log_every and --keep_every need not agree
-        names = [f"epoch {epoch_of[step]} (step {step})" for step in steps]
-    title = args.run.parent.name
-    ending = f"{len(shown)}cases"
-    if len(shown) == 1:
-        (ending,) = shown
-        title = f"{ending}, {title}"
-    draw(
-        args,
-        f"uncertainty_{'_'.join(map(str, steps))}_{ending}",
-        uncertainty_figure,
-        [(case, *rest) for case, rest in shown.items()],
-        names,
-        title,
-        spacing=split.spacing,
-        plane=plane_of(args, split),
-    )
-
-
-def curves(args: argparse.Namespace) -> None:
-    """Dice, or other metrics, of each tested network and of their mean, at the steps that training
-    kept (CML, Fig. 2).
-    """
-    if args.split == "test":
-        found, cases = read_curves(args.run, args.steps, args.nms)
-    else:
-        device = select_device(args.gpu)
-        found, cases = score_steps(
-            args.run,
-            args.steps,
-            lambda checkpoint: open_split(args, checkpoint, device),
-            device,
-            args.cases,
-            args.nms == 1,
-        )
-    if max(map(len, found.values())) < 2:
-        raise UserError(f"{args.run}: one step makes no curve; take more, kept with --keep_every")
-    if args.names and len(args.names) != len(found):
-        raise UserError(
-            f"--names: {len(args.names)} names for {len(found)} lines: {', '.join(found)}"
-        )
-    lines = dict(zip(args.names or found, found.values(), strict=True))
-    file = f"curves_{args.split}"
-    title = f"{args.run.parent.name}: {cases}"
-    draw(args, file, curves_figure, lines, title, metrics=args.metrics)
-    rows = []
-    for name, curve in lines.items():
-        rows += [{"network": name, "step": step, **values} for step, values in curve.items()]
-    table = folder_of(args) / f"{file}.csv"
-    write_csv(table, rows)
-    print(table)
-
-
-# --------------------------------------------------------------------------- shared by the figures
-
-
-def open_split(args: argparse.Namespace, checkpoint: dict, device: torch.device) -> Split:
-    return Split(checkpoint, args.split, args.root, device, args.batch, args.precision)
-
-
-def plane_of(args: argparse.Namespace, split: Split) -> str:
-    return "slice" if split.sliced else args.plane
-
-
-def folder_of(args: argparse.Namespace) -> Path:
-    """The folder of the files: --output, or `figures` in the run; of several runs, in the first."""
-    run = args.runs[0] if "runs" in args else args.run
-    return getattr(args, "output", None) or run / "figures"
-
-
-def draw(args: argparse.Namespace, name: str, figure: Callable, *given, **look) -> None:
-    """Write a figure in each format that was asked for."""
-    folder = folder_of(args)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror})") from None
-    for kind in args.format:
-        path = folder / f"{name}.{kind}"
-        figure(path, *given, **look)
-        print(path)
-
+from utils.reporting.run_figures import lines, maps, masks
+from utils.trained import checkpoint_name
 
 # ------------------------------------------------------------------------------------- the options
 
@@ -237,7 +69,7 @@ def add_steps(parser: argparse.ArgumentParser, usual: str) -> None:
     )
 
 
-def add_cases(parser: argparse.ArgumentParser) -> None:
+def add_cases(parser: argparse.ArgumentParser, nargs: str | int = "+") -> None:
     parser.add_argument(
         "--split",
         choices=("train", "val", "test"),
@@ -245,7 +77,7 @@ def add_cases(parser: argparse.ArgumentParser) -> None:
         help="list of the cases; train takes those that were unlabelled",
     )
     parser.add_argument(
-        "--case", nargs="+", metavar="NAME", help="names in the list (default: the first)"
+        "--case", nargs=nargs, metavar="NAME", help="names in the list (default: the first)"
     )
     parser.add_argument(
         "--plane",
@@ -270,10 +102,41 @@ def add_prediction(parser: argparse.ArgumentParser) -> None:
     command.add_device(parser)
 
 
-def sdm_options(parser: argparse.ArgumentParser) -> None:
+def add_one_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Options of a figure of one checkpoint of one run."""
     add_run(parser)
     add_cases(parser)
     add_checkpoint(parser)
+    add_prediction(parser)
+
+
+def entropy_options(parser: argparse.ArgumentParser) -> None:
+    add_one_checkpoint(parser)
+    parser.add_argument(
+        "--passes",
+        type=command.positive_int,
+        default=8,
+        help="T, passes of the teacher; fewer are faster",
+    )
+
+
+def gradients_options(parser: argparse.ArgumentParser) -> None:
+    add_one_checkpoint(parser)
+    for name, usual in (("Dice", [4.0, 2.0]), ("KL", [1.0, 1.0])):
+        parser.add_argument(
+            f"--{name.lower()}",
+            nargs=2,
+            type=command.positive,
+            default=usual,
+            metavar=("λ", "T"),
+            help=f"weight and temperature of the distillation by {name}",
+        )
+
+
+def pseudo_labels_options(parser: argparse.ArgumentParser) -> None:
+    add_runs(parser)
+    add_cases(parser, nargs=1)
+    add_steps(parser, "four that all runs kept, from the first to the last")
     add_prediction(parser)
 
 
@@ -282,6 +145,38 @@ def uncertainty_options(parser: argparse.ArgumentParser) -> None:
     add_cases(parser)
     add_steps(parser, "four, from the first to the last")
     add_prediction(parser)
+
+
+def alphas_options(parser: argparse.ArgumentParser) -> None:
+    add_runs(parser)
+    add_cases(parser)
+    add_checkpoint(parser)
+    add_prediction(parser)
+
+
+def add_assessed(parser: argparse.ArgumentParser) -> None:
+    """Options of a figure of what `assess_coranet.py` wrote."""
+    add_runs(parser)
+    parser.add_argument(
+        "--split", choices=("test", "train"), default="test", help="list that was assessed"
+    )
+    add_format(parser)
+
+
+def certain_bars_options(parser: argparse.ArgumentParser) -> None:
+    add_assessed(parser)
+    add_checkpoint(parser)
+
+
+def certain_curves_options(parser: argparse.ArgumentParser) -> None:
+    add_assessed(parser)
+    add_steps(parser, "all that were assessed")
+    parser.add_argument(
+        "--regions",
+        nargs="+",
+        metavar="NAME",
+        help="region of each run, as certain.csv names it (default: that of its training)",
+    )
 
 
 def curves_options(parser: argparse.ArgumentParser) -> None:
@@ -324,6 +219,13 @@ def check_curves(args: argparse.Namespace) -> None:
         raise UserError("--cases is for --split train and val: the tests had cases of their own")
 
 
+def check_names(args: argparse.Namespace) -> None:
+    for option in ("names", "regions"):
+        given = getattr(args, option, None)
+        if given and len(given) != len(args.runs):
+            raise UserError(f"--{option}: {len(given)} names for {len(args.runs)} runs")
+
+
 # ---------------------------------------------------------------------------------- the subcommands
 
 
@@ -344,13 +246,33 @@ class Figure(NamedTuple):
 
 
 FIGURES = {
-    "sdm": Figure("signed distance maps and their masks (DTML, UG-MCL)", sdm_options, sdm),
-    "uncertainty": Figure("uncertain voxels over training", uncertainty_options, uncertainty),
+    "sdm": Figure("DTML 2: distance maps and segmentations", add_one_checkpoint, maps.sdm),
+    "entropy": Figure("UG-MCL 1: uncertainty of the mean teacher", entropy_options, maps.entropy),
+    "gradients": Figure("DMD 3a: gradients of the distillation", gradients_options, maps.gradients),
+    "pseudo_labels": Figure(
+        "DMD 2: pseudo-labels of runs over training",
+        pseudo_labels_options,
+        masks.pseudo_labels,
+        check_names,
+    ),
     "curves": Figure(
-        "metrics of the networks and of their mean over training (CML)",
-        curves_options,
-        curves,
-        check_curves,
+        "CML 2: metrics of the networks over training", curves_options, lines.curves, check_curves
+    ),
+    "regions": Figure("CoraNet 1: certain and uncertain region", add_one_checkpoint, masks.regions),
+    "certain_bars": Figure(
+        "CoraNet 3: PPV, TPR, CSI of regions", certain_bars_options, lines.certain_bars, check_names
+    ),
+    "certain_curves": Figure(
+        "CoraNet 4: PPV, TPR, CSI over training",
+        certain_curves_options,
+        lines.certain_curves,
+        check_names,
+    ),
+    "uncertainty": Figure(
+        "CoraNet 5: uncertain region over training", uncertainty_options, masks.uncertainty
+    ),
+    "alphas": Figure(
+        "CoraNet 8: initial uncertain region by α", alphas_options, masks.alphas, check_names
     ),
 }
 

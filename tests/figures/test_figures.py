@@ -17,14 +17,21 @@ from utils.figures import (
     FORMATS,
     PREDICTION,
     REFERENCE,
+    UNCERTAIN,
+    Case,
+    DistanceRow,
+    Heat,
+    HeatRow,
+    MaskRow,
     case_figure,
     curves_figure,
     error_figure,
+    heat_figure,
+    masks_figure,
     sdm_figure,
     summary_figure,
     surface_figure,
     surfaces,
-    uncertainty_figure,
 )
 from utils.figures.style import bar_length
 from utils.figures.summaries import _strip
@@ -382,9 +389,10 @@ def test_surface_figure_of_odd_shapes(tmp_path):
 
 def test_sdm_figure_shows_the_map_and_the_mask_where_it_is_negative(tmp_path, case):
     _, pred, target = case
-    sdm = np.where(pred, -0.9, 1.0)[None]
+    sdm = np.where(pred, -0.9, 1.0)
     black = np.zeros(target.shape)
-    sdm_figure(tmp_path / "sdm.png", black, target, sdm, "A case")
+    row = DistanceRow(Case("A", black, target), sdm, target, ["Dice 80.0 %", "Dice 100.0 %"])
+    sdm_figure(tmp_path / "sdm.png", [row], "A case")
     planes = imread(tmp_path / "sdm.png")[: -int(0.45 * DPI), :, :3]
     for colour in (PREDICTION, REFERENCE):
         assert (np.abs(planes - 0.7 * np.array(to_rgb(colour))).max(-1) < 0.02).mean() > 0.01
@@ -394,15 +402,15 @@ def test_sdm_figure_shows_the_map_and_the_mask_where_it_is_negative(tmp_path, ca
     outside = planes[..., 1] - np.maximum(planes[..., 0], planes[..., 2]) > 0.15  # green
     assert inside.mean() > 0.01
     assert outside.mean() > 0.01
-    text = text_of(
-        tmp_path,
-        lambda path: sdm_figure(path, black, target, sdm, "A case", (1, 1, 1), plane="sagittal"),
-    )
+    text = text_of(tmp_path, lambda path: sdm_figure(path, [row], "A case", (1, 1, 1), "sagittal"))
     for words in (
         "image",
         "reference",
         "distance map",
         "mask of the map",
+        "segmentation",
+        "Dice 80.0 %",
+        "Dice 100.0 %",
         "zero level",
         "sagittal",
         "10 mm",
@@ -412,38 +420,49 @@ def test_sdm_figure_shows_the_map_and_the_mask_where_it_is_negative(tmp_path, ca
 
 def test_sdm_figure_of_classes_slices_and_nothing(tmp_path, case):
     image, _, target = case
-    sdm = np.ones((2, *image.shape))
-    text = text_of(
-        tmp_path, lambda path: sdm_figure(path, image, target, sdm, "", None, ("a", "b"), "slice")
-    )
-    assert "slice 7" in text
-    sdm_figure(tmp_path / "sdm.png", image, 0 * target, 0 * sdm[:1], "nothing at all")
-    with pytest.raises(ValueError, match="each of 1 classes, got 2"):
-        sdm_figure(tmp_path / "sdm.png", image, target, sdm, "")
+    sdm = np.ones(image.shape)
+    rows = [DistanceRow(Case(n, image, target), sdm, target, ["", ""]) for n in ("a", "b")]
+    text = text_of(tmp_path, lambda path: sdm_figure(path, rows, "", None, "slice"))
+    assert all(words in text for words in (">a<", ">b<", "slice 7"))
+    nothing = DistanceRow(Case("a", image, 0 * target), 0 * sdm, 0 * target, ["", ""])
+    sdm_figure(tmp_path / "sdm.png", [nothing], "nothing at all")
+    with pytest.raises(ValueError, match="of the image's shape"):
+        sdm_figure(tmp_path / "sdm.png", [nothing._replace(sdm=sdm[1:])], "")
 
 
-def test_uncertainty_figure_has_a_panel_a_checkpoint_and_says_how_much(tmp_path, case):
+def test_masks_figure_has_a_panel_a_mask_and_says_how_much(tmp_path, case):
     _, _, target = case
     black = np.zeros(target.shape)
-    masks = [np.zeros(target.shape, bool) for _ in range(2)]
-    masks[0][5:15, 5:15, 6] = True
-    given = (
-        [("A", black, target, masks), ("B", black, target, masks)],
-        ["epoch 5", "epoch 9"],
-        "A run",
-    )
-    text = text_of(tmp_path, lambda path: uncertainty_figure(path, *given))
-    assert text.count(f"{100 * masks[0].mean():.2f} %") == text.count("0.00 %") == 2
-    assert all(f">{word}<" in text for word in ("A", "B", "epoch 5", "epoch 9", "A run"))
-    uncertainty_figure(tmp_path / "uncertainty.png", *given)
-    picture = imread(tmp_path / "uncertainty.png")[: -int(0.25 * DPI), :, :3]
-    where = np.abs(picture - 0.9 * np.array(to_rgb("#F0E442"))).max(-1) < 0.02
-    assert where.any()
-    assert set(3 * np.flatnonzero(where.any(0)) // picture.shape[1]) == {
-        1
-    }  # the second of three panels
-    with pytest.raises(ValueError, match="each of 1 checkpoints"):
-        uncertainty_figure(tmp_path / "none.png", given[0], ["epoch 5"], "")
+    masks = [np.zeros(target.shape, np.uint8) for _ in range(2)]
+    masks[0][5:15, 5:15, 6] = 1
+    rows = [MaskRow(Case(n, black, target), masks, ["5.00 %", "0.00 %"]) for n in ("A", "B")]
+    given = (rows, "A run", ["epoch 5", "epoch 9"], [UNCERTAIN], ["uncertain"])
+    text = text_of(tmp_path, lambda path: masks_figure(path, *given))
+    assert text.count("5.00 %") == text.count("0.00 %") == 2
+    words = ("A", "B", "image", "epoch 5", "epoch 9", "A run", "reference", "uncertain")
+    assert all(f">{word}<" in text for word in words)
+    masks_figure(tmp_path / "masks.png", *given)
+    picture = imread(tmp_path / "masks.png")[: -int(0.25 * DPI), :, :3]
+    where = np.abs(picture - 0.7 * np.array(to_rgb(UNCERTAIN))).max(-1) < 0.02
+    # the second of three panels
+    assert set(3 * np.flatnonzero(where.any(0)) // picture.shape[1]) == {1}
+    with pytest.raises(ValueError, match="each of 1 columns, got 2"):
+        masks_figure(tmp_path / "none.png", rows, "", ["epoch 5"], [UNCERTAIN], ["uncertain"])
+    with pytest.raises(ValueError, match="at least one case"):
+        masks_figure(tmp_path / "none.png", [], *given[1:])
+
+
+def test_heat_figure_has_a_scale_for_each_kind_of_map(tmp_path, case):
+    image, pred, target = case
+    maps = [np.abs(image), 5 * np.abs(image)]
+    row = HeatRow(Case("A", image, target, start=(0, 0, 100)), pred, maps, ["60 %", "70 %"])
+    heats = [Heat("one", 0.25, "nats"), Heat("other", None, "")]
+    text = text_of(tmp_path, lambda path: heat_figure(path, [row], "A run", heats))
+    top = f"{5 * np.abs(image[:, :, 6]).max():.2g}"
+    for words in ("one", "other", "0.25 nats", top, "60 %", "70 %", "axial 107", "prediction"):
+        assert words in text, words
+    with pytest.raises(ValueError, match="each of 1 kinds, got 2"):
+        heat_figure(tmp_path / "none.png", [row], "", heats[:1])
 
 
 # ---------------------------------------------------------------------------------------- summaries

@@ -1,6 +1,7 @@
 """code/figures.py: what it reads, what it refuses, and that it draws what the networks predict."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -13,18 +14,21 @@ from dataloaders.la import LA
 from networks.one_vs_rest import OneVsRest
 from networks.vnet import VNet
 from utils.errors import UserError
+from utils.files import write_csv
 from utils.inference import sliding_window
 from utils.metrics import METRICS, binary_metrics
+from utils.reporting.run_figures import lines, maps, masks
 from utils.reporting.scripts import load_script
+from utils.uncertainty import entropy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCH = (32, 32, 16)
 SHAPE = {"n_filters": 2}
 
 
-def save(path, step, root, **networks):
-    """A checkpoint as `utils.run` writes it; the networks but `seg`'s partner `dis` are those that
-    are tested.
+def save(path, step, root, trained=None, **networks):
+    """A checkpoint as `utils.run` writes it, of a run with the options `trained`; all networks but
+    `dis` and `teacher` are tested.
     """
     options = {
         "dataset": "LA",
@@ -32,13 +36,14 @@ def save(path, step, root, **networks):
         "downsample": 1,
         "patch": list(PATCH),
         "labelnum": 2,
-    }
+        "seed": 1,
+    } | (trained or {})
     state = {
         "step": step,
         "last": 40,
         "args": options,
         "dataset": LA.description(),
-        "test_networks": [name for name in networks if name != "dis"],
+        "test_networks": [name for name in networks if name not in ("dis", "teacher")],
     }
     specs = {
         name: {"class": f"{type(net).__module__}.{type(net).__name__}", "kwargs": net.config}
@@ -79,18 +84,24 @@ def call(monkeypatch, folder):
     """
     module = load_script(ROOT / "code" / "figures.py")
     given = []
-    for name in ("sdm_figure", "uncertainty_figure", "curves_figure"):
-        drawer = getattr(module, name)
+    drawers = {
+        maps: ("sdm_figure", "heat_figure"),
+        masks: ("masks_figure",),
+        lines: ("curves_figure", "bars_figure", "lines_figure"),
+    }
+    for room, names in drawers.items():
+        for name in names:
+            drawer = getattr(room, name)
 
-        def record(path, *args, drawer=drawer, **options):
-            given.append(args)
-            drawer(path, *args, **options)
+            def record(path, *args, drawer=drawer, **options):
+                given.append((*args, options))
+                drawer(path, *args, **options)
 
-        monkeypatch.setattr(module, name, record)
+            monkeypatch.setattr(room, name, record)
 
-    def main(figure, *argv):
+    def main(figure, *argv, runs=()):
         given.clear()
-        module.main([figure, str(folder), *map(str, argv)])
+        module.main([figure, *map(str, runs or [folder]), *map(str, argv)])
         return given
 
     return main
@@ -108,28 +119,45 @@ LAST = ("--gpu", "-1", "--precision", "fp32")
 
 
 def test_sdm_shows_the_map_of_the_network_that_has_one(folder, dtml, call, capsys, tiny_la):
-    ((image, label, maps, title),) = call("sdm", *LAST)
+    (((row,), title, _),) = call("sdm", *LAST)
     data = open_dataset("LA", tiny_la)
     assert "CASE02" in title  # the first that was unlabelled
-    np.testing.assert_array_equal(label, data.load(2)[1])
+    np.testing.assert_array_equal(row.case.target, data.load(2)[1])
+    image = row.case.image
     expected = sliding_window(dtml["dis"], image, PATCH, (18, 18, 4), 1, activation=None)
-    np.testing.assert_allclose(maps, expected, atol=1e-5)
+    np.testing.assert_allclose(row.sdm, expected[0], atol=1e-5)
+    prob = sliding_window(dtml["seg"], image, PATCH, (18, 18, 4), 2)
+    assert (row.segmentation == prob.argmax(0).numpy()).mean() > 0.999
+    dices = [
+        100 * binary_metrics(mask, row.case.target)["dice"]
+        for mask in (row.sdm < 0, row.segmentation)
+    ]
+    assert row.texts == [f"Dice {dice:.1f} %" for dice in dices]
     assert (folder / "figures" / "sdm_last_CASE02.png").is_file()
     assert str(folder / "figures" / "sdm_last_CASE02.png") in capsys.readouterr().out
-    call("sdm", *LAST, "--split", "test", "--case", "CASE07", "--format", "pdf", "svg")
+    call("sdm", *LAST, "--split", "test", "--case", "CASE07", "CASE06", "--format", "pdf", "svg")
     assert {path.name for path in (folder / "figures").iterdir()} == {
         "sdm_last_CASE02.png",
-        "sdm_last_CASE07.pdf",
-        "sdm_last_CASE07.svg",
+        "sdm_last_2cases.pdf",
+        "sdm_last_2cases.svg",
     }
 
 
 def test_sdm_takes_the_second_head_of_a_network_with_two(folder, tiny_la, call):
     net = network(0, sdm_head=True)
     save(folder / "last.pth", 40, tiny_la, net=net)
-    ((image, _, maps, _),) = call("sdm", *LAST)
+    (((row,), *_),) = call("sdm", *LAST)
+    image = row.case.image
     expected = sliding_window(lambda x: net(x)[1], image, PATCH, (18, 18, 4), 1, activation=None)
-    np.testing.assert_allclose(maps, expected, atol=1e-5)
+    np.testing.assert_allclose(row.sdm, expected[0], atol=1e-5)
+
+
+def branches_of(net, image):
+    """The classes that D_con and D_rad predict."""
+    return [
+        sliding_window(lambda x, i=i: net(x)[i], image, PATCH, (18, 18, 4), 2).argmax(0).numpy()
+        for i in (1, 2)
+    ]
 
 
 def test_uncertain_is_where_the_branches_disagree_at_each_step(folder, tiny_la, call):
@@ -139,26 +167,25 @@ def test_uncertain_is_where_the_branches_disagree_at_each_step(folder, tiny_la, 
     (folder / "metrics.jsonl").write_text(
         "".join(f'{{"step": {s}, "epoch": {s // 10}}}\n' for s in (10, 20))
     )
-    ((cases, names, *_),) = call(
-        "uncertainty", *LAST, "--steps", 10, 20, "--case", "CASE03", "CASE02"
-    )
-    assert names == ["epoch 1 (step 10)", "epoch 2 (step 20)"]
-    assert [case for case, *_ in cases] == ["CASE03", "CASE02"]
-    for _, image, label, masks in cases:
-        assert label.shape == image.shape
-        for mask, net in zip(masks, (nets[10], nets[20]), strict=True):
-            con, rad = (
-                sliding_window(
-                    lambda x, net=net, i=i: net(x)[i], image, PATCH, (18, 18, 4), 2
-                ).argmax(0)
-                for i in (1, 2)
-            )
+    ((rows, _, look),) = call("uncertainty", *LAST, "--steps", 10, 20, "--case", "CASE03", "CASE02")
+    assert look["columns"] == ["epoch 1 (step 10)", "epoch 2 (step 20)"]
+    assert [row.case.name for row in rows] == ["CASE03", "CASE02"]
+    for row in rows:
+        for mask, net, text in zip(row.masks, (nets[10], nets[20]), row.texts, strict=True):
+            con, rad = branches_of(net, row.case.image)
             assert 0.01 < mask.mean() < 0.99
-            assert (mask == (con != rad).numpy()).mean() > 0.999
+            assert (mask == (con != rad)).mean() > 0.999
+            assert text == f"{100 * mask.mean():.2f} %"
     assert (folder / "figures" / "uncertainty_10_20_2cases.png").is_file()
-    ((cases, names, *_),) = call("uncertainty", *LAST)
-    assert names == ["step 10", "step 20", "step 30"]  # of the last no epoch is known
-    assert [case for case, *_ in cases] == ["CASE02"]
+    ((rows, _, look),) = call("uncertainty", *LAST)
+    assert look["columns"] == ["step 10", "step 20", "step 30"]  # of the last no epoch is known
+    assert [row.case.name for row in rows] == ["CASE02"]
+    (((row,), *_),) = call("regions", *LAST, "--checkpoint", 10)
+    con, rad, both = row.masks
+    assert {2} == set(both[con != rad])  # the code of uncertain voxels with one class
+    np.testing.assert_array_equal(both[con == rad], con[con == rad])
+    expected = branches_of(nets[10], row.case.image)
+    assert ((con == expected[0]) & (rad == expected[1])).mean() > 0.999
 
 
 def test_curves_of_training_cases_score_each_network_and_their_mean(folder, tiny_la, call):
@@ -188,6 +215,117 @@ def test_curves_of_training_cases_score_each_network_and_their_mean(folder, tiny
         "curves", *LAST, "--split", "train", "--cases", 1, "--nms", 1, "--names", "A", "B", "both"
     )
     assert list(lines) == ["A", "B", "both"]
+
+
+def test_curves_of_a_student_and_its_teacher(folder, tiny_la, call):
+    pair = {"net": network(0), "dis": network(1)}
+    for step in (10, 20):
+        save(folder / f"step_{step}.pth", step, tiny_la, net=pair["net"], teacher=pair["dis"])
+    ((found, *_),) = call("curves", *LAST, "--split", "train", "--cases", 1)
+    assert list(found) == ["student", "teacher"]
+    image, label = open_dataset("LA", tiny_la).load(2)
+    for net, line in zip(pair.values(), found.values(), strict=True):
+        pred = sliding_window(net.segment, image, PATCH, (18, 18, 4), 2).argmax(0).numpy()
+        assert line[20]["dice"] == pytest.approx(binary_metrics(pred, label)["dice"], abs=1e-3)
+
+
+def test_pseudo_labels_of_two_runs_on_one_case(folder, tiny_la, call):
+    other = folder.parent.parent / "other_2" / "seed1"
+    nets = {run: network(seed) for seed, run in enumerate((folder, other))}
+    for run, net in nets.items():
+        for step in (10, 20):
+            save(run / f"step_{step}.pth", step, tiny_la, net=net)
+    save(other / "step_30.pth", 30, tiny_la, net=nets[other])  # the first did not keep it
+    ((rows, _, look),) = call("pseudo_labels", *LAST, "--case", "CASE03", runs=nets)
+    assert look["columns"] == ["step 10", "step 20"]
+    assert [row.case.name for row in rows] == ["method_2", "other_2"]
+    for row, net in zip(rows, nets.values(), strict=True):
+        pred = sliding_window(net.segment, row.case.image, PATCH, (18, 18, 4), 2).argmax(0).numpy()
+        assert (row.masks[0] == pred).mean() > 0.999
+    save(other / "step_20.pth", 20, tiny_la, {"downsample": 2}, net=nets[other])
+    with pytest.raises(UserError, match=r"shape .* take runs on the same data"):
+        call("pseudo_labels", *LAST, "--steps", 20, runs=nets)
+
+
+def test_entropy_is_that_of_the_teachers_mean(folder, tiny_la, call):
+    nets = {"net": network(0), "dis": network(1)}
+    save(folder / "last.pth", 40, tiny_la, {"seed": 3}, net=nets["net"], teacher=nets["dis"])
+    (((row,), _, look),) = call("entropy", *LAST, "--passes", 2)
+    ((_, top, _),) = look["heats"]
+    assert top == pytest.approx(np.log(2))
+    noisy = load_script(ROOT / "code" / "train_ugmcl.py").noisy
+    nets["dis"].dropout.train()
+
+    def expected(x):
+        passes = [nets["dis"](noisy(x)).softmax(1) for _ in range(2)]
+        return entropy((passes[0] + passes[1]) / 2)[:, None]
+
+    torch.manual_seed(3)
+    u = sliding_window(expected, row.case.image, PATCH, (18, 18, 4), 1, activation=None)
+    np.testing.assert_allclose(row.maps[0], u[0], atol=1e-4)
+
+
+def test_gradients_are_those_of_the_losses_on_a_crop(folder, tiny_la, call):
+    nets = {"net": network(0), "net_2": network(1)}
+    save(folder / "last.pth", 40, tiny_la, **nets)
+    (((row,), _, look),) = call("gradients", *LAST)
+    assert [name for name, *_ in look["heats"]] == ["Dice (λ = 4, T = 2)", "KL (λ = 1, T = 1)"]
+    assert row.case.image.shape == PATCH
+    x = torch.from_numpy(row.case.image)[None, None]
+    dmd = load_script(ROOT / "code" / "train_dmd.py")
+    with torch.no_grad():
+        z, z_2 = (net(x) for net in nets.values())
+    z.requires_grad_()
+    losses = (4 * dmd.distillation_loss(z, z_2, 2.0), dmd.distillation_loss_kl(z, z_2, 1.0))
+    for loss, shown in zip(losses, row.maps, strict=True):
+        (g,) = torch.autograd.grad(loss, z, retain_graph=True)
+        expected = g[0].square().sum(0).sqrt().numpy()
+        np.testing.assert_allclose(shown, expected, rtol=1e-3, atol=1e-3 * expected.max())
+
+
+def test_initial_uncertain_voxels_by_alpha(folder, tiny_la, call):
+    runs = [folder.parent.parent / f"alpha_{a}" / "seed1" for a in (2, 5)]
+    for alpha, run in zip((2.0, 5.0), runs, strict=True):
+        net = network(int(alpha), branches=3)
+        save(run / "last.pth", 40, tiny_la, {"alpha": alpha, "selftrain_epochs": 0}, net=net)
+    (((row,), _, look),) = call("alphas", *LAST, runs=runs)
+    assert look["columns"] == ["α = 2", "α = 5"]
+    assert row.masks[0].any()
+    save(runs[1] / "last.pth", 40, tiny_la, {"alpha": 5.0, "selftrain_epochs": 9}, net=net)
+    with pytest.raises(UserError, match=r"self-trained, so .*--selftrain_epochs 0"):
+        call("alphas", *LAST, runs=runs)
+
+
+def assessment(run, tag, **shares):
+    """What `assess_coranet.py` leaves: a region's share is its PPV, half of it TPR and CSI."""
+    (run / "test" / tag).mkdir(parents=True)
+    rows = []
+    for region, share in shares.items():
+        values = {"PPV": share, "TPR": share / 2, "CSI": share / 2, "certain": 0.9}
+        spread = {f"{name}_sd": 0.1 for name in values}
+        rows.append({"region": region, **values, **spread, "cases": 3})
+    write_csv(run / "test" / tag / "certain.csv", rows)
+
+
+def test_certain_scores_of_runs_as_bars_and_over_training(folder, call, capsys):
+    other = folder.parent.parent / "softmax" / "seed1"
+    assessment(folder, "last", coranet=0.8, **{"softmax 0.5": 0.7})
+    for run in (folder, other):
+        for step, share in ((10, 0.5), (20, 0.6)):
+            assessment(run, f"step_{step}_train", coranet=share, **{"softmax 0.5": share - 0.1})
+    (folder / "args.json").write_text("{}")
+    options = {"uncertainty": "softmax", "certain_confidence": 0.5}
+    (other / "args.json").write_text(json.dumps(options))
+    ((rows, *_),) = call("certain_bars")
+    ((title, measures),) = rows.items()
+    assert "3 cases" in title
+    assert measures["TPR"]["CoraNet"] == pytest.approx((40, 10))
+    ((panels, across, *_),) = call("certain_curves", "--split", "train", runs=(folder, other))
+    assert across == "iteration"
+    assert panels["PPV (%)"]["method_2"] == pytest.approx({10: 50, 20: 60})
+    assert panels["PPV (%)"]["softmax"] == pytest.approx({10: 40, 20: 50})
+    with pytest.raises(UserError, match="without the region 'tta'; choose from coranet"):
+        call("certain_curves", "--split", "train", "--regions", "tta")
 
 
 def result(folder, tag, step, network, dice, nms=1, listed="the test list"):
@@ -237,6 +375,19 @@ def test_curves_of_the_test_list_are_read_from_results_of_one_kind(folder, call,
             ["sdm", "--checkpoint", "20"],
             "step_20.pth: none of its networks gives distance maps.*--checkpoint last",
         ),
+        (["entropy"], "last.pth: holds no mean teacher; .*train_ugmcl.py"),
+        (["gradients"], "last.pth: holds no two networks that learn from each other"),
+        (["pseudo_labels", "--steps", "30"], "step_30.pth: not there; kept steps: 20"),
+        (["pseudo_labels", "--names", "A", "B"], "--names: 2 names for 1 runs"),
+        (["alphas"], "last.pth: trained without α; take runs of train_coranet.py"),
+        (
+            ["certain_bars", "--split", "train"],
+            "last_train/certain.csv: not there; .*--checkpoint last --split train",
+        ),
+        (
+            ["certain_curves", "--steps", "20"],
+            "no assessment of step 20; .*--checkpoint kept",
+        ),
         (["sdm", "--checkpoint", "30"], "step_30.pth: not there; kept steps: 20"),
         (
             ["sdm", "--case", "CASE00"],
@@ -255,7 +406,7 @@ def test_curves_of_the_test_list_are_read_from_results_of_one_kind(folder, call,
 )
 def test_wrong_input_is_told_in_one_line(folder, dtml, call, argv, message):
     with pytest.raises(UserError, match=message) as raised:
-        call(*argv, "--gpu", "-1")
+        call(*argv, *([] if argv[0].startswith("certain") else ["--gpu", "-1"]))
     assert "\n" not in str(raised.value)
     assert not (folder / "figures").exists()
 

@@ -3,7 +3,8 @@
     cases       a case: reference and prediction in three planes, and where they differ
     surfaces    a case: both surfaces, shaded, coloured by their distance
     summaries   a test set: the spread of its metrics; their course over training
-    networks    a case: a network's distance map, or its uncertain region
+    networks    a case: a network's distance map, entropy or gradient
+    masks       a case: masks that networks predicted, over steps or runs
 
 They are drawn with Matplotlib's object-oriented interface on the Agg canvas, without pyplot and
 without a display. The file's ending chooses the format (png, pdf, svg). The colours are those of
@@ -12,9 +13,11 @@ a prediction lacks, orange the prediction and voxels that it has too much.
 """
 
 from utils.figures.cases import case_figure, error_figure
-from utils.figures.networks import sdm_figure, uncertainty_figure
+from utils.figures.masks import UNCERTAIN, MaskRow, masks_figure
+from utils.figures.networks import DistanceRow, Heat, HeatRow, heat_figure, sdm_figure
+from utils.figures.rows import Case
 from utils.figures.style import CLASSES, DPI, FAINT, FORMATS, INK, PREDICTION, REFERENCE, WIDTH
-from utils.figures.summaries import curves_figure, summary_figure
+from utils.figures.summaries import Bar, bars_figure, curves_figure, lines_figure, summary_figure
 from utils.figures.surfaces import surface_figure
 
 __all__ = [
@@ -25,12 +28,22 @@ __all__ = [
     "INK",
     "PREDICTION",
     "REFERENCE",
+    "UNCERTAIN",
     "WIDTH",
+    "Bar",
+    "Case",
+    "DistanceRow",
+    "Heat",
+    "HeatRow",
+    "MaskRow",
+    "bars_figure",
     "case_figure",
     "curves_figure",
     "error_figure",
+    "heat_figure",
+    "lines_figure",
+    "masks_figure",
     "sdm_figure",
     "summary_figure",
     "surface_figure",
-    "uncertainty_figure",
 ]

@@ -101,7 +101,7 @@ class Plane(NamedTuple):
         start = x - length / size[across]
         ax.plot([start, x], [y, y], color="white", lw=1.5, solid_capstyle="butt", path_effects=EDGE)
         above = y + 0.03 * (top - bottom)
-        white_text(ax, (start + x) / 2, above, f"{length:g} mm", ha="center", va="bottom")
+        white_text(ax, x, above, f"{length:g} mm", ha="right", va="bottom")
 
 
 def planes_of(

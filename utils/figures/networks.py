@@ -1,198 +1,181 @@
-"""Figures of distance maps and of uncertain regions, on one plane of a case."""
+"""Figures of a network's maps on one plane of a case: signed distances, entropy, gradients."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from utils.figures.cases import (
-    Plane,
-    check_shapes,
-    contour,
-    largest_plane,
-    mask_of,
-    voxel_size,
-    window_of,
-)
+from utils.figures.cases import contour
+from utils.figures.rows import Case, Row, lower_text, page_of_rows
 from utils.figures.style import (
     BAR_FOOT,
-    HEAD,
     INK,
-    OVER,
     PREDICTION,
     REFERENCE,
-    bar_length,
-    beside,
     colour_bar,
-    corner_text,
-    headline,
     legend,
-    over,
-    page,
     save,
-    white_text,
+    small_colour_bar,
 )
 
 SIGNED = matplotlib.colormaps["PRGn"]  # colour-blind readers can tell its ends apart
-UNCERTAIN = "#F0E442"
+HEAT = matplotlib.colormaps["Greys"]  # both contours can be seen on it
+
+
+class DistanceRow(NamedTuple):
+    """A row of a figure of distance maps, which is of one class.
+
+    Attributes:
+        case: its target is a mask of the class.
+        sdm: signed distance map `(*S)`, negative inside.
+        segmentation: mask `(*S)` of the class that the segmentation network or head predicts.
+        texts: written in the corner of the map's mask, and of the segmentation.
+    """
+
+    case: Case
+    sdm: np.ndarray
+    segmentation: np.ndarray
+    texts: Sequence[str]
 
 
 def sdm_figure(
     path: str | Path,
-    image: np.ndarray,
-    target: np.ndarray,
-    sdm: np.ndarray,
+    rows: Sequence[DistanceRow],
     title: str,
     spacing: Sequence[float] | None = None,
-    class_names: Sequence[str] = ("",),
     plane: str = "axial",
 ) -> None:
-    """A signed distance map and the mask that it stands for: image, reference, map with its zero
-    level, mask, in a row a class (Zhang & Zhang, PRCV 2021, Fig. 2).
+    """Signed distance maps and the masks that they stand for, beside a segmentation: image,
+    reference, map with its zero level, mask of the map, segmentation (Zhang & Zhang, PRCV 2021,
+    Fig. 2).
 
     Args:
         path: file to write, whole or not at all.
-        image: `(X, Y, Z)`, or `(rows, columns, slices)`.
-        target: labels of the image's shape, 0 the background.
-        sdm: `(classes, *S)`, a map for each foreground class, negative inside.
+        rows: a case, or a class of it, each.
         title: set in bold above.
-        spacing: size of a voxel along each axis in mm: gives the aspect, and a scale bar.
-        class_names: of the foreground classes.
-        plane: `axial`, `coronal`, `sagittal`, or `slice` of a stack; cut where the reference is
-            largest, without a reference where the masks are.
+        spacing, plane: as for `utils.figures.rows.page_of_rows`.
 
     Raises:
-        ValueError: the arrays do not fit one another.
+        ValueError: the arrays of a row differ in shape.
     """
-    mask = sdm < 0
-    check_shapes(image, target, mask[0])
-    if len(sdm) != len(class_names):
-        raise ValueError(
-            f"need a distance map for each of {len(class_names)} classes, got {len(sdm)}"
-        )
-    size = voxel_size(spacing)
-    several = len(class_names) > 1
-    shown = largest_plane(plane, mask_of(mask.any(0), target), image.shape, _whole(image))
-    aspects = [[shown.aspect(size)] * 4] * len(class_names)
-    figure, rows = page(aspects, HEAD + OVER, BAR_FOOT, left=0.2 if several else 0)
-    farthest = max(float(np.abs(shown.cut(one)).max()) for one in sdm)
-    limit = farthest or 1.0
+    for row in rows:
+        if not row.case.image.shape == row.sdm.shape == row.segmentation.shape:
+            raise ValueError(
+                f"need a map and a mask of the image's shape {row.case.image.shape}, got "
+                f"{row.sdm.shape} and {row.segmentation.shape}"
+            )
+    columns = ("image", "reference", "distance map", "mask of the map", "segmentation")
+    cases = [row.case for row in rows]
+    figure, lines = page_of_rows(cases, columns, title, spacing, plane, BAR_FOOT)
+    shown = [np.abs(line.plane.cut(row.sdm)) for row, line in zip(rows, lines, strict=True)]
+    limit = max(float(cut.max()) for cut in shown) or 1.0
     norm = Normalize(-limit, limit)
-    for c, (name, row) in enumerate(zip(class_names, rows, strict=True), 1):
-        _sdm_row(row, shown, size, image, target == c, sdm[c - 1], norm)
-        if several:
-            beside(row[0], name)
-    names = ("image", "reference", "distance map", "mask of the map")
-    for ax, name in zip(rows[0], names, strict=True):
-        over(ax, name)
-    corner_text(rows[0][0], f"{shown.name} {shown.index + 1}")
-    if spacing is not None:
-        shown.scale(rows[-1][0], bar_length([shown.extents(size)[0]]), size)
-    headline(figure, title)
+    for row, line in zip(rows, lines, strict=True):
+        _sdm_row(row, line, norm)
     colour_bar(figure, 0.72, norm, SIGNED, ("inside", "outside"))
     handles = [Patch(color=REFERENCE), Patch(color=PREDICTION), Line2D([], [], color=INK, lw=1)]
-    legend(figure, handles, ["reference", "mask", "zero level"], x=0.25)
+    legend(figure, handles, ["reference", "prediction", "zero level"], x=0.25)
     save(figure, path)
 
 
-def _sdm_row(
-    row: Sequence[Axes],
-    shown: Plane,
-    size: np.ndarray,
-    image: np.ndarray,
-    reference: np.ndarray,
-    sdm: np.ndarray,
-    norm: Normalize,
-) -> None:
-    """The four panels of a class."""
-    window = window_of(image)
-    plain, with_reference, with_map, with_mask = row
-    shown.draw_image(plain, image, window, size)
-    shown.draw_image(with_reference, image, window, size)
-    shown.draw_mask(with_reference, reference, REFERENCE, 0.7, size)
-    distances = shown.cut(sdm)
-    shown.draw(with_map, distances, size, cmap=SIGNED, norm=norm, interpolation="bilinear")
+def _sdm_row(row: DistanceRow, line: Row, norm: Normalize) -> None:
+    """The panels after the image."""
+    _, with_reference, with_map, *with_masks = line.axes
+    line.draw_image(with_reference)
+    line.draw_labels(with_reference, row.case.target, [REFERENCE])
+    line.draw_map(with_map, row.sdm, norm, SIGNED)
+    distances = line.plane.cut(row.sdm)
     if distances.min() < 0 < distances.max():
         with_map.contour(distances, levels=[0], colors=INK, linewidths=0.8)
-    shown.draw_image(with_mask, image, window, size)
-    shown.draw_mask(with_mask, sdm < 0, PREDICTION, 0.7, size)
-    contour(with_mask, shown.cut(reference), REFERENCE, 1.0)
+    masks = (row.sdm < 0, row.segmentation)
+    for ax, mask, text in zip(with_masks, masks, row.texts, strict=True):
+        line.draw_image(ax)
+        line.draw_labels(ax, mask, [PREDICTION])
+        contour(ax, line.plane.cut(row.case.target) == 1, REFERENCE, 1.0)
+        lower_text(ax, text)
 
 
-def uncertainty_figure(
+class Heat(NamedTuple):
+    """A kind of map, in a column of its own with its own colour bar.
+
+    Attributes:
+        name: written above the column.
+        top: the highest value of the colour bar, None for the largest that is shown; the lowest is
+            0.
+        unit: written beside the bar.
+    """
+
+    name: str
+    top: float | None
+    unit: str
+
+
+class HeatRow(NamedTuple):
+    """A row of a figure of heat maps.
+
+    Attributes:
+        case: the one that was predicted.
+        prediction: labels of the image's shape.
+        maps: `(*S)`, not negative, one for each kind.
+        texts: written in the corner of each map.
+    """
+
+    case: Case
+    prediction: np.ndarray
+    maps: Sequence[np.ndarray]
+    texts: Sequence[str]
+
+
+def heat_figure(
     path: str | Path,
-    cases: Sequence[tuple[str, np.ndarray, np.ndarray, Sequence[np.ndarray]]],
-    names: Sequence[str],
+    rows: Sequence[HeatRow],
     title: str,
+    heats: Sequence[Heat],
+    classes: int = 1,
     spacing: Sequence[float] | None = None,
     plane: str = "axial",
 ) -> None:
-    """Where a network was uncertain in the course of training, in a row a case: the image, then the
-    uncertain voxels of each checkpoint with their share of the volume (Shi et al., TMI 2022, Fig.
-    5).
+    """Maps of what is high where: in each row the image, then a map of each kind, all with the
+    contours of reference and prediction.
 
     Args:
         path: file to write, whole or not at all.
-        cases: name, image and target as for `sdm_figure`, and for each checkpoint the uncertain
-            voxels, bool `(*S)`.
-        names: of the checkpoints.
+        rows: a case each.
         title: set in bold above.
-        spacing, plane: as for `sdm_figure`.
+        heats: the kinds of maps.
+        classes: number of foreground classes.
+        spacing, plane: as for `utils.figures.rows.page_of_rows`.
 
     Raises:
-        ValueError: arrays of different shapes, or not one mask for each checkpoint.
+        ValueError: arrays of different shapes, or not one map for each kind.
     """
-    for _, image, target, masks in cases:
-        for mask in masks:
-            check_shapes(image, target, mask)
-        if len(masks) != len(names):
-            raise ValueError(f"need a mask for each of {len(names)} checkpoints, got {len(masks)}")
-    size = voxel_size(spacing)
-    planes = [
-        largest_plane(plane, mask_of(target, target), image.shape, _whole(image))
-        for _, image, target, _ in cases
-    ]
-    aspects = [[shown.aspect(size)] * (len(names) + 1) for shown in planes]
-    figure, rows = page(aspects, HEAD + OVER, left=0.15 if len(cases) > 1 else 0)
-    for (case, image, target, masks), shown, row in zip(cases, planes, rows, strict=True):
-        _uncertain_row(row, shown, size, image, target, masks)
-        if len(cases) > 1:
-            beside(row[0], case)
-        if spacing is not None:
-            shown.scale(row[0], bar_length([shown.extents(size)[0]]), size)
-    for ax, name in zip(rows[0], ("image", *names), strict=True):
-        over(ax, name)
-    headline(figure, title)
-    handles = [Line2D([], [], color=REFERENCE, lw=1.6), Patch(color=UNCERTAIN)]
-    legend(figure, handles, ["reference", "uncertain (share of the volume)"])
+    for row in rows:
+        if len(row.maps) != len(heats):
+            raise ValueError(f"need a map of each of {len(heats)} kinds, got {len(row.maps)}")
+        if any(one.shape != row.case.image.shape for one in (row.prediction, *row.maps)):
+            raise ValueError(f"{row.case.name}: a map is not of the image's shape")
+    columns = ("image", *(heat.name for heat in heats))
+    cases = [row.case for row in rows]
+    figure, lines = page_of_rows(cases, columns, title, spacing, plane, BAR_FOOT)
+    norms = []
+    for place, heat in enumerate(heats):
+        shown = [line.plane.cut(row.maps[place]) for row, line in zip(rows, lines, strict=True)]
+        norms.append(Normalize(0, heat.top or max(float(cut.max()) for cut in shown) or 1.0))
+    for row, line in zip(rows, lines, strict=True):
+        maps = zip(line.axes[1:], row.maps, row.texts, norms, strict=True)
+        for ax, values, text, norm in maps:
+            line.draw_map(ax, values, norm, HEAT)
+            ax.text(0.97, 0.04, text, ha="right", size=6, color=INK, transform=ax.transAxes)
+        for ax in line.axes:
+            line.outline(ax, row.case.target, REFERENCE, 1.2, classes)
+            line.outline(ax, row.prediction, PREDICTION, 0.6, classes)
+    for ax, norm, heat in zip(lines[-1].axes[1:], norms, heats, strict=True):
+        small_colour_bar(ax, norm, HEAT, heat.unit)
+    handles = [Line2D([], [], color=color, lw=1.6) for color in (REFERENCE, PREDICTION)]
+    legend(figure, handles, ["reference", "prediction"], x=0.2)
     save(figure, path)
-
-
-def _uncertain_row(
-    row: Sequence[Axes],
-    shown: Plane,
-    size: np.ndarray,
-    image: np.ndarray,
-    target: np.ndarray,
-    masks: Sequence[np.ndarray],
-) -> None:
-    """The panels of a case: its image, then each checkpoint's uncertain voxels."""
-    for ax in row:
-        shown.draw_image(ax, image, window_of(image), size)
-    for ax, mask in zip(row[1:], masks, strict=True):
-        shown.draw_mask(ax, mask, UNCERTAIN, 0.9, size)
-        share = f"{100 * mask.mean():.2f} %"
-        white_text(ax, 0.97, 0.04, share, ha="right", va="bottom", transform=ax.transAxes)
-    for ax in row:
-        for c in np.unique(target[target > 0]):
-            contour(ax, shown.cut(target) == c, REFERENCE, 0.8)
-    corner_text(row[0], f"{shown.name} {shown.index + 1}")
-
-
-def _whole(image: np.ndarray) -> tuple[slice, slice, slice]:
-    return tuple(slice(0, extent) for extent in image.shape)

@@ -139,9 +139,10 @@ def over(ax: Axes, text: str) -> None:
 
 
 def beside(ax: Axes, text: str) -> None:
-    """Write upwards at the left of the page, beside a panel."""
+    """Write upwards at the left of the page, beside a panel, as large as fits its height."""
     place = ax.get_position()
-    ax.figure.text(
+    figure = ax.figure
+    written = figure.text(
         SIDE / WIDTH,
         (place.y0 + place.y1) / 2,
         text,
@@ -152,6 +153,9 @@ def beside(ax: Axes, text: str) -> None:
         size=6.5,
         color=INK,
     )
+    room = place.height * figure.get_figheight() * DPI
+    while written.get_window_extent().height > room and written.get_fontsize() > 3:
+        written.set_fontsize(0.95 * written.get_fontsize())
 
 
 def white_text(ax: Axes, x: float, y: float, text: str, **options) -> None:
@@ -207,6 +211,21 @@ def colour_bar(
     beyond = 0.08 if clipped else 0.04
     for text, place, ha in zip(sides, (-beyond, 1 + beyond), ("right", "left"), strict=True):
         ax.text(place, 0.5, text, transform=ax.transAxes, ha=ha, va="center", size=7, color=INK)
+
+
+def small_colour_bar(ax: Axes, norm: Normalize, colours: Colormap, unit: str) -> None:
+    """A colour bar as wide as a panel, below it where the page leaves `BAR_FOOT`."""
+    figure = ax.figure
+    height = figure.get_figheight()
+    place = ax.get_position()
+    below = figure.add_axes((place.x0, 0.26 / height, place.width, 0.08 / height))
+    bar = figure.colorbar(ScalarMappable(norm, colours), cax=below, orientation="horizontal")
+    bar.outline.set_linewidth(0.4)
+    bar.set_ticks([norm.vmin, norm.vmax], labels=["0", f"{norm.vmax:.2g} {unit}"])
+    below.tick_params(labelsize=6.5, colors=INK, length=2, width=0.4, pad=1.5)
+    low, high = below.get_xticklabels()
+    low.set_horizontalalignment("left")
+    high.set_horizontalalignment("right")
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from utils.figures.style import (
     CLASSES,
+    EDGE,
     FAINT,
     INK,
     PREDICTION,
@@ -109,30 +111,107 @@ def curves_figure(
     """
     if not curves or not all(curves.values()):
         raise ValueError("curves need at least one step each")
-    columns = min(len(metrics), 2)
-    lines = math.ceil(len(metrics) / columns)
-    figure = canvas(columns * WIDTH / 2, 2.2 * lines + 0.3)
+    panels = {}
+    for metric in metrics:
+        panels[_axis_name(metric, unit)] = {
+            name: {step: factor(metric) * values[metric] for step, values in curve.items()}
+            for name, curve in curves.items()
+        }
+    lines_figure(path, panels, "iteration", title)
+
+
+def lines_figure(
+    path: str | Path,
+    panels: Mapping[str, Mapping[str, Mapping[int, float]]],
+    across: str,
+    title: str,
+    columns: int = 2,
+) -> None:
+    """Numbers over the course of training, in a panel each; the same lines in every panel.
+
+    Args:
+        path: file to write, whole or not at all; half as wide as a page for one panel.
+        panels: by the name of the vertical axis, then by line, the numbers at each place; NaN
+            leaves a gap.
+        across: name of the horizontal axis, whose places are whole numbers.
+        title: set in bold above the panels.
+        columns: panels beside one another, at most.
+    """
+    columns = min(len(panels), columns)
+    lines = math.ceil(len(panels) / columns)
+    figure = canvas(WIDTH if columns > 1 else WIDTH / 2, 2.2 * lines + 0.3)
     height = figure.get_figheight()
-    for place, metric in enumerate(metrics, 1):
+    for place, (name, curves) in enumerate(panels.items(), 1):
         ax = figure.add_subplot(lines, columns, place)
-        _curves_panel(ax, curves, metric)
-        ax.set_ylabel(_axis_name(metric, unit), size=7.5, color=INK)
+        _lines_panel(ax, curves)
+        ax.set_xlabel(across, size=7.5, color=INK)
+        ax.set_ylabel(name, size=7.5, color=INK)
     figure.text(0.01, 1 - 0.1 / height, title, va="center", size=8, weight="bold", color=INK)
     foot = _legend_below(figure) if len(curves) > 1 else 0.0
     figure.tight_layout(rect=(0, foot / height, 1, 1 - 0.2 / height), pad=0.3, w_pad=1.5)
     save(figure, path)
 
 
-def _curves_panel(
-    ax: Axes, curves: Mapping[str, Mapping[int, Mapping[str, float]]], metric: str
-) -> None:
+def _lines_panel(ax: Axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     for (name, curve), (color, marker) in zip(curves.items(), cycle(_LINES), strict=False):
-        steps = sorted(curve)
-        values = [factor(metric) * curve[step][metric] for step in steps]
-        ax.plot(steps, values, color=color, marker=marker, ms=3, lw=1.2, label=name, clip_on=False)
-    ax.set_xlabel("iteration", size=7.5, color=INK)
+        places = sorted(curve)
+        values = [curve[place] for place in places]
+        ax.plot(places, values, color=color, marker=marker, ms=3, lw=1.2, label=name, clip_on=False)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.grid(axis="y", color=FAINT, alpha=0.25, lw=0.5)
+    plain(ax)
+
+
+class Bar(NamedTuple):
+    """A bar: its mean and sample sd over cases, in percent; NaN draws nothing."""
+
+    mean: float
+    sd: float
+
+
+def bars_figure(
+    path: str | Path, rows: Mapping[str, Mapping[str, Mapping[str, Bar]]], title: str
+) -> None:
+    """Shares in percent as bars, each with its sd: a row for each run, a panel for each measure.
+
+    Args:
+        path: file to write, whole or not at all.
+        rows: by run, then by measure, then by the name below a bar.
+        title: set in bold above the panels.
+
+    Raises:
+        ValueError: no run, or one without measures.
+    """
+    if not rows or not all(rows.values()):
+        raise ValueError("bars need at least one run and measure")
+    columns = max(map(len, rows.values()))
+    figure = canvas(WIDTH, 1.9 * len(rows) + 0.2)
+    for line, (run, measures) in enumerate(rows.items()):
+        for place, (measure, bars) in enumerate(measures.items(), 1):
+            ax = figure.add_subplot(len(rows), columns, line * columns + place)
+            _bars_panel(ax, bars)
+            ax.set_ylabel(f"{measure} (%)", size=7.5, color=INK)
+            if place == 1 and len(rows) > 1:
+                ax.set_title(run, size=7.5, color=INK, loc="left", pad=6)
+    height = figure.get_figheight()
+    figure.text(0.01, 1 - 0.1 / height, title, va="center", size=8, weight="bold", color=INK)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.2 / height), pad=0.3, w_pad=1.5, h_pad=1.0)
+    save(figure, path)
+
+
+def _bars_panel(ax: Axes, bars: Mapping[str, Bar]) -> None:
+    for place, (bar, color) in enumerate(zip(bars.values(), cycle(CLASSES), strict=False)):
+        if not np.isfinite(bar.mean):
+            continue
+        ax.bar(place, bar.mean, 0.7, color=color)
+        if np.isfinite(bar.sd):
+            reach = [[min(bar.sd, bar.mean)], [min(bar.sd, 100 - bar.mean)]]  # a share
+            ax.errorbar(place, bar.mean, reach, color=INK, elinewidth=0.8, capsize=2)
+        text = {"ha": "center", "va": "bottom", "size": 6.5, "path_effects": EDGE, "color": "white"}
+        ax.text(place, 1, f"{bar.mean:.1f}", **text)
+    ax.set_ylim(0, 100)
+    ax.set_xlim(-0.6, len(bars) - 0.4)
+    ax.set_xticks(range(len(bars)), bars)
     plain(ax)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from utils.trained import find_checkpoint, load_networks
 Scores = dict[str, float]  # by metric
 Curves = dict[str, dict[int, Scores]]  # by network, then by step
 MEAN = "mean"  # name of the curve of the networks' mean
+STUDENT, TEACHER = "student", "teacher"  # of a network with a mean teacher
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def read_curves(run: Path, steps: Collection[int] | None, nms: int | None) -> tu
         curves.setdefault(found.network, {})[found.step] = found.scores
     if MEAN in curves:
         curves[MEAN] = curves.pop(MEAN)  # as the last
+    if curves.keys() == {MEAN, TEACHER}:  # one network was tested, and its teacher
+        curves = {STUDENT: curves[MEAN], TEACHER: curves[TEACHER]}
     return curves, f"{groups[options][0].cases} cases"
 
 
@@ -107,7 +111,8 @@ def score_steps(
     cases: int | None,
     nms: bool,
 ) -> tuple[Curves, str]:
-    """The curves of predictions that are made here. Empty predictions are left out of distances.
+    """The curves of predictions that are made here: of the networks that are tested, of their mean,
+    and of a mean teacher. Empty predictions are left out of distances.
 
     Args:
         steps: those that are scored; None scores all.
@@ -120,12 +125,16 @@ def score_steps(
     """
     curves: Curves = {}
     for step in steps or kept_steps(run):
-        networks, checkpoint = load_networks(find_checkpoint(run, str(step)), device)
-        names = checkpoint["test_networks"]
+        path = find_checkpoint(run, str(step))
+        networks, checkpoint = load_networks(path, device)
+        named = dict(zip(checkpoint["test_networks"], networks, strict=True))
+        if len(named) == 1 and TEACHER in checkpoint["networks"]:
+            (teacher,), _ = load_networks(path, device, TEACHER)
+            named = {STUDENT: networks[0], TEACHER: teacher}
         split = split_of(checkpoint)
         scores: dict[str, list[Scores]] = {}
         for _, image, label in split.cases(cases):
-            for name, prob in _probabilities(split, networks, names, image).items():
+            for name, prob in _probabilities(split, named, image).items():
                 scores.setdefault(name, []).append(_score(prob, label, nms))
         for name, of_cases in scores.items():
             of_step = means(of_cases)
@@ -137,22 +146,25 @@ def score_steps(
 
 
 def _probabilities(
-    split: Split, networks: Sequence[nn.Module], names: Sequence[str], image
+    split: Split, networks: dict[str, nn.Module], image: np.ndarray
 ) -> dict[str, Tensor]:
-    """Class probabilities `(C, X, Y, Z)` of each network, and of several their sum."""
+    """Class probabilities `(C, X, Y, Z)` of each network, and the sum of those that are tested
+    together.
+    """
 
     def predict(x: Tensor) -> Tensor:
-        return torch.cat([network.segment(x).float().softmax(1) for network in networks], 1)
+        outputs = [network.segment(x).float() for network in networks.values()]
+        return torch.cat([logits.softmax(1) for logits in outputs], 1)
 
     classes = split.num_classes
-    probs = split.predict(predict, image, len(names) * classes).split(classes)
-    named = dict(zip(names, probs, strict=True))
-    if len(names) > 1:
+    probs = split.predict(predict, image, len(networks) * classes).split(classes)
+    named = dict(zip(networks, probs, strict=True))
+    if len(networks) > 1 and TEACHER not in networks:
         named[MEAN] = sum(probs)
     return named
 
 
-def _score(prob: Tensor, label, nms: bool) -> Scores:
+def _score(prob: Tensor, label: np.ndarray, nms: bool) -> Scores:
     """The metrics of a case, each the mean over the foreground classes."""
     classes = len(prob)
     labels = prob.argmax(0).to(torch.uint8)
@@ -160,3 +172,11 @@ def _score(prob: Tensor, label, nms: bool) -> Scores:
         labels = largest_component(labels[None], classes)[0]
     scored = multiclass_metrics(labels.numpy(), label, classes, empty="nan")
     return means(scored.values())
+
+
+def dice(labels: np.ndarray, label: np.ndarray, num_classes: int) -> float:
+    """Mean Dice over the foreground classes of a case's two label maps `(X, Y, Z)`; NaN where both
+    are empty.
+    """
+    scored = multiclass_metrics(labels, label, num_classes, empty="nan")
+    return means(scored.values(), ["dice"])["dice"]

@@ -34,6 +34,7 @@ class Split:
     Attributes:
         num_classes, class_names: of the data set.
         spacing: mm of a voxel at the resolution of the training; None where it is not known.
+        patch: extents of a window, or of a slice.
         sliced: whether the network is of slices.
 
     Raises:
@@ -62,9 +63,9 @@ class Split:
         self.num_classes = self._data.num_classes
         self.class_names = self._data.class_names
         self.spacing = None if spacing is None else [size * scale for size in spacing]
-        self.sliced = len(trained["patch"]) == 2
-        self._patch = trained["patch"]
-        self._stride = usual_stride(self._data.stride, self._patch, scale)
+        self.patch = trained["patch"]
+        self.sliced = len(self.patch) == 2
+        self._stride = usual_stride(self._data.stride, self.patch, scale)
         self._options = {
             "batch": batch,
             "device": device,
@@ -103,7 +104,7 @@ class Split:
         Z)` on the CPU.
         """
         predicted = whole_image(
-            predictor, image, self._patch, self._stride, channels, **self._options
+            predictor, image, self.patch, self._stride, channels, **self._options
         )
         return predicted.cpu()
 
@@ -115,6 +116,16 @@ def branch_probabilities(network: nn.Module) -> Predictor:
         return torch.cat([logits.float().softmax(1) for logits in network(x)], dim=1)
 
     return predict
+
+
+def certain_regions(split: Split, network: nn.Module, image: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The classes uint8 `(X, Y, Z)` that D_con and D_rad predict; they agree on the certain
+    region.
+    """
+    classes = split.num_classes
+    branches = split.predict(branch_probabilities(network), image, 3 * classes)
+    _, con, rad = branches.split(classes)
+    return con.argmax(0).to(torch.uint8), rad.argmax(0).to(torch.uint8)
 
 
 def insist_on_branches(network: nn.Module, path: Path) -> None:
@@ -144,6 +155,19 @@ def kept_steps(run: Path) -> list[int]:
     if not steps:
         raise UserError(f"{run}: it kept no steps; train with --keep_every")
     return steps
+
+
+def steps_of_all(runs: Sequence[Path]) -> list[int]:
+    """The steps that every one of the runs kept, ascending.
+
+    Raises:
+        UserError: there are none.
+    """
+    kept = [set(kept_steps(run)) for run in runs]
+    common = sorted(set.intersection(*kept))
+    if not common:
+        raise UserError(f"{', '.join(map(str, runs))}: they kept no step in common")
+    return common
 
 
 def evenly(steps: Sequence[int], most: int) -> list[int]:
