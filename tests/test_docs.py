@@ -86,3 +86,21 @@ def test_the_operations_run_as_shown():
     assert names["prob"].shape == (2, 20, 24, 16)
     assert 0 < names["scores"]["dice"] < 1
     assert names["image"].shape == names["label"].shape == (2, 112, 112, 80)
+
+
+def test_what_the_papers_say_names_code_and_tests_that_exist():
+    text = (ROOT / "docs" / "papers.md").read_text()
+    rows = [line for line in text.splitlines() if re.match(r"\| (?!the paper)", line)]
+    assert len(rows) > 80
+    for row in rows:
+        _, code, tests = row.strip("| ").split(" | ")
+        path = None
+        for span in re.findall(r"`([^`]+)`", f"{code}; {tests}"):
+            file, _, test = span.partition("::")
+            if "/" in file:
+                path = ROOT / file
+                assert path.is_file(), row
+            name = test or span.removesuffix("()")
+            if test or span.endswith("()"):
+                assert re.search(rf"\bdef {name}\(", path.read_text()), f"{name}: {row}"
+        assert "::" in tests, row
