@@ -1,7 +1,6 @@
 """code/figures.py: what it reads, what it refuses, and that it draws what the networks predict."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -296,26 +295,27 @@ def test_initial_uncertain_voxels_by_alpha(folder, tiny_la, call):
         call("alphas", *LAST, runs=runs)
 
 
-def assessment(run, tag, **shares):
-    """What `assess_coranet.py` leaves: a region's share is its PPV, half of it TPR and CSI."""
+def assessment(run, tag, own, **shares):
+    """What `assess_coranet.py` leaves of a run trained with the region `own`: a region's share is
+    its PPV, half of it TPR and CSI.
+    """
     (run / "test" / tag).mkdir(parents=True)
     rows = []
     for region, share in shares.items():
         values = {"PPV": share, "TPR": share / 2, "CSI": share / 2, "certain": 0.9}
         spread = {f"{name}_sd": 0.1 for name in values}
-        rows.append({"region": region, **values, **spread, "cases": 3})
+        trained = int(region == own)
+        rows.append({"region": region, **values, **spread, "cases": 3, "of_training": trained})
     write_csv(run / "test" / tag / "certain.csv", rows)
 
 
 def test_certain_scores_of_runs_as_bars_and_over_training(folder, call, capsys):
     other = folder.parent.parent / "softmax" / "seed1"
-    assessment(folder, "last", coranet=0.8, **{"softmax 0.5": 0.7})
-    for run in (folder, other):
+    assessment(folder, "last", "coranet", coranet=0.8, **{"softmax 0.5": 0.7})
+    for run, own in ((folder, "coranet"), (other, "softmax 0.5")):
         for step, share in ((10, 0.5), (20, 0.6)):
-            assessment(run, f"step_{step}_train", coranet=share, **{"softmax 0.5": share - 0.1})
-    (folder / "args.json").write_text("{}")
-    options = {"uncertainty": "softmax", "certain_confidence": 0.5}
-    (other / "args.json").write_text(json.dumps(options))
+            shares = {"coranet": share, "softmax 0.5": share - 0.1}
+            assessment(run, f"step_{step}_train", own, **shares)
     ((rows, *_),) = call("certain_bars")
     ((title, measures),) = rows.items()
     assert "3 cases" in title

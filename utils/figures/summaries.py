@@ -148,7 +148,8 @@ def lines_figure(
         ax.set_ylabel(name, size=7.5, color=INK)
     figure.text(0.01, 1 - 0.1 / height, title, va="center", size=8, weight="bold", color=INK)
     foot = _legend_below(figure) if len(curves) > 1 else 0.0
-    figure.tight_layout(rect=(0, foot / height, 1, 1 - 0.2 / height), pad=0.3, w_pad=1.5)
+    for _ in range(2):  # narrower panels may have other numbers at their axes
+        figure.tight_layout(rect=(0, foot / height, 1, 1 - 0.2 / height), pad=0.3, w_pad=1.5)
     save(figure, path)
 
 

@@ -14,7 +14,8 @@ Regions = dict[str, Scores]  # by the name of the region
 
 def read_certain(run: Path, tag: str) -> Regions:
     """The table of one assessment of a run: by region the mean of each measure, its sd under
-    `<measure>_sd`, and the number of `cases`.
+    `<measure>_sd`, the number of `cases`, and under `of_training` 1 for the region that the run was
+    trained with, 0 for the others.
 
     Args:
         tag: the folder in `<run>/test/`, such as `last` or `step_200_train`.
@@ -25,7 +26,7 @@ def read_certain(run: Path, tag: str) -> Regions:
     path = run / "test" / tag / "certain.csv"
     if not path.is_file():
         raise UserError(f"{path}: not there; {_advice(run, tag)}")
-    columns = ("cases", *MEASURES, *(f"{measure}_sd" for measure in MEASURES))
+    columns = ("cases", "of_training", *MEASURES, *(f"{measure}_sd" for measure in MEASURES))
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

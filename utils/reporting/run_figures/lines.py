@@ -1,7 +1,6 @@
 """Figures of numbers: metrics over training, and PPV, TPR and CSI of CoraNet's certain region."""
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -85,19 +84,20 @@ def certain_curves(args: argparse.Namespace) -> None:
     it was trained with: CoraNet's, or that of the measure of `train_coranet_uncertainty.py`.
     """
     found = [read_certain_steps(run, args.split, args.steps) for run in args.runs]
-    wanted = args.regions or [region_of(run) for run in args.runs]
+    wanted = args.regions or [None] * len(args.runs)
     place_of, across = _places(args.runs, found)
     panels = {f"{measure} (%)": {} for measure in MEASURES}
     rows = []
     for run, name, region, steps in zip(args.runs, run_names(args), wanted, found, strict=True):
         for step, by_region in steps.items():
-            if region not in by_region:
+            shown = region or next(r for r, scores in by_region.items() if scores["of_training"])
+            if shown not in by_region:
                 raise UserError(
-                    f"{run}: step {step} was assessed without the region {region!r}; choose from "
+                    f"{run}: step {step} was assessed without the region {shown!r}; choose from "
                     f"{', '.join(by_region)} with --regions"
                 )
-            scores = by_region[region]
-            rows.append({"run": name, "region": region, "step": step, **scores})
+            scores = by_region[shown]
+            rows.append({"run": name, "region": shown, "step": step, **scores})
             for measure in MEASURES:
                 line = panels[f"{measure} (%)"].setdefault(name, {})
                 line[place_of(run, step)] = 100 * scores[measure]
@@ -118,15 +118,3 @@ def _places(
         if not recorded[run].keys() >= steps.keys():
             return lambda run, step: step, "iteration"
     return lambda run, step: recorded[run][step], "epoch"
-
-
-def region_of(run: Path) -> str:
-    """The certain region that a run was trained with, as `assess_coranet.py` calls it."""
-    try:
-        options = json.loads((run / "args.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{run / 'args.json'}: not there or damaged; name --regions") from None
-    measure = options.get("uncertainty", "coranet")
-    if measure == "softmax":
-        return f"softmax {options['certain_confidence']:g}"
-    return measure

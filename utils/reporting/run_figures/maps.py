@@ -17,6 +17,7 @@ from utils.reporting.run_figures.shared import (
     cut_of,
     dice_text,
     draw,
+    method_of,
     named,
     open_split,
     segment,
@@ -53,7 +54,7 @@ def sdm(args: argparse.Namespace) -> None:
             texts = [dice_text(mask, label == c, 2) for mask in of_class]
             shown = Case("\n".join(words), image, (label == c).astype(np.uint8), of_class[1])
             rows.append(DistanceRow(shown, maps[c - 1], of_class[1], texts))
-    title, ending = named(args, [row.case.name.split("\n")[0] for row in rows])
+    title, ending = named(method_of(args.run), [row.case.name.split("\n")[0] for row in rows])
     title = title_at(title, checkpoint)
     draw(args, f"sdm_{path.stem}_{ending}", sdm_figure, rows, title, **cut_of(args, split))
 
@@ -105,7 +106,7 @@ def entropy(args: argparse.Namespace) -> None:
         share = f"mean {u.mean():.3f}"
         prediction = segment(split, student, image)
         rows.append(HeatRow(Case(case, image, label, prediction), prediction, [u], [share]))
-    title, ending = named(args, [row.case.name for row in rows])
+    title, ending = named(method_of(args.run), [row.case.name for row in rows])
     draw(
         args,
         f"entropy_{path.stem}_{ending}",
@@ -151,7 +152,7 @@ def gradients(args: argparse.Namespace) -> None:
         start = [part.start or 0 for part in crop]
         shown = Case(case, image, label, prediction, start)
         rows.append(HeatRow(shown, prediction, maps, texts))
-    title, ending = named(args, [row.case.name for row in rows])
+    title, ending = named(method_of(args.run), [row.case.name for row in rows])
     draw(
         args,
         f"gradients_{path.stem}_{ending}",

@@ -22,6 +22,7 @@ from utils.reporting.run_figures.shared import (
     dice_text,
     draw,
     look_of_classes,
+    method_of,
     named,
     open_split,
     run_names,
@@ -92,7 +93,7 @@ def regions(args: argparse.Namespace) -> None:
         both = np.where(con == rad, con, split.num_classes)
         texts = ["", "", share_text(con != rad)]
         rows.append(MaskRow(Case(case, image, label, rad), [con, rad, both], texts))
-    title, ending = named(args, [row.case.name for row in rows])
+    title, ending = named(method_of(args.run), [row.case.name for row in rows])
     look = look_of_classes(split)
     look["colors"] = [*look["colors"], UNCERTAIN]
     look["names"] = [*look["names"], "uncertain (share of the volume)"]
@@ -118,7 +119,8 @@ def uncertainty(args: argparse.Namespace) -> None:
     if all(step in epoch_of for step in steps):  # --log_every and --keep_every need not agree
         columns = [f"epoch {epoch_of[step]} (step {step})" for step in steps]
     paths = [find_checkpoint(args.run, str(step)) for step in steps]
-    draw_uncertain(args, f"uncertainty_{'_'.join(map(str, steps))}", paths, columns)
+    file = f"uncertainty_{'_'.join(map(str, steps))}"
+    draw_uncertain(args, file, paths, columns, method_of(args.run))
 
 
 def alphas(args: argparse.Namespace) -> None:
@@ -141,11 +143,11 @@ def alphas(args: argparse.Namespace) -> None:
             )
         found.append(f"α = {trained['alpha']:g}")
     columns = args.names or (found if len(set(found)) == len(found) else run_names(args))
-    draw_uncertain(args, f"alphas_{paths[0].stem}", paths, columns)
+    draw_uncertain(args, f"alphas_{paths[0].stem}", paths, columns, "initial uncertain region")
 
 
 def draw_uncertain(
-    args: argparse.Namespace, file: str, paths: Sequence[Path], columns: Sequence[str]
+    args: argparse.Namespace, file: str, paths: Sequence[Path], columns: Sequence[str], title: str
 ) -> None:
     """The uncertain voxels of each checkpoint, in a column each."""
     device = select_device(args.gpu)
@@ -167,7 +169,7 @@ def draw_uncertain(
             row.masks.append(mask.astype(np.uint8))
             row.texts.append(share_text(mask))
         wanted = list(shown)
-    title, ending = named(args, list(shown))
+    title, ending = named(title, list(shown))
     draw(
         args,
         f"{file}_{ending}",

@@ -63,20 +63,23 @@ def run_names(args: argparse.Namespace) -> list[str]:
     """
     if args.names:
         return args.names
-    names = [run.resolve().parent.name for run in args.runs]
+    names = [method_of(run) for run in args.runs]
     if len(set(names)) == len(names):
         return names
     return [f"{name}, {run.name}" for name, run in zip(names, args.runs, strict=True)]
 
 
-def named(args: argparse.Namespace, cases: Sequence[str]) -> tuple[str, str]:
-    """Title and ending of the file's name of a figure of these cases."""
-    runs = args.runs if "runs" in args else [args.run]
-    method = runs[0].resolve().parent.name if len(runs) == 1 else f"{len(runs)} runs"
+def method_of(run: Path) -> str:
+    """The folder above that of a run's seed."""
+    return run.resolve().parent.name
+
+
+def named(title: str, cases: Sequence[str]) -> tuple[str, str]:
+    """Title, and ending of the file's name, of a figure of these cases."""
     different = list(dict.fromkeys(cases))
     if len(different) == 1:
-        return f"{different[0]}, {method}", different[0]
-    return method, f"{len(different)}cases"
+        return f"{different[0]}, {title}", different[0]
+    return title, f"{len(different)}cases"
 
 
 def title_at(title: str, checkpoint: dict) -> str:
