@@ -7,11 +7,12 @@
     python code/figures.py curves runs/LA/cml_8/seed1337 --split train         # CML's Fig. 2
     python code/figures.py regions runs/LA/coranet_16/seed1337                 # CoraNet's Fig. 1
     python code/figures.py alphas runs/LA/alpha_2/seed1337 runs/LA/alpha_5/seed1337
+    python code/figures.py side_by_side runs/LA/dmd_8/seed1337 runs/LA/cml_8/seed1337 --surfaces
 
 `python code/figures.py FIGURE --help` says what a figure shows, and what it needs.
 
 The case is the run's first unlabelled training case, or the cases of --case; with --split test they
-are test cases. A map of a volume is the mean over its windows. Labels of unlabelled cases are read
+are test cases, as in side_by_side. A map of a volume is the mean over its windows. Labels of unlabelled cases are read
 only for the picture, for the plane that is shown and for scores. Steps are those that training kept
 with --keep_every.
 
@@ -29,8 +30,9 @@ import _root  # noqa: F401
 from utils import command
 from utils.errors import UserError
 from utils.figures import FORMATS
+from utils.figures.side_by_side import RUNS as COLORS
 from utils.metrics import METRICS
-from utils.reporting.run_figures import lines, maps, masks
+from utils.reporting.run_figures import lines, maps, masks, side_by_side
 from utils.trained import checkpoint_name
 
 # ------------------------------------------------------------------------------------- the options
@@ -214,6 +216,48 @@ def curves_options(parser: argparse.ArgumentParser) -> None:
     add_prediction(parser)
 
 
+def side_by_side_options(parser: argparse.ArgumentParser) -> None:
+    add_runs(parser)
+    add_cases(parser)
+    parser.set_defaults(split="test", plane=None)
+    parser.add_argument(
+        "--slice",
+        nargs="+",
+        type=command.positive_int,
+        metavar="N",
+        help="number of the slice, from 1, or one for each case (default: where the reference is "
+        "largest)",
+    )
+    parser.add_argument(
+        "--together", action="store_true", help="draw the contours of all runs into one picture"
+    )
+    parser.add_argument(
+        "--surfaces", action="store_true", help="draw surfaces of volumes in place of contours"
+    )
+    parser.add_argument(
+        "--near", action="store_true", help="show only the surroundings of the objects"
+    )
+    parser.add_argument(
+        "--nms",
+        type=int,
+        choices=(0, 1),
+        help="1 keeps only the largest component of each class (default: as the test script)",
+    )
+    add_checkpoint(parser)
+    add_prediction(parser)
+
+
+def check_side_by_side(args: argparse.Namespace) -> None:
+    check_names(args)
+    for option in ("slice", "plane", "near", "together"):
+        if args.surfaces and getattr(args, option):
+            raise UserError(f"--{option} does not go with --surfaces, which shows whole volumes")
+    if args.together and len(args.runs) > len(COLORS):
+        raise UserError(
+            f"--together: {len(args.runs)} runs, and colours for {len(COLORS)}; leave it out"
+        )
+
+
 def check_curves(args: argparse.Namespace) -> None:
     if args.split == "test" and args.cases:
         raise UserError("--cases is for --split train and val: the tests had cases of their own")
@@ -273,6 +317,12 @@ FIGURES = {
     ),
     "alphas": Figure(
         "CoraNet 8: initial uncertain region by α", alphas_options, masks.alphas, check_names
+    ),
+    "side_by_side": Figure(
+        "DTML 3, UG-MCL 5 and 6, CML 4, CoraNet 6, 7, 9: several runs on one case",
+        side_by_side_options,
+        side_by_side.side_by_side,
+        check_side_by_side,
     ),
 }
 

@@ -290,7 +290,7 @@ def test_a_mesh_is_closed_faces_outwards_and_stands_where_the_mask_is():
 def test_smoothing_takes_no_volume():
     for mask, loss in ((ball(12), 0.01), (ball(4), 0.05)):
         mesh = surfaces._mesh(mask, np.ones(3))
-        smooth = surfaces._smoothed(mesh)
+        smooth = surfaces.smoothed(mesh).vertices
         assert volume(mesh, smooth) == pytest.approx(volume(mesh), rel=loss)
         radii = [
             np.linalg.norm(vertices - 19.5, axis=1).std() for vertices in (mesh.vertices, smooth)
@@ -301,7 +301,7 @@ def test_smoothing_takes_no_volume():
 @pytest.mark.parametrize(("pred", "target", "expected"), [(12, 9, 3), (9, 12, -3), (9, 9, 0)])
 def test_distances_are_signed_by_what_the_prediction_does(pred, target, expected):
     size = np.array([0.5, 0.5, 0.5])
-    meshes, masks, step = surfaces._pair([ball(target), ball(pred)], size)
+    meshes, masks, step = surfaces.meshes_of([ball(target), ball(pred)], size)
     for distances in surfaces._distances(meshes, masks, step):
         assert distances.mean() == pytest.approx(0.5 * expected, abs=0.2)
         assert (np.abs(distances - 0.5 * expected) < 0.5).all()
@@ -309,9 +309,9 @@ def test_distances_are_signed_by_what_the_prediction_does(pred, target, expected
 
 def test_large_masks_are_meshed_coarser_and_stay_in_place(monkeypatch):
     masks, size = [ball(15), ball(12)], np.array([1.0, 1.0, 2.0])
-    fine, *_ = surfaces._pair(masks, size)
+    fine, *_ = surfaces.meshes_of(masks, size)
     monkeypatch.setattr(surfaces, "VERTICES", len(fine[0].vertices) // 3)
-    coarse, _, step = surfaces._pair(masks, size)
+    coarse, _, step = surfaces.meshes_of(masks, size)
     assert (step == 2 * size).all()
     for one, other in zip(fine, coarse, strict=True):
         assert len(other.vertices) < len(one.vertices) / 3

@@ -224,7 +224,7 @@ def case_figure(
     bar = bar_length([plane.extents(size)[0] for plane in planes])
     for ax, plane in zip(row, planes, strict=True):
         plane.draw_image(ax, image, window, size)
-        _draw_labels(ax, plane.cut(pred), plane.cut(target), len(class_names))
+        draw_labels(ax, plane.cut(pred), plane.cut(target), len(class_names))
         corner_text(ax, f"{plane.name} {plane.index + 1}")
         if spacing is not None:
             plane.scale(ax, bar, size)
@@ -310,9 +310,12 @@ def check_shapes(image: np.ndarray, pred: np.ndarray, target: np.ndarray) -> Non
         )
 
 
-def _draw_labels(ax: Axes, pred: np.ndarray, target: np.ndarray, classes: int) -> None:
-    # The reference is the wider line beneath: where the two agree, both can be seen. Lines of
-    # several classes would hide one another where the classes touch, so their reference is filled.
+def draw_labels(ax: Axes, pred: np.ndarray, target: np.ndarray, classes: int) -> None:
+    """Reference and prediction `(rows, columns)` of a plane, over its image.
+
+    The reference is the wider line beneath: where the two agree, both can be seen. Lines of several
+    classes would hide one another where the classes touch, so their reference is filled.
+    """
     for labels, color, width in ((target, REFERENCE, 1.2), (pred, PREDICTION, 0.6)):
         for c in np.unique(labels[labels > 0]):
             if classes == 1:

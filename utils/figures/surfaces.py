@@ -127,7 +127,7 @@ def surface_figure(
     for name, row, one in zip(class_names, rows, classes, strict=True):
         _draw_row(row, one, norm)
         if spacing is not None:
-            _scale_bar(row[0], bar_length([one.views[0].width]))
+            scale_bar(row[0], bar_length([one.views[0].width]))
         if several:
             beside(row[0], name)
     panels = iter(rows[0])
@@ -145,9 +145,9 @@ def surface_figure(
 
 def _surfaces(target: np.ndarray, pred: np.ndarray, size: np.ndarray, bar: bool) -> _Surfaces:
     """The surfaces of a class; `bar` leaves room for a scale bar."""
-    meshes, masks, step = _pair([target, pred], size)
+    meshes, masks, step = meshes_of([target, pred], size)
     distances = _distances(meshes, masks, step)
-    return _Surfaces(meshes, distances, _views(meshes, size * pred.shape, bar))
+    return _Surfaces(meshes, distances, views_of(meshes, size * pred.shape, bar))
 
 
 def _all_distances(classes: Sequence[_Surfaces]) -> np.ndarray:
@@ -169,27 +169,41 @@ def _aspects(classes: Sequence[_Surfaces]) -> list[list[float]]:
 
 def _draw_row(row: Sequence[Axes], surfaces: _Surfaces, norm: Normalize) -> None:
     """The panels of a class: reference and prediction from the front, then from the back."""
-    smooth = [mesh and Mesh(_smoothed(mesh), mesh.faces) for mesh in surfaces.meshes]
+    smooth = [mesh and smoothed(mesh) for mesh in surfaces.meshes]
     panels = iter(row)
     for view, angles in zip(surfaces.views, VIEWS.values(), strict=True):
         for mesh, distance in zip(smooth, surfaces.distances, strict=True):
-            ax = next(panels)
-            x, y = view.centre
-            ax.set_xlim(x - view.width / 2, x + view.width / 2)
-            ax.set_ylim(y - view.height / 2, y + view.height / 2)
-            if mesh is None:
-                middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
-                ax.text(0.5, 0.5, "empty", size=7, color=FAINT, **middle)
-            else:
-                ax.add_collection(_shaded(mesh, distance, norm, angles), autolim=False)
+            draw_mesh(next(panels), view, mesh, distance, norm, angles)
 
 
-def _pair(
-    masks: list[np.ndarray], size: np.ndarray
-) -> tuple[list[Mesh | None], list[np.ndarray], np.ndarray]:
-    """The meshes of two masks, None for one without a voxel; the masks as they were meshed; and the
-    size of their voxels.
+def draw_mesh(
+    ax: Axes,
+    view: View,
+    mesh: Mesh | None,
+    distance: np.ndarray | None,
+    norm: Normalize,
+    angles: tuple[float, float],
+) -> None:
+    """A mesh in a panel, as it is seen from `angles`, its vertices coloured by their distances, or
+    grey without them; the word `empty` in place of none.
     """
+    x, y = view.centre
+    ax.set_xlim(x - view.width / 2, x + view.width / 2)
+    ax.set_ylim(y - view.height / 2, y + view.height / 2)
+    if mesh is None:
+        middle = {"ha": "center", "va": "center", "transform": ax.transAxes}
+        ax.text(0.5, 0.5, "empty", size=7, color=FAINT, **middle)
+    else:
+        ax.add_collection(_shaded(mesh, distance, norm, angles), autolim=False)
+
+
+def meshes_of(
+    masks: Sequence[np.ndarray], size: np.ndarray
+) -> tuple[list[Mesh | None], list[np.ndarray], np.ndarray]:
+    """The meshes of masks of one shape, None for one without a voxel; the masks as they were
+    meshed; and the size of their voxels.
+    """
+    masks = list(masks)
     factor = int(np.ceil(np.sqrt(max(map(_count_vertices, masks)) / VERTICES)))
     if factor > 1:
         masks = [_coarser(mask, factor) for mask in masks]
@@ -228,22 +242,27 @@ def _distances(
     """Distance of each vertex to the nearest of the other mesh, negative where the prediction lies
     within the reference; None without another mesh.
     """
-    if None in meshes:
+    target, pred = meshes
+    if target is None or pred is None:
         return None, None
-    result = []
-    # inside of the other mesh the prediction exceeds the reference, or falls short of it
-    for which, sign in ((0, 1), (1, -1)):
-        own = meshes[which]
-        other = meshes[1 - which]
-        distance, _ = KDTree(other.vertices).query(own.vertices)
-        place = (own.vertices / size - 0.5).T
-        inside = ndimage.map_coordinates(masks[1 - which].astype(np.float32), place, order=1) >= 0.5
-        result.append(sign * np.where(inside, distance, -distance))
-    return tuple(result)
+    # a vertex of the reference outside of the prediction is where the prediction lies within
+    return -distances_to(target, pred, masks[1], size), distances_to(pred, target, masks[0], size)
 
 
-def _smoothed(mesh: Mesh, times: int = 10) -> np.ndarray:
-    """Vertices without the voxels' steps: they are shrunk and grown back in turns."""
+def distances_to(mesh: Mesh, other: Mesh, inside: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Distance of each vertex of a mesh to the nearest of another one, negative within it.
+
+    Args:
+        inside: the mask that the other mesh is of, with voxels of `size`.
+    """
+    distance, _ = KDTree(other.vertices).query(mesh.vertices)
+    place = (mesh.vertices / size - 0.5).T
+    within = ndimage.map_coordinates(inside.astype(np.float32), place, order=1) >= 0.5
+    return np.where(within, -distance, distance)
+
+
+def smoothed(mesh: Mesh, times: int = 10) -> Mesh:
+    """The mesh without the voxels' steps: it is shrunk and grown back in turns."""
     rows = mesh.faces[:, [0, 1, 2, 1, 2, 0]].ravel()
     columns = mesh.faces[:, [1, 2, 0, 0, 1, 2]].ravel()
     n = len(mesh.vertices)
@@ -252,7 +271,7 @@ def _smoothed(mesh: Mesh, times: int = 10) -> np.ndarray:
     vertices = mesh.vertices
     for factor in times * (0.5, -0.53):
         vertices = vertices + factor * (share @ vertices - vertices)
-    return vertices
+    return Mesh(vertices, mesh.faces)
 
 
 def _axes(angles: tuple[float, float]) -> np.ndarray:
@@ -263,9 +282,12 @@ def _axes(angles: tuple[float, float]) -> np.ndarray:
     return np.array([right, np.cross(near, right), near])
 
 
-def _views(meshes: list[Mesh | None], extents: np.ndarray, bar: bool) -> list[View]:
-    """The part of both surfaces that each view shows, with a margin and, for a `bar`, room below.
-    All views have one size and so one scale.
+def views_of(meshes: Sequence[Mesh | None], extents: np.ndarray, bar: bool) -> list[View]:
+    """The part of the surfaces that each of `VIEWS` shows, with a margin and, for a `bar`, room
+    below. All views have one size and so one scale.
+
+    Args:
+        extents: of the volume, which is shown where there is no surface.
     """
     vertices = [mesh.vertices for mesh in meshes if mesh]
     corners = np.concatenate(vertices or [np.array([np.zeros(3), extents])])
@@ -312,7 +334,8 @@ def _shaded(
     return collection
 
 
-def _scale_bar(ax: Axes, length: float) -> None:
+def scale_bar(ax: Axes, length: float) -> None:
+    """A bar of `length` mm at the lower left of a panel of surfaces."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
     x, y = left + 0.03 * (right - left), bottom + 0.03 * (top - bottom)
     ax.plot([x, x + length], [y, y], color=INK, lw=1.5, solid_capstyle="butt")
