@@ -12,9 +12,9 @@
 `python code/figures.py FIGURE --help` says what a figure shows, and what it needs.
 
 The case is the run's first unlabelled training case, or the cases of --case; with --split test they
-are test cases, as in side_by_side. A map of a volume is the mean over its windows. Labels of unlabelled cases are read
-only for the picture, for the plane that is shown and for scores. Steps are those that training kept
-with --keep_every.
+are test cases, as in side_by_side. A map of a volume is the mean over its windows. Labels of
+unlabelled cases are read only for the picture, for the plane that is shown and for scores. Steps
+are those that training kept with --keep_every.
 
 Files go to <run>/figures/. Contours, errors and surfaces of tested cases are drawn by test_*.py,
 plots of sweeps by ablate.py.

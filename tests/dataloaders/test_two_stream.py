@@ -225,7 +225,7 @@ def test_labelled_and_unlabelled_slices_are_of_different_cases(tiny_la):
         (
             "slices",
             {"augment": "rot_flip"},
-            "--augment rot_flip: phantom2d is 2-D, choose one of rotate, affine, rotate_crop, resize",
+            "--augment rot_flip: phantom2d is 2-D, choose one of rotate, affine, rotate_crop",
         ),
         ("slices", {"augment": "mirror"}, "--augment mirror: phantom2d is 2-D"),
     ],

@@ -74,8 +74,8 @@ def _add_data(parser, unlabeled):
         choices=tuple(AUGMENTS),
         help="3-D: rot_flip turns and flips each crop, crop does neither; 2-D: rotate turns by "
         "quarters and flips, or turns by up to 20°, affine turns by up to 30°, scales by 0.5 to 2 "
-        "and flips, rotate_crop turns by up to 45°, flips and crops 85 to 95 %% of the area, resize "
-        "does none of it",
+        "and flips, rotate_crop turns by up to 45°, flips and crops 85 to 95 %% of the area, "
+        "resize does none of it",
     )
     group.add_argument(
         "--cache",
