@@ -151,9 +151,10 @@ class SegmentationNetwork(nn.Module):
     Where `n_filters`, `dropout` or `upsampling` is None, the network takes its own `defaults`.
 
     `forward` maps `(B, in_channels, *S)` to logits `(B, num_classes, *S)`. With `branches > 1` it
-    returns a tuple of them; `forward(x, first_only=True)` returns the first, without the cost of the
-    others. With `sdm_head` it returns `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in [-1, 1], or
-    only sdm; with `deepest` `(logits, features)`, where features are the last of `encode`.
+    returns a tuple of them; `forward(x, first_only=True)` returns the first, without the cost of
+    the others. With `sdm_head` it returns `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in
+    [-1, 1], or only sdm; with `deepest` `(logits, features)`, where features are the last of
+    `encode`.
 
     A subclass sets the class attributes and has three methods. `build` makes its layers and returns
     the number of channels that `decode` gives; `encode` maps an image to a list of features of

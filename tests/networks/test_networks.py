@@ -351,7 +351,7 @@ def test_one_vs_rest_holds_a_binary_network_a_class(name):
 
 def test_one_vs_rest_refuses_what_does_not_exist():
     with pytest.raises(
-        ValueError, match="network is one of vnet, unet, unet_ronneberger, .* got 'wnet'"
+        ValueError, match=r"network is one of vnet, unet, unet_ronneberger, .* got 'wnet'"
     ):
         OneVsRest("wnet")
     with pytest.raises(ValueError, match="num_classes must be at least 2"):
