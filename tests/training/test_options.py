@@ -163,3 +163,9 @@ def test_wrong_options_are_one_line_and_status_2(capsys, argv, message):
     assert stop.value.code == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_an_option_without_effect_is_refused_where_it_is_given():
+    options.refuse_without_effect(parse(), ("temperature",), "--distill dice")
+    with pytest.raises(UserError, match="--temperature has no effect with --distill dice"):
+        options.refuse_without_effect(parse("--temperature", 2), ("temperature",), "--distill dice")

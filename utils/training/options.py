@@ -35,12 +35,22 @@ if TYPE_CHECKING:
     from dataloaders.volumes import Volumes
     from networks.base import SegmentationNetwork
 
-__all__ = ["MAY_DIFFER", "NOT_COMPARED", "describe", "other_option", "parse", "parser", "rule"]
+__all__ = [
+    "MAY_DIFFER",
+    "NOT_COMPARED",
+    "describe",
+    "other_option",
+    "parse",
+    "parser",
+    "refuse_without_effect",
+    "rule",
+]
 
 # options that a data set's protocol sets where neither the command line nor the method does
 PROTOCOL = ("labelnum", "labeled_bs", "unlabeled_bs", "augment", "net")
 
 OURS = "ours"  # the source of whatever no one else decides
+COMMAND_LINE = "command line"
 
 # options that may differ between the parts of a resumed run: they move no number
 MAY_DIFFER = {
@@ -100,7 +110,7 @@ class _Filler:
 
     def __init__(self, args: argparse.Namespace, given: Collection[str]):
         self.args = args
-        self.sources = {key: "command line" if key in given else OURS for key in vars(args)}
+        self.sources = {key: COMMAND_LINE if key in given else OURS for key in vars(args)}
         self._given = given
 
     def fill(self, source: str, **values: Any) -> None:
@@ -241,6 +251,22 @@ def _check_network(
         raise UserError(
             f"--patch {shown}: one voxel is left at the network's bottom; one extent must be larger"
         )
+
+
+def refuse_without_effect(args: argparse.Namespace, names: Collection[str], why: str) -> None:
+    """Refuse options on the command line that change nothing.
+
+    Args:
+        args: from `parse`.
+        names: the options that have no effect.
+        why: what takes their effect away, as on the command line: `--framework cps`.
+
+    Raises:
+        UserError: one of the options is on the command line.
+    """
+    for name in names:
+        if args.sources.get(name) == COMMAND_LINE:
+            raise UserError(f"--{name} has no effect with {why}: leave it out")
 
 
 # ------------------------------------------------------------------------------- what they are
