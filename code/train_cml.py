@@ -81,21 +81,39 @@ SLICES = {  # section 4.2, ACDC
     "lambda_dis": 0.1,
     "beta": 1 / 2,
 }
+IN_PAPER = ("LA", "BraTS2019", "ACDC")
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("paper, 4.2", base_lr=0.01),
+    rule("ours", base_lr=0.01),
+    rule("paper, 4.2", lambda args: args.dataset in IN_PAPER, base_lr=0.01),
     rule("paper, 3.2", framework="cml"),
     rule("ours", in_3d, lr_step=2500, **VOLUMES),
     rule("ours", in_2d, lr_step=0, **SLICES),
-    rule("paper, 4.2", lambda args: args.dataset in ("LA", "BraTS2019"), **VOLUMES),
+    rule("paper, 4.2", lambda args: args.dataset in ("LA", "BraTS2019"), net="vnet", **VOLUMES),
+    rule(
+        "paper, 4.2",
+        lambda args: args.dataset == "LA" and args.downsample == 1,
+        patch=[112, 112, 80],
+    ),
     rule("released code", lambda args: args.dataset == "LA", lr_step=2500),
     rule(
         "paper, 4.2",
         lambda args: args.dataset == "BraTS2019",
+        patch=[96, 96, 96],
         pretrain_iterations=10000,
         max_iterations=30000,
     ),
+    rule("paper, Table 3", lambda args: args.dataset == "BraTS2019", labelnum=25),
     rule("ours", lambda args: args.dataset == "BraTS2019", lr_step=0),
-    rule("paper, 4.2", lambda args: args.dataset == "ACDC", **SLICES),
+    rule(
+        "paper, 4.2",
+        lambda args: args.dataset == "ACDC",
+        net="unet",
+        patch=[256, 256],
+        labeled_bs=12,
+        unlabeled_bs=12,
+        **SLICES,
+    ),
+    rule("paper, Table 2", lambda args: args.dataset == "ACDC", labelnum=7),
     rule("released code", lambda args: args.dataset == "ACDC", lr_step=0),
 ]
 TEST_FLAGS = {"LA": "--nms 1"}  # the released code keeps the largest component
@@ -221,11 +239,16 @@ def parse(argv=None):
         help="cfl leaves out CutMix and NMS; cps leaves out the feature discrepancy too",
     )
     args = options.parse(parser, DEFAULTS, argv)
+    framework = f"--framework {args.framework}"
+    if args.framework != "cml":
+        options.refuse_without_effect(args, ("beta",), framework)
+    if args.framework == "cps":
+        options.refuse_without_effect(args, ("lambda_dis",), framework)
     if args.framework == "cml" and not args.beta:
         raise UserError("--beta 0 leaves no box: --framework cfl trains without CutMix")
     if args.framework != "cml" and one_network(args):
         raise UserError(
-            f"--framework {args.framework} needs two networks, and the released code has one on "
+            f"{framework} needs two networks, and the released code has one on "
             "slices: leave out --preset released"
         )
     return args

@@ -23,8 +23,7 @@ the networks is tested; here it is the first. For the rest the paper follows MC-
 field: momentum 0.9, weight decay 1e-4, 2 labelled and 2 unlabelled crops a step.
 
 The paper's table of ACDC is "under the settings of" SS-Net, whose code trains 30 000 iterations at
-a constant rate. The default on ACDC is the schedule above, which the paper states; the last command
-has SS-Net's.
+a constant rate. The default on ACDC is LA's schedule, which is ours; the last command has SS-Net's.
 
 `--distill kl` distils by KL divergence in both directions, with λ = 1. At `--temperature 1` that is
 deep mutual learning (DML; Zhang et al., CVPR 2018), the paper's baseline. Fig. 3b varies λ, with
@@ -42,22 +41,43 @@ from utils.schedules import set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
+
+def on_la(args):
+    return args.dataset == "LA"
+
+
+def dice_on_la(args):
+    return on_la(args) and args.distill == "dice"
+
+
+def kl_on_la(args):
+    return on_la(args) and args.distill == "kl"
+
+
+SCHEDULE = {"base_lr": 0.01, "lr_step": 2500, "max_iterations": 6000}
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("paper, 3.1", base_lr=0.01, lr_step=2500, max_iterations=6000),
     rule("paper, 2.3", distill="dice"),
-    rule("paper, 3.1", lambda args: args.distill == "dice", lambda_distill=4.0),
-    rule("paper, Fig. 4", lambda args: args.distill == "kl", lambda_distill=1.0),
+    rule("ours", **SCHEDULE),
+    rule("ours", lambda args: args.distill == "dice", lambda_distill=4.0),
+    rule("ours", lambda args: args.distill == "kl", lambda_distill=1.0),
+    rule("paper, 3.1", on_la, labelnum=16, net="vnet", **SCHEDULE),
     rule("ours", lambda args: args.labelnum <= 8, temperature=2.0),
     rule("ours", lambda args: args.labelnum > 8, temperature=1.93),
+    rule("paper, 3.1", dice_on_la, lambda_distill=4.0),
     rule(
         "paper, 3.1",
-        lambda args: args.dataset == "LA" and args.labelnum == 8,
+        lambda args: dice_on_la(args) and args.labelnum == 8,
         temperature=2.0,
     ),
     rule(
         "paper, 3.1",
-        lambda args: args.dataset == "LA" and args.labelnum == 16,
+        lambda args: dice_on_la(args) and args.labelnum == 16,
         temperature=1.93,
+    ),
+    rule(
+        "paper, Fig. 4",
+        lambda args: kl_on_la(args) and args.labelnum == 8,
+        lambda_distill=1.0,
     ),
 ]
 TEST_FLAGS = {"*": "--nms 0"}  # neither the paper nor its code filters components
@@ -142,7 +162,11 @@ def parse(argv=None):
         type=command.non_negative,
         help="λ, weight of the distillation (default: 4 for dice, 1 for kl)",
     )
-    return options.parse(parser, DEFAULTS, argv)
+    args = options.parse(parser, DEFAULTS, argv)
+    if not args.lambda_distill:
+        of_distillation = ("distill", "temperature")
+        options.refuse_without_effect(args, of_distillation, "--lambda_distill 0")
+    return args
 
 
 # -------------------------------------------------------------------------------- the training loop

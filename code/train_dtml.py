@@ -48,12 +48,33 @@ from utils.schedules import RAMPUPS, gaussian_rampup, set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
+
+def on_la(args):
+    return args.dataset == "LA"
+
+
+SCHEDULE = {"base_lr": 0.01, "lr_step": 2500, "max_iterations": 6000}
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("paper, 4.1", base_lr=0.01, lr_step=2500, max_iterations=6000),
-    rule("paper, 3.2", consistency=0.1, unlabeled=1),
+    rule("paper, 3.2", unlabeled=1),
     rule("paper, 4.2", dis_loss="mask"),
     rule("custom of the field: UA-MT", rampup="gaussian"),
-    rule("released code", lambda args: args.preset == "released", consistency=1.0),
+    rule("ours", consistency=0.1, **SCHEDULE),
+    rule("paper, 3.2", on_la, consistency=0.1),
+    rule("paper, 4.1", on_la, labelnum=16, net="vnet", augment="rot_flip", **SCHEDULE),
+    rule("paper, 4.1", on_la, labeled_bs=2, unlabeled_bs=2),
+    rule(
+        "paper, 4.1",
+        lambda args: on_la(args) and args.downsample == 1,
+        patch=[112, 112, 80],
+    ),
+    rule("ours", lambda args: on_la(args) and not args.unlabeled, labeled_bs=2),
+    rule("ours", lambda args: not args.unlabeled, unlabeled_bs=0),
+    rule(
+        "released code",
+        lambda args: args.preset == "released",
+        consistency=1.0,
+        rampup="gaussian",
+    ),
 ]
 TEST_FLAGS = {"LA": "--nms 1"}  # the released code keeps the largest component
 
@@ -164,7 +185,9 @@ def parse(argv=None):
             "released"
         )
     if not args.unlabeled:
-        args.unlabeled_bs = 0
+        options.refuse_without_effect(args, ("unlabeled_bs",), "--unlabeled 0")
+    if not args.consistency:
+        options.refuse_without_effect(args, ("rampup",), "--consistency 0")
     return args
 
 

@@ -30,8 +30,9 @@ The paper leaves some numbers open. They are customs of the field, not the paper
 T = 8; a = min(1 - 1/t, 0.99); noise clamp(N(0, 0.1²), ±0.2) on the teacher's input, drawn anew in
 each pass; momentum 0.9 and weight decay 1e-4. From DTC: k = 1500. Ours: L_dis is squared as in
 DTML, and the student's p is tested.
-The paper prints r(t) in λ(t) without the square; the work that it follows has the square in its
-code. `--rampup printed` is λ(t) as printed; H(t) keeps the square.
+The paper prints r(t) in λ(t) without the square, and follows Mean Teacher (Tarvainen & Valpola,
+NeurIPS 2017) there, which has the square. `--rampup printed` is λ(t) as printed. H(t) keeps the
+square: it follows UA-MT, which has it too.
 
 The rows of Table 1 are `--terms` without a term (1), `dis` (2), `itc` with `--beta 1` (3),
 `dis itc` (4), `dis ctc` (5) and all three (6). The network has a distance head only where a term
@@ -76,29 +77,51 @@ from utils.training.options import rule
 from utils.uncertainty import entropy
 
 TERMS = ("dis", "itc", "ctc")
+
+
+def in_paper(args):
+    return args.dataset in ("LA", "BraTS2019")
+
+
+def released(args):
+    return args.preset == "released"
+
+
+SCHEDULE = {"base_lr": 0.01, "lr_step": 2500, "max_iterations": 6000, "consistency": 0.1}
+SHARES = {"beta": 0.75, "threshold_start": 0.75}
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("paper, 4.2", base_lr=0.01, lr_step=2500, max_iterations=6000, consistency=0.1),
-    rule("paper, 4.3", beta=0.75, threshold_start=0.75),
     rule("paper, 3.4", terms=list(TERMS), unlabeled=1),
-    rule("custom of the field: UA-MT", passes=8, ema_decay=0.99, rampup="gaussian"),
+    rule("custom of the field: UA-MT", passes=8, ema_decay=0.99),
+    rule("custom of the field: Mean Teacher", rampup="gaussian"),
+    rule("ours", **SCHEDULE, **SHARES),
+    rule("paper, 4.1", lambda args: args.dataset == "LA", labelnum=16),
+    rule("paper, 4.1", lambda args: args.dataset == "BraTS2019", labelnum=25),
+    rule("paper, 4.2", in_paper, net="vnet", augment="rot_flip", **SCHEDULE),
+    rule("paper, 4.2", in_paper, labeled_bs=2, unlabeled_bs=2),
     rule(
         "paper, 4.2",
-        lambda args: args.dataset == "BraTS2019" and args.preset == "paper",
+        lambda args: in_paper(args) and args.downsample == 1,
         patch=[112, 112, 80],
     ),
+    rule("paper, 4.3", in_paper, **SHARES),
+    rule("ours", lambda args: in_paper(args) and not args.unlabeled, labeled_bs=2),
+    rule("ours", lambda args: not args.unlabeled, unlabeled_bs=0),
     rule(
         "released code",
-        lambda args: args.preset == "released",
+        released,
         max_iterations=30000,
         lr_step=0,
+        consistency=0.1,
+        rampup="gaussian",
         beta=1.0,
         normalization="instancenorm",
     ),
     rule(
         "released code",
-        lambda args: args.preset == "released" and args.net == "vnet",
-        net="unet3d",
+        lambda args: released(args) and args.dataset == "BraTS2019",
+        patch=[96, 96, 96],
     ),
+    rule("released code", lambda args: released(args) and args.net == "vnet", net="unet3d"),
 ]
 
 # ------------------------------------------------------------------------------------- the losses
@@ -302,9 +325,22 @@ def parse(argv=None):
             f"--rampup {args.rampup}: the released code has the gaussian one; leave out --preset "
             "released"
         )
-    if not args.unlabeled:
-        args.unlabeled_bs = 0
+    check_effects(args)
     return args
+
+
+def check_effects(args):
+    """Refuse options that have no effect with the chosen terms."""
+    terms = " ".join(("--terms", *args.terms))
+    if "itc" not in args.terms:
+        of_itc = ("beta", "threshold_start", "passes", "ema_decay")
+        options.refuse_without_effect(args, of_itc, terms)
+    if "itc" not in args.terms and "ctc" not in args.terms:
+        options.refuse_without_effect(args, ("consistency", "rampup"), terms)
+    if not args.consistency:
+        options.refuse_without_effect(args, ("rampup",), "--consistency 0")
+    if not args.unlabeled:
+        options.refuse_without_effect(args, ("unlabeled_bs",), "--unlabeled 0")
 
 
 def needs_distances(args):
@@ -329,9 +365,8 @@ def main(argv=None):
     teacher = job.parallel(net_teacher)
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net, teacher=net_teacher, optimizer=optimizer)
-    released = args.preset == "released"
-    loss_of_step = objective_released if released else objective
-    weight_of = consistency_weight_released if released else consistency_weight
+    loss_of_step = objective_released if released(args) else objective
+    weight_of = consistency_weight_released if released(args) else consistency_weight
 
     for step, batch in job.steps(data, args.max_iterations):
         lr = step_decay(args.base_lr, step, args.lr_step)

@@ -9,6 +9,7 @@ import train_cml as cml
 from numpy_reference import dice, softmax
 from small import BOTH, LA
 
+from utils.errors import UserError
 from utils.losses import supervised_loss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,6 +160,20 @@ def test_cps_and_cfl_learn_from_the_others_argmax_in_the_same_pass(
         assert torch.equal(labels_1[:2], labels_2[:2])
         assert torch.equal(labels_1[2:], logits_2[2:].argmax(1))
         assert torch.equal(labels_2[2:], logits_1[2:].argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--framework cps --lambda_dis 0.3", "--lambda_dis has no effect with --framework cps"),
+        ("--framework cps --beta 0.5", "--beta has no effect with --framework cps"),
+        ("--framework cfl --beta 0.5", "--beta has no effect with --framework cfl"),
+    ],
+)
+def test_options_without_effect_are_refused(flags, named):
+    with pytest.raises(UserError, match=named):
+        cml.parse(flags.split())
+    assert cml.parse("--framework cfl --lambda_dis 0.3".split()).lambda_dis == 0.3
 
 
 def test_nms_keeps_the_largest_component_of_each_class():

@@ -9,6 +9,8 @@ import train_dmd as dmd
 from numpy_reference import dice, softmax
 from small import BOTH, LA
 
+from utils.errors import UserError
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELED = 2
@@ -110,6 +112,12 @@ def test_without_distillation_the_networks_do_not_meet(case):
         dmd.foreground_dice_loss(alone.softmax(1), torch.from_numpy(case[1])).backward()
         torch.testing.assert_close(z.grad[:LABELED], alone.grad)
         assert z.grad[LABELED:].eq(0).all()
+
+
+def test_without_distillation_its_form_is_refused():
+    for flags in ("--distill kl", "--temperature 2"):
+        with pytest.raises(UserError, match=r"--\w+ has no effect with --lambda_distill 0"):
+            dmd.parse(["--lambda_distill", "0", *flags.split()])
 
 
 def test_softer_targets_differ_less(case):

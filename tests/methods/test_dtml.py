@@ -170,8 +170,21 @@ def test_the_released_code_has_its_own_rampup():
 def test_labelled_only_sees_the_labelled_crops_of_the_method():
     args = dtml.parse(["--unlabeled", "0"])
     assert (args.labeled_bs, args.unlabeled_bs) == (2, 0)
+    assert (args.sources["labeled_bs"], args.sources["unlabeled_bs"]) == ("ours", "ours")
     args = dtml.parse(["--unlabeled", "0", "--labeled_bs", "4"])
     assert (args.labeled_bs, args.unlabeled_bs) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--unlabeled 0 --unlabeled_bs 4", "--unlabeled_bs has no effect with --unlabeled 0"),
+        ("--consistency 0 --rampup printed", "--rampup has no effect with --consistency 0"),
+    ],
+)
+def test_options_without_effect_are_refused(flags, named):
+    with pytest.raises(UserError, match=named):
+        dtml.parse(flags.split())
 
 
 def test_two_networks_with_a_head_and_an_optimizer_each(tiny_la, tmp_path):

@@ -125,6 +125,32 @@ def test_row_3_trains_and_tests_without_a_distance_head(tiny_la, tmp_path):
 def test_row_2_sees_the_labelled_crops_of_the_method():
     args = ugmcl.parse(["--terms", "dis", "--unlabeled", "0"])
     assert (args.labeled_bs, args.unlabeled_bs) == (2, 0)
+    assert (args.sources["labeled_bs"], args.sources["unlabeled_bs"]) == ("ours", "ours")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--unlabeled 0 --unlabeled_bs 4", "--unlabeled_bs has no effect with --unlabeled 0"),
+        ("--terms dis ctc --passes 2", "--passes has no effect with --terms dis ctc"),
+        ("--terms dis ctc --beta 1", "--beta has no effect with --terms dis ctc"),
+        ("--terms dis --threshold_start 1", "--threshold_start has no effect with --terms dis"),
+        ("--ema_decay 0.9 --terms", "--ema_decay has no effect with --terms"),
+        ("--terms dis --consistency 1", "--consistency has no effect with --terms dis"),
+        ("--terms dis --rampup printed", "--rampup has no effect with --terms dis"),
+        ("--consistency 0 --rampup printed", "--rampup has no effect with --consistency 0"),
+    ],
+)
+def test_options_without_effect_are_refused(flags, named):
+    with pytest.raises(UserError, match=named):
+        ugmcl.parse(flags.split())
+
+
+def test_options_of_a_term_go_with_it():
+    args = ugmcl.parse("--terms dis ctc --consistency 1 --rampup printed".split())
+    assert (args.consistency, args.rampup) == (1.0, "printed")
+    args = ugmcl.parse("--terms itc --beta 1 --passes 2 --ema_decay 0.9 --consistency 1".split())
+    assert (args.beta, args.passes, args.ema_decay) == (1.0, 2, 0.9)
 
 
 def test_printed_rampup_moves_lambda_and_not_the_threshold():

@@ -27,7 +27,7 @@ SHORT = {
     "train_coranet_uncertainty.py": [*EPOCHS, "--looks", 2],
     "train_dmd.py": ["--max_iterations", 3],
     "train_dtml.py": ["--max_iterations", 3],
-    "train_ugmcl.py": ["--max_iterations", 3, "--passes", 2],
+    "train_ugmcl.py": ["--max_iterations", 3],
     "train_cml.py": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
 }
 ALEATORIC = ["--uncertainty", "aleatoric"]

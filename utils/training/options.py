@@ -13,9 +13,10 @@ protocol, and the protocol over the parser's defaults. `--help` shows the values
 always hold.
 
 `args.sources` says of each option where its value came from; a run's log begins with it. Beside the
-command line, and the file that describes one's own data, there are four sources:
+command line, and the file that describes one's own data, there are four kinds of source:
 
-    paper, <section>                what the method's paper says there
+    paper, <section>                what the method's paper says there, about the data set at hand
+    paper, <whose> <section>        the same of another paper
     released code                   what the authors' code does
     custom of the field: <whose>    what the work does that the field follows
     ours                            our choice
