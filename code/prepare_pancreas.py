@@ -7,7 +7,9 @@ Pancreas-CT (NIH).
 
 The DICOM folders and the labels may lie anywhere below DOWNLOAD. The third command takes your
 train_lab.txt, train_unlab.txt and test.txt, or train.list and test.list, which are in lists/. Cases
-25 and 70 repeat others' scans and are left out, unless --lists names them.
+25 and 70 repeat others' scans. The collection has dropped them since the papers, so they are left
+out, unless --lists names them. Numbers of files with another --window are marked as not comparable
+with published ones.
 
 Reads PANCREAS_<number>/…/<series>/*.dcm and label<number>.nii.gz. Writes <root>/<number>.h5,
 train.list, test.list, report.csv and overlays.png; look at the last two.

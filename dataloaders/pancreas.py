@@ -1,24 +1,25 @@
-"""Pancreas-CT: 80 abdominal CT volumes of the NIH, in 3-D and slice by slice (Roth et al., MICCAI
-2015).
+"""Pancreas-CT: 82 abdominal CT volumes of the NIH, of which 80 are left, in 3-D and slice by slice
+(Roth et al., MICCAI 2015).
 
 The published layouts, read as they are (CoraNet's, or that of DTC and MC-Net):
 
     <root>/train_lab.txt, <root>/train_unlab.txt    12 + 50 cases, or one train.list that begins
                                                     with the labelled ones
-    <root>/test.txt                                 18 cases, or test.list
+    <root>/test.txt                                 20 or 18 cases, or test.list
     <root>/<case>.h5                                image float32 (X, Y, Z) in [0, 1], label uint8
                                                     {0, 1}
 
 The files may lie in a folder `Pancreas_h5`, and be called `<case>_norm.h5`. They hold 1 mm voxels
-around the pancreas. Cases 25 and 70 of the original 82 repeat two others, which may put one patient
-into training and test. DTC's and MC-Net's lists hold them: numbers on these 62 + 20 cases follow
-MC-Net's protocol, numbers on the 62 + 18 without them CoraNet's. A warning says that a list holds
-them.
+around the pancreas. CoraNet's paper has all 82 cases (IV-B) and trains on 12 + 50 in 3-D (IV-D), so
+20 are left to test; the lists of DTC and MC-Net have as many. Cases 25 and 70 repeat two others,
+which may put one patient into training and test, and the collection has dropped them since. That
+its 80 cases are parted into 62 + 18 is a custom of the field. A warning says that a list holds 25
+or 70.
 
 The slices of `Pancreas2d` are in a folder of their own, in the same layout. CoraNet's paper (IV-B,
 IV-D) takes another window for them, [-100, 240], cuts each to 192×240 pixels, speaks of no
-resampling, and trains on 80 % of the cases, half of them labelled. Of 80 cases these are 32 + 32,
-and 16 to test. Nobody publishes these files; `prepare_pancreas.py --for 2d` makes them.
+resampling, and trains on 80 % of the 82 cases, half of them labelled. Of 80 cases these are
+32 + 32, and 16 to test. Nobody publishes these files; `prepare_pancreas.py --for 2d` makes them.
 """
 
 import re
@@ -56,6 +57,7 @@ class Pancreas(Volumes):
     training_units = 62
     reported = (*Volumes.reported, "hd")
     source = "custom of the field: CoraNet"
+    sources = MappingProxyType({"labeled_bs": "ours", "unlabeled_bs": "ours"})
     preprocessing = Preprocessing(
         orientation="LPS",
         spacing=(1.0, 1.0, 1.0),
@@ -79,7 +81,17 @@ class Pancreas(Volumes):
             found.misfit = "nothing says that the files are prepared for 2d"
         if found.misfit:
             found.unlike_published = (*found.unlike_published, found.misfit)
+        elif how is not None:
+            found.unlike_published = (*found.unlike_published, *cls.other_window(how))
         return found
+
+    @classmethod
+    def other_window(cls, how: Preprocessing) -> list[str]:
+        """That files have another window than published ones, in a few words, if they have."""
+        usual = cls.preprocessing
+        if how.intensity != "window" or (how.low, how.high) == (usual.low, usual.high):
+            return []
+        return [f"window {how.low:g} to {how.high:g} HU, not {usual.low:g} to {usual.high:g}"]
 
     def __init__(self, root: str | Path, split: str = "train", downsample: int = 1):
         super().__init__(root, split, downsample)
@@ -92,9 +104,9 @@ class Pancreas(Volumes):
         repeated = [unit for unit in dict.fromkeys(self.units) if REPEATED.fullmatch(unit)]
         if repeated:
             warnings.warn(
-                f"{self.root}: the {split} list holds {' and '.join(repeated)}, and 25 and 70 of "
-                "the 82 cases repeat others' scans: numbers follow MC-Net's protocol, CoraNet's "
-                "leaves them out",
+                f"{self.root}: the {split} list holds {' and '.join(repeated)}, and cases 25 and "
+                "70 repeat others' scans: the papers' 82 cases hold them, the 80 that the "
+                "collection has now do not",
                 stacklevel=2,
             )
 

@@ -440,6 +440,10 @@ def test_pancreas_slices_are_cut_and_not_resampled(tmp_path, main):
     np.testing.assert_array_equal(label, mask[place].swapaxes(0, 1))
     with pytest.warns(UserWarning, match="prepared for 2d; .*--for 3d"):
         open_dataset("Pancreas", root)
+    options = (*options, "--window", -125, 275, "--overwrite")
+    assert main(prepare_pancreas, tmp_path / "download", *options)[0] == 0
+    other = open_dataset("Pancreas2d", root)
+    assert other.unlike_published == ("window -125 to 275 HU, not -100 to 240",)
 
 
 def test_pancreas_forms_have_folders_of_their_own(tmp_path):
