@@ -187,7 +187,7 @@ def sources_of(method, *argv):
 METHODS = sorted(path.stem.removeprefix("train_") for path in (ROOT / "code").glob("train_*.py"))
 SOURCE = re.compile(
     r"command line"
-    r"|paper, ((I|II|III|IV)-[A-F]|\d\.\d|Fig\. \d\w?|Table \w+|Algorithm 1)(: .+)?"
+    r"|paper, (CoraNet )?((I|II|III|IV)-[A-F]|\d\.\d|Fig\. \d\w?|Table \w+|Algorithm 1)(: .+)?"
     r"|released code(: .+)?"
     r"|custom of the field: .+"
     r"|ours(: .+)?"
@@ -206,6 +206,11 @@ def test_each_default_has_one_of_four_sources(method, dataset):
 
 
 UAMT, CODE = "custom of the field: UA-MT", "released code"
+OF_LA = "patch labeled_bs unlabeled_bs augment labelnum net"
+
+
+def all_from(source, names):
+    return dict.fromkeys(names.split(), source)
 
 
 @pytest.mark.parametrize(
@@ -217,29 +222,79 @@ UAMT, CODE = "custom of the field: UA-MT", "released code"
             "supervised",
             "--dataset ACDC --optimizer adam",
             {
-                "net": "custom of the field: CoraNet",
-                "base_lr": "custom of the field: CoraNet",
+                "net": "paper, CoraNet IV-A",
+                "base_lr": "paper, CoraNet IV-A",
+                "labeled_bs": "paper, CoraNet IV-A",
+                "patch": "paper, CoraNet IV-B",
+                "augment": "paper, CoraNet IV-F",
+                "lr_step": "ours",
                 "max_iterations": "ours",
             },
         ),
-        ("dmd", "", {"temperature": "paper, 3.1", "lambda_distill": "paper, 3.1"}),
+        (
+            "supervised",
+            "--dataset Pancreas --optimizer adam",
+            {
+                "normalization": "released code: CoraNet",
+                "base_lr": "paper, CoraNet IV-A",
+                "labelnum": "paper, CoraNet IV-D",
+                "labeled_bs": "ours",
+            },
+        ),
+        ("supervised", "--dataset phantom2d --optimizer adam", {"net": "ours", "base_lr": "ours"}),
+        ("dmd", "", all_from("paper, 3.1", "temperature lambda_distill net labelnum base_lr")),
         ("dmd", "--labelnum 8", {"temperature": "paper, 3.1"}),
         ("dmd", "--labelnum 4", {"temperature": "ours"}),
-        ("dmd", "--dataset ACDC", {"temperature": "ours", "max_iterations": "paper, 3.1"}),
-        ("dmd", "--distill kl", {"lambda_distill": "paper, Fig. 4", "distill": "command line"}),
+        (
+            "dmd",
+            "--dataset ACDC",
+            all_from("ours", "temperature lambda_distill base_lr lr_step max_iterations"),
+        ),
+        ("dmd", "--distill kl", {"lambda_distill": "ours", "temperature": "ours"}),
+        (
+            "dmd",
+            "--distill kl --labelnum 8",
+            {"lambda_distill": "paper, Fig. 4", "temperature": "ours", "distill": "command line"},
+        ),
         ("dtml", "", {"consistency": "paper, 3.2", "dis_loss": "paper, 4.2", "rampup": UAMT}),
-        ("dtml", "", {"base_lr": "paper, 4.1", "lr_step": "paper, 4.1", "labeled_bs": UAMT}),
-        ("dtml", "--preset released", {"consistency": CODE}),
-        ("ugmcl", "", {"passes": UAMT, "ema_decay": UAMT, "rampup": UAMT}),
+        ("dtml", "", all_from("paper, 4.1", f"base_lr lr_step max_iterations {OF_LA}")),
+        ("dtml", "--downsample 2", {"patch": "ours", "net": "paper, 4.1"}),
+        ("dtml", "--preset released", {"consistency": CODE, "rampup": CODE}),
+        ("dtml", "--dataset phantom", all_from("ours", f"consistency base_lr lr_step {OF_LA}")),
+        ("dtml", "--dataset Pancreas", all_from("ours", "consistency base_lr max_iterations")),
+        ("ugmcl", "", {"passes": UAMT, "ema_decay": UAMT, "labelnum": "paper, 4.1"}),
+        ("ugmcl", "", {"rampup": "custom of the field: Mean Teacher"}),
+        ("ugmcl", "", all_from("paper, 4.2", "patch labeled_bs unlabeled_bs augment net")),
+        (
+            "ugmcl",
+            "--dataset phantom",
+            all_from("ours", f"beta threshold_start consistency base_lr lr_step {OF_LA}"),
+        ),
         ("ugmcl", "", {"beta": "paper, 4.3", "threshold_start": "paper, 4.3"}),
         ("ugmcl", "", {"consistency": "paper, 4.2", "max_iterations": "paper, 4.2"}),
-        ("ugmcl", "--dataset BraTS2019", {"patch": "paper, 4.2"}),
+        (
+            "ugmcl",
+            "--dataset BraTS2019",
+            {"patch": "paper, 4.2", "labelnum": "paper, 4.1", "net": "paper, 4.2"},
+        ),
         ("ugmcl", "--preset released", {"beta": CODE, "lr_step": CODE, "net": CODE}),
+        (
+            "ugmcl",
+            "--dataset BraTS2019 --preset released",
+            all_from(CODE, "patch rampup consistency"),
+        ),
         ("cml", "", {"lr_step": CODE, "base_lr": "paper, 4.2", "beta": "paper, 4.2"}),
         ("cml", "", {"labeled_bs": "paper, 4.2", "pretrain_iterations": "paper, 4.2"}),
+        ("cml", "", {"patch": "paper, 4.2", "net": "paper, 4.2", "labelnum": UAMT}),
         ("cml", "--dataset ACDC", {"lr_step": CODE, "lambda_u": "paper, 4.2"}),
+        (
+            "cml",
+            "--dataset ACDC",
+            all_from("paper, 4.2", "patch net labeled_bs unlabeled_bs base_lr"),
+        ),
         ("cml", "--dataset BraTS2019", {"lr_step": "ours", "max_iterations": "paper, 4.2"}),
-        ("cml", "--dataset Pancreas", {"lr_step": "ours", "lambda_dis": "ours"}),
+        ("cml", "--dataset BraTS2019", {"patch": "paper, 4.2", "labelnum": "paper, Table 3"}),
+        ("cml", "--dataset Pancreas", all_from("ours", "lr_step lambda_dis base_lr labeled_bs")),
         ("cml", "--dataset endocardium", {"beta": "ours", "max_iterations": "ours"}),
     ],
 )

@@ -94,7 +94,8 @@ def test_the_log_says_where_each_value_comes_from():
         (["--dataset", "ACDC"], "net", "custom of the field: SSL4MIS"),
         (["--dataset", "BraTS2019"], "patch", "custom of the field: SSL4MIS"),
         (["--dataset", "BraTS2019"], "net", "custom of the field: UG-MCL, CML"),
-        (["--dataset", "Pancreas"], "labeled_bs", "custom of the field: CoraNet"),
+        (["--dataset", "Pancreas"], "labeled_bs", "ours"),
+        (["--dataset", "Pancreas2d"], "labeled_bs", "custom of the field: CoraNet"),
         (["--dataset", "Pancreas2d"], "net", "custom of the field: SSL4MIS"),
         (["--dataset", "endocardium"], "augment", "ours"),
         (["--dataset", "phantom"], "patch", "ours"),
@@ -104,6 +105,13 @@ def test_the_log_says_where_each_value_comes_from():
 )
 def test_a_protocol_says_whose_each_of_its_values_is(argv, option, source):
     assert parse(*argv).sources[option] == source
+
+
+def test_the_help_of_net_names_all_networks_by_dimension(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "3-D: vnet, unet3d, resnet18; 2-D: unet, unet_ronneberger" in text
 
 
 def test_the_help_shows_what_always_holds(capsys):

@@ -6,7 +6,7 @@ from typing import Any
 from dataloaders import DATASETS
 from dataloaders.cache import MODES
 from dataloaders.transforms import AUGMENTS
-from networks import NETWORKS
+from networks import NETWORKS, network_class
 from utils import command
 
 
@@ -108,9 +108,18 @@ def _add_validation(parser):
     )
 
 
+def _choice_of_net():
+    """Help of --net: the networks of each dimension."""
+    by_dimension = {}
+    for name in NETWORKS:
+        by_dimension.setdefault(network_class(name).dims, []).append(name)
+    parts = [f"{dims}-D: {', '.join(names)}" for dims, names in by_dimension.items()]
+    return "; ".join(parts)
+
+
 def _add_network(parser):
     group = parser.add_argument_group("network")
-    group.add_argument("--net", choices=NETWORKS, help="3-D: vnet, unet3d or resnet18; 2-D: unet")
+    group.add_argument("--net", choices=NETWORKS, help=_choice_of_net())
     group.add_argument("--n_filters", type=command.positive_int, help="channels of the first stage")
     group.add_argument(
         "--normalization",
