@@ -169,6 +169,16 @@ def test_a_class_and_the_mean_over_classes(tmp_path, call):
     assert rows_of(call(folder, "--class", "RV"))["base"][4] == "0"
 
 
+def test_a_class_has_the_papers_numbers_of_it(tmp_path, call):
+    trained = {"dataset": "ACDC", "labelnum": 14, "method": "coranet_ovr"}
+    folder = write_run(tmp_path, "ours", BASE, classes=("RV", "Myo", "LV"), trained=trained)
+    path = tmp_path / "table.csv"
+    text = call(folder, "--class", "RV", "--csv", path)
+    assert "82.69 ± 0.48" in rows_of(text)["as published"]
+    assert "CoraNet, Table IX is over runs" in text
+    assert csv_of(path)["ours", "dice"]["published"] == "82.69 ± 0.48 (CoraNet, Table IX)"
+
+
 # ----------------------------------------------------------------------------------- what is marked
 
 

@@ -134,6 +134,23 @@ def test_each_class_has_a_column_and_its_sd():
     assert len(rows) == 13  # twelve of the paper, and one network for all classes
 
 
+def test_an_hd_that_may_be_95hd_stands_beside_both():
+    header, *rows = fill(filled("coranet-table5", "Pancreas"), "Pancreas")
+    (row,) = [row for row in rows if row[0] == "CoraNet, V-Net"]
+    for metric in ("95HD", "HD"):
+        assert row[header.index(metric) + 1] == "7.59"
+    slices, *_ = fill(filled("coranet-table2", "Pancreas2d"), "Pancreas2d")
+    assert "HD" in slices
+    assert "95HD" not in slices  # the released code has no test of slices
+
+
+def test_nobody_says_whether_the_supervised_row_is_copied():
+    lines = [line for line in published_rows("coranet", "IX") if line.variant == "mean"]
+    copied = [line.method for line in lines if "copied from its paper" in line.remarks]
+    assert [line.method for line in lines if line.method not in copied] == ["CoraNet", "supervised"]
+    assert "does not say whether" in lines[-1].note
+
+
 def test_no_paper_has_anothers_number():
     """The faults that mixing papers makes."""
     of = {(line.paper, line.table, line.labelled, line.method): line for line in all_published()}
@@ -157,10 +174,11 @@ def test_no_paper_has_anothers_number():
 # --------------------------------------------------------------------------------- beside a test
 
 
-def known(tmp_path, method, dice=(0.7, 0.8), test=None, **trained):
-    folder = write_run(tmp_path, method, dice, trained={"method": method, **trained}, test=test)
+def known(tmp_path, method, dice=(0.7, 0.8), test=None, classes=("one",), class_name="", **trained):
+    options = {"method": method, **trained}
+    folder = write_run(tmp_path, method, dice, trained=options, test=test, classes=classes)
     (entry,) = open_entries([str(folder)], "last")
-    return printed_numbers(entry)
+    return printed_numbers(entry, class_name)
 
 
 def test_papers_that_print_other_numbers_are_named_apart(tmp_path):
@@ -192,3 +210,28 @@ def test_a_run_has_the_number_of_the_row_that_is_nearest(tmp_path):
 def test_a_method_that_no_paper_printed_there_has_none(tmp_path):
     assert known(tmp_path, "dmd", labelnum=5) == []
     assert known(tmp_path, "mine", labelnum=8) == []
+
+
+def test_a_class_has_its_own_numbers_with_their_sd(tmp_path):
+    run = {"dataset": "ACDC", "labelnum": 14, "classes": ("RV", "Myo", "LV")}
+    (found,) = known(tmp_path, "coranet_ovr", class_name="RV", **run)
+    assert (found.source, found.text("dice")) == ("CoraNet, Table IX", "82.69 ± 0.48")
+    (found,) = known(tmp_path, "coranet_ovr", **run)
+    assert found.text("dice") == "86.10 ± 0.62"
+    assert "the sd of CoraNet, Table IX is over runs" in found.reservations[-1]
+    seven = {**run, "labelnum": 7}
+    assert known(tmp_path, "dmd", class_name="RV", **seven) == []  # Table 2 has only the mean
+
+
+def test_the_only_class_has_the_numbers_of_the_mean(tmp_path):
+    (ours, _) = known(tmp_path, "supervised", class_name="one", labelnum=8)
+    assert ours.values["dice"] == 79.99
+
+
+def test_a_run_has_an_hd_that_may_be_95hd_beside_both(tmp_path):
+    (found,) = known(tmp_path, "coranet", dataset="Pancreas", labelnum=12)
+    assert (found.values["hd"], found.values["hd95"]) == (7.59, 7.59)
+    assert any("95HD" in line for line in found.reservations)
+    (found,) = known(tmp_path, "coranet", dataset="Pancreas2d", labelnum=32)
+    assert (found.values["hd"], "hd95" in found.values) == (15.90, False)
+    assert not any("95HD" in line for line in found.reservations)

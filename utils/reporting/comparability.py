@@ -4,14 +4,14 @@ and the numbers that papers print, with what their setting has different.
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataloaders import dataset_class
 from utils.reporting.entries import Entry, differing
 from utils.reporting.experiments import Row
 from utils.reporting.paper_tables import printed_rows
 from utils.reporting.paper_tables.rows import script_name
-from utils.reporting.published import GAIN
+from utils.reporting.published import GAIN, IS_HD95
 from utils.reporting.results import Result
 from utils.reporting.scripts import flags_of_test, options_of, pairs, training_script
 from utils.trained import UNFINISHED
@@ -161,11 +161,15 @@ class Printed:
         sources: the tables that they stand in, as `DMD, Table 1`.
         values: by metric, overlaps in percent.
         differences: of an entry from the setting that they are of, in words.
+        sd: over runs with other seeds, of a row's one number; None where none is printed.
+        maybe_hd95: whether the HD may be 95HD; it stands beside both.
     """
 
     sources: tuple[str, ...]
     values: dict[str, float]
     differences: tuple[str, ...]
+    sd: float | None = None
+    maybe_hd95: bool = False
 
     @property
     def source(self) -> str:
@@ -173,37 +177,60 @@ class Printed:
 
     @property
     def reservations(self) -> list[str]:
-        """Why an entry cannot be compared with them; `{}` stands for its label."""
-        if not self.differences:
-            return []
-        reasons = "; ".join(self.differences)
-        return [f"{{}}: the numbers of {self.source} are of another setting: {reasons}."]
+        """Why an entry cannot be compared with them, and with what they can; `{}` stands for its
+        label.
+        """
+        lines = []
+        if self.differences:
+            reasons = "; ".join(self.differences)
+            lines.append(f"{{}}: the numbers of {self.source} are of another setting: {reasons}.")
+        if self.maybe_hd95:
+            lines.append(
+                f"{{}}: {self.source} calls its distance HD, but {IS_HD95}: the number stands "
+                "beside our HD and our 95HD."
+            )
+        if self.sd is not None:
+            lines.append(f"{{}}: the sd of {self.source} is over runs with other seeds.")
+        return lines
+
+    def text(self, metric: str) -> str:
+        """A number with its sd, where one is printed; `-` where there is no number."""
+        if metric not in self.values:
+            return "-"
+        number = f"{self.values[metric]:.2f}"
+        return number if self.sd is None else f"{number} ± {self.sd:.2f}"
 
 
-def printed_numbers(entry: Entry) -> list[Printed]:
+def printed_numbers(entry: Entry, class_name: str = "") -> list[Printed]:
     """The numbers that papers print for an entry's method, data set and number of labels: of each
-    paper the row whose setting is nearest to the entry's. A row of another method that the same
+    paper the row whose setting is nearest to the entry's, for a class or for the mean over the
+    classes. A row of another method that the same
     script can train counts only where the training is the same. Papers that print the same numbers
     for the same setting share one.
     """
     trained = entry.first.trained
     method = trained["method"].split("_")[0]  # train_coranet_ovr.py trains a form of CoraNet
+    wanted = class_name if len(entry.first.classes) > 1 else ""  # the only class is the mean too
     nearest: dict[str, Printed] = {}
     for row in printed_rows(trained["method"], trained["dataset"], trained["labelnum"]):
-        line = next(line for line in row.published if not line.class_name)
-        values = {name: value for name, value in line.values.items() if name != GAIN}
+        line = next((line for line in row.published if line.class_name == wanted), None)
+        if line is None:
+            continue
+        values = {name: value for name, value in line.compared.items() if name != GAIN}
         training = _other_training(entry.first, row)
         if not values or (training and script_name(line.method) != method):
             continue
-        found = Printed((line.source,), values, (*training, *_other_test(entry, row)))
+        differences = (*training, *_other_test(entry, row))
+        maybe_hd95 = line.compared != line.values
+        found = Printed((line.source,), values, differences, line.sd, maybe_hd95)
         known = nearest.get(line.paper)
         if known is None or len(found.differences) < len(known.differences):
             nearest[line.paper] = found
     same: dict[tuple, Printed] = {}
     for found in nearest.values():
-        key = (tuple(found.values.items()), found.differences)
+        key = (tuple(found.values.items()), found.differences, found.sd, found.maybe_hd95)
         sources = (*same[key].sources, *found.sources) if key in same else found.sources
-        same[key] = Printed(sources, found.values, found.differences)
+        same[key] = replace(found, sources=sources)
     return list(same.values())
 
 
@@ -232,16 +259,16 @@ def _other_test(entry: Entry, row: Row) -> list[str]:
     summary = result.summary
     test = summary["test"]
     parts = []
-    paper = flags_of_test(trained["method"], trained["dataset"]) | pairs(row.test)
-    if "--nms" in paper and test["nms"] != int(paper["--nms"]):
-        nms = int(paper["--nms"])
+    flags = flags_of_test(trained["method"], trained["dataset"]) | pairs(row.test)
+    if "--nms" in flags and test["nms"] != int(flags["--nms"]):
+        nms = int(flags["--nms"])
         parts.append(f"components {COMPONENTS[1 - nms]}, not {COMPONENTS[nms]}")
     if result.checkpoint != "last":
         parts.append(f"{result.checkpoint} tested, not the last iteration")
     if any(UNFINISHED in one.summary["selection"] for one in entry.results):
         parts.append("the run is unfinished")
-    if test.get("network") != paper.get("--network"):
-        parts.append(f"{_network(test.get('network'))}, not {_network(paper.get('--network'))}")
+    if test.get("network") != flags.get("--network"):
+        parts.append(f"{_network(test.get('network'))}, not {_network(flags.get('--network'))}")
     stride = dataset_class(trained["dataset"]).stride
     if stride and trained.get("downsample", 1) == 1:
         own = test.get("stride") or stride

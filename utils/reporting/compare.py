@@ -129,12 +129,11 @@ def compare(
         marks[entry.label] = notes.add(entry.label, reservations(entry, base or entries[0]))
     known = {}
     published_marks = {}
-    if not class_name:  # papers give the mean over classes
-        for entry in entries:
-            known[entry.label] = printed_numbers(entry)
-            published_marks[entry.label] = [
-                notes.add(entry.label, printed.reservations) for printed in known[entry.label]
-            ]
+    for entry in entries:
+        known[entry.label] = printed_numbers(entry, class_name or "")
+        published_marks[entry.label] = [
+            notes.add(entry.label, printed.reservations) for printed in known[entry.label]
+        ]
     return Comparison(
         entries=list(entries),
         metrics=metrics,

@@ -70,8 +70,8 @@ class Filled:
     def printed(self, column: Column) -> tuple[float, float | None, Published] | None:
         """The paper's number, its sd or None, and the row that it stands in; None without one."""
         for line in self.row.published:
-            if line.class_name == column.class_name and column.metric in line.values:
-                return line.values[column.metric], line.sd, line
+            if line.class_name == column.class_name and column.metric in line.compared:
+                return line.compared[column.metric], line.sd, line
         return None
 
 

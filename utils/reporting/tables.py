@@ -52,8 +52,7 @@ def _published_rows(comparison: Comparison, entry: Entry) -> list[list[str]]:
     marks = comparison.published_marks.get(entry.label, [])
     rows = []
     for printed, numbers in zip(known, marks, strict=True):
-        values = printed.values
-        cells = [f"{values[m]:.2f}" if m in values else "-" for m in comparison.metrics]
+        cells = [printed.text(m) for m in comparison.metrics]
         notes = f"{printed.source} {_brackets(numbers)}".rstrip()
         rows.append([PUBLISHED, labels, "", "", "", "", *cells, "", "", notes])
     return rows
@@ -213,7 +212,7 @@ def _published_text(known: Sequence[Printed], metric: str) -> str:
     texts = []
     for printed in known:
         if metric in printed.values:
-            texts.append(f"{printed.values[metric]:.2f} ({printed.source})")
+            texts.append(f"{printed.text(metric)} ({printed.source})")
     return "; ".join(texts)
 
 
