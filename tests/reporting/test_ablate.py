@@ -174,10 +174,77 @@ def test_ugmcl_has_six_experiments():
     assert found[0]["labeled_bs"] == 4
 
 
-def test_ugmcls_supervised_rows_take_its_patch():
-    jobs = by_label(plan("ugmcl-table4"))
-    assert jobs["V-Net"].options["patch"] == jobs["UG-MCL"].options["patch"] == [112, 112, 80]
+def flags_by_method(name, dataset):
+    """The flags of each method's rows in a table, of those too that have no script yet."""
+    return {(row.method, row.flags) for row in TABLES[name].rows(dataset, None)}
+
+
+@pytest.mark.parametrize("name", ["ugmcl-table1", "ugmcl-table3", "ugmcl-table4", "ugmcl-fig4"])
+def test_all_of_ugmcls_rows_have_its_crops_on_the_tumours(name):
+    for row, jobs in plan(name, "BraTS2019"):
+        for job in jobs:
+            assert job.options["patch"] == [112, 112, 80]
+        if row.method != "ugmcl":
+            assert row.flags == "--patch 112 112 80"
+    assert all("--patch" not in row.flags for row, _ in plan(name, "LA"))
     assert by_label(plan("cml-table3"))["V-Net"].options["patch"] == [96, 96, 96]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("coranet-table2", "Pancreas2d"),
+        ("coranet-table3", "Pancreas2d"),
+        ("coranet-table7", "endocardium"),
+    ],
+)
+def test_coranets_rivals_have_its_unet_on_slices(name, dataset):
+    found = flags_by_method(name, dataset)
+    for method in ("pimodel", "te", "mt", "uamt"):
+        assert (method, "--net unet_ronneberger") in found
+        assert (method, "") in flags_by_method(name, "LA")  # which is 3-D
+    assert ("coranet", "") in found
+
+
+def test_umct_is_never_run():
+    rows = [row for row, _ in plan("coranet-table5") if row.label.startswith("UMCT")]
+    assert [row.published[0].values["dice"] for row in rows] == [79.77, 80.35, 81.18]
+    assert {(row.method, row.flags) for row in rows} == {(None, "")}
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "run"),
+    [
+        ("coranet-table6", "Pancreas2d", "coranet_32_relabelling"),
+        ("coranet-table6", "Pancreas", "coranet_12_relabelling"),
+        ("coranet-fig4", "Pancreas2d", "coranet_32_relabelling_st_mask"),
+    ],
+)
+def test_crm_finds_its_masks_when_the_other_measures_do(name, dataset, run):
+    job = by_label(plan(name, dataset))["CRM (CoraNet)"]
+    assert (job.options["masks"], job.folder.parts[-2]) == ("relabelling", run)
+    assert by_label(plan("coranet-table8"))["α = 5"].options["masks"] == "step"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("coranet-table5", ("82 cases", "18 test", "95HD")),
+        ("coranet-table6", ("Algorithm 1", "plain head", "82 cases")),
+        ("coranet-table9", ("14 of the 70",)),
+        ("coranet-fig4", ("Algorithm 1", "plain head")),
+        ("dmd-table2", ("settings",)),
+        ("dmd-table3", ("neither the loss nor the weight",)),
+        *((f"cml-table{number}", ("released code",)) for number in (1, 2, 3, 4)),
+        ("cml-fig5", ("released code",)),
+        ("cml-fig6", ("released code",)),
+    ],
+)
+def test_a_table_says_where_it_departs_from_the_paper(name, words, capsys, tmp_path):
+    call(name, "--fill", "--runs", tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    for word in words:
+        assert word in printed
 
 
 def test_ugmcls_shares_of_the_labels():
@@ -352,8 +419,8 @@ def test_the_comparison_says_whose_numbers_it_has(capsys, tmp_path):
     assert not any("79.99" in line or "82.74" in line for line in lines)
 
 
-def test_the_component_filter_is_the_papers(tmp_path):
-    """DMD's paper keeps all components. On LA that takes `--nms 0`, on ACDC the tests keep all."""
+def test_the_component_filter_is_that_of_the_paper_or_of_its_code(tmp_path):
+    """DMD's code keeps all components. On LA that takes `--nms 0`, on ACDC the tests keep all."""
     job = by_label(plan("dmd-table3", runs=tmp_path))["DMD"]
     assert job.test[-2:] == ["--nms", "0"]
     assert job.summary.parent.name == "last_nms0"
@@ -363,6 +430,8 @@ def test_the_component_filter_is_the_papers(tmp_path):
     assert job.result() == (None, None)
     write_result(job, nms=0)
     assert job.result()[0]["test"]["nms"] == 0
+    job = by_label(plan("coranet-table8", "LA", 8))["α = 5"]
+    assert job.summary.parent.name == "last_nms0"  # CoraNet's paper, IV-D: no post-processing
     job = plan("comparison", "ACDC", runs=tmp_path)[1][1][0]
     assert "--nms" not in job.test
     assert job.summary.parent.name == "last"

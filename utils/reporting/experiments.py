@@ -44,7 +44,7 @@ class Row:
         method: of `train_<method>.py`, which need not exist yet; None where a row cannot be run.
         flags: of the training script, added to those for the data set, labels, seed and places.
         variant: ends the run's name, unless the flags come to the defaults.
-        test: flags of the test script, added to those that the method's paper tests with.
+        test: flags of the test script, added to `TEST_FLAGS` of the training script.
         labelnum: where the rows of a table differ in it.
         published: the paper's numbers, one entry for the mean over the classes or for each class;
             empty where the paper prints none.

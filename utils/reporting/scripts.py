@@ -47,10 +47,11 @@ def _options_of(script: Path, arguments: tuple[str, ...]) -> dict:
 
 
 def flags_of_test(method: str, dataset: str) -> dict[str, str]:
-    """Flags of the test script that the method's paper tests with on a data set.
+    """Flags of the test script that a method is tested with on a data set, as its paper or its
+    released code does.
 
     They are `TEST_FLAGS` of the training script, by data set, `*` for all others. There are none
-    where the paper does not say, or where the method has no script here.
+    where neither says, or where the method has no script here.
     """
     script = training_script(method)
     if not script.is_file():
