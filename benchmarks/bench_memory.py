@@ -37,6 +37,8 @@ SAVING = {
     "--accumulate 2": ("--accumulate", 2),
     "both": ("--checkpoint_activations", 1, "--accumulate", 2),
 }
+# a step of all crops, which --accumulate can part
+FLAGS = {"coranet": ("--updates", "joint", "--masks", "relabelling")}
 LIMIT = 8e9  # bytes
 
 
@@ -143,7 +145,8 @@ class Job(run.Run):
 def step(method, *options):
     """Run two steps of a method's script."""
     patches = [(two_stream, "two_stream_loader", Noise), (run, "Run", Job)]
-    harness.run_script(f"train_{method}.py", ["--labelnum", 16, *options], patches)
+    flags = ["--labelnum", 16, *FLAGS.get(method, ()), *options]
+    harness.run_script(f"train_{method}.py", flags, patches)
 
 
 def copied(tensor, memo):

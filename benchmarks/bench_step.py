@@ -61,6 +61,9 @@ NETWORK = ("forward", "passes", "backward", "optimizer")  # everything else is "
 RTOL = 2e-4
 ITERATIONS = 6000
 
+# one step on the sum of the losses, as research-style code has it
+JOINT = ("--updates", "joint", "--masks", "relabelling")
+
 CASES = [
     Case("supervised", "", (4, 0)),
     Case("dmd", "", (2, 2), ("--temperature", "1.93")),
@@ -69,7 +72,7 @@ CASES = [
     Case("cml", "pre-training", (4, 4)),
     Case("cml", "self-training", (4, 4), ("--pretrain_iterations", "0")),
     Case("coranet", "pre-training", (4, 4)),
-    Case("coranet", "self-training", (4, 4), ("--pretrain_epochs", "0")),
+    Case("coranet", "self-training", (4, 4), ("--pretrain_epochs", "0", *JOINT)),
 ]
 METHODS = list(dict.fromkeys(case.method for case in CASES))
 

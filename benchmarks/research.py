@@ -317,15 +317,17 @@ class CoraNet(Supervised):
             torch.tensor(w, device=self.device) for w in ((self.alpha, 1.0), (1.0, self.alpha))
         )
         loss_crm = F.cross_entropy(outputs[0][:n], label)
-        loss_crm = loss_crm + F.cross_entropy(outputs[1][:n], label, weight=conservative)
-        loss_crm = loss_crm + F.cross_entropy(outputs[2][:n], label, weight=radical)
+        for logits, weight in ((outputs[1], conservative), (outputs[2], radical)):
+            weighted = F.cross_entropy(logits[:n], label, weight=weight, reduction="none")
+            loss_crm = loss_crm + torch.mean(weighted)
         if self.pretraining:
             return {"loss": loss_crm, "loss_crm": loss_crm}
         pseudo, certain = stand_in(image[n:, 0])
         certain = certain.float()
-        loss_csn = masked_mean(F.cross_entropy(outputs[0][n:], pseudo, reduction="none"), certain)
+        ce = F.cross_entropy(outputs[0][n:], pseudo, reduction="none")
+        loss_csn = torch.mean(ce * certain)
         squares = (torch.softmax(outputs[0][n:], dim=1) - torch.softmax(ema_logits, dim=1)) ** 2
-        loss_cnt = masked_mean(torch.mean(squares, dim=1), 1 - certain)
+        loss_cnt = torch.mean(torch.sum(squares, dim=1) * (1 - certain))
         terms = {"loss_crm": loss_crm, "loss_csn": loss_csn, "loss_cnt": loss_cnt}
         return {"loss": loss_crm + loss_csn + loss_cnt, **terms}
 

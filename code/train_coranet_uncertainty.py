@@ -45,6 +45,7 @@ has the losses, epochs and batches of the released code.
 
 import copy
 import math
+from argparse import Namespace
 
 import torch
 
@@ -85,6 +86,14 @@ ROWS = {
     "full": ("certain", "uncertain"),
 }
 
+# options that change nothing in a row
+WITHOUT_EFFECT = {
+    "seg": ("updates", "region_means", "relabel_epochs", "relabel_stride", "ema_decay"),
+    "seg+st": ("ema_decay",),
+    "seg+st_mask": ("ema_decay",),
+    "seg+mt": ("relabel_epochs", "relabel_stride"),
+}
+
 # options that a measure of uncertainty has
 OPTIONS_OF = {
     "tta": ("views", "looks", "certain_confidence"),
@@ -99,21 +108,44 @@ def has(kind):
     return lambda args: args.uncertainty == kind
 
 
+TEST_FLAGS = {"*": "--nms 0"}  # paper, IV-D: no post-processing
+
+# the data of the paper; elsewhere its values are our choice
+IN_PAPER = ("Pancreas", "Pancreas2d", "endocardium", "ACDC")
+VOLUMES = {"pretrain_epochs": 30, "selftrain_epochs": 200}
+SLICES = {
+    "net": "unet_ronneberger",
+    "normalization": "batchnorm",
+    "pretrain_epochs": 30,
+    "selftrain_epochs": 100,
+}
+
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("paper, IV-A", pretrain_epochs=30, relabel_epochs=5, ema_decay=0.99),
+    rule("paper, IV-A", base_lr=1e-3, relabel_epochs=5, ema_decay=0.99),
+    rule("paper, IV-D", train="full"),
     rule("paper, Algorithm 1", updates="three"),
     rule("ours: an epoch is one pass", passes=1),
-    rule("paper, IV-D", in_3d, selftrain_epochs=200),
+    rule("ours", in_3d, labeled_bs=4, unlabeled_bs=4, **VOLUMES),
+    rule("ours", in_2d, labeled_bs=2, unlabeled_bs=2, **SLICES),
     rule("released code", in_3d, normalization="instancenorm"),
-    rule("ours", in_3d, labeled_bs=4, unlabeled_bs=4),
+    rule("paper, IV-A", lambda args: in_2d(args) and args.dataset in IN_PAPER, **SLICES),
+    rule("paper, IV-A", lambda args: args.net == "unet_ronneberger", n_filters=64),
     rule(
-        "paper, IV-A",
-        in_2d,
-        net="unet_ronneberger",
-        normalization="batchnorm",
-        selftrain_epochs=100,
+        "paper, IV-D",
+        lambda args: args.dataset == "Pancreas",
+        labelnum=12,
+        net="vnet",
+        augment="crop",
+        **VOLUMES,
     ),
-    rule("paper, IV-A: a batch of 4", in_2d, labeled_bs=2, unlabeled_bs=2),
+    rule("paper, IV-D", lambda args: args.dataset == "Pancreas2d", labelnum=32),
+    rule(
+        "paper, IV-B",
+        lambda args: args.dataset == "Pancreas2d",
+        patch=[192, 240],
+        augment="affine",
+    ),
+    rule("paper, IV-B", lambda args: args.dataset == "ACDC", patch=[256, 256]),
     rule("paper, IV-F", lambda args: args.dataset == "ACDC", augment="rotate_crop"),
     rule("paper, IV-D", has("tta"), views="random", certain_confidence=0.8),
     rule("paper, IV-D", lambda args: args.views == "random", looks=20),
@@ -310,8 +342,11 @@ def three_updates(
 # into `certain_region` in `utils/uncertainty.py`.
 
 
-def relabel(net, data, steps, job, args):
+def relabel(net, data, steps, job, args, measure):
     """Pseudo-labels and certain voxels of the whole unlabelled images that `steps` will show.
+
+    Args:
+        measure: of uncertainty, as `certain_region` takes it.
 
     Returns:
         Case to its classes uint8 `(*S)` and its certain voxels bool `(*S)`.
@@ -321,7 +356,7 @@ def relabel(net, data, steps, job, args):
         prob, certain = certain_region(
             net,
             image,
-            args,
+            measure,
             data.patch,
             args.relabel_stride,
             data.num_classes,
@@ -350,7 +385,7 @@ def summary_of(pseudo_labels, data, certain_only):
 
 
 def parse(argv=None):
-    parser = options.parser(__doc__, __file__, ("paper", "released"), base_lr=1e-3)
+    parser = options.parser(__doc__, __file__, ("paper", "released"))
     method = parser.add_argument_group("method")
     method.add_argument(
         "--pretrain_epochs",
@@ -369,7 +404,6 @@ def parse(argv=None):
     method.add_argument(
         "--train",
         choices=ROWS,
-        default="full",
         help="row of Table IV: seg has only L_seg, st adds L_csn, mt adds L_cnt, full adds both; "
         "with mask they see only certain voxels; in full and in seg+mt_uncertain L_cnt sees only "
         "uncertain ones; seg+st_mask is Fig. 4",
@@ -405,6 +439,13 @@ def parse(argv=None):
     )
     args = options.parse(parser, DEFAULTS, argv)
     args.relabel_stride = window_stride(args.relabel_stride, args.patch, "--relabel_stride")
+    why = f"--train {args.train}"
+    options.refuse_without_effect(args, WITHOUT_EFFECT.get(args.train, ()), why)
+    if not {"certain", "uncertain"} & set(ROWS[args.train]):
+        of_masks = ["views", "certain_confidence", "certain_sd"]
+        if args.uncertainty != "aleatoric":  # whose loss has draws too
+            of_masks.append("looks")
+        options.refuse_without_effect(args, of_masks, why)
     check_uncertainty(args)
     check_updates(args)
     return args
@@ -516,6 +557,8 @@ def main(argv=None):
     pseudo_where, teacher_where = ROWS[args.train]
     masked = "certain" in ROWS[args.train] or "uncertain" in ROWS[args.train]
     relabels = masked or pseudo_where is not None
+    # where no mask is asked for, the plain prediction does
+    measure = args if masked else Namespace(uncertainty="softmax", certain_confidence=0.5)
 
     pretrain_epoch, selftrain_epoch = epoch_lengths(args, data)
     pretraining = args.pretrain_epochs * pretrain_epoch
@@ -544,7 +587,7 @@ def main(argv=None):
 
             if relabels and t % relabel_every == 0 and batch.first_part:
                 coming = range(step, min(step + relabel_every, last + 1))
-                pseudo_labels.replace(relabel(net, data, coming, job, args))
+                pseudo_labels.replace(relabel(net, data, coming, job, args, measure))
                 job.logger.info(summary_of(pseudo_labels, data, masked))
 
             region = {"everywhere": torch.ones_like(unlabelled[:, 0], dtype=torch.bool)}

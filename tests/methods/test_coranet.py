@@ -393,9 +393,30 @@ def test_three_updates_are_lines_7_9_and_11_of_algorithm_1(which):
         torch.testing.assert_close(net.state_dict()[key], value)
 
 
+def test_the_rows_of_table_iv(script):
+    """Where D learns from pseudo-labels, and where it follows the teacher."""
+    assert script.ROWS == {
+        "seg": (None, None),
+        "seg+st": ("everywhere", None),
+        "seg+st_mask": ("certain", None),
+        "seg+mt": (None, "everywhere"),
+        "seg+mt_mask": (None, "certain"),
+        "seg+mt_uncertain": (None, "uncertain"),
+        "full": ("certain", "uncertain"),
+    }
+
+
+def test_tests_keep_all_components(script):
+    """IV-D: "We do not perform any postprocessing"."""
+    assert script.TEST_FLAGS == {"*": "--nms 0"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--train", "seg", "--masks", "step"], "--masks has no effect with --train seg"),
+        (["--train", "seg+st", "--ema_decay", "0.5"], "--ema_decay has no effect with --train seg"),
+        (["--train", "seg+mt", "--relabel_epochs", "3"], "--relabel_epochs has no effect"),
         (["--accumulate", "2"], "--accumulate 2: .* --updates joint"),
         (["--preset", "released", "--updates", "three"], "--updates three: the released code"),
         (["--preset", "released", "--region_means", "1"], "--region_means 1: .* released code"),
@@ -495,6 +516,9 @@ def test_the_teacher_follows_the_student(tiny_la, tmp_path):
         "objective_released",
         "decay_of_teacher",
         "check_updates",
+        "in_2d",
+        "in_3d",
+        "released",
         "epoch_lengths",
     ],
 )
@@ -508,3 +532,15 @@ def test_what_stands_in_both_scripts_is_the_same(name):
         return ast.dump(function)
 
     assert code(coranet) == code(ovr)
+
+
+@pytest.mark.parametrize(
+    "name", ["ROWS", "WITHOUT_EFFECT", "TEST_FLAGS", "IN_PAPER", "VOLUMES", "SLICES"]
+)
+def test_settings_of_both_scripts_are_the_same(name):
+    assert getattr(coranet, name) == getattr(ovr, name)
+
+
+def test_rules_of_both_scripts_are_the_same():
+    rules = [[(rule.source, rule.values) for rule in script.DEFAULTS] for script in (coranet, ovr)]
+    assert rules[0] == rules[1]

@@ -271,7 +271,7 @@ def test_relabelling_finds_pseudo_labels_and_certain_voxels(kind, option, limits
     share = []
     for limit in limits:
         args = options(kind, **{option: limit})
-        found = coranet.relabel(net, FakeData(), range(4, 6), FakeJob(), args)
+        found = coranet.relabel(net, FakeData(), range(4, 6), FakeJob(), args, args)
         assert net.training
         assert set(found) == {1, 2}
         for case, (pseudo, _) in found.items():

@@ -185,6 +185,28 @@ def test_coranet_relabels_every_so_many_epochs(script, tiny_la, main, calls):
     assert ended["optimizer"]["param_groups"][0]["betas"] == (0.5, 0.999)
 
 
+@pytest.mark.parametrize("script", [train_coranet, train_coranet_ovr])
+@pytest.mark.parametrize("row", ["full", "seg+st_mask", "seg+mt_mask", "seg+mt_uncertain"])
+def test_coranet_masks_and_updates_each_step(row, script, tiny_la, main, calls):
+    """Algorithm 1, which is the default: in each step of self-training the masks of its crops, and
+    updates with those voxels.
+    """
+    certain = calls(script, "certain_voxels")
+    updates = calls(script, "three_updates")
+    csn, cnt = calls(script, "certain_loss"), calls(script, "consistency_loss")
+    main(script, tiny_la, *LA, "--pretrain_epochs", 1, "--selftrain_epochs", 2, "--train", row)
+    assert len(certain) == len(updates) == 4
+    masks = [mask[0] if script is train_coranet_ovr else mask for _, mask in certain]
+    if row in ("full", "seg+st_mask"):
+        assert all(torch.equal(args[2], mask) for (args, _), mask in zip(csn, masks, strict=True))
+    if row != "seg+st_mask":
+        expected = masks if row == "seg+mt_mask" else [~mask for mask in masks]
+        found = [args[2] for args, _ in cnt]
+        assert all(map(torch.equal, found, expected))
+        assert len(found) == 4
+    assert bool(csn) == (row in ("full", "seg+st_mask"))
+
+
 def test_coranets_released_epochs_end_with_the_shorter_loader(tiny_la, main, calls):
     """3 labelled and 3 unlabelled cases, 2 a step: five passes are 8 steps, whole batches of the
     unlabelled 1.

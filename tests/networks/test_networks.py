@@ -366,3 +366,16 @@ def test_enlarging_in_a_fixed_order_is_trilinear():
         gradients.append(torch.autograd.grad((enlarged * weights).sum(), x)[0])
     torch.testing.assert_close(enlarge_by_slices(x), enlarge(3)(x))
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("name", ["vnet", "unet_ronneberger"])
+def test_a_branch_is_two_convolutions_and_one_to_the_classes(name):
+    net = small(name, branches=3)
+    assert len(net.heads) == 3
+    for head in net.heads:
+        kernels = [
+            m.kernel_size[0]
+            for m in head.modules()
+            if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)
+        ]
+        assert kernels == [3, 3, 1]
