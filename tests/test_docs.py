@@ -18,8 +18,10 @@ CODE = ROOT / "code"
 def options_of(script):
     """All options that the help of a script in `code/` names."""
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
-        importlib.import_module(script.removesuffix(".py")).parse(["--help"])
+    module = importlib.import_module(script.removesuffix(".py"))
+    for subcommand in ([], *([name] for name in getattr(module, "FIGURES", ()))):
+        with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
+            module.parse([*subcommand, "--help"])
     return set(re.findall(r"--\w+", text.getvalue()))
 
 
