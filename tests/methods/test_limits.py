@@ -141,8 +141,11 @@ def test_coranet_without_its_unlabelled_terms_is_its_labelled_loss(tiny_la, tmp_
     for step in range(1, 2 * data.steps_per_epoch + 1):
         batch = data.batch(step)
         optimizer.zero_grad()
-        branches = zip(net(batch.image), weights_of, strict=True)
-        sum(F.cross_entropy(logits, batch.label, w) for logits, w in branches).backward()
+        losses = [
+            F.cross_entropy(logits, batch.label, w, reduction="none").mean()
+            for logits, w in zip(net(batch.image), weights_of, strict=True)
+        ]
+        sum(losses).backward()
         optimizer.step()
     assert step == 4
     assert far_less(ended, net.state_dict(), began)

@@ -79,7 +79,7 @@ FLAGS = {
     ],
     "train_coranet_uncertainty.py": [
         ["--preset", "released"],
-        ["--train", "seg"],
+        ["--train", "seg+st_mask"],
         ["--updates", "joint"],
         ["--region_means", 1],
         ["--uncertainty", "mcdropout"],
