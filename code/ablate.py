@@ -15,9 +15,11 @@ several seeds it is their mean ± sample sd. Beside it stands the number that th
 this row, data set and number of labels, or `-` where it prints none.
 
 --run skips finished commands and resumes stopped ones, so the same command can be given again. A
-row that comes to the defaults is the run without a name, and no two tables train it twice. For a
-quick look: --extra "--downsample 2 --max_iterations 2000" --runs runs_quick. The rows themselves
-are written in utils/reporting/paper_tables/, the printed numbers in utils/reporting/published.csv.
+row with all defaults has the run that its script makes by itself, so no two tables train it twice.
+For a quick look give --extra "--downsample 2 --max_iterations 2000" --runs runs_quick, to tables
+with CoraNet --extra "--downsample 2 --pretrain_epochs 6 --selftrain_epochs 12". --fill needs the
+same --extra: it leaves out runs with other options. The rows themselves are written in
+utils/reporting/paper_tables/, the printed numbers in utils/reporting/published.csv.
 """
 
 import argparse

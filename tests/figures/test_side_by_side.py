@@ -239,6 +239,19 @@ def test_runs_are_predicted_as_their_test_predicts_them(runs, drawn, tiny_la, ca
     assert unfiltered.sum() > case.preds[0].sum()
 
 
+def test_a_method_that_is_tested_without_a_filter_is_drawn_without_one(runs, drawn):
+    path = runs[0] / "last.pth"
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "args": saved["args"] | {"method": "dmd"}}, path)
+    call(*runs[:2])
+    torch.save(saved, path)
+    call(*runs[:2], "--nms", "0")
+    as_tested, unfiltered = (cases[0].preds for _, _, (cases, *_), _ in drawn)
+    np.testing.assert_array_equal(as_tested[0], unfiltered[0])
+    filtered = largest_component(torch.from_numpy(unfiltered[0])[None], 2)[0].numpy()
+    assert filtered.sum() < as_tested[0].sum()
+
+
 def test_the_forms_of_the_figure(runs, drawn, tmp_path):
     places = ("--case", "CASE07", "CASE06", "--output", tmp_path / "out")
     call(*runs[:2], *places, "--together", "--near", "--slice", 4, 9, "--names", "a", "b")

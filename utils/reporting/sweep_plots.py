@@ -57,8 +57,9 @@ def sweep_points(table: Table, filled: Sequence[Filled], dataset: str) -> list[P
     """
     if not any(one.summaries for one in filled):
         raise UserError(
-            "no results to draw: no run of this table is finished and tested; run it with --run, "
-            "or name the folder of its runs with --runs"
+            "no results to draw: no run of this table is finished and tested with these options; "
+            "run it with --run, name the folder of its runs with --runs, or repeat the --extra "
+            "that they were trained with"
         )
     shown = [Column(metric) for metric in table.metrics or dataset_class(dataset).reported]
     if any(one.row.gain_over for one in filled):

@@ -18,6 +18,7 @@ from utils.ops import largest_component
 from utils.reporting.kept_steps import dice
 from utils.reporting.predicted_split import Split
 from utils.reporting.run_figures.shared import cut_of, draw, open_split, run_names
+from utils.reporting.scripts import flags_of_test
 from utils.trained import find_checkpoint, load_networks
 
 Opened = tuple[list[nn.Module], dict]  # the networks that are tested, and their checkpoint
@@ -115,14 +116,17 @@ def segment(
     """The labels uint8 `(X, Y, Z)` of an image, as the data set's test script predicts them.
 
     Args:
-        nms: 1 keeps the largest component of each class; None does so where the protocol says it.
+        nms: 1 keeps the largest component of each class; None does so where the method's paper or
+            code does, else where the protocol says it.
     """
     classes = split.num_classes
     prob = split.predict(mean_probability(networks), image, classes)
     labels = prob.argmax(0).to(torch.uint8)
+    trained = checkpoint["args"]
     if nms is None:
-        nms = checkpoint["dataset"]["keep_largest"]
-    if nms and dataset_class(checkpoint["args"]["dataset"]).per_slice:
+        of_method = flags_of_test(trained.get("method", ""), trained["dataset"])
+        nms = int(of_method.get("--nms", checkpoint["dataset"]["keep_largest"]))
+    if nms and dataset_class(trained["dataset"]).per_slice:
         labels = largest_component(labels.permute(2, 0, 1), classes).permute(1, 2, 0)
     elif nms:
         labels = largest_component(labels[None], classes)[0]
