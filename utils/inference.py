@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from utils.device import autocast, channels_last
 from utils.errors import UserError
-from utils.ops import WindowStitcher, _checks, window_starts
+from utils.ops import WindowStitcher, _checks, largest_component, window_starts
 
 Predictor = Callable[[Tensor], Tensor]
 
@@ -65,6 +65,24 @@ def whole_image(
 
 
 # ------------------------------------------------------------------ sliding window
+
+
+def predicted_labels(prob: Tensor, keep_largest: bool, per_slice: bool) -> Tensor:
+    """The labels uint8 `(X, Y, Z)` of class probabilities `(C, X, Y, Z)`.
+
+    Args:
+        prob: background first.
+        keep_largest: whether only the largest component of each class stays.
+        per_slice: whether each slice has components of its own, because slices are no neighbours in
+            space.
+    """
+    classes = len(prob)
+    labels = prob.argmax(0).to(torch.uint8)
+    if keep_largest and per_slice:
+        return largest_component(labels.permute(2, 0, 1), classes).permute(1, 2, 0)
+    if keep_largest:
+        return largest_component(labels[None], classes)[0]
+    return labels
 
 
 def sliding_window(

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dataloaders import dataset_class, default_root, evaluation_script, open_dataset
 from utils import distributed, environment, progress
@@ -22,8 +21,13 @@ from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation.evaluate import Case, Protocol, evaluate
 from utils.evaluation.options import LISTS, NAMING
-from utils.inference import Predictor, check_stride, usual_stride, whole_image
-from utils.ops import largest_component
+from utils.inference import (
+    Predictor,
+    check_stride,
+    predicted_labels,
+    usual_stride,
+    whole_image,
+)
 from utils.trained import find_checkpoint, find_run, load_networks, selection, unseen
 
 
@@ -215,12 +219,7 @@ class Test:
         """
         classes = self.num_classes
         prob = whole_image(predictor, image, self.patch, self.stride, classes, **self.options)
-        labels = prob.argmax(0).to(torch.uint8)
-        if self.args.nms and self.data.per_slice:
-            labels = largest_component(labels.permute(2, 0, 1), classes).permute(1, 2, 0)
-        elif self.args.nms:
-            labels = largest_component(labels[None], classes)[0]
-        return labels.cpu().numpy()
+        return predicted_labels(prob, bool(self.args.nms), self.data.per_slice).cpu().numpy()
 
     def evaluate(self, predictor: Predictor) -> dict:
         """Segment and score every case, fill `output`, and return the content of `summary.json`.

@@ -42,6 +42,7 @@ from utils.figures.style import (
     corner_text,
     headline,
     legend,
+    over,
     page,
     save,
     white_text,
@@ -403,17 +404,7 @@ def _below(ax: Axes, text: str) -> None:
 
 def _head(ax: Axes, text: str) -> None:
     """Write above a panel, as large as fits."""
-    words = ax.annotate(
-        text,
-        (0.5, 1),
-        (0, 2),
-        "axes fraction",
-        "offset points",
-        color=INK,
-        size=6.5,
-        ha="center",
-        va="bottom",
-    )
+    words = over(ax, text)
     room = ax.get_position().width * ax.figure.get_figwidth() * DPI
     while words.get_window_extent().width > room and words.get_fontsize() > 3:
         words.set_fontsize(0.95 * words.get_fontsize())

@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 
 from utils.files import write_atomically
 
@@ -123,9 +124,9 @@ def legend(figure: Figure, handles: Sequence, labels: Sequence[str], x: float = 
     )
 
 
-def over(ax: Axes, text: str) -> None:
+def over(ax: Axes, text: str) -> Annotation:
     """Write above a panel."""
-    ax.annotate(
+    return ax.annotate(
         text,
         (0.5, 1),
         (0, 2),

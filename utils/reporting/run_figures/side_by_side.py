@@ -13,10 +13,8 @@ from utils.device import select_device
 from utils.errors import UserError
 from utils.figures import Compared, contours_figure, surfaces_figure, together_figure
 from utils.figures.cases import PLANES
-from utils.inference import mean_probability
-from utils.ops import largest_component
+from utils.inference import mean_probability, predicted_labels
 from utils.reporting.kept_steps import dice
-from utils.reporting.predicted_split import Split
 from utils.reporting.run_figures.shared import cut_of, draw, open_split, run_names
 from utils.reporting.scripts import flags_of_test
 from utils.trained import find_checkpoint, load_networks
@@ -92,6 +90,9 @@ def predict_cases(
     wanted = args.case
     for run, (networks, checkpoint) in zip(args.runs, opened, strict=True):
         split = open_split(args, checkpoint, device)
+        predictor = mean_probability(networks)
+        filtered = is_filtered(checkpoint, args.nms)
+        per_slice = dataset_class(checkpoint["args"]["dataset"]).per_slice
         for name, image, label in split.named(wanted):
             case = found.setdefault(name, Compared(name, image, label, [], []))
             if not np.array_equal(case.target, label):
@@ -99,38 +100,24 @@ def predict_cases(
                     f"{run}: {name} has another label than for {args.runs[0]}; name the folder of "
                     "the data with --root"
                 )
-            pred = segment(split, networks, checkpoint, image, args.nms)
+            prob = split.predict(predictor, image, split.num_classes)
+            pred = predicted_labels(prob, filtered, per_slice).numpy()
             case.preds.append(pred)
             case.scores.append(dice(pred, label, split.num_classes))
         wanted = list(found)
     return list(found.values())
 
 
-def segment(
-    split: Split,
-    networks: Sequence[nn.Module],
-    checkpoint: dict,
-    image: np.ndarray,
-    nms: int | None,
-) -> np.ndarray:
-    """The labels uint8 `(X, Y, Z)` of an image, as the data set's test script predicts them.
+def is_filtered(checkpoint: dict, nms: int | None) -> bool:
+    """Whether a run's predictions keep only the largest component of each class.
 
-    Args:
-        nms: 1 keeps the largest component of each class; None does so where the method's paper or
-            code does, else where the protocol says it.
+    `--nms` says it; without it the method's paper or code, else the data set's protocol.
     """
-    classes = split.num_classes
-    prob = split.predict(mean_probability(networks), image, classes)
-    labels = prob.argmax(0).to(torch.uint8)
+    if nms is not None:
+        return bool(nms)
     trained = checkpoint["args"]
-    if nms is None:
-        of_method = flags_of_test(trained.get("method", ""), trained["dataset"])
-        nms = int(of_method.get("--nms", checkpoint["dataset"]["keep_largest"]))
-    if nms and dataset_class(trained["dataset"]).per_slice:
-        labels = largest_component(labels.permute(2, 0, 1), classes).permute(1, 2, 0)
-    elif nms:
-        labels = largest_component(labels[None], classes)[0]
-    return labels.numpy()
+    of_method = flags_of_test(trained.get("method", ""), trained["dataset"])
+    return bool(int(of_method.get("--nms", checkpoint["dataset"]["keep_largest"])))
 
 
 def choose_slices(
