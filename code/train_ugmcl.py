@@ -64,6 +64,7 @@ from utils.losses import (
     mean_dice_loss,
     sdm_targets,
 )
+from utils.perturbations import noisy
 from utils.schedules import (
     RAMPUPS,
     ema_decay,
@@ -247,11 +248,6 @@ def outputs(model, image):
         z, d = found
         return z.float(), d.float()
     return found.float(), None
-
-
-def noisy(image):
-    """The teacher's input: noise clamp(N(0, 0.1²), ±0.2), whatever the scale of the image."""
-    return image + (0.1 * torch.randn_like(image)).clamp(-0.2, 0.2)
 
 
 def threshold_of(step, args):

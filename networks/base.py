@@ -17,6 +17,7 @@ TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 DROPOUT = (nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+UPSAMPLINGS = ("transposed", "linear", "nearest")
 
 
 # ----------------------------------------------------------------------------------------- layers
@@ -57,8 +58,12 @@ def stage(dims: int, n: int, in_channels: int, channels: int, kind: str) -> nn.S
     return nn.Sequential(*layers)
 
 
-def enlarge(dims: int, align_corners: bool = False) -> "Enlarge":
-    """A layer that doubles the extents by bilinear or trilinear interpolation."""
+def enlarge(dims: int, align_corners: bool = False, kind: str = "linear") -> nn.Upsample:
+    """A layer that doubles the extents by bilinear or trilinear interpolation, or, if `kind` is
+    `nearest`, by repeating each value.
+    """
+    if kind == "nearest":
+        return nn.Upsample(scale_factor=2, mode="nearest")
     mode = "bilinear" if dims == 2 else "trilinear"
     return Enlarge(scale_factor=2, mode=mode, align_corners=align_corners)
 
@@ -86,6 +91,15 @@ def enlarge_by_slices(x: Tensor) -> Tensor:
         halves = torch.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), axis + 1)
         x = halves.flatten(axis, axis + 1)
     return x
+
+
+def without_half_of_channels(features: Tensor) -> Tensor:
+    """Features `(B, F, *S)` of which each channel is 0 with probability 1/2, and doubled otherwise,
+    in training and in a test.
+    """
+    kept = torch.rand(features.shape[:2], device=features.device) < 0.5
+    scale = 2.0 * kept.to(features.dtype)
+    return features * scale.view(*scale.shape, *[1] * (features.ndim - 2))
 
 
 def branch(dims: int, channels: int, num_classes: int, kind: str) -> nn.Sequential:
@@ -141,9 +155,10 @@ class SegmentationNetwork(nn.Module):
             UG-MCL).
         branches: 1 for a plain segmentation head, or CoraNet's 3: normal, conservative, radical.
         segmentation_head: False for a network that gives only distance maps (DTML's second).
-        upsampling: `transposed` convolutions or `linear` interpolation (the second network of CML
-            and of MC-Net).
+        upsampling: `transposed` convolutions, or `linear` or `nearest` interpolation and a
+            convolution (the second network of CML; the decoders of MC-Net+).
         deepest: return the encoder's deepest features too (CML).
+        last: return the decoder's last features too, those that the head sees (SS-Net).
         inference: build only what `segment` needs, in the shapes of training; `forward` is then
             `segment`.
         extras: further options of a network's `build`.
@@ -154,12 +169,13 @@ class SegmentationNetwork(nn.Module):
     returns a tuple of them; `forward(x, first_only=True)` returns the first, without the cost of
     the others. With `sdm_head` it returns `(logits, sdm)`, sdm `(B, num_classes - 1, *S)` in
     [-1, 1], or only sdm; with `deepest` `(logits, features)`, where features are the last of
-    `encode`.
+    `encode`, and with `last` the last of `decode_levels`. `forward(x, with_dropped=True)` returns
+    the logits twice, the second time of features of which each level has lost half of its channels.
 
     A subclass sets the class attributes and has three methods. `build` makes its layers and returns
-    the number of channels that `decode` gives; `encode` maps an image to a list of features of
-    falling extents; `decode` maps that list to features of the image's extents. Both call their
-    stages through `run_stage`.
+    the number of channels of the decoder's last level; `encode` maps an image to a list of features
+    of falling extents; `decode_levels` maps that list to the features of the decoder's levels, the
+    last of the image's extents. Both call their stages through `run_stage`.
 
     Class attributes:
         dims: axes of S.
@@ -167,6 +183,7 @@ class SegmentationNetwork(nn.Module):
         bottom: at the encoder's bottom each extent is divided by its number here, rounded up.
         defaults: see `Defaults`.
         source: whose network this is, as `utils.training.options` names sources.
+        of_encoder: names of the modules that only `encode` calls.
 
     Attributes:
         config: all arguments of the constructor.
@@ -181,6 +198,7 @@ class SegmentationNetwork(nn.Module):
     bottom: tuple[int, ...]
     defaults: Defaults
     source: str
+    of_encoder: tuple[str, ...] = ("encoder",)
     head_size = 1  # of the heads' convolution
     _recompute = False
 
@@ -196,6 +214,7 @@ class SegmentationNetwork(nn.Module):
         segmentation_head: bool = True,
         upsampling: str | None = None,
         deepest: bool = False,
+        last: bool = False,
         inference: bool = False,
         **extras: Any,
     ):
@@ -214,6 +233,7 @@ class SegmentationNetwork(nn.Module):
             "segmentation_head": segmentation_head,
             "upsampling": upsampling,
             "deepest": deepest,
+            "last": last,
             "inference": inference,
             **extras,
         }
@@ -272,6 +292,10 @@ class SegmentationNetwork(nn.Module):
             )
         return self.encode(x)
 
+    def decode(self, features: list[Tensor]) -> Tensor:
+        """From `encode`'s list to the last of `decode_levels`."""
+        return self.decode_levels(features)[-1]
+
     def segment(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes, *S)` of the first head, the one that is tested, without the cost
         of the others.
@@ -285,10 +309,15 @@ class SegmentationNetwork(nn.Module):
         sdm = torch.tanh(self.sdm(x))
         return torch.cat((torch.zeros_like(sdm[:, :1]), -1500 * sdm), 1)
 
-    def forward(self, x: Tensor, first_only: bool = False) -> Tensor | tuple[Tensor, ...]:
+    def forward(
+        self, x: Tensor, first_only: bool = False, with_dropped: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
         if self.config["inference"]:
             return self.segment(x)
         features = self._encode(x)
+        if with_dropped:
+            both = [torch.cat((f, without_half_of_channels(f))) for f in features]
+            return self.run_stage(self.heads[0], self.decode(both)).chunk(2)
         x = self.decode(features)
         if first_only:
             return self.run_stage(self.heads[0], x)
@@ -298,6 +327,8 @@ class SegmentationNetwork(nn.Module):
             return (logits[0], sdm) if logits else sdm
         if self.config["deepest"]:
             return logits[0], features[-1]
+        if self.config["last"]:
+            return logits[0], x
         return logits if len(logits) > 1 else logits[0]
 
 
@@ -307,12 +338,17 @@ def _check(config: dict[str, Any]) -> None:
     for key, least in smallest.items():
         if config[key] < least:
             raise ValueError(f"{key} must be at least {least}, got {config[key]}")
-    if config["upsampling"] not in ("transposed", "linear"):
-        raise ValueError(f"upsampling is transposed or linear, got {config['upsampling']!r}")
+    if config["upsampling"] not in UPSAMPLINGS:
+        raise ValueError(
+            f"upsampling is one of {', '.join(UPSAMPLINGS)}, got {config['upsampling']!r}"
+        )
     alone = config["sdm_head"] and config["branches"] == 1
     if not config["segmentation_head"] and not alone:
         raise ValueError(
             "a network without a segmentation head needs sdm_head, and has no branches"
         )
-    if config["deepest"] and (config["sdm_head"] or config["branches"] > 1):
-        raise ValueError("a network gives its deepest features only beside logits")
+    features = config["deepest"] + config["last"]
+    if features and (config["sdm_head"] or config["branches"] > 1 or features > 1):
+        raise ValueError(
+            "a network gives its deepest features, or its last ones, only beside logits"
+        )

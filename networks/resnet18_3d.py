@@ -94,7 +94,9 @@ class ResNet18(SegmentationNetwork):
             if upsampling == "transposed":
                 self.ups.append(nn.ConvTranspose3d(deep, width, 2, stride=2))
             else:
-                self.ups.append(nn.Sequential(nn.Conv3d(deep, width, 1), enlarge(3)))
+                self.ups.append(
+                    nn.Sequential(nn.Conv3d(deep, width, 1), enlarge(3, kind=upsampling))
+                )
             self.decoder.append(stage(3, 1, width, width, normalization))
         self.dropout = nn.Dropout3d(dropout)
         return last
@@ -109,9 +111,12 @@ class ResNet18(SegmentationNetwork):
             features.append(x)
         return [*features[:-1], self.dropout(features[-1])]
 
-    def decode(self, features: list[Tensor]) -> Tensor:
-        """From `encode`'s list to features `(B, n_filters / 4, X, Y, Z)`."""
-        x = features[-1]
+    def decode_levels(self, features: list[Tensor]) -> list[Tensor]:
+        """From `encode`'s list to the features of the decoder's levels; the last are `(B, n_filters
+        / 4, X, Y, Z)`.
+        """
+        levels = [features[-1]]
         for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=False):
-            x = self.run_stage(higher, grow, convolve, x, skip)
-        return self.dropout(self.run_stage(higher, self.ups[-1], self.decoder[-1], x))
+            levels.append(self.run_stage(higher, grow, convolve, levels[-1], skip))
+        full = self.run_stage(higher, self.ups[-1], self.decoder[-1], levels[-1])
+        return [*levels[1:], self.dropout(full)]

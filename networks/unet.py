@@ -85,7 +85,7 @@ class UNet(SegmentationNetwork):
         if upsampling == "transposed":
             return TRANSPOSED[self.dims](deep, channels, 2, stride=2), channels
         narrow = CONV[self.dims](deep, channels, 1)
-        return nn.Sequential(narrow, enlarge(self.dims, align_corners=True)), channels
+        return nn.Sequential(narrow, enlarge(self.dims, True, upsampling)), channels
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The features of all levels; the last and deepest are `(B, 2^(levels - 1)·n_filters,
@@ -96,9 +96,11 @@ class UNet(SegmentationNetwork):
             features.append(self.run_stage(deeper, self.shrink, convolve, features[-1]))
         return [*features[:-1], self.dropout(features[-1])]
 
-    def decode(self, features: list[Tensor]) -> Tensor:
-        """From `encode`'s list to the last level's features `(B, n_filters, *S)`."""
-        x = features[-1]
+    def decode_levels(self, features: list[Tensor]) -> list[Tensor]:
+        """From `encode`'s list to the features of the decoder's levels; the last are `(B,
+        n_filters, *S)`.
+        """
+        levels = [features[-1]]
         for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=True):
-            x = self.run_stage(higher, grow, convolve, skip, x)
-        return self.dropout(x)
+            levels.append(self.run_stage(higher, grow, convolve, skip, levels[-1]))
+        return [*levels[1:-1], self.dropout(levels[-1])]

@@ -27,6 +27,6 @@ class UNet3D(UNet):
     dropout_in_levels = False
 
     def grow(self, deep: int, channels: int, upsampling: str) -> tuple[nn.Module, int]:
-        if upsampling == "linear":
-            return enlarge(3), deep
+        if upsampling != "transposed":
+            return enlarge(3, kind=upsampling), deep
         return super().grow(deep, channels, upsampling)

@@ -24,13 +24,13 @@ def down(channels: int, kind: str) -> nn.Sequential:
 
 
 def up(channels: int, kind: str, upsampling: str) -> nn.Sequential:
-    """Doubles the extents and halves the channels, by a `transposed` convolution, or by `linear`
-    interpolation and a convolution 3×3×3.
+    """Doubles the extents and halves the channels, by a `transposed` convolution, or by `linear` or
+    `nearest` interpolation and a convolution 3×3×3.
     """
     if upsampling == "transposed":
         grow = [nn.ConvTranspose3d(channels, channels // 2, 2, stride=2)]
     else:
-        grow = [enlarge(3), nn.Conv3d(channels, channels // 2, 3, padding=1)]
+        grow = [enlarge(3, kind=upsampling), nn.Conv3d(channels, channels // 2, 3, padding=1)]
     return nn.Sequential(*grow, norm(3, kind, channels // 2), nn.ReLU(inplace=True))
 
 
@@ -40,6 +40,7 @@ class VNet(SegmentationNetwork):
     multiples = bottom = (16, 16, 16)
     defaults = Defaults(n_filters=16, dropout=0.5, upsampling="transposed")
     source = "custom of the field: UA-MT"
+    of_encoder = ("encoder", "downs")
 
     def build(
         self,
@@ -73,9 +74,11 @@ class VNet(SegmentationNetwork):
             features.append(self.run_stage(convolve, smaller))
         return [*features[:-1], self.dropout(features[-1])]
 
-    def decode(self, features: list[Tensor]) -> Tensor:
-        """From `encode`'s list to the last stage's features `(B, n_filters, X, Y, Z)`."""
-        x = features[-1]
+    def decode_levels(self, features: list[Tensor]) -> list[Tensor]:
+        """From `encode`'s list to the features of stages six to nine; the last are `(B, n_filters,
+        X, Y, Z)`.
+        """
+        levels = [features[-1]]
         for grow, convolve, skip in zip(self.ups, self.decoder, features[-2::-1], strict=True):
-            x = self.run_stage(convolve, self.run_stage(grow, x) + skip)
-        return self.dropout(x)
+            levels.append(self.run_stage(convolve, self.run_stage(grow, levels[-1]) + skip))
+        return [*levels[1:-1], self.dropout(levels[-1])]

@@ -21,7 +21,7 @@ LAYERS = [
     ("data and networks", "dataloaders networks"),
     (
         "what methods are made of",
-        "losses schedules uncertainty pseudo_labels metrics inference slabs trained",
+        "losses schedules perturbations uncertainty pseudo_labels metrics inference slabs trained",
     ),
     ("drawing", "figures"),
     ("one verb each", "training evaluation preparation"),

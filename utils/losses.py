@@ -17,13 +17,15 @@ def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def dice_loss(prob: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
+def dice_loss(prob: Tensor, target: Tensor, eps: float = 1e-5, squares: bool = True) -> Tensor:
     """Dice loss with squares in the denominator (Milletari et al., 3DV 2016): 1 - (2 Σpy + ε) /
     (Σp² + Σy² + ε).
 
     Args:
         prob: probabilities of one class, any shape.
         target: of the same shape; {0, 1} or probabilities.
+        eps: ε.
+        squares: False for Σp + Σy in the denominator (MC-Net's code).
 
     Raises:
         ValueError: the shapes differ (they would broadcast to a wrong number).
@@ -33,21 +35,45 @@ def dice_loss(prob: Tensor, target: Tensor, eps: float = 1e-5) -> Tensor:
             f"prob {tuple(prob.shape)} and target {tuple(target.shape)} must have one shape"
         )
     prob, target = _wide(prob), _wide(target)
-    overlap, p, t = total(
-        torch.stack(((prob * target).sum(), prob.square().sum(), target.square().sum()))
-    )
+    sizes = (prob.square(), target.square()) if squares else (prob, target)
+    overlap, p, t = total(torch.stack(((prob * target).sum(), sizes[0].sum(), sizes[1].sum())))
     return 1 - (2 * overlap + eps) / (p + t + eps)
 
 
+def class_dice_loss(
+    prob: Tensor,
+    label: Tensor,
+    mask: Tensor | None = None,
+    *,
+    background: bool = True,
+    eps: float = 1e-5,
+    squares: bool = True,
+) -> Tensor:
+    """Mean of `dice_loss` over the classes (SSL4MIS).
+
+    Args:
+        prob: `(B, C, *S)`.
+        label: integers `(B, *S)`.
+        mask: only its voxels count, bool `(B, *S)`.
+        background: False leaves class 0 out.
+        eps, squares: of `dice_loss`.
+    """
+    classes = range(0 if background else 1, prob.shape[1])
+    losses = []
+    for c in classes:
+        p, y = prob[:, c], label == c
+        if mask is not None:
+            p, y = p * mask, y & mask
+        losses.append(dice_loss(p, y, eps, squares))
+    return sum(losses) / len(losses)
+
+
 def foreground_dice_loss(prob: Tensor, label: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean of `dice_loss` over the foreground classes: prob `(B, C, *S)`, label `(B, *S)` integers.
+    """`class_dice_loss` over the foreground classes: prob `(B, C, *S)`, label `(B, *S)` integers.
 
     With `mask`, bool `(B, *S)`, only its voxels count.
     """
-    classes = range(1, prob.shape[1])
-    if mask is None:
-        return sum(dice_loss(prob[:, c], label == c) for c in classes) / len(classes)
-    return sum(dice_loss(prob[:, c] * mask, mask & (label == c)) for c in classes) / len(classes)
+    return class_dice_loss(prob, label, mask, background=False)
 
 
 def mean_dice_loss(prob: Tensor, target: Tensor) -> Tensor:

@@ -24,6 +24,13 @@ def printed_rampup(t: float, length: float) -> float:
     return math.exp(-5 * (1 - min(max(t, 0), length) / length))
 
 
+def rampup_in_blocks(step: int, blocks: int, length: int = 150) -> float:
+    """The ramp-up of iteration `step` (from 1) as a staircase: it rises after every `length`
+    iterations, and reaches 1 after so many `blocks` (UA-MT's code: 40; SSL4MIS: 200).
+    """
+    return gaussian_rampup((step - 1) // length, blocks)
+
+
 RAMPUPS = {"gaussian": gaussian_rampup, "printed": printed_rampup}  # by the value of --rampup
 
 
@@ -32,6 +39,13 @@ def step_decay(base_lr: float, step: int, every: int, factor: float = 0.1) -> fl
     for never.
     """
     return base_lr * factor ** ((step - 1) // every) if every else base_lr
+
+
+def poly_decay(base_lr: float, step: int, last: int, power: float = 0.9) -> float:
+    """The learning rate of iteration `step` (from 1) of `last`: it falls as (1 - t/t_max)^power
+    (SSL4MIS).
+    """
+    return base_lr * (1 - (step - 1) / last) ** power
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

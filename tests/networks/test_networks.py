@@ -22,6 +22,7 @@ HEADS = {
     "dual": {"sdm_head": True},
     "distances": {"sdm_head": True, "segmentation_head": False},
     "deepest": {"deepest": True},
+    "last": {"last": True},
 }
 
 
@@ -62,19 +63,21 @@ def test_parameter_counts(name, options, count):
     assert sum(p.numel() for p in network_class(name)(**options).parameters()) == count
 
 
-@pytest.mark.parametrize("upsampling", ["transposed", "linear"])
+@pytest.mark.parametrize("upsampling", ["transposed", "linear", "nearest"])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_head_has_its_shape_and_trains(name, heads, upsampling):
     net, x = small(name, upsampling=upsampling, dropout=0.0, **HEADS[heads]), image(name)
     given, size = outputs(net(x)), x.shape[2:]
     logits, sdm, features = (2, 3, *size), (2, 2, *size), net.eval()._encode(x)[-1].shape
+    last = net.decode(net._encode(x)).shape
     expected = {
         "plain": [logits],
         "branches": [logits] * 3,
         "dual": [logits, sdm],
         "distances": [sdm],
         "deepest": [logits, features],
+        "last": [logits, last],
     }[heads]
     assert [tuple(one.shape) for one in given] == [tuple(shape) for shape in expected]
     assert all(extent < 5 for extent in features[2:])
@@ -186,7 +189,10 @@ def test_wrong_inputs_and_options_are_refused(name):
     with pytest.raises(ValueError, match="multiple of 16"):
         net.segment(x[..., 0])
     for options, message in (
-        ({"upsampling": "trilinear"}, "upsampling is transposed or linear, got 'trilinear'"),
+        (
+            {"upsampling": "trilinear"},
+            "upsampling is one of transposed, linear, nearest, got 'trilinear'",
+        ),
         ({"normalization": "layernorm"}, "normalization is batchnorm"),
         ({"segmentation_head": False}, "without a segmentation head"),
         (
@@ -195,6 +201,8 @@ def test_wrong_inputs_and_options_are_refused(name):
         ),
         ({"deepest": True, "sdm_head": True}, "deepest features"),
         ({"deepest": True, "branches": 3}, "deepest features"),
+        ({"deepest": True, "last": True}, "deepest features"),
+        ({"last": True, "sdm_head": True}, "last ones"),
         ({"branches": 0}, "branches must be at least 1"),
         ({"num_classes": 1}, "num_classes must be at least 2"),
         ({"dropout": 1.5}, "dropout probability"),

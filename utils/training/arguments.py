@@ -229,3 +229,40 @@ def _add_folder(group):
         default=200,
         help="steps between TensorBoard pictures",
     )
+
+
+# -------------------------------------------------- options that many methods have in their group
+
+
+def add_iterations(group, decay: str = "step") -> None:
+    """`--max_iterations` and, where the learning rate falls in steps, `--lr_step`."""
+    group.add_argument("--max_iterations", type=command.positive_int, help="number of steps")
+    if decay == "step":
+        group.add_argument(
+            "--lr_step",
+            type=command.non_negative_int,
+            help="multiply the learning rate by 0.1 every so many steps; 0 keeps it constant",
+        )
+
+
+def add_consistency(group) -> None:
+    """`--consistency` and `--rampup_share`, the weight of the unlabelled loss and its growth."""
+    group.add_argument(
+        "--consistency",
+        type=command.non_negative,
+        help="largest weight λ of the loss on unlabelled crops",
+    )
+    group.add_argument(
+        "--rampup_share",
+        type=command.fraction,
+        help="share of the training in which λ grows to its largest value; 0: at once",
+    )
+
+
+def add_teacher(group) -> None:
+    """`--ema_decay`, of a mean teacher."""
+    group.add_argument(
+        "--ema_decay",
+        type=command.fraction,
+        help="maximum EMA decay of the teacher; lower it for short runs",
+    )

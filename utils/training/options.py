@@ -13,11 +13,12 @@ protocol, and the protocol over the parser's defaults. `--help` shows the values
 always hold.
 
 `args.sources` says of each option where its value came from; a run's log begins with it. Beside the
-command line, and the file that describes one's own data, there are four kinds of source:
+command line, and the file that describes one's own data, there are five kinds of source:
 
     paper, <section>                what the method's paper says there, about the data set at hand
     paper, <whose> <section>        the same of another paper
     released code                   what the authors' code does
+    second hand: <whose account>    the method's paper, which we could not read, as another tells it
     custom of the field: <whose>    what the work does that the field follows
     ours                            our choice
 """
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from dataloaders import dataset_class, default_root
 from networks import NETWORKS, network_class
 from utils.errors import UserError
-from utils.training.arguments import parser
+from utils.training.arguments import add_consistency, add_iterations, add_teacher, parser
 
 if TYPE_CHECKING:
     from dataloaders.volumes import Volumes
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = [
     "MAY_DIFFER",
     "NOT_COMPARED",
+    "add_consistency",
+    "add_iterations",
+    "add_teacher",
     "describe",
     "other_option",
     "parse",
@@ -99,7 +103,7 @@ def rule(
     """Defaults for options that are not on the command line.
 
     Args:
-        source: where they come from, one of the four sources.
+        source: where they come from, one of the five sources.
         when: given the options, whether the rule holds.
         values: the default of each option.
     """
