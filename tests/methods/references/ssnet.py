@@ -55,8 +55,8 @@ def normalized(d):
 def direction(model, x, d, xi=10.0, form="3d"):
     """∇_d of Dice(p(x + ξ d / |d|), p(x)) with respect to d' = d / |d|, one power step, by autograd
     in float64. `model` maps a tensor of images to logits, without a change of batch-norm
-    statistics; p(x): no gradient. `d` `(B, 1, *S)` is the first draw (open: its distribution;
-    both normal and uniform on ±0.5 are in use). No gradient stays in the model.
+    statistics; p(x): no gradient. `d` `(B, 1, *S)` is the first draw (open: its distribution). No
+    gradient stays in the model.
     """
     step = torch.tensor(normalized(d), requires_grad=True)
     with torch.no_grad():
