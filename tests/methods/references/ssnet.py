@@ -135,7 +135,8 @@ def class_separation(features, y, stored, scores, minimum=2):
     pass on U, `(N,)`, no gradient. `stored`: no gradient. `scores`: list of C arrays of selector
     scores of the class's voxels in their order; gradient reaches the selector (open: whether it
     goes on into the features). The memory selector's weights cancel to 1. A class with fewer than
-    two voxels or two prototypes adds nothing.
+    two voxels or two prototypes adds nothing (not in the facts: the condition of the released
+    code, as its copy in BCP's repository has it).
     """
     total, C = 0.0, len(stored)
     for c in range(C):
