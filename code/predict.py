@@ -48,6 +48,7 @@ import _root  # noqa: F401
 from dataloaders import DATASETS, dataset_class, h5
 from dataloaders.preprocessing import Preprocessing
 from utils import command, distributed, environment, progress
+from utils.batchnorm import retake
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -92,6 +93,8 @@ def parse(argv=None):
         parser.error(
             "--resume keeps earlier results, --overwrite replaces them: give one of the two"
         )
+    if args.training_root and args.batchnorm == "trained":
+        parser.error("--training_root is only for --batchnorm retaken")
     return args
 
 
@@ -104,6 +107,12 @@ def add_model_options(group):
     group.add_argument(
         "--network",
         help="use only this network of the checkpoint (default: those that the paper tests)",
+    )
+    command.add_batchnorm(group)
+    group.add_argument(
+        "--training_root",
+        metavar="FOLDER",
+        help="folder of the training data, for --batchnorm retaken (default: as in training)",
     )
     group.add_argument(
         "--preprocessing",
@@ -162,6 +171,9 @@ def main(argv=None):
     todo = unfinished(jobs, args.resume, args.overwrite)
     names = ", ".join(f"{c} {name}" for c, name in enumerate(model.data["class_names"], 1))
     print(f"{path}, step {model.step} of {model.last}: {names}", flush=True)
+    if args.batchnorm == "retaken" and todo:
+        with progress.Windows("batch norm") as bar:
+            print(retake_statistics(args, model, settings, bar), flush=True)
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} are in {args.out} already")
     failed = predict_all(todo, model, preprocessing, args.frame, keep_largest, settings)
@@ -207,6 +219,12 @@ def inference_settings(args, model, device):
     return settings
 
 
+def retake_statistics(args, model, settings, bar):
+    """Take batch norm's statistics again; returns a sentence about it."""
+    place = (settings["device"], settings["precision"])
+    return retake(model.networks, model.checkpoint, args.training_root, *place, progress=bar)
+
+
 def map_names(args, model):
     """The maps that are written beside the labels."""
     maps = []
@@ -247,6 +265,7 @@ def record(args, path, model, preprocessing, keep_largest, settings):
         "precision": settings["precision"],
         "largest_component": keep_largest,
         "network": args.network,
+        "batchnorm": args.batchnorm,
         "preprocessing": preprocessing and preprocessing.as_dict(),
         "environment": environment.environment([settings["device"]]),
     }

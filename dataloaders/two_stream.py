@@ -153,18 +153,30 @@ class TwoStream:
         A part is every n-th sample of each stream. So it keeps the streams' ratio, and the pairs of
         samples half a stream apart that CutMix mixes.
         """
-        draw = draw_crop if len(self.patch) == 3 else draw_warp
-        cases = self.samples(step)
-        labeled, unlabeled = self._share(range(len(cases)), part, parts)
-        crops = []
-        for sample in (*labeled, *unlabeled):
-            rng = np.random.default_rng((self.seed, CROP, step, sample))
-            case = cases[sample]
-            crops.append(draw(rng, case, self.volumes.shapes[case], self.patch, self.augment))
+        samples = range(self.labeled_bs + self.unlabeled_bs)
+        labeled, unlabeled = self._share(samples, part, parts)
+        crops = self._draw(step, (*labeled, *unlabeled))
         self._read_ahead(step, parts)
         image, label = self._take(crops, len(labeled))
         names = [self.volumes.names[crop.case] for crop in crops]
         return Batch(image.unsqueeze(1), label.long(), crops, names, len(labeled), part, parts)
+
+    def images(self, step: int) -> Tensor:
+        """All images of step `step`, `(B, C, *patch)`, labelled first, whatever the processes."""
+        crops = self._draw(step, range(self.labeled_bs + self.unlabeled_bs))
+        image, _ = self._take(crops, self.labeled_bs)
+        return image.unsqueeze(1)
+
+    def _draw(self, step: int, samples: Sequence[int]) -> list[Crop] | list[Warp]:
+        """The crops of some of a step's samples, by their numbers."""
+        draw = draw_crop if len(self.patch) == 3 else draw_warp
+        cases = self.samples(step)
+        crops = []
+        for sample in samples:
+            rng = np.random.default_rng((self.seed, CROP, step, sample))
+            case = cases[sample]
+            crops.append(draw(rng, case, self.volumes.shapes[case], self.patch, self.augment))
+        return crops
 
     def gather(self, store: Mapping[int, Tensor], crops: Sequence[Crop | Warp]) -> Tensor:
         """The crops `(len(crops), *patch)`, on the device, of a tensor for each case, such as its

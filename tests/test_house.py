@@ -21,7 +21,8 @@ LAYERS = [
     ("data and networks", "dataloaders networks"),
     (
         "what methods are made of",
-        "losses schedules perturbations uncertainty pseudo_labels metrics inference slabs trained",
+        "losses schedules perturbations uncertainty pseudo_labels metrics inference slabs trained "
+        "batchnorm",
     ),
     ("drawing", "figures"),
     ("one verb each", "training evaluation preparation"),

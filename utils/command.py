@@ -116,6 +116,18 @@ def add_device(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_batchnorm(group: argparse._ActionsContainer) -> None:
+    """`--batchnorm`, of whatever predicts with a trained network."""
+    group.add_argument(
+        "--batchnorm",
+        choices=("trained", "retaken"),
+        default="trained",
+        help="statistics of batch norm: trained keeps those of the training; retaken takes them "
+        "again without dropout from 40 batches of training images, which helps after short "
+        "trainings (the training data must be there)",
+    )
+
+
 # ----------------------------------------------------------------------------------- a script's end
 
 

@@ -192,6 +192,7 @@ class Trained:
         patch: extents of a window, or of a slice.
         downsample: as `--downsample` in training.
         step, last: steps done, and of a complete run.
+        checkpoint: as it was loaded.
     """
 
     networks: list[nn.Module]
@@ -201,6 +202,7 @@ class Trained:
     downsample: int
     step: int
     last: int
+    checkpoint: dict
 
     @property
     def num_classes(self) -> int:
@@ -228,6 +230,7 @@ def load_trained(path: str | Path, device: torch.device | str, only: str | None 
             downsample=args["downsample"],
             step=checkpoint["step"],
             last=checkpoint["last"],
+            checkpoint=checkpoint,
         )
         dims = networks[0].dims
         if len(trained.patch) != dims:

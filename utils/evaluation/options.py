@@ -72,6 +72,7 @@ def parse(
     _add_data(group, classes, offered)
     if scores:
         _add_scores(group, classes)
+    command.add_batchnorm(group)
     command.add_device(group)
     if len(offered) == 1:
         parser.set_defaults(split=offered[0])

@@ -17,6 +17,7 @@ import numpy as np
 
 from dataloaders import dataset_class, default_root, evaluation_script, open_dataset
 from utils import distributed, environment, progress
+from utils.batchnorm import retake
 from utils.device import resolve_precision, select_device
 from utils.errors import UserError
 from utils.evaluation.evaluate import Case, Protocol, evaluate
@@ -88,6 +89,8 @@ class Test:
             print(f"{self.path}, step {step} of {last}: {self.selection}")
             if args.split != "test":
                 print(f"scored on {LISTS[args.split]}")
+        if args.batchnorm == "retaken":
+            self._retake_statistics()
 
     # ---- opening
 
@@ -106,6 +109,15 @@ class Test:
             known = trained_on in datasets
         if not known:
             raise UserError(f"{self.folder}: trained on {trained_on}; test it with code/{script}")
+
+    def _retake_statistics(self) -> None:
+        root = self.args.root or self.trained["root"]
+        with progress.Windows("batch norm") as bar:
+            line = retake(
+                self.networks, self.checkpoint, root, self.device, self.precision, progress=bar
+            )
+        if distributed.is_first():
+            print(line)
 
     def _stride(self) -> list[int] | None:
         wanted = getattr(self.args, "stride", None)
@@ -146,6 +158,8 @@ class Test:
                 parts.append(f"nms{args.nms}")
             if args.empty != "zero":
                 parts.append(args.empty)
+        if args.batchnorm != "trained":
+            parts.append(args.batchnorm)
         if getattr(args, "stride", None):
             parts.append(f"stride{'-'.join(map(str, self.stride))}")
         root = self.data.root.resolve()

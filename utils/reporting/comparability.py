@@ -63,6 +63,7 @@ def conditions(result: Result) -> dict[str, str]:
         "components": COMPONENTS.get(test["nms"]),
         "checkpoint": _checkpoint(result),
         "network": test.get("network") or "as its paper",
+        "batch norm's statistics": test.get("batchnorm", "trained"),
         "stride": stride and " ".join(str(step * downsample) for step in stride),
     }
     return {name: value for name, value in found.items() if value is not None}
@@ -98,6 +99,8 @@ def _incomplete(entry: Entry) -> list[str]:
         listed = summary.get("listed_cases", 0)
         if summary["cases"] < listed:
             lines.append(f"{{}}: only {summary['cases']} of the list's {listed} cases.")
+        if summary["test"].get("batchnorm", "trained") == "retaken":
+            lines.append("{}: batch norm's statistics were taken again from training images.")
     return lines
 
 
@@ -263,6 +266,8 @@ def _other_test(entry: Entry, row: Row) -> list[str]:
     if "--nms" in flags and test["nms"] != int(flags["--nms"]):
         nms = int(flags["--nms"])
         parts.append(f"components {COMPONENTS[1 - nms]}, not {COMPONENTS[nms]}")
+    if test.get("batchnorm", "trained") != "trained":
+        parts.append(f"batch norm's statistics {test['batchnorm']}, not as trained")
     if result.checkpoint != "last":
         parts.append(f"{result.checkpoint} tested, not the last iteration")
     if any(UNFINISHED in one.summary["selection"] for one in entry.results):

@@ -80,6 +80,7 @@ def _test(entry: Entry) -> list[tuple[str, str]]:
         ("tested on", f"{cases} cases of {summary.get('list', 'the test list')}"),
         ("prediction", prediction),
         ("components", f"{COMPONENTS.get(test['nms'], 'all')} kept"),
+        ("batch norm's statistics", test.get("batchnorm", "trained")),
         ("scored", f"{summary.get('scored', 'whole volumes')}; {summary['empty']}"),
         ("folder", folders),
     ]

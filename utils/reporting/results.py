@@ -202,6 +202,7 @@ _TAGS = {
     r"_(val|train)(?=_|$)": "--split",
     r"_nms([01])(?=_|$)": "--nms",
     r"_(nan|diagonal)(?=_|$)": "--empty",
+    r"_(retaken)(?=_|$)": "--batchnorm",
     r"_stride([\d-]+)(?=_|$)": "--stride",
     r"_(fp32|bf16)(?=_|$)": "--precision",
     r"_cases(\d+)(?=_|$)": "--cases",
