@@ -235,9 +235,17 @@ def _add_folder(group):
 
 
 def add_iterations(group, decay: str = "step") -> None:
-    """`--max_iterations` and, where the learning rate falls in steps, `--lr_step`."""
+    """`--max_iterations`, and how the learning rate falls: with `decay="step"` `--lr_step`, with
+    `either` `--decay` besides.
+    """
     group.add_argument("--max_iterations", type=command.positive_int, help="number of steps")
-    if decay == "step":
+    if decay == "either":
+        group.add_argument(
+            "--decay",
+            choices=("step", "poly"),
+            help="how the learning rate falls: in steps (--lr_step), or as (1 - t/t_max)^0.9",
+        )
+    if decay in ("step", "either"):
         group.add_argument(
             "--lr_step",
             type=command.non_negative_int,
