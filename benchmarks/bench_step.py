@@ -22,6 +22,9 @@ float32 and without dropout: the loss and every term must agree to 2e-4. Both si
 CoraNet's relabelling, which is no part of a step; its pseudo-labels are the bright voxels of the
 image. DTML runs with `--dis_loss both`, because research code makes its distance maps in any case.
 
+The rivals of the papers have no research side: only our step is timed, and taken apart. "× passes"
+is the whole step over its networks' passes, backward and optimizer.
+
 Data are real left atria if $DATA_ROOT (default: data/) holds LA, and synthetic volumes otherwise.
 """
 
@@ -74,6 +77,29 @@ CASES = [
     Case("coranet", "pre-training", (4, 4)),
     Case("coranet", "self-training", (4, 4), ("--pretrain_epochs", "0", *JOINT)),
 ]
+RIVALS = {  # by method: the phase and the options of what is timed
+    "mt": ("", ()),
+    "uamt": ("", ()),
+    "ict": ("", ()),
+    "tcse": ("", ()),
+    "pi": ("", ()),
+    "tempens": ("", ()),
+    "entropy": ("", ()),
+    "vat": ("", ()),
+    "pseudo": ("", ()),
+    "cps": ("", ()),
+    "dan": ("", ()),
+    "dtc": ("", ()),
+    "sassnet": ("", ()),
+    "mcnet": ("", ()),
+    "urpc": ("", ()),
+    "ssnet": ("", ()),
+    "mcf": ("", ()),
+    "bcp": ("self-training", ("--pretrain_iterations", "0")),
+    "unimatch": ("", ()),
+    "admt": ("", ()),
+}
+CASES += [Case(name, phase, (2, 2), flags) for name, (phase, flags) in RIVALS.items()]
 METHODS = list(dict.fromkeys(case.method for case in CASES))
 
 
@@ -212,14 +238,18 @@ def measure(case, settings, rounds, ways, source, run=harness.in_own_process):
         source: what the data are.
         run: calls a function with its arguments, in its own process.
     """
-    check_patch = tuple(map(min, settings.patch, (64, 64, 32)))
-    difference = run(check, case, replace(settings, patch=check_patch))
+    has_other_side = case.method in research.METHODS
+    difference = 0.0
+    if has_other_side:
+        check_patch = tuple(map(min, settings.patch, (64, 64, 32)))
+        difference = run(check, case, replace(settings, patch=check_patch))
     found = {variant: [] for variant in ways}
     research_steps = []
     for _ in range(rounds):
         for variant in ways:
             found[variant].append(run(ours, case, settings, variant))
-        research_steps += run(theirs, case, settings)
+        if has_other_side:
+            research_steps += run(theirs, case, settings)
     for variant, results in found.items():
         yield {
             "method": case.method,
@@ -232,7 +262,7 @@ def measure(case, settings, rounds, ways, source, run=harness.in_own_process):
             "ours": f"{results[0]['precision']}, {variant.name}",
             **parts_of(results),
             **steps_of(results, research_steps),
-            "largest_difference_of_a_term": float(f"{difference:.1e}"),
+            "largest_difference_of_a_term": float(f"{difference:.1e}") if has_other_side else None,
         }
 
 
@@ -248,30 +278,42 @@ def parts_of(results: list[dict]) -> dict:
         median = statistics.median(seconds(step, names) for step in steps)
         parts_ms[part] = round(1e3 * median, 3)
     other = statistics.median(1 - seconds(step, NETWORK) / sum(step.values()) for step in steps)
-    return {"parts_ms": parts_ms, "other_share": round(other, 4)}
+    return {
+        "parts_ms": parts_ms,
+        "other_share": round(other, 4),
+        "times_of_passes": round(1 / (1 - other), 3),
+    }
 
 
 def steps_of(results: list[dict], research_steps: list[float]) -> dict:
-    """Medians and single values of the whole steps of both sides, given in seconds."""
+    """Medians and single values of the whole steps of both sides, given in seconds; those of the
+    research side are None where there is none.
+    """
     steps = [step for result in results for step in result["steps"]]
     step_s = statistics.median(steps)
-    research_s = statistics.median(research_steps)
-    return {
+    found = {
         "step_ms": round(1e3 * step_s, 3),
-        "research_step_ms": round(1e3 * research_s, 3),
-        "ratio": round(research_s / step_s, 2),
+        "research_step_ms": None,
+        "ratio": None,
         "steps_ms": [round(1e3 * step, 3) for step in steps],
         "research_steps_ms": [round(1e3 * step, 3) for step in research_steps],
         "minutes_of_6000": round(ITERATIONS * step_s / 60, 2),
-        "research_minutes_of_6000": round(ITERATIONS * research_s / 60, 2),
+        "research_minutes_of_6000": None,
     }
+    if research_steps:
+        research_s = statistics.median(research_steps)
+        found["research_step_ms"] = round(1e3 * research_s, 3)
+        found["ratio"] = round(research_s / step_s, 2)
+        found["research_minutes_of_6000"] = round(ITERATIONS * research_s / 60, 2)
+    return found
 
 
 # --------------------------------------------------------------------------------------- the table
 
 
 PARTS_HEAD = [f"{part} ms" for part in PARTS]
-HEAD = ["method", "ours", *PARTS_HEAD, "other", "step ms", "research step ms", "ratio"]
+OURS = ["method", "ours", *PARTS_HEAD, "other", "× passes", "step ms"]
+HEAD = [*OURS, "research step ms", "ratio"]
 
 
 def line(cells: list[str]) -> str:
@@ -281,8 +323,11 @@ def line(cells: list[str]) -> str:
 def cells_of(row: dict) -> list[str]:
     name = f"{row['method']}, {row['phase']}" if row["phase"] else row["method"]
     parts = [f"{row['parts_ms'][part]:.1f}" for part in PARTS]
-    steps = [f"{row['step_ms']:.1f}", f"{row['research_step_ms']:.1f}", f"{row['ratio']:.2f}"]
-    return [name, row["ours"], *parts, f"{row['other_share']:.1%}", *steps]
+    parts += [f"{row['other_share']:.1%}", f"{row['times_of_passes']:.2f}"]
+    steps = [f"{row['step_ms']:.1f}", "-", "-"]
+    if row["ratio"] is not None:
+        steps = [steps[0], f"{row['research_step_ms']:.1f}", f"{row['ratio']:.2f}"]
+    return [name, row["ours"], *parts, *steps]
 
 
 # ------------------------------------------------------------------------------------- the options

@@ -195,6 +195,7 @@ def ours(case: Case, settings: Settings, variant: Variant) -> dict:
         (loader, "batch", "data"),
         (loader, "gather", "data"),
         (torch.Tensor, "backward", "backward"),
+        (torch.autograd, "grad", "backward"),
         (torch.optim.SGD, "step", "optimizer"),
         (torch.optim.SGD, "zero_grad", "optimizer"),
         (torch.optim.Adam, "step", "optimizer"),

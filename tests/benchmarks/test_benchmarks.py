@@ -131,7 +131,25 @@ def test_a_step_is_taken_apart(bench, tmp_path):
     assert "| cml, self-training | " in printed
 
 
-@pytest.mark.parametrize("case", bench_step.CASES, ids=str)
+def test_a_rivals_step_is_ours_only(bench, tmp_path):
+    out = tmp_path / "step.json"
+    printed = bench(bench_step, "--small", "--methods", "mt", "--json", out)
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["ratio"] is None
+    assert row["times_of_passes"] == pytest.approx(1 / (1 - row["other_share"]), abs=1e-3)
+    assert "| mt | " in printed
+
+
+def test_every_method_has_a_step_to_time():
+    scripts = {path.stem.removeprefix("train_") for path in (ROOT / "code").glob("train_*.py")}
+    forms = {"coranet_ovr", "coranet_uncertainty"}  # of CoraNet
+    assert scripts - forms == set(bench_step.METHODS)
+
+
+BOTH_SIDES = [case for case in bench_step.CASES if case.method in research.METHODS]
+
+
+@pytest.mark.parametrize("case", BOTH_SIDES, ids=str)
 def test_both_sides_of_a_step_agree(case, settings):
     assert bench_step.check(small(case), settings) < bench_step.RTOL
 
