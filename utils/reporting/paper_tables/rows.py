@@ -10,6 +10,12 @@ from utils.reporting.published import Published, published_rows, share
 SCRIPTS = {
     "V-Net": "supervised",
     "U-Net": "supervised",
+    "Pi-model": "pi",
+    "TE": "tempens",
+    "EM": "entropy",
+    "ADVNET": "entropy",
+    "PL": "pseudo",
+    "DCT-Seg": "dct",
     "Mut. Info.": "mutualinfo",
 }
 
