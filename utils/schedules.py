@@ -61,8 +61,15 @@ def ema_decay(t: int, limit: float = 0.99) -> float:
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """θ' = a θ' + (1-a) θ over the parameters; buffers stay the teacher's own, as in the released
-    codes.
+def update_teacher(
+    teacher: nn.Module, student: nn.Module, decay: float, buffers: bool = False
+) -> None:
+    """θ' = a θ' + (1-a) θ over the parameters; buffers stay the teacher's own, as in most released
+    codes. With `buffers` the running statistics of batch norm move too (AD-MT).
     """
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    if buffers:
+        both = zip(teacher.buffers(), student.buffers(), strict=True)
+        pairs += [(own, other) for own, other in both if own.is_floating_point()]
+    own, others = zip(*pairs, strict=True)
+    torch._foreach_lerp_(own, others, 1 - decay)
