@@ -1,5 +1,5 @@
 """Every table's commands against the scripts' parsers, how results fill a table, the figure of a
-sweep, what `--run` runs; and docs/methods.md.
+sweep, what `--run` runs; and docs/methods.md and rivals.md.
 """
 
 import contextlib
@@ -630,7 +630,8 @@ def test_call_passes_status_and_each_signal_once(tmp_path, monkeypatch, early):
 
 # ------------------------------------------------------------------------------------------ methods
 
-SECTIONS = re.split(r"^## ", (ROOT / "docs" / "methods.md").read_text(), flags=re.MULTILINE)[1:]
+PAGES = [(ROOT / "docs" / name).read_text() for name in ("methods.md", "rivals.md")]
+SECTIONS = [s for page in PAGES for s in re.split(r"^## ", page, flags=re.MULTILINE)[1:]]
 METHODS = [s for s in SECTIONS if re.search(r"\(\.\./code/train_", s)]
 
 
@@ -675,6 +676,11 @@ def test_methods_shows_the_defaults_on_the_left_atria(section):
                 shown = as_in_the_docs(option, defaults[option])
                 pattern = rf"(?<![\w.]){re.escape(shown)}(?![\w.]\w)"
                 assert re.search(pattern, columns[3]), f"--{option}: {shown}"
+
+
+def test_every_method_has_a_section():
+    named = {script_of(section) for section in METHODS}
+    assert named == {path.name for path in CODE.glob("train_*.py")}
 
 
 def test_methods_links_and_tables_exist():
