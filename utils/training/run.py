@@ -157,14 +157,19 @@ class Run:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return network.to(self.device, memory_format=channels_last(network.dims))
 
-    def parallel(self, network: nn.Module, in_parts: bool = False) -> nn.Module:
+    def parallel(
+        self, network: nn.Module, in_parts: bool = False, fixed_shapes: bool = True
+    ) -> nn.Module:
         """A module to call for forward passes: the network in the run's precision, and under
         torchrun with its gradients averaged over all processes.
 
         Losses belong outside of it, in float32. `in_parts` says that some forward passes use only a
-        part of the weights, as `first_only` of `SegmentationNetwork` does.
+        part of the weights, as `first_only` of `SegmentationNetwork` does. `fixed_shapes` is False
+        where shapes depend on values, such as on the number of a class's voxels; such a network is
+        not compiled.
         """
-        forward = Forward(network, self.device, self.precision, bool(self.args.compile))
+        compiled = bool(self.args.compile) and fixed_shapes
+        forward = Forward(network, self.device, self.precision, compiled)
         self._forwards[network] = forward
         learns = any(p.requires_grad for p in network.parameters())
         if distributed.world_size() == 1 or not learns:
