@@ -200,7 +200,7 @@ def test_all_of_ugmcls_rows_have_its_crops_on_the_tumours(name):
 )
 def test_coranets_rivals_have_its_unet_on_slices(name, dataset):
     found = flags_by_method(name, dataset)
-    for method in ("pimodel", "te", "mt", "uamt"):
+    for method in ("pi", "tempens", "mt", "uamt"):
         assert (method, "--net unet_ronneberger") in found
         assert (method, "") in flags_by_method(name, "LA")  # which is 3-D
     assert ("coranet", "") in found
@@ -307,13 +307,13 @@ def test_every_data_set_counts_its_units():
 
 def test_a_rival_runs_as_soon_as_its_script_is_there(tmp_path, monkeypatch, capsys):
     call("dmd-table1")
-    assert "# UA-MT: no script code/train_uamt.py yet" in capsys.readouterr().out
+    assert "# DUWM: no script code/train_duwm.py yet" in capsys.readouterr().out
     for path in CODE.glob("*.py"):
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "train_uamt.py").symlink_to(CODE / "train_dmd.py")
+    (tmp_path / "train_duwm.py").symlink_to(CODE / "train_dmd.py")
     monkeypatch.setattr(scripts, "CODE", tmp_path)
-    jobs = [jobs[0] for row, jobs in plan("dmd-table1") if row.label == "UA-MT"]
-    assert [job.folder.parts[-2] for job in jobs] == ["uamt_8", "uamt_16"]
+    jobs = [jobs[0] for row, jobs in plan("dmd-table1") if row.label == "DUWM"]
+    assert [job.folder.parts[-2] for job in jobs] == ["duwm_8", "duwm_16"]
     assert [job.options["labelnum"] for job in jobs] == [8, 16]
 
 
@@ -438,9 +438,10 @@ def test_the_component_filter_is_that_of_the_paper_or_of_its_code(tmp_path):
 
 
 def test_a_row_may_be_tested_otherwise_than_its_method():
-    cps = by_label(plan("dmd-table3"))["CPS"]
-    assert cps.test[-4:] == ["--network", "net", "--nms", "0"]
-    assert cps.summary.parent.name == "last_net_nms0"
+    rows = plan("dtml-table2")
+    apart = [job for _, jobs in rows for job in jobs if "--network" in job.test]
+    assert apart
+    assert all(job.summary.parent.name == "last_dis" for job in apart)
     cml = plan("cml-table4")[-1][1][0]
     assert "--nms" not in cml.test  # the largest component is kept, as LA's tests do
 
@@ -461,13 +462,13 @@ def test_cps_is_trained_as_what_it_is_compared_with(dataset):
         "augment",
     )
     assert {key: cps[key] for key in same} == {key: dmd[key] for key in same}
-    assert (cps["pretrain_iterations"], cps["lambda_u"]) == (0, 1)
+    assert (cps["consistency"], cps["consistency_on"]) == (1.5, "all")
 
 
 def test_a_method_that_is_not_here_has_its_published_numbers(capsys, tmp_path):
-    call("dmd-table3", "--fill", "--runs", tmp_path, "--extra", "--downsample 2")
+    call("dmd-table1", "--fill", "--runs", tmp_path, "--extra", "--downsample 2")
     out = capsys.readouterr().out
-    assert re.search(r"MC-Net +8 +- +87.71 +- +78.31 .* no script code/train_mcnet.py yet\n", out)
+    assert re.search(r"DUWM +8 +- +85.91 +- +75.75 .* no script code/train_duwm.py yet\n", out)
     assert "Trained with --downsample 2" in out
 
 
