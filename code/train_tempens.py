@@ -1,0 +1,276 @@
+"""Temporal ensembling (Laine & Aila, ICLR 2017), for segmentation.
+
+The network is pulled to the mean of its own past predictions, which is kept for each voxel of each
+training image.
+
+    L = L_sup + λ(t) L_con
+    L_sup = (CE(p, Y) + Dice(p, Y)) / 2    on the labelled crops
+    L_con = mean (p - z)²                  on all crops, over visited voxels and classes
+    z     = Z / (1 - b^n)                  target, without gradient
+    Z     ← b Z + (1 - b) p                after the step, for the voxels that it has shown; at
+                                           first 0
+
+    p      softmax of the network for x + ε
+    ε      noise clamp(N(0, 0.1²), ±0.2) of each voxel
+    Y      label
+    Z, n   sum over the past predictions of a voxel and their number; it is visited where n > 0
+    b      decay of the past, 0.6
+    Dice   loss 1 - 2 Σ p y / (Σ p² + Σ y²), mean over all classes with the background
+    λ(t)   weight w exp(-5 (1 - t/t_max)²) of the consistency, w = 0.1
+
+    python code/train_tempens.py --labelnum 16 --gpu 0
+    python code/test_LA.py --method tempens --labelnum 16 --nms 0
+    python code/train_tempens.py --dataset Pancreas2d --labelnum 32 --gpu 0
+
+The paper is about the classification of images; CoraNet compares with it on slices, and gives no
+setting. From the original: L_con, Z, b. There an image is seen whole once an epoch, so n counts
+epochs; w is 30 M/N or 100 M/N with M of N images labelled, reached after 80 of 300 epochs, after a
+first epoch of 0; the noise has a standard deviation of 0.15; the optimizer is Adam 3e-3. Customs of
+the field, from UA-MT: ε; SGD 0.01, momentum 0.9, weight decay 1e-4, ×0.1 every 2500 of 6000
+iterations; from SSL4MIS: L_sup, and on BraTS2019 and ACDC 30 000 iterations with the rate
+0.01 (1 - t/t_max)^0.9.
+
+Ours, since crops are random: Z and n stand in the space of the images. A crop is read and written
+through the voxels that it shows; where several of its pixels show one, as in enlarged slices, their
+mean is written. Z is in float16 and leaves out the background, which is the rest to 1. Each process
+keeps it in RAM, and the checkpoint holds it: on LA 3 bytes a voxel, 0.6 GB in all.
+"""
+
+import math
+
+import torch
+
+import _root  # noqa: F401
+from dataloaders.two_stream import two_stream_loader
+from networks import network_class
+from utils import command
+from utils.distributed import collect
+from utils.errors import UserError
+from utils.losses import class_dice_loss, cross_entropy, masked_mean
+from utils.perturbations import noisy
+from utils.schedules import gaussian_rampup, poly_decay, set_lr, step_decay
+from utils.training import options, run
+from utils.training.options import rule
+
+MOST_VISITS = 255  # that a byte can count
+
+
+def in_ssl4mis(args):
+    return args.dataset in ("BraTS2019", "ACDC")
+
+
+DEFAULTS = [  # where several rules hold, the last one wins
+    rule("ours", consistency=0.1, rampup_share=1.0),
+    rule("released code: Laine & Aila", ensemble_decay=0.6),
+    rule(
+        "custom of the field: UA-MT",
+        base_lr=0.01,
+        decay="step",
+        lr_step=2500,
+        max_iterations=6000,
+    ),
+    rule("custom of the field: SSL4MIS", in_ssl4mis, decay="poly", max_iterations=30000),
+]
+TEST_FLAGS = {"*": "--nms 0"}  # as for the field's mean teachers
+
+# ------------------------------------------------------------------------------------- the losses
+# To fork: compare by another divergence in `consistency_loss`.
+
+
+def supervised_loss(z, label):
+    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
+    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
+
+
+def consistency_loss(z, target, visited):
+    """L_con: logits and targets `(B, C, *S)`, visited voxels bool `(B, *S)`; 0 where none is."""
+    return masked_mean((z.softmax(1) - target).square().mean(1), visited)
+
+
+def consistency_weight(step, args):
+    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
+    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
+
+
+def objective(z, target, visited, label, weight):
+    """The loss of a step.
+
+    Args:
+        z: logits, float32 `(B, C, *S)`, labelled crops first.
+        target: of the ensemble, float32 `(B, C, *S)`.
+        visited: where there is a target, bool `(B, *S)`.
+        label: int64 `(B_l, *S)`.
+        weight: λ(t).
+
+    Returns:
+        The loss, and its terms by name.
+    """
+    loss_sup = supervised_loss(z[: len(label)], label)
+    loss_con = consistency_loss(z, target, visited)
+    terms = {"loss_sup": loss_sup, "loss_con": loss_con, "visited": visited.float().mean()}
+    return loss_sup + weight * loss_con, terms
+
+
+# ------------------------------------------------------------------------------------ the ensemble
+# To fork: keep another mean of the past in `_add`.
+
+
+class Ensemble:
+    """The past predictions for each voxel of the cases that have been seen, on the CPU.
+
+    A case has one place for each of its voxels; place 0 stands for all that is outside of it, and
+    is never visited.
+
+    Attributes:
+        sums: case to Z of the foreground classes, `(C - 1, places)`.
+        visits: case to n, uint8 `(places,)`.
+
+    Args:
+        data: the loader whose crops are read and written.
+        decay: b.
+        dtype: of Z.
+    """
+
+    def __init__(self, data, decay, dtype=torch.float16):
+        self.data = data
+        self.decay = decay
+        self.dtype = dtype
+        self.wide = torch.promote_types(dtype, torch.float32)
+        self.sums = {}
+        self.visits = {}
+
+    def read(self, crops):
+        """The targets `(B, C, *S)` of crops, and which of their voxels are visited, `(B, *S)`."""
+        targets = []
+        counts = []
+        for crop, places in zip(crops, self._places(crops), strict=True):
+            sums, visits = self._of(crop.case)
+            n = visits[places].to(self.wide)
+            z = sums[:, places] / (1 - self.decay**n).where(n > 0, 1)
+            targets.append(torch.cat((1 - z.sum(0, keepdim=True), z)))
+            counts.append(n)
+        device = self.data.device
+        return torch.stack(targets).to(device), torch.stack(counts).to(device) > 0
+
+    def write(self, crops, predictions):
+        """Add predictions `(C, *S)`, one a crop, one crop after another."""
+        for crop, places, p in zip(crops, self._places(crops), predictions, strict=True):
+            self._add(crop.case, places.flatten(), p[1:].flatten(1).to(self.wide))
+
+    def _add(self, case, places, p):
+        """Add probabilities `(C - 1, voxels)` at these places of a case."""
+        sums, visits = self._of(case)
+        times = torch.bincount(places, minlength=len(visits))
+        total = torch.zeros(sums.shape, dtype=self.wide).index_add_(1, places, p)
+        shown = times > 0
+        shown[0] = False
+        mean = total[:, shown] / times[shown]
+        sums[:, shown] = (self.decay * sums[:, shown] + (1 - self.decay) * mean).to(self.dtype)
+        visits[shown] += visits[shown] < MOST_VISITS
+
+    def _of(self, case):
+        if case not in self.sums:
+            places = 1 + math.prod(self.data.volumes.shapes[case])
+            self.sums[case] = torch.zeros((self.data.num_classes - 1, places), dtype=self.dtype)
+            self.visits[case] = torch.zeros(places, dtype=torch.uint8)
+        return self.sums[case], self.visits[case]
+
+    def _places(self, crops):
+        """The place in its case that each voxel of the crops shows, `(B, *S)`."""
+        numbers = {}
+        for crop in crops:
+            shape = self.data.volumes.shapes[crop.case]
+            numbers[crop.case] = torch.arange(1, 1 + math.prod(shape), dtype=torch.int32).view(
+                *shape
+            )
+        return self.data.gather(numbers, crops).cpu().long()
+
+    def state_dict(self):
+        return {"sums": self.sums, "visits": self.visits}
+
+    def load_state_dict(self, state):
+        self.sums = state["sums"]
+        self.visits = state["visits"]
+
+
+def of_all_processes(crops, p, labelled):
+    """The crops and predictions that all processes have of a step, in the order of one process.
+
+    Args:
+        crops: of this process, of which the first `labelled` are labelled.
+        p: their predictions `(B, C, *S)`.
+    """
+    predictions = [one.clone() for one in p.to("cpu", torch.float16)]
+    pairs = list(zip(crops, predictions, strict=True))
+    pairs = collect(pairs[:labelled]) + collect(pairs[labelled:])
+    return [crop for crop, _ in pairs], [one for _, one in pairs]
+
+
+# ------------------------------------------------------------------------------------ the options
+
+
+def parse(argv=None):
+    parser = options.parser(__doc__, __file__)
+    method = parser.add_argument_group("method")
+    options.add_iterations(method, decay="either")
+    options.add_consistency(method)
+    method.add_argument(
+        "--ensemble_decay",
+        type=command.fraction,
+        help="b, decay of the past predictions, up to 0.95; 0 keeps only the last one",
+    )
+    args = options.parse(parser, DEFAULTS, argv)
+    if args.decay == "poly":
+        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
+    if args.ensemble_decay > 0.95:
+        raise UserError(
+            f"--ensemble_decay {args.ensemble_decay}: visits are counted up to {MOST_VISITS}, "
+            "which is enough for up to 0.95"
+        )
+    if not args.consistency:
+        of_consistency = ("rampup_share", "ensemble_decay")
+        options.refuse_without_effect(args, of_consistency, "--consistency 0")
+    return args
+
+
+# -------------------------------------------------------------------------------- the training loop
+
+
+def learning_rate(step, args):
+    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
+    if args.decay == "poly":
+        return poly_decay(args.base_lr, step, args.max_iterations)
+    return step_decay(args.base_lr, step, args.lr_step)
+
+
+def main(argv=None):
+    args = parse(argv)
+    job = run.Run(args, __file__)
+    data = two_stream_loader(args, job.device)
+
+    network = network_class(args.net)
+    shape = (data.in_channels, data.num_classes, args.n_filters, args.normalization)
+    net = job.to_device(network(*shape))
+    model = job.parallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
+    ensemble = Ensemble(data, args.ensemble_decay)
+    job.resume(net=net, optimizer=optimizer, ensemble=ensemble)
+
+    for step, batch in job.steps(data, args.max_iterations):
+        lr = learning_rate(step, args)
+        set_lr(optimizer, lr)
+        weight = consistency_weight(step, args)
+
+        target, visited = ensemble.read(batch.crops)
+        z = model(noisy(batch.image)).float()
+        loss, terms = objective(z, target, visited, batch.label, weight)
+
+        job.optimize(loss, optimizer)
+        p = z.detach().softmax(1)
+        ensemble.write(*of_all_processes(batch.crops, p, batch.labeled_bs))
+        job.log(step, loss=loss, **terms, consistency_weight=weight, lr=lr)
+        job.checkpoint(step)
+
+
+if __name__ == "__main__":
+    command.run(main)
