@@ -50,9 +50,10 @@ def in_ssl4mis(args):
     return args.dataset in ("BraTS2019", "ACDC")
 
 
-WEIGHTS = {"consistency": 0.1, "rampup_share": 1.0, "discriminator_lr": 1e-4}
+WEIGHTS = {"consistency": 0.1, "rampup_share": 1.0}
+DISCRIMINATOR = {"discriminator_lr": 1e-4, "discriminator_filters": 64}
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("ours", **WEIGHTS),
+    rule("ours", **WEIGHTS, **DISCRIMINATOR),
     rule(
         "custom of the field: UA-MT",
         base_lr=0.01,
@@ -60,7 +61,6 @@ DEFAULTS = [  # where several rules hold, the last one wins
         lr_step=2500,
         max_iterations=6000,
     ),
-    rule("released code: SSL4MIS", discriminator_filters=64),
     rule(
         "released code: SSL4MIS",
         in_ssl4mis,
@@ -68,6 +68,7 @@ DEFAULTS = [  # where several rules hold, the last one wins
         decay="poly",
         max_iterations=30000,
         **WEIGHTS,
+        **DISCRIMINATOR,
     ),
 ]
 TEST_FLAGS = {"*": "--nms 0"}  # the released code filters no components
