@@ -21,8 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "code")]
 
 from networks.vnet import VNet  # noqa: E402
-from utils import command, distributed  # noqa: E402
+from utils import command, distributed, perturbations  # noqa: E402
 from utils.training import run  # noqa: E402
+
+# what the scripts draw by functions of their own: the same for all crops instead
+DRAWS = {
+    "train_ict": {"mixing_shares": lambda pairs, alpha: torch.full((pairs,), 0.3)},
+    "train_tcse": {"draw_transformations": lambda crops, extents: [(2, True)] * crops},
+}
 
 checkpoint = run.Run.checkpoint
 log = run.Run.log
@@ -45,19 +51,20 @@ def spoil(job, step, **values):
 
 
 def call(name, *options):
-    importlib.import_module(name).main([str(option) for option in options])
+    script = importlib.import_module(name)
+    for draw, fixed in DRAWS.get(name, {}).items():
+        setattr(script, draw, fixed)
+    script.main([str(option) for option in options])
 
 
 if __name__ == "__main__":
-    import train_ugmcl
-
     run.Run.checkpoint = compare
     if "SPOIL" in os.environ:
         run.Run.log = spoil
     stop = distributed.stop
     distributed.stop = lambda: None  # torchrun's processes meet once
     VNet.defaults = VNet.defaults._replace(dropout=0.0)
-    train_ugmcl.noisy = lambda image: image
+    perturbations.noisy = lambda image: image  # before a script imports it
     for arguments in json.loads(sys.argv[1]):
         command.run(lambda arguments=arguments: call(*arguments))
     stop()

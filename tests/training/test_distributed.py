@@ -31,6 +31,12 @@ METHODS = {
     "train_dtml": [*BOTH, "--max_iterations", 3, "--dis_loss", "both"],
     "train_ugmcl": [*BOTH, "--max_iterations", 3, "--passes", 2],
     "train_cml": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
+    "train_mt": [*BOTH, "--max_iterations", 3],
+    "train_uamt": [*BOTH, "--max_iterations", 3, "--passes", 1],
+    "train_ict": [*BOTH, "--max_iterations", 3],
+    "train_tcse": [*BOTH, "--max_iterations", 3],
+    "train_pi": [*BOTH, "--max_iterations", 3],
+    "train_tempens": [*BOTH, "--max_iterations", 3],
     "train_coranet": [*BOTH, *EPOCHS],
     "train_coranet_ovr": [*BOTH, *EPOCHS],
 }
