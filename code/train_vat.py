@@ -93,15 +93,21 @@ def supervised_loss(z, label):
 
 
 def kl_distance(z, z_perturbed):
-    """KL(p ‖ q), mean over voxels, with a gradient to q only: logits `(B, C, *S)` of p and q."""
+    """KL(p ‖ q), mean over voxels, with a gradient to q only.
+
+    Args:
+        z, z_perturbed: logits of p and q, `(B, C, *S)`.
+    """
     log_p = z.detach().log_softmax(1)
     log_q = z_perturbed.log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1).mean()
 
 
 def dice_distance(z, z_perturbed):
-    """1 - 2 Σ p q / (Σ p + Σ q), mean over the foreground classes, with a gradient to q only: logits
-    `(B, C, *S)` of p and q.
+    """1 - 2 Σ p q / (Σ p + Σ q), mean over the foreground classes, with a gradient to q only.
+
+    Args:
+        z, z_perturbed: logits of p and q, `(B, C, *S)`.
     """
     p = z.detach().softmax(1)
     q = z_perturbed.softmax(1)
