@@ -1,7 +1,7 @@
 """Every method with the weight of its unlabelled terms at 0 follows its supervised loss, step for
 step.
 
-Dropout and norm are off, so that what else is in the batch cannot matter; what is left is
+Dropout, noise and norm are off, so that what else is in the batch cannot matter; what is left is
 the order of the crops, the optimizer, the schedule, and terms that ought to be 0.
 """
 
@@ -12,13 +12,19 @@ import train_cml
 import train_coranet
 import train_dmd
 import train_dtml
+import train_ict
+import train_mt
+import train_pi
 import train_supervised
+import train_tcse
+import train_tempens
+import train_uamt
 import train_ugmcl
 from small import LA
 
 from dataloaders.two_stream import two_stream_loader
 from networks.vnet import VNet
-from utils.losses import foreground_dice_loss, sdm_targets, supervised_loss
+from utils.losses import class_dice_loss, foreground_dice_loss, sdm_targets, supervised_loss
 from utils.schedules import set_lr, step_decay
 from utils.training import options, run
 
@@ -37,6 +43,15 @@ def cross_entropy_and_dice(net, image, label):
     return supervised_loss(net(image), label)
 
 
+def cross_entropy_alone(net, image, label):
+    return F.cross_entropy(net(image), label)
+
+
+def cross_entropy_and_all_dice(net, image, label):
+    logits = net(image)
+    return (F.cross_entropy(logits, label) + class_dice_loss(logits.softmax(1), label)) / 2
+
+
 def of_logits_and_features(net, image, label):
     return supervised_loss(net(image)[0], label)
 
@@ -53,6 +68,13 @@ CASES = {  # script, its flags, the supervised loss of its first network
     "dmd": (train_dmd, ["--lambda_distill", "0"], dice_alone),
     "dtml": (train_dtml, ["--consistency", "0"], cross_entropy_and_dice),
     "ugmcl": (train_ugmcl, ["--consistency", "0", "--passes", "1"], dual_task),
+    "mt": (train_mt, ["--consistency", "0"], cross_entropy_and_all_dice),
+    "uamt": (train_uamt, ["--consistency", "0"], cross_entropy_and_dice),
+    "ict": (train_ict, ["--consistency", "0"], cross_entropy_and_all_dice),
+    "tcse": (train_tcse, ["--consistency", "0"], cross_entropy_alone),
+    "tcse, released": (train_tcse, ["--preset", "released"], cross_entropy_alone),
+    "pi": (train_pi, ["--consistency", "0"], cross_entropy_and_all_dice),
+    "tempens": (train_tempens, ["--consistency", "0"], cross_entropy_and_all_dice),
     "cml": (train_cml, ["--lambda_u", "0", *CPS], of_logits_and_features),
 }
 
@@ -88,6 +110,7 @@ def run_main(script, flags, root, runs, monkeypatch):
 
     monkeypatch.setattr(run.Run, "resume", remember)
     monkeypatch.setattr(VNet, "defaults", VNet.defaults._replace(dropout=0.0))
+    monkeypatch.setattr(script, "noisy", lambda image: image, raising=False)
     script.main([*SMALL, *flags, "--root", str(root), "--runs", str(runs)])
     (path,) = runs.glob("*/*/*/last.pth")
     state = torch.load(path, weights_only=True)
