@@ -19,10 +19,27 @@ SHORT = {
     "train_dtml": "--max_iterations 2".split(),
     "train_ugmcl": "--max_iterations 2 --passes 1".split(),
     "train_cml": "--pretrain_iterations 1 --max_iterations 1".split(),
+    "train_cps": "--max_iterations 2".split(),
+    "train_dan": "--max_iterations 2 --discriminator_filters 4".split(),
+    "train_entropy": "--max_iterations 2".split(),
+    "train_vat": "--max_iterations 2".split(),
+    "train_pseudo": "--max_iterations 2".split(),
+    "train_unimatch": "--max_iterations 2 --threshold 0.5".split(),
+    "train_admt": "--max_iterations 2 --threshold 0.5".split(),
+    "train_dtc": "--max_iterations 2".split(),
+    "train_mcnet": "--max_iterations 2".split(),
+    "train_urpc": "--max_iterations 2".split(),
+    "train_sassnet": "--max_iterations 2 --discriminator_filters 4".split(),
     "train_coranet": EPOCHS,
     "train_coranet_ovr": EPOCHS,
     "train_coranet_uncertainty": [*EPOCHS, "--looks", "2"],
 }
+
+SHORT |= {
+    f"train_{method}": "--max_iterations 2".split()
+    for method in ("mt", "ict", "tcse", "pi", "tempens")
+}
+SHORT["train_uamt"] = "--max_iterations 2 --passes 1".split()
 
 FOLDER = "2018LA_Seg_Training Set"
 

@@ -29,6 +29,32 @@ SHORT = {
     "train_dtml.py": ["--max_iterations", 3],
     "train_ugmcl.py": ["--max_iterations", 3],
     "train_cml.py": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
+    "train_unimatch.py": ["--max_iterations", 3, "--threshold", 0.5],
+    "train_admt.py": [
+        *["--max_iterations", 3, "--unlabeled_bs", 3, "--threshold", 0.5],
+        *["--longest_turn", 1, "--consistency", 0.1],
+    ],
+}
+SHORT |= {
+    "train_dtc.py": ["--max_iterations", 3, "--consistency", 0.1],
+    "train_mcnet.py": ["--max_iterations", 3, "--consistency", 0.1, "--lambda_seg", 3],
+    "train_urpc.py": ["--max_iterations", 3],
+    "train_sassnet.py": ["--max_iterations", 3, "--discriminator_filters", 4],
+}
+SHORT |= {
+    "train_mt.py": ["--max_iterations", 3],
+    "train_uamt.py": ["--max_iterations", 3, "--passes", 2],
+    "train_ict.py": ["--max_iterations", 3],
+    "train_tcse.py": ["--max_iterations", 3],
+    "train_pi.py": ["--max_iterations", 3],
+    "train_tempens.py": ["--max_iterations", 3],
+}
+SHORT |= {
+    "train_cps.py": ["--max_iterations", 3],
+    "train_dan.py": ["--max_iterations", 3, "--discriminator_filters", 4],
+    "train_entropy.py": ["--max_iterations", 3],
+    "train_vat.py": ["--max_iterations", 3],
+    "train_pseudo.py": ["--max_iterations", 3],
 }
 ALEATORIC = ["--uncertainty", "aleatoric"]
 CORANET = [
@@ -40,6 +66,13 @@ CORANET = [
     ["--relabel_epochs", 1],
     ["--relabel_stride", 32, 16, 16],
     ["--ema_decay", 0.4],
+]
+OF_CONSISTENCY = [
+    ["--max_iterations", 2],
+    ["--lr_step", 1],
+    ["--decay", "poly"],
+    ["--consistency", 0],
+    ["--rampup_share", 0],
 ]
 # every flag by itself, or with those that it needs, against the same command without it
 FLAGS = {
@@ -129,6 +162,157 @@ FLAGS = {
         ["--beta", 0.4],
         ["--framework", "cfl"],
         ["--framework", "cps"],
+    ],
+    "train_unimatch.py": [
+        ["--max_iterations", 2],
+        ["--unlabeled_bs", 1],
+        ["--threshold", 0.6],
+        ["--lambda_s", 0],
+        ["--lambda_f", 0],
+        ["--jitter", 0],
+        ["--noise", 1],
+        ["--box_probability", 0],
+        ["--beta", 1],
+    ],
+    "train_admt.py": [
+        ["--preset", "released"],
+        ["--max_iterations", 2],
+        ["--consistency", 10],
+        ["--rampup_share", 0],
+        ["--ema_decay", 0.4, "--copy_steps", 0],
+        ["--copy_steps", 0],
+        ["--longest_turn", 19],
+        ["--threshold", 0.6],
+        ["--loss_u", "dice"],
+        ["--ensemble", "mean"],
+        ["--vote", "unmixed"],
+        ["--vote", "none"],
+        ["--jitter", 0],
+        ["--noise", 1],
+        ["--beta", 1],
+    ],
+    "train_dtc.py": [
+        ["--preset", "released"],
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--unlabeled_bs", 1],
+        ["--consistency", 0],
+        ["--rampup_share", 0],
+        ["--lambda_dis", 0],
+    ],
+    "train_mcnet.py": [
+        ["--preset", "released"],
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--unlabeled_bs", 1],
+        ["--decoders", 3],
+        ["--consistency", 0],
+        ["--rampup_share", 0],
+        ["--temperature", 1],
+        ["--lambda_seg", 0],
+    ],
+    "train_urpc.py": [
+        ["--max_iterations", 2],
+        ["--unlabeled_bs", 1],
+        ["--consistency", 0],
+        ["--rampup_share", 0],
+    ],
+    "train_sassnet.py": [
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--unlabeled_bs", 1],
+        ["--consistency", 0],
+        ["--rampup_share", 0],
+        ["--lambda_dis", 0],
+        ["--discriminator_lr", 0.1],
+        ["--discriminator_filters", 8],
+    ],
+}
+
+
+# classes of the networks on slices, where there are others than UNet
+KINDS = {
+    "train_coranet.py": {"RonnebergerUNet"},
+    "train_coranet_ovr.py": {"OneVsRest"},
+    "train_coranet_uncertainty.py": {"RonnebergerUNet"},
+    "train_mcnet.py": {"SeveralDecoders"},
+    "train_urpc.py": {"MultiScale"},
+    "train_dan.py": {"UNet", "MapImageDiscriminator"},
+    "train_sassnet.py": {"UNet", "MapImageDiscriminator"},
+}
+FLAGS |= {
+    "train_mt.py": [
+        *OF_CONSISTENCY,
+        ["--unlabeled_bs", 1],
+        ["--warmup_share", 0.5],
+        ["--ema_decay", 0.4],
+        ["--consistency_on", "all"],
+    ],
+    "train_uamt.py": [
+        *OF_CONSISTENCY,
+        ["--preset", "released"],
+        ["--ema_decay", 0.4],
+        ["--consistency_on", "unlabeled"],
+        ["--threshold_start", 0.5],
+        ["--passes", 1],
+    ],
+    "train_ict.py": [
+        *OF_CONSISTENCY,
+        ["--unlabeled_bs", 4],
+        ["--ema_decay", 0.4],
+        ["--alpha", 1],
+        ["--mix", "logits"],
+    ],
+    "train_tcse.py": [
+        *OF_CONSISTENCY,
+        ["--preset", "released"],
+        ["--ema_decay", 0.4],
+        ["--consistency_on", "unlabeled"],
+    ],
+    "train_pi.py": OF_CONSISTENCY,
+    "train_tempens.py": [*OF_CONSISTENCY, ["--ensemble_decay", 0]],
+}
+OF_PATCHES = ["--patch", 32, 32, 32, "--adversarial", 1, "--discriminator_filters", 4]
+FLAGS |= {
+    "train_cps.py": [
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--decay", "poly"],
+        ["--unlabeled_bs", 1],
+        ["--consistency", 0],
+        ["--rampup_share", 1],
+        ["--consistency_on", "unlabeled"],
+    ],
+    "train_dan.py": [
+        *OF_CONSISTENCY,
+        ["--unlabeled_bs", 1],
+        ["--discriminator_lr", 0.1],
+        ["--discriminator_filters", 8],
+    ],
+    "train_entropy.py": [
+        *OF_CONSISTENCY,
+        ["--unlabeled_bs", 1],
+        ["--entropy_on", "unlabeled"],
+        ["--adversarial", 1, "--discriminator_filters", 4, "--patch", 32, 32, 32],
+        ["--discriminator_lr", 0.1, *OF_PATCHES],
+        ["--discriminator_filters", 8, *OF_PATCHES[:-2]],
+    ],
+    "train_vat.py": [
+        *OF_CONSISTENCY,
+        ["--unlabeled_bs", 1],
+        ["--distance", "dice"],
+        ["--xi", 1],
+        ["--epsilon", 1],
+    ],
+    "train_pseudo.py": [
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--decay", "poly"],
+        ["--unlabeled_bs", 1],
+        ["--consistency", 0],
+        ["--rampup_from", 0.5],
+        ["--rampup_share", 0.5],
+        ["--threshold", 0.6],
     ],
 }
 
@@ -245,10 +429,8 @@ def test_trains_on_slices_of_several_classes(name, tiny_acdc, tmp_path, script):
     assert done.returncode == 0, done.stderr
     (path,) = runs.glob("ACDC/*/*/last.pth")
     state = torch.load(path, weights_only=True)
-    kind = "UNet"
-    if "coranet" in name:
-        kind = "OneVsRest" if name == "train_coranet_ovr.py" else "RonnebergerUNet"
-    assert {spec["class"].rpartition(".")[2] for spec in state["networks"].values()} == {kind}
+    kinds = {spec["class"].rpartition(".")[2] for spec in state["networks"].values()}
+    assert kinds == KINDS.get(name, {"UNet"})
     assert np.isfinite([line["loss/loss"] for line in records(path.parent)]).all()
     done = script("test_ACDC.py", "--run", path.parent, "--gpu", -1, "--figures", 0, "--nifti", 0)
     assert done.returncode == 0, done.stderr
