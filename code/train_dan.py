@@ -150,8 +150,7 @@ def parse(argv=None):
     if args.decay == "poly":
         options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
-        of_adversary = ("rampup_share", "discriminator_lr", "discriminator_filters")
-        options.refuse_without_effect(args, of_adversary, "--consistency 0")
+        options.refuse_without_effect(args, ("rampup_share",), "--consistency 0")
     return args
 
 

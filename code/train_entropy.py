@@ -216,16 +216,15 @@ def parse(argv=None):
         help="channels of the discriminator's first stage; fewer are faster",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    of_discriminator = ("discriminator_lr", "discriminator_filters")
     if args.decay == "poly":
         options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
-        of_entropy = ("rampup_share", "entropy_on", "adversarial", *of_discriminator)
-        options.refuse_without_effect(args, of_entropy, "--consistency 0")
+        options.refuse_without_effect(args, ("rampup_share", "entropy_on"), "--consistency 0")
     if args.adversarial:
         options.refuse_without_effect(args, ("entropy_on",), "--adversarial 1")
         check_patch(args)
     else:
+        of_discriminator = ("discriminator_lr", "discriminator_filters")
         options.refuse_without_effect(args, of_discriminator, "--adversarial 0")
     return args
 
