@@ -15,6 +15,8 @@ _CLASSES = {
     "unet_ronneberger": ("unet_ronneberger", "RonnebergerUNet"),
     "unet3d": ("unet3d", "UNet3D"),
     "resnet18": ("resnet18_3d", "ResNet18"),
+    "resnet34": ("resnet34", "ResNet34"),
+    "resnet34_2d": ("resnet34", "ResNet34Slices"),
 }
 NETWORKS = tuple(_CLASSES)
 

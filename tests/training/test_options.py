@@ -111,7 +111,7 @@ def test_the_help_of_net_names_all_networks_by_dimension(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
-    assert "3-D: vnet, unet3d, resnet18; 2-D: unet, unet_ronneberger" in text
+    assert "3-D: vnet, unet3d, resnet18, resnet34; 2-D: unet, unet_ronneberger, resnet34_2d" in text
 
 
 def test_the_help_shows_what_always_holds(capsys):
