@@ -8,8 +8,8 @@ import math
 import pytest
 import torch
 
-from networks import NETWORKS, network_class
-from networks.base import enlarge, enlarge_by_slices
+from networks import NETWORKS, base, network_class
+from networks.base import enlarge, enlarge_by_slices, without_half_of_channels
 from networks.one_vs_rest import OneVsRest
 from networks.resnet18_3d import Block
 from networks.unet import UNet
@@ -389,3 +389,78 @@ def test_a_branch_is_two_convolutions_and_one_to_the_classes(name):
             if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)
         ]
         assert kernels == [3, 3, 1]
+
+
+# ------------------------------------------------------------------------------ dropped features
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_level_of_features_loses_half_of_its_channels(name, monkeypatch):
+    """`with_dropped`: the decoder sees the plain features, and behind them in the same batch those
+    of which each channel is 0 or doubled; each level, crop and call has its own draw.
+    """
+    net, seen = small(name, dropout=0.0), []
+    decode = net.decode
+    monkeypatch.setattr(net, "decode", lambda features: seen.append(features) or decode(features))
+    x = image(name)
+    plain, dropped = net(x, with_dropped=True)
+    assert plain.shape == dropped.shape == (2, 3, *x.shape[2:])
+    net(x, with_dropped=True)
+    patterns = []
+    for features, again, both in zip(net.encode(x), *seen, strict=True):
+        assert torch.equal(both[:2], features)
+        zero = both[2:].flatten(2).eq(0).all(2)
+        expected = features * (2.0 * ~zero).view(*zero.shape, *[1] * (x.ndim - 2))
+        torch.testing.assert_close(both[2:], expected)
+        patterns.append(zero)
+        if zero.shape[1] > 8:
+            assert 0.2 < zero.float().mean() < 0.8
+            assert not torch.equal(zero, again[2:].flatten(2).eq(0).all(2))
+            assert not torch.equal(zero[0], zero[1])
+
+
+def test_half_of_the_channels_are_zero_and_the_others_doubled():
+    """As Dropout2d and Dropout3d with 1/2 in training."""
+    torch.manual_seed(0)
+    features = torch.rand(50, 80, 2, 2, 2) + 1
+    found = without_half_of_channels(features)
+    ratio = (found / features).flatten(2)
+    assert (ratio == ratio[..., :1]).all()
+    assert set(ratio.unique().tolist()) == {0.0, 2.0}
+    assert ratio.mean() == pytest.approx(1, abs=0.05)  # 4 standard deviations
+    torch.manual_seed(0)
+    dropped = torch.nn.functional.dropout3d(features, 0.5)
+    assert (dropped / features).flatten(2).mean() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropped_and_plain_features_share_the_decoders_statistics(name, monkeypatch):
+    """Batch norm of the decoder sees both halves at once, that of the encoder the plain one only;
+    without any norm the plain half is that of a plain pass.
+    """
+    x = image(name, *(64, 16, 16)[: network_class(name).dims])
+    alone = small(name, normalization="none", dropout=0.0)
+    assert torch.allclose(alone(x, with_dropped=True)[0], alone(x), atol=1e-5)
+    assert not torch.allclose(alone(x, with_dropped=True)[1], alone(x), atol=1e-3)
+    plain, both = (small(name, dropout=0.0) for _ in range(2))
+    logits = plain(x)
+    assert not torch.allclose(both(x, with_dropped=True)[0], logits, atol=1e-3)
+    own, other = plain.state_dict(), both.state_dict()
+    for key in own:
+        if "running_mean" in key:
+            equal = torch.allclose(own[key], other[key], atol=1e-6)
+            assert equal == (key.split(".")[0] in plain.of_encoder), key
+    monkeypatch.setattr(base, "without_half_of_channels", lambda features: features)
+    twin = small(name, dropout=0.0)  # the same values twice have the same mean and variance
+    for half in twin(x, with_dropped=True):
+        torch.testing.assert_close(half, logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropped_logits_train_the_whole_network(name):
+    net = small(name, dropout=0.0)
+    net(image(name), with_dropped=True)[1].square().mean().backward()
+    for key, p in net.named_parameters():
+        assert p.grad is not None, key
+        if p.ndim > 1:
+            assert p.grad.any(), key
