@@ -37,14 +37,15 @@ def judge(discriminator: nn.Module, *inputs: Tensor) -> Tensor:
     if isinstance(discriminator, DistributedDataParallel):
         discriminator = discriminator.module  # which has no gradients to average here
     learning = [p for p in discriminator.parameters() if p.requires_grad]
-    training = discriminator.training
+    modes = [(module, module.training) for module in discriminator.modules()]
     try:
         discriminator.eval()
         for parameter in learning:
             parameter.requires_grad_(False)
         return discriminator(*inputs)
     finally:
-        discriminator.train(training)
+        for module, training in modes:
+            module.training = training
         for parameter in learning:
             parameter.requires_grad_(True)
 
