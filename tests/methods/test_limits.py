@@ -11,10 +11,12 @@ import torch.nn.functional as F
 import train_cml
 import train_coranet
 import train_dmd
+import train_dtc
 import train_dtml
 import train_ict
 import train_mt
 import train_pi
+import train_sassnet
 import train_supervised
 import train_tcse
 import train_tempens
@@ -62,12 +64,28 @@ def dual_task(net, image, label):
     return loss + (sdm - sdm_targets((label == 1)[:, None])).square().mean()
 
 
+def dice_and_distances(share):
+    def loss_of(net, image, label):
+        logits, sdm = net(image)
+        distances = (sdm - sdm_targets((label == 1)[:, None])).square().mean()
+        return foreground_dice_loss(logits.softmax(1), label) + share * distances
+
+    return loss_of
+
+
 CPS = ["--framework", "cps", "--pretrain_iterations", "0", "--unlabeled_bs", "2"]
 CASES = {  # script, its flags, the supervised loss of its first network
     "supervised": (train_supervised, [], cross_entropy_and_dice),
     "dmd": (train_dmd, ["--lambda_distill", "0"], dice_alone),
     "dtml": (train_dtml, ["--consistency", "0"], cross_entropy_and_dice),
     "ugmcl": (train_ugmcl, ["--consistency", "0", "--passes", "1"], dual_task),
+    "dtc": (train_dtc, ["--consistency", "0"], dice_and_distances(1)),
+    "dtc, released": (
+        train_dtc,
+        ["--consistency", "0", "--preset", "released"],
+        dice_and_distances(0.3),
+    ),
+    "sassnet": (train_sassnet, ["--consistency", "0"], dice_and_distances(0.3)),
     "mt": (train_mt, ["--consistency", "0"], cross_entropy_and_all_dice),
     "uamt": (train_uamt, ["--consistency", "0"], cross_entropy_and_dice),
     "ict": (train_ict, ["--consistency", "0"], cross_entropy_and_all_dice),

@@ -10,7 +10,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from networks import NETWORKS, network_class
+from networks.multi_scale import MultiScale
 from networks.one_vs_rest import OneVsRest
+from networks.several_decoders import SeveralDecoders
 from utils.device import autocast
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 BUILD = {name: partial(network_class(name), 1, 3, 4, dropout=0.5) for name in NETWORKS}
 BUILD |= {"one_vs_rest": partial(OneVsRest, "vnet", 1, 3, n_filters=4, branches=3)}
+BUILD |= {"several_decoders": partial(SeveralDecoders, "vnet", 1, 3, n_filters=4)}
+BUILD |= {"multi_scale": partial(MultiScale, "vnet", 1, 3, n_filters=4)}
 BUILD |= {"branches": partial(network_class("vnet"), 1, 3, 4, branches=3)}
 BUILD |= {"cml": partial(network_class("vnet"), 1, 3, 4, upsampling="linear", deepest=True)}
 BUILD |= {"maps": partial(network_class("vnet"), 1, 3, 4, sdm_head=True, segmentation_head=False)}

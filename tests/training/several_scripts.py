@@ -9,25 +9,51 @@ each step the processes compare all their networks, the teacher among them, to t
 step whose loss is infinite in the last process.
 """
 
+import functools
 import importlib
 import json
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "code")]
 
+from networks.discriminator import MapImageDiscriminator  # noqa: E402
+from networks.multi_scale import MultiScale  # noqa: E402
+from networks.resnet34 import ResNet34  # noqa: E402
 from networks.vnet import VNet  # noqa: E402
 from utils import command, distributed, perturbations  # noqa: E402
 from utils.training import run  # noqa: E402
 
+
+def adversarial_from_the_image(divergence, image, xi):
+    """`adversarial_direction`, which begins with the image in place of noise."""
+    with mock.patch.object(torch, "randn_like", torch.clone):
+        return perturbations.adversarial_direction(divergence, image, xi)
+
+
+def perceptron_without_norm(channels, outputs, activation):
+    """SS-Net's perceptron without the batch norm of the rows that a process sees."""
+    hidden = torch.nn.Linear(channels, 32)
+    return torch.nn.Sequential(hidden, activation, torch.nn.Linear(32, outputs))
+
+
 # what the scripts draw by functions of their own: the same for all crops instead
 DRAWS = {
+    "train_urpc": {"MultiScale": functools.partial(MultiScale, dropouts=(0.0,) * 4)},
+    "train_sassnet": {
+        "MapImageDiscriminator": functools.partial(MapImageDiscriminator, dropout=0.0)
+    },
     "train_ict": {"mixing_shares": lambda pairs, alpha: torch.full((pairs,), 0.3)},
     "train_tcse": {"draw_transformations": lambda crops, extents: [(2, True)] * crops},
+    "train_ssnet": {
+        "adversarial_direction": adversarial_from_the_image,
+        "perceptron": perceptron_without_norm,
+    },
 }
 
 checkpoint = run.Run.checkpoint
@@ -63,7 +89,8 @@ if __name__ == "__main__":
         run.Run.log = spoil
     stop = distributed.stop
     distributed.stop = lambda: None  # torchrun's processes meet once
-    VNet.defaults = VNet.defaults._replace(dropout=0.0)
+    for network in (VNet, ResNet34):
+        network.defaults = network.defaults._replace(dropout=0.0)
     perturbations.noisy = lambda image: image  # before a script imports it
     for arguments in json.loads(sys.argv[1]):
         command.run(lambda arguments=arguments: call(*arguments))

@@ -7,7 +7,11 @@ import pytest
 import torch
 import train_cml
 import train_coranet
+import train_mcnet
+import train_sassnet
+import train_ssnet
 import train_ugmcl
+import train_urpc
 from small import BOTH, LA, SHORT
 
 from networks.base import CONV, stage
@@ -20,6 +24,10 @@ METHODS = {
     "ugmcl": (train_ugmcl, SHORT["train_ugmcl"]),
     "cml": (train_cml, SHORT["train_cml"]),
     "cml, released": (train_cml, [*SHORT["train_cml"], "--preset", "released"]),
+    "ssnet": (train_ssnet, SHORT["train_ssnet"]),
+    "mcnet": (train_mcnet, SHORT["train_mcnet"]),
+    "urpc": (train_urpc, SHORT["train_urpc"]),
+    "sassnet": (train_sassnet, SHORT["train_sassnet"]),
     "coranet": (train_coranet, [*SHORT["train_coranet"], "--normalization", "batchnorm"]),
 }
 

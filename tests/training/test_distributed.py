@@ -37,6 +37,13 @@ METHODS = {
     "train_tcse": [*BOTH, "--max_iterations", 3],
     "train_pi": [*BOTH, "--max_iterations", 3],
     "train_tempens": [*BOTH, "--max_iterations", 3],
+    "train_bcp": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
+    "train_ssnet": [*BOTH, "--max_iterations", 3],
+    "train_mcf": [*BOTH, "--max_iterations", 3],
+    "train_dtc": [*BOTH, "--max_iterations", 3],
+    "train_mcnet": [*BOTH, "--max_iterations", 3],
+    "train_urpc": [*BOTH, "--max_iterations", 3],
+    "train_sassnet": [*BOTH, "--max_iterations", 3, "--discriminator_filters", 4],
     "train_coranet": [*BOTH, *EPOCHS],
     "train_coranet_ovr": [*BOTH, *EPOCHS],
 }
