@@ -145,18 +145,18 @@ def objective(z, z_perturbed, label, weight, args):
 # To fork: take more steps of power iteration, or another bound than the Euclidean norm.
 
 
-def perturbation(model, image, z, args):
+def perturbation(logits_of, image, z, args):
     """r, `(B, C_in, *S)`; no gradient is left in the network.
 
     Args:
-        model: the network's forward pass.
+        logits_of: the network's forward pass, from an image to logits like `z`.
         image: x.
         z: logits for x, float32 `(B, C, *S)`.
         args: `distance`, `xi` and `epsilon`.
     """
 
     def distance_of(d):
-        return DISTANCES[args.distance](z, model(image + d).float())
+        return DISTANCES[args.distance](z, logits_of(image + d))
 
     return args.epsilon * adversarial_direction(distance_of, image, args.xi)
 
@@ -214,15 +214,18 @@ def main(argv=None):
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     job.resume(net=net, optimizer=optimizer)
 
+    def logits_of(image):
+        return model(image).float()
+
     for step, batch in job.steps(data, args.max_iterations):
         lr = learning_rate(step, args)
         set_lr(optimizer, lr)
         weight = consistency_weight(step, args)
 
-        z = model(batch.image).float()
+        z = logits_of(batch.image)
         with statistics_kept([net]):
-            r = perturbation(model, batch.image, z, args)
-            z_perturbed = model(batch.image + r).float()
+            r = perturbation(logits_of, batch.image, z, args)
+            z_perturbed = logits_of(batch.image + r)
         loss, terms = objective(z, z_perturbed, batch.label, weight, args)
 
         job.optimize(loss, optimizer)
