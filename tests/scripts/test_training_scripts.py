@@ -31,7 +31,7 @@ SHORT = {
     "train_cml.py": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
     "train_unimatch.py": ["--max_iterations", 3, "--threshold", 0.5],
     "train_admt.py": [
-        *["--max_iterations", 3, "--unlabeled_bs", 3, "--threshold", 0.5],
+        *["--max_iterations", 4, "--unlabeled_bs", 3, "--threshold", 0.5],
         *["--longest_turn", 1, "--consistency", 0.1],
     ],
 }
