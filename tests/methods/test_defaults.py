@@ -48,6 +48,33 @@ UGMCL_CODE = UGMCL | {
     "normalization": "instancenorm",
 }
 UNET3D = {"net": "unet3d", "n_filters": 16}
+STEPS = FIELD | {"decay": "step"}
+POLY = STEPS | {"decay": "poly", "max_iterations": 30000}
+GROWS = {"consistency": 0.1, "rampup_share": 1.0}
+CROSS = {"consistency": 1.5, "rampup_share": 0.0, "consistency_on": "all"}
+DAN = GROWS | {"discriminator_lr": 1e-4, "discriminator_filters": 64}
+ENTROPY = GROWS | {"entropy_on": "all", "adversarial": 0}
+ADVENT = {
+    "consistency": 0.001,
+    "rampup_share": 0.0,
+    "discriminator_lr": 1e-4,
+    "discriminator_filters": 64,
+}
+VAT = GROWS | {"distance": "kl", "xi": 10.0, "epsilon": 10.0}
+PSEUDO = {"consistency": 1.0, "rampup_from": 1 / 6, "rampup_share": 1.0, "threshold": 0.0}
+UNIMATCH = {"max_iterations": 15000, "base_lr": 0.01, "normalization": "batchnorm"}
+UNIMATCH |= {"threshold": 0.95, "lambda_s": 0.25, "lambda_f": 0.5}
+UNIMATCH |= {"jitter": 0.8, "noise": 0.2, "blur": None, "box_probability": 0.5}
+UNIMATCH |= {"beta": 4.0, "box_share": None}
+UNIMATCH_2D = {"max_iterations": 30000, "noise": None, "blur": 0.5, "beta": None}
+UNIMATCH_2D = UNIMATCH | UNIMATCH_2D | {"box_share": [0.02, 0.4]}
+ADMT = {"max_iterations": 15000, "base_lr": 0.01, "normalization": "batchnorm"}
+ADMT |= {"consistency": 2.0, "rampup_share": 0.4, "ema_decay": 0.99, "copy_steps": 80}
+ADMT |= {"longest_turn": 19, "threshold": 0.8, "loss_u": "ce", "ensemble": "entropy"}
+ADMT |= {"vote": "mixed", "jitter": 0.8, "noise": 0.2, "blur": None, "beta": 4.0}
+ADMT_2D = {"max_iterations": 30000, "rampup_share": 0.25, "copy_steps": 100}
+ADMT_2D = ADMT | ADMT_2D | {"longest_turn": 50, "threshold": 0.95, "loss_u": "dice"}
+ADMT_2D |= {"noise": None, "blur": 0.2}
 CML = FIELD | {
     "pretrain_iterations": 2000,
     "max_iterations": 15000,
@@ -90,6 +117,16 @@ CORANET_2D = CORANET | {
     "unlabeled_bs": 2,
     "normalization": "batchnorm",
 }
+DTC = FIELD | {"consistency": 1.0, "rampup_share": 1.0, "lambda_dis": 1.0}
+LONG_2D = {"max_iterations": 30000, "lr_step": 0}
+MCNET = FIELD | {"decoders": 2, "test_decoder": "mean", "temperature": 0.1, "lambda_seg": 0.5}
+MCNET |= {"consistency": 1.0, "rampup_share": 1.0}
+MCNET_CODE = MCNET | {"max_iterations": 15000, "lr_step": 0, "rampup_share": 0.4}
+MCNET_2D = MCNET | LONG_2D | {"consistency": 0.1, "lambda_seg": 1.0}
+FIRST = {"test_decoder": "first"}
+URPC = {"base_lr": 0.01, "consistency": 0.1, "rampup_share": 1.0, "max_iterations": 30000}
+SASSNET = FIELD | {"consistency": 0.01, "rampup_share": 1.0, "lambda_dis": 0.3}
+SASSNET |= {"discriminator_lr": 1e-4, "discriminator_filters": 64}
 WIDE = {"net": "unet_ronneberger", "n_filters": 64}
 INSTANCE = {"normalization": "instancenorm"}
 RESNET = {"net": "resnet18", "n_filters": 64}
@@ -135,6 +172,34 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("ugmcl", "Pancreas", "", UGMCL | VNET),
         ("ugmcl", "ACDC", "", UGMCL | UNET),
         ("ugmcl", "ACDC", "--preset released", UGMCL_CODE | UNET),
+        ("cps", "LA", "", CROSS | STEPS | VNET),
+        ("cps", "ACDC", "", CROSS | POLY | UNET),
+        ("cps", "Pancreas", "", CROSS | STEPS | VNET),
+        ("dan", "LA", "", DAN | STEPS | VNET),
+        ("dan", "BraTS2019", "", DAN | POLY | VNET),
+        ("dan", "endocardium", "", DAN | STEPS | UNET),
+        ("entropy", "LA", "", ENTROPY | STEPS | VNET),
+        ("entropy", "ACDC", "", ENTROPY | POLY | UNET),
+        ("entropy", "LA", "--adversarial 1", ADVENT | STEPS | VNET),
+        ("entropy", "BraTS2019", "--adversarial 1", ADVENT | POLY | VNET),
+        ("vat", "LA", "", VAT | STEPS | VNET),
+        ("vat", "ACDC", "", VAT | POLY | UNET | {"epsilon": 6.0}),
+        ("vat", "Pancreas", "", VAT | STEPS | VNET),
+        ("pseudo", "LA", "", PSEUDO | STEPS | VNET),
+        ("pseudo", "ACDC", "", PSEUDO | POLY | UNET),
+        ("unimatch", "LA", "", UNIMATCH | VNET),
+        ("unimatch", "ACDC", "", UNIMATCH_2D | UNET),
+        ("unimatch", "endocardium", "", UNIMATCH_2D | UNET),
+        ("admt", "LA", "", ADMT | VNET),
+        ("admt", "LA", "--preset released", ADMT | VNET | {"vote": "unmixed"}),
+        (
+            "admt",
+            "Pancreas",
+            "",
+            ADMT | VNET | {"longest_turn": 14, "labeled_bs": 2, "unlabeled_bs": 2},
+        ),
+        ("admt", "ACDC", "", ADMT_2D | UNET),
+        ("admt", "Pancreas2d", "", ADMT_2D | UNET),
         ("cml", "LA", "--labelnum 8", CML | VNET),
         ("cml", "LA", "--preset released", CML | VNET),
         ("cml", "BraTS2019", "", CML_BRATS | VNET),
@@ -142,6 +207,26 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("cml", "ACDC", "", CML_2D | UNET | {"labeled_bs": 12, "unlabeled_bs": 12}),
         ("cml", "Pancreas2d", "", CML_2D | UNET),
         ("cml", "endocardium", "", CML_2D | UNET),
+        ("dtc", "LA", "", DTC | VNET),
+        ("dtc", "LA", "--preset released", DTC | VNET | {"lambda_dis": 0.3}),
+        ("dtc", "Pancreas", "", DTC | VNET),
+        ("dtc", "ACDC", "", DTC | UNET | LONG_2D),
+        ("dtc", "endocardium", "", DTC | UNET),
+        ("mcnet", "LA", "", MCNET | VNET),
+        ("mcnet", "LA", "--decoders 3", MCNET_CODE | VNET | FIRST | {"decoders": 3}),
+        ("mcnet", "LA", "--preset released", MCNET_CODE | VNET | FIRST),
+        ("mcnet", "Pancreas", "", MCNET_CODE | VNET),
+        ("mcnet", "BraTS2019", "", MCNET_CODE | VNET),
+        ("mcnet", "ACDC", "", MCNET_2D | UNET),
+        ("mcnet", "Pancreas2d", "--preset released", MCNET_2D | UNET | FIRST),
+        ("urpc", "LA", "", URPC | VNET | {"max_iterations": 6000}),
+        ("urpc", "BraTS2019", "--net unet3d", URPC | UNET3D),
+        ("urpc", "ACDC", "", URPC | UNET),
+        ("urpc", "Pancreas2d", "", URPC | UNET),
+        ("sassnet", "LA", "", SASSNET | VNET),
+        ("sassnet", "LA", "--labelnum 8", SASSNET | VNET | {"consistency": 0.015}),
+        ("sassnet", "ACDC", "", SASSNET | UNET | LONG_2D | {"consistency": 0.015}),
+        ("sassnet", "BraTS2019", "", SASSNET | VNET),
         ("coranet", "Pancreas", "", CORANET | VNET | {"augment": "crop"}),
         ("coranet", "LA", "", CORANET | VNET | {"augment": "rot_flip"}),
         ("coranet", "Pancreas", "--net resnet18", CORANET | RESNET),
@@ -207,6 +292,8 @@ def test_each_default_has_one_of_five_sources(method, dataset):
 
 
 UAMT, CODE = "custom of the field: UA-MT", "released code"
+SUMMARIES = "second hand: summaries of the paper"
+CPS, SSL4MIS = "released code: TorchSemiSeg", "released code: SSL4MIS"
 OF_LA = "patch labeled_bs unlabeled_bs augment labelnum net"
 
 
@@ -284,6 +371,54 @@ def all_from(source, names):
             "--dataset BraTS2019 --preset released",
             all_from(CODE, "patch rampup consistency"),
         ),
+        ("cps", "", {"consistency": "ours", "rampup_share": CPS, "consistency_on": CPS}),
+        ("dan", "", all_from("ours", "consistency rampup_share discriminator_lr")),
+        ("dan", "--dataset ACDC", all_from(SSL4MIS, "consistency decay discriminator_filters")),
+        ("entropy", "", all_from("ours", "consistency rampup_share entropy_on")),
+        ("entropy", "--dataset ACDC", all_from(SSL4MIS, "consistency rampup_share entropy_on")),
+        ("entropy", "--adversarial 1", {"consistency": "released code: ADVENT"}),
+        ("vat", "", {"epsilon": "custom of the field: SS-Net", "consistency": "ours"}),
+        ("vat", "--dataset Pancreas", all_from("ours", "xi epsilon")),
+        ("pseudo", "", all_from("ours", "consistency rampup_from threshold")),
+        ("unimatch", "", all_from("ours", "threshold lambda_s lambda_f box_probability")),
+        ("unimatch", "", all_from("custom of the field: AD-MT", "noise beta max_iterations")),
+        (
+            "unimatch",
+            "--dataset ACDC",
+            all_from(CODE, "threshold lambda_s blur jitter box_share labeled_bs net"),
+        ),
+        ("unimatch", "--dataset ACDC", {"max_iterations": "custom of the field: SSL4MIS"}),
+        ("admt", "", all_from(CODE, "threshold consistency longest_turn max_iterations noise")),
+        ("admt", "", {"vote": "ours", "labelnum": UAMT}),
+        ("admt", "--preset released", {"vote": CODE}),
+        ("admt", "--dataset ACDC", all_from(CODE, "threshold loss_u longest_turn blur")),
+        ("admt", "--dataset BraTS2019", all_from("ours", "threshold longest_turn consistency")),
+        ("dtc", "", all_from("released code: DTC", "consistency base_lr lr_step max_iterations")),
+        ("dtc", "", {"lambda_dis": SUMMARIES, "rampup_share": "ours"}),
+        ("dtc", "--preset released", {"lambda_dis": "released code: DTC"}),
+        ("dtc", "--dataset ACDC", {"max_iterations": "custom of the field: MC-Net"}),
+        ("dtc", "--dataset Pancreas", all_from("ours", "consistency base_lr max_iterations")),
+        ("mcnet", "", all_from(SUMMARIES, "max_iterations lr_step test_decoder")),
+        ("mcnet", "", {"consistency": "released code: MC-Net", "rampup_share": "ours"}),
+        ("mcnet", "--decoders 3", {"max_iterations": "released code: MC-Net"}),
+        (
+            "mcnet",
+            "--decoders 3",
+            {"test_decoder": "second hand: MC-Net's author, issue 14 of the code"},
+        ),
+        ("mcnet", "--dataset BraTS2019", all_from("ours", "max_iterations lr_step consistency")),
+        ("urpc", "", {"max_iterations": UAMT, "consistency": "ours"}),
+        (
+            "urpc",
+            "--dataset ACDC",
+            all_from("released code: SSL4MIS", "base_lr max_iterations consistency"),
+        ),
+        (
+            "sassnet",
+            "",
+            all_from("released code: SASSNet", "consistency lambda_dis discriminator_lr base_lr"),
+        ),
+        ("sassnet", "--labelnum 4", {"consistency": "ours"}),
         ("cml", "", {"lr_step": CODE, "base_lr": "paper, 4.2", "beta": "paper, 4.2"}),
         ("cml", "", {"labeled_bs": "paper, 4.2", "pretrain_iterations": "paper, 4.2"}),
         ("cml", "", {"patch": "paper, 4.2", "net": "paper, 4.2", "labelnum": UAMT}),
