@@ -8,6 +8,7 @@ the order of the crops, the optimizer, the schedule, and terms that ought to be 
 import pytest
 import torch
 import torch.nn.functional as F
+import train_admt
 import train_cml
 import train_coranet
 import train_dmd
@@ -22,12 +23,13 @@ import train_tcse
 import train_tempens
 import train_uamt
 import train_ugmcl
+import train_unimatch
 from small import LA
 
 from dataloaders.two_stream import two_stream_loader
 from networks.vnet import VNet
 from utils.losses import class_dice_loss, foreground_dice_loss, sdm_targets, supervised_loss
-from utils.schedules import set_lr, step_decay
+from utils.schedules import poly_decay, set_lr, step_decay
 from utils.training import options, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,6 +97,14 @@ CASES = {  # script, its flags, the supervised loss of its first network
     "tempens": (train_tempens, ["--consistency", "0"], cross_entropy_and_all_dice),
     "cml": (train_cml, ["--lambda_u", "0", *CPS], of_logits_and_features),
 }
+POLY_CASES = {  # the same of scripts whose learning rate falls as (1 - t/t_max)^0.9
+    "unimatch": (
+        train_unimatch,
+        ["--lambda_s", "0", "--lambda_f", "0"],
+        lambda *case: cross_entropy_and_all_dice(*case) / 2,
+    ),
+    "admt": (train_admt, ["--consistency", "0"], cross_entropy_and_all_dice),
+}
 
 
 def far_less(ended, other, began):
@@ -141,21 +151,37 @@ def test_without_its_unlabelled_terms_a_method_is_supervised(
     method, tiny_la, tmp_path, monkeypatch
 ):
     script, flags, loss_of = CASES[method]
-    began, ended, shape = run_main(script, [*SGD, *flags], tiny_la, tmp_path / "runs", monkeypatch)
-    own = [*SMALL, "--labeled_bs", "2", "--root", str(tiny_la)]
+    flags = [*SGD, *flags]
+    began, ended, shape = run_main(script, flags, tiny_la, tmp_path / "runs", monkeypatch)
+    rates = [step_decay(0.01, step, 2) for step in range(1, STEPS + 1)]
+    assert far_less(ended, supervised_twin(began, shape, tiny_la, loss_of, rates), began)
+
+
+@pytest.mark.parametrize("method", POLY_CASES)
+def test_also_where_the_learning_rate_falls_at_each_step(method, tiny_la, tmp_path, monkeypatch):
+    script, flags, loss_of = POLY_CASES[method]
+    flags = ["--max_iterations", str(STEPS), "--labeled_bs", "2", *flags]
+    began, ended, shape = run_main(script, flags, tiny_la, tmp_path / "runs", monkeypatch)
+    rates = [poly_decay(0.01, step, STEPS) for step in range(1, STEPS + 1)]
+    assert far_less(ended, supervised_twin(began, shape, tiny_la, loss_of, rates), began)
+
+
+def supervised_twin(began, shape, root, loss_of, rates):
+    """The weights after as many steps as there are learning rates, on the labelled crops only."""
+    own = [*SMALL, "--labeled_bs", "2", "--root", str(root)]
     data = two_stream_loader(
         options.parse(options.parser("", "train_x.py", unlabeled=False), argv=own), "cpu"
     )
     net = VNet(**shape).to(memory_format=torch.channels_last_3d)
     net.load_state_dict(began)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    for step in range(1, STEPS + 1):
+    for step, lr in enumerate(rates, 1):
         batch = data.batch(step)
-        set_lr(optimizer, step_decay(0.01, step, 2))
+        set_lr(optimizer, lr)
         optimizer.zero_grad()
         loss_of(net, batch.image, batch.label).backward()
         optimizer.step()
-    assert far_less(ended, net.state_dict(), began)
+    return net.state_dict()
 
 
 def test_coranet_without_its_unlabelled_terms_is_its_labelled_loss(tiny_la, tmp_path, monkeypatch):

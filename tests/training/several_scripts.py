@@ -22,11 +22,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "code")]
 
+from networks import base  # noqa: E402
 from networks.discriminator import MapImageDiscriminator  # noqa: E402
 from networks.multi_scale import MultiScale  # noqa: E402
 from networks.resnet34 import ResNet34  # noqa: E402
 from networks.vnet import VNet  # noqa: E402
 from utils import command, distributed, perturbations  # noqa: E402
+from utils.ops import splice  # noqa: E402
 from utils.training import run  # noqa: E402
 
 
@@ -42,8 +44,31 @@ def perceptron_without_norm(channels, outputs, activation):
     return torch.nn.Sequential(hidden, activation, torch.nn.Linear(32, outputs))
 
 
+def without_the_first_half_of_channels(features):
+    """`without_half_of_channels`, always of the same ones."""
+    first, second = features.tensor_split(2, 1)
+    return torch.cat((0 * first, 2 * second), 1)
+
+
+def middle_box(count, device, args):
+    """UniMatch's boxes, in the middle of every crop."""
+    corners = [[n // 4 for n in args.patch], [n // 2 for n in args.patch]]
+    return torch.tensor(corners).expand(count, -1, -1)
+
+
+def mirror_images(image, args):
+    """AD-MT's mixture, in which each crop's partner is its own mirror image."""
+    box = middle_box(len(image), "cpu", args)
+    return lambda values: splice(values, values.flip(-1), box)
+
+
 # what the scripts draw by functions of their own: the same for all crops instead
 DRAWS = {
+    "train_unimatch": {"draw_boxes": middle_box, "strong_view": lambda image, args: image + 0.1},
+    "train_admt": {
+        "draw_mixture": mirror_images,
+        "strong_intensities": lambda image, args: image + 0.1,
+    },
     "train_urpc": {"MultiScale": functools.partial(MultiScale, dropouts=(0.0,) * 4)},
     "train_sassnet": {
         "MapImageDiscriminator": functools.partial(MapImageDiscriminator, dropout=0.0)
@@ -91,6 +116,7 @@ if __name__ == "__main__":
     distributed.stop = lambda: None  # torchrun's processes meet once
     for network in (VNet, ResNet34):
         network.defaults = network.defaults._replace(dropout=0.0)
+    base.without_half_of_channels = without_the_first_half_of_channels
     perturbations.noisy = lambda image: image  # before a script imports it
     for arguments in json.loads(sys.argv[1]):
         command.run(lambda arguments=arguments: call(*arguments))

@@ -11,6 +11,7 @@ import train_mcnet
 import train_sassnet
 import train_ssnet
 import train_ugmcl
+import train_unimatch
 import train_urpc
 from small import BOTH, LA, SHORT
 
@@ -28,6 +29,7 @@ METHODS = {
     "mcnet": (train_mcnet, SHORT["train_mcnet"]),
     "urpc": (train_urpc, SHORT["train_urpc"]),
     "sassnet": (train_sassnet, SHORT["train_sassnet"]),
+    "unimatch": (train_unimatch, SHORT["train_unimatch"]),
     "coranet": (train_coranet, [*SHORT["train_coranet"], "--normalization", "batchnorm"]),
 }
 

@@ -44,6 +44,8 @@ METHODS = {
     "train_mcnet": [*BOTH, "--max_iterations", 3],
     "train_urpc": [*BOTH, "--max_iterations", 3],
     "train_sassnet": [*BOTH, "--max_iterations", 3, "--discriminator_filters", 4],
+    "train_unimatch": [*BOTH, "--max_iterations", 3, "--threshold", 0.55],
+    "train_admt": [*BOTH, "--max_iterations", 3, "--threshold", 0.55, "--longest_turn", 1],
     "train_coranet": [*BOTH, *EPOCHS],
     "train_coranet_ovr": [*BOTH, *EPOCHS],
 }
