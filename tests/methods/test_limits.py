@@ -11,12 +11,16 @@ import torch.nn.functional as F
 import train_admt
 import train_cml
 import train_coranet
+import train_cps
+import train_dan
 import train_dmd
 import train_dtc
 import train_dtml
+import train_entropy
 import train_ict
 import train_mt
 import train_pi
+import train_pseudo
 import train_sassnet
 import train_supervised
 import train_tcse
@@ -24,6 +28,7 @@ import train_tempens
 import train_uamt
 import train_ugmcl
 import train_unimatch
+import train_vat
 from small import LA
 
 from dataloaders.two_stream import two_stream_loader
@@ -95,6 +100,15 @@ CASES = {  # script, its flags, the supervised loss of its first network
     "tcse, released": (train_tcse, ["--preset", "released"], cross_entropy_alone),
     "pi": (train_pi, ["--consistency", "0"], cross_entropy_and_all_dice),
     "tempens": (train_tempens, ["--consistency", "0"], cross_entropy_and_all_dice),
+    "cps": (train_cps, ["--consistency", "0"], cross_entropy_and_all_dice),
+    "dan": (
+        train_dan,
+        ["--consistency", "0", "--discriminator_filters", "2"],
+        cross_entropy_and_all_dice,
+    ),
+    "entropy": (train_entropy, ["--consistency", "0"], cross_entropy_and_all_dice),
+    "vat": (train_vat, ["--consistency", "0"], cross_entropy_and_all_dice),
+    "pseudo": (train_pseudo, ["--threshold", "1"], cross_entropy_and_all_dice),
     "cml": (train_cml, ["--lambda_u", "0", *CPS], of_logits_and_features),
 }
 POLY_CASES = {  # the same of scripts whose learning rate falls as (1 - t/t_max)^0.9

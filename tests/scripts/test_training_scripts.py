@@ -29,6 +29,9 @@ SHORT = {
     "train_dtml.py": ["--max_iterations", 3],
     "train_ugmcl.py": ["--max_iterations", 3],
     "train_cml.py": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
+    "train_bcp.py": [*BOTH, "--pretrain_iterations", 1, "--max_iterations", 2],
+    "train_ssnet.py": [*BOTH, "--max_iterations", 3],
+    "train_mcf.py": [*BOTH, "--max_iterations", 3],
     "train_unimatch.py": ["--max_iterations", 3, "--threshold", 0.5],
     "train_admt.py": [
         *["--max_iterations", 4, "--unlabeled_bs", 3, "--threshold", 0.5],
@@ -152,6 +155,33 @@ FLAGS = {
         ["--passes", 1],
         ["--ema_decay", 0.4],
     ],
+    "train_bcp.py": [
+        ["--pretrain_iterations", 2],
+        ["--max_iterations", 1],
+        ["--lr_step", 1],
+        ["--alpha", 0],
+        ["--beta", 0.4],
+        ["--ema_decay", 0],
+    ],
+    "train_ssnet.py": [
+        ["--preset", "released"],
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--consistency", 0.1],
+        ["--rampup_share", 1],
+        ["--xi", 0.1],
+        ["--epsilon", 1],
+        ["--separation", 0],
+        ["--prototypes", 8],
+    ],
+    "train_mcf.py": [
+        ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--consistency", 1],
+        ["--rampup_share", 0],
+        ["--rectification", 0],
+        ["--temperature", 1],
+    ],
     "train_cml.py": [
         ["--preset", "released"],
         ["--pretrain_iterations", 2],
@@ -236,6 +266,7 @@ KINDS = {
     "train_coranet_ovr.py": {"OneVsRest"},
     "train_coranet_uncertainty.py": {"RonnebergerUNet"},
     "train_mcnet.py": {"SeveralDecoders"},
+    "train_mcf.py": {"UNet", "ResNet34Slices"},
     "train_urpc.py": {"MultiScale"},
     "train_dan.py": {"UNet", "MapImageDiscriminator"},
     "train_sassnet.py": {"UNet", "MapImageDiscriminator"},
@@ -405,6 +436,8 @@ def test_trains_and_falls(name, tiny_la, tmp_path, script):
         longer, term = ["--pretrain_epochs", 12], "loss/loss_crm"
     elif name == "train_cml.py":
         longer, term = ["--pretrain_iterations", 30], "loss/loss_l"
+    elif name == "train_bcp.py":
+        longer, term = ["--pretrain_iterations", 30, "--max_iterations", 0], "loss/loss"
     done = script(name, *arguments(name, tiny_la, tmp_path / "runs", *longer, "--base_lr", 0.02))
     assert done.returncode == 0, done.stderr
     losses = [line[term] for line in records(folder(tmp_path / "runs", name))]

@@ -70,6 +70,8 @@ DRAWS = {
         "strong_intensities": lambda image, args: image + 0.1,
     },
     "train_urpc": {"MultiScale": functools.partial(MultiScale, dropouts=(0.0,) * 4)},
+    "train_dan": {"MapImageDiscriminator": functools.partial(MapImageDiscriminator, dropout=0.0)},
+    "train_vat": {"adversarial_direction": adversarial_from_the_image},
     "train_sassnet": {
         "MapImageDiscriminator": functools.partial(MapImageDiscriminator, dropout=0.0)
     },

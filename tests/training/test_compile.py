@@ -7,12 +7,14 @@ import pytest
 import torch
 import train_cml
 import train_coranet
+import train_entropy
 import train_mcnet
 import train_sassnet
 import train_ssnet
 import train_ugmcl
 import train_unimatch
 import train_urpc
+import train_vat
 from small import BOTH, LA, SHORT
 
 from networks.base import CONV, stage
@@ -29,6 +31,11 @@ METHODS = {
     "mcnet": (train_mcnet, SHORT["train_mcnet"]),
     "urpc": (train_urpc, SHORT["train_urpc"]),
     "sassnet": (train_sassnet, SHORT["train_sassnet"]),
+    "vat": (train_vat, SHORT["train_vat"]),
+    "entropy": (
+        train_entropy,
+        [*SHORT["train_entropy"], *"--adversarial 1 --patch 32 32 32".split()],
+    ),
     "unimatch": (train_unimatch, SHORT["train_unimatch"]),
     "coranet": (train_coranet, [*SHORT["train_coranet"], "--normalization", "batchnorm"]),
 }
