@@ -190,7 +190,7 @@ def test_self_training_begins_with_a_copy(dims, tmp_path, request, monkeypatch):
 
 def test_halves_and_options(tiny_la, tmp_path):
     def fails(*argv):
-        where = ["--root", str(tiny_la), "--runs", str(tmp_path), "--name", "_".join(argv)]
+        where = ["--root", str(tiny_la), "--runs", str(tmp_path), "--name", "".join(argv)[2:]]
         with pytest.raises(UserError) as error:
             bcp.main([*LA, *argv, *where])
         return str(error.value)
