@@ -251,7 +251,7 @@ FLAGS = {
         ["--max_iterations", 2],
         ["--lr_step", 1],
         ["--unlabeled_bs", 1],
-        ["--consistency", 0],
+        ["--consistency", 1],
         ["--rampup_share", 0],
         ["--lambda_dis", 0],
         ["--discriminator_lr", 0.1],
@@ -436,6 +436,8 @@ def test_trains_and_falls(name, tiny_la, tmp_path, script):
         longer, term = ["--pretrain_epochs", 12], "loss/loss_crm"
     elif name == "train_cml.py":
         longer, term = ["--pretrain_iterations", 30], "loss/loss_l"
+    elif name == "train_ssnet.py":
+        term = "loss/loss_dice"
     elif name == "train_bcp.py":
         longer, term = ["--pretrain_iterations", 30, "--max_iterations", 0], "loss/loss"
     done = script(name, *arguments(name, tiny_la, tmp_path / "runs", *longer, "--base_lr", 0.02))
