@@ -186,8 +186,8 @@ def parse(argv=None):
     if released(args):
         options.refuse_without_effect(args, ("rampup_share",), "--preset released")
     if not args.consistency:
-        of_consistency = ("ema_decay", "consistency_on", "threshold_start", "passes")
-        options.refuse_without_effect(args, ("rampup_share", *of_consistency), "--consistency 0")
+        of_consistency = ("rampup_share", "ema_decay", "consistency_on", "threshold_start")
+        options.refuse_without_effect(args, of_consistency, "--consistency 0")
     return args
 
 
