@@ -1,0 +1,222 @@
+"""Temporal ensembling's loss and ensemble against its facts in NumPy float64: what is read and
+written through crops of every kind, who gets gradients, its schedule and options.
+"""
+
+import numpy as np
+import pytest
+import torch
+import train_tempens as te
+from numpy_reference import softmax
+from references import shared
+from references import tempens as reference
+from small import ACDC, LA
+
+from dataloaders.transforms import AUGMENTS, Crop
+from dataloaders.two_stream import two_stream_loader
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LABELLED, WEIGHT = 2, 0.07
+
+
+def loader(root, flags=LA):
+    return two_stream_loader(te.parse([*flags, "--root", str(root)]), "cpu")
+
+
+def exact(data, decay=0.6):
+    """An ensemble in float64."""
+    return te.Ensemble(data, decay, torch.float64)
+
+
+# ------------------------------------------------------------------------------------- the losses
+
+
+@pytest.fixture(params=[2, 4], ids=["binary", "four classes"])
+def case(request):
+    """Logits for two labelled and two unlabelled crops, their label, targets and visited voxels."""
+    rng = np.random.default_rng(0)
+    shape = (4, 3, 2)
+    z, target = (2 * rng.standard_normal((4, request.param, *shape)) for _ in range(2))
+    label = rng.integers(0, request.param, (LABELLED, *shape))
+    return z, label, softmax(target), rng.random((4, *shape)) < 0.6
+
+
+def ours(case):
+    z = torch.from_numpy(case[0].copy()).requires_grad_()
+    label, target, visited = map(torch.from_numpy, case[1:])
+    loss, terms = te.objective(z, target, visited, label, WEIGHT)
+    return loss, terms, z
+
+
+def test_objective_against_numpy(case):
+    z, label, target, visited = case
+    expected = reference.loss(z[:LABELLED], label, z[LABELLED:], target, WEIGHT, visited)
+    loss, terms, _ = ours(case)
+    assert loss.item() == pytest.approx(expected, abs=1e-9)
+    assert terms["visited"].item() == pytest.approx(visited.mean())
+
+
+def test_without_visits_there_is_no_loss(case):
+    z, label, target, _ = case
+    nowhere = np.zeros((4, *z.shape[2:]), bool)
+    _, terms, _ = ours((z, label, target, nowhere))
+    assert terms["loss_con"].item() == 0
+
+
+def test_only_visited_voxels_get_a_gradient(case):
+    _, terms, z = ours(case)
+    terms["loss_con"].backward()
+    np.testing.assert_array_equal(z.grad.abs().sum(1).numpy() > 0, case[3])
+
+
+# ----------------------------------------------------------------------------------- the ensemble
+
+
+def as_reference(ensemble, case, shape):
+    """A case's Z and n in image space."""
+    sums, visits = ensemble._of(case)
+    return sums[:, 1:].view(-1, *shape).numpy(), visits[1:].view(*shape).long().numpy()
+
+
+@pytest.mark.parametrize("start", [(3, 2, 1), (-4, 25, -2)], ids=["inside", "over the edge"])
+@pytest.mark.parametrize("flip", [0, 1])
+@pytest.mark.parametrize("rot", range(4))
+def test_crops_of_volumes_against_numpy(rot, flip, start, tiny_la):
+    data = loader(tiny_la)
+    ensemble = exact(data)
+    shape = tuple(data.volumes.shapes[0])
+    size = (16, 32, 16) if rot % 2 else (32, 16, 16)  # before the turn
+    rng = np.random.default_rng(1)
+    Z, n = np.zeros((1, *shape)), np.zeros(shape, int)
+    for k in range(2):
+        corner = tuple(s + k for s in start)
+        crop = Crop(0, corner, rot, flip)
+        place = reference.places(shape, corner, size, rot, flip)
+        expected, visited = reference.read(Z, n, place)
+        target, seen = ensemble.read([crop])
+        np.testing.assert_array_equal(seen[0].numpy(), visited)
+        np.testing.assert_allclose(target[0].numpy()[:, visited], expected[:, visited], atol=1e-9)
+        p = softmax(rng.standard_normal((1, 2, *place.shape)))[0]
+        Z, n = reference.write(Z, n, p[1:], place)
+        ensemble.write([crop], [torch.from_numpy(p)])
+        found = as_reference(ensemble, 0, shape)
+        np.testing.assert_allclose(found[0], Z, atol=1e-9)
+        np.testing.assert_array_equal(found[1], n)
+    assert visited.any()
+    assert not ensemble.visits[0][0]
+
+
+@pytest.mark.parametrize("augment", [name for name, axes in AUGMENTS.items() if axes == 2])
+def test_slices_show_the_pixels_that_their_labels_come_from(augment, tiny_acdc):
+    """What is written through a crop is read through it: a label comes back as the label of the
+    crop, whatever turns, scales and flips are between.
+    """
+    data = loader(tiny_acdc, [*ACDC, "--augment", augment])
+    ensemble = exact(data, decay=0.0)
+    for step in (1, 2, 3):
+        batch = data.batch(step)
+        crops = batch.crops[: batch.labeled_bs]
+        for crop in crops:
+            label = data.volumes.labels[crop.case].long().flatten()
+            one_hot = torch.nn.functional.one_hot(label, 4).T.double()
+            ensemble._add(crop.case, 1 + torch.arange(len(label)), one_hot[1:])
+        target, visited = ensemble.read(crops)
+        shown = target.argmax(1)
+        assert torch.equal(shown[visited], batch.label[visited])
+        assert not batch.label[~visited].any()
+
+
+def test_several_pixels_of_one_voxel_are_averaged(tiny_la):
+    data = loader(tiny_la)
+    ensemble = exact(data, decay=0.5)
+    places = torch.tensor([7, 7, 9, 0])
+    ensemble._add(0, places, torch.tensor([[0.2, 0.6, 1.0, 0.8]], dtype=torch.float64))
+    sums, visits = ensemble._of(0)
+    assert sums[0, [0, 7, 9]].tolist() == pytest.approx([0, 0.2, 0.5])
+    assert visits[[0, 7, 9, 10]].tolist() == [0, 1, 1, 0]
+
+
+def test_the_bias_is_corrected_by_hand(tiny_la):
+    """0.5 and then 1 with b = 0.6: Z = 0.6 · 0.2 + 0.4 = 0.52, and z = 0.52 / 0.64."""
+    data = loader(tiny_la)
+    ensemble = exact(data)
+    crop = Crop(0, (0, 0, 0))
+    for value in (0.5, 1.0):
+        p = torch.full((1, *data.patch), value, dtype=torch.float64)
+        ensemble.write([crop], [torch.cat((1 - p, p))])
+    target, visited = ensemble.read([crop])
+    assert visited.all()
+    torch.testing.assert_close(target[0, 1], torch.full_like(target[0, 1], 0.52 / 0.64))
+    torch.testing.assert_close(target.sum(1), torch.ones_like(target[:, 0]))
+
+
+def test_visits_are_counted_up_to_a_byte(tiny_la):
+    data = loader(tiny_la)
+    ensemble = exact(data)
+    for _ in range(te.MOST_VISITS + 2):
+        ensemble._add(0, torch.tensor([5]), torch.tensor([[1.0]], dtype=torch.float64))
+    assert ensemble.visits[0][5].item() == te.MOST_VISITS
+
+
+def test_half_precision_is_near(tiny_la):
+    data = loader(tiny_la)
+    crop = Crop(0, (1, 1, 1), 1, 0)
+    torch.manual_seed(0)
+    ensembles = [te.Ensemble(data, 0.6), exact(data)]
+    for _ in range(20):
+        p = torch.rand(1, *data.patch)
+        for ensemble in ensembles:
+            ensemble.write([crop], [torch.cat((1 - p, p))])
+    half, wide = (ensemble.read([crop])[0] for ensemble in ensembles)
+    assert half.dtype == torch.float32
+    assert (half - wide).abs().max() < 2e-3
+
+
+def test_a_checkpoint_holds_it(tiny_la, tmp_path):
+    data = loader(tiny_la)
+    ensemble = te.Ensemble(data, 0.6)
+    crops = data.batch(1).crops
+    ensemble.write(crops, [torch.rand(2, *data.patch) for _ in crops])
+    torch.save(ensemble.state_dict(), tmp_path / "ensemble.pth")
+    again = te.Ensemble(data, 0.6)
+    again.load_state_dict(load_checkpoint(tmp_path / "ensemble.pth"))
+    for found, expected in zip(again.read(crops), ensemble.read(crops), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_all_processes_write_in_the_order_of_one():
+    crops = [Crop(case, (0, 0, 0)) for case in range(3)]
+    p = torch.rand(3, 2, 2, 2, 2)
+    found, predictions = te.of_all_processes(crops, p, 1)
+    assert found == crops
+    assert torch.equal(torch.stack(predictions), p.half())
+
+
+# ---------------------------------------------------------------------------- schedule and options
+
+
+def test_schedules():
+    args = te.parse([])
+    for step in (1, 3000, 6000):
+        expected = reference.consistency_weight(step, 6000)
+        assert te.consistency_weight(step, args) == pytest.approx(expected, rel=1e-12)
+        expected = shared.learning_rate(step - 1, "A")
+        assert te.learning_rate(step, args) == pytest.approx(expected, rel=1e-12)
+    args = te.parse(["--dataset", "ACDC"])
+    expected = shared.learning_rate(14999, "D", 30000)
+    assert te.learning_rate(15000, args) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--decay", "poly", "--lr_step", "1"], "--lr_step has no effect with --decay poly"),
+        (["--consistency", "0", "--ensemble_decay", "0.5"], "--ensemble_decay has no effect"),
+        (["--ensemble_decay", "0.99"], "visits are counted up to 255"),
+    ],
+)
+def test_options_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        te.parse(flags)
