@@ -166,6 +166,11 @@ def rows(features):
     return features.movedim(1, -1).flatten(0, -2)
 
 
+def in_float32(of_classes):
+    """The result of `Heads.of_classes`, which may be bfloat16, as losses need it."""
+    return [(f.float(), s.float()) for f, s in of_classes]
+
+
 class Prototypes:
     """The prototypes of each foreground class, `(M, 32)`; a checkpoint holds them.
 
@@ -262,7 +267,6 @@ def separation_loss(of_classes, prototypes):
     """
     loss = 0.0
     for c, (f, s) in enumerate(of_classes, 1):
-        f, s = f.float(), s.float()
         if c not in prototypes or len(prototypes[c]) < 2:
             loss = loss + 0 * f.sum()
             continue
@@ -369,8 +373,8 @@ def main(argv=None):
         prototypes.replace(net_heads, features[:n], z[:n], batch.label)
         pseudo = z[n:].argmax(1)
         of_labelled, of_unlabelled = heads(features[:n], batch.label, features[n:], pseudo)
-        loss_cl_l = separation_loss(of_labelled, prototypes.of)
-        loss_cl_u = separation_loss(of_unlabelled, prototypes.of)
+        loss_cl_l = separation_loss(in_float32(of_labelled), prototypes.of)
+        loss_cl_u = separation_loss(in_float32(of_unlabelled), prototypes.of)
         with statistics_kept([net]):
             loss_lds = smoothness_loss(logits_of, batch.image, z, args.xi, args.epsilon)
         loss, terms = objective(

@@ -111,7 +111,8 @@ def prototypes(features, y, scores, C, number=32):
     `features`, `y`: projected features and labels of `prototype_voxels`; `scores`: list of C arrays
     `(N_c,)`, the class's memory selector on the class's features in their order (open: that it is
     this selector that ranks). Released: the lowest 32 scores are kept, against its comment. The
-    background (class 0) has none, and neither has a class without such a voxel. No gradient.
+    background (class 0) has none, and neither has a class without such a voxel: the released code
+    then leaves the class's former ones in place. No gradient.
     """
     stored = []
     for c in range(C):
