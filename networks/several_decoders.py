@@ -27,7 +27,7 @@ class SeveralDecoders(nn.Module):
         upsamplings: of each decoder, `transposed`, `linear` or `nearest`.
         test_decoder: what `segment` gives, the `mean` of all decoders' probabilities, or the
             `first` decoder.
-        inference: build what `segment` needs; `forward` is then `segment`.
+        inference: build only what `segment` needs; `forward` is then `segment`.
         options: further arguments of the network's constructor.
 
     Raises:
@@ -62,9 +62,10 @@ class SeveralDecoders(nn.Module):
             "inference": inference,
             **options,
         }
+        first_only = inference and test_decoder == "first"
         self.networks = nn.ModuleList(
             network_class(network)(in_channels, num_classes, upsampling=kind, **options)
-            for kind in upsamplings
+            for kind in (upsamplings[:1] if first_only else upsamplings)
         )
         for further in self.networks[1:]:  # they decode what the first network encodes
             for name in further.of_encoder:

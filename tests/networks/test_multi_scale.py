@@ -13,6 +13,8 @@ from networks.multi_scale import (
     scaled,
     without_peaks,
 )
+from utils.reporting.export import inference_checkpoint
+from utils.trained import KEYS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,12 +115,14 @@ def test_enlarging_axis_by_axis_is_trilinear(extents):
 
 
 @pytest.mark.parametrize("name", ["vnet", "unet"])
-def test_inference_has_the_finest_head_only(name):
+def test_an_export_has_the_finest_head_only(name):
     net = small(name).eval()
-    lean = MultiScale(**net.config | {"inference": True}).eval()
+    checkpoint = dict.fromkeys(KEYS) | {"net": net.state_dict()}
+    checkpoint["networks"] = {"net": {"class": "MultiScale", "kwargs": net.config}}
+    kept = inference_checkpoint(checkpoint, ["net"])
+    lean = MultiScale(**kept["networks"]["net"]["kwargs"]).eval()
+    lean.load_state_dict(kept["net"])
     assert len(lean.heads) == 1
-    kept = {key: v for key, v in net.state_dict().items() if key in lean.state_dict()}
-    lean.load_state_dict(kept)
     x = image(net)
     torch.testing.assert_close(lean(x), net.segment(x))
 

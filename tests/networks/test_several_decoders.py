@@ -5,6 +5,8 @@ import torch
 
 from networks import NETWORKS, network_class
 from networks.several_decoders import SeveralDecoders
+from utils.reporting.export import inference_checkpoint
+from utils.trained import KEYS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -64,17 +66,27 @@ def test_the_encoder_learns_from_each_decoder():
             assert learns == (other == k)
 
 
-@pytest.mark.parametrize("inference", [False, True])
-def test_segment_is_the_mean_or_the_first(inference):
+def test_segment_is_the_mean_or_the_first():
     net = small(test_decoder="mean")
-    first = SeveralDecoders(**net.config | {"test_decoder": "first", "inference": inference}).eval()
+    first = SeveralDecoders(**net.config | {"test_decoder": "first"}).eval()
     first.load_state_dict(net.state_dict())
     x = image(net)
     p = torch.stack([logits.softmax(1) for logits in net(x)])
     torch.testing.assert_close(net.segment(x).exp(), p.mean(0))
     torch.testing.assert_close(first.segment(x).softmax(1), p[0])
-    if inference:
-        torch.testing.assert_close(first(x), first.segment(x))
+
+
+@pytest.mark.parametrize(("tested", "decoders"), [("mean", 3), ("first", 1)])
+def test_an_export_has_the_decoders_that_are_tested(tested, decoders):
+    net = small(test_decoder=tested)
+    checkpoint = dict.fromkeys(KEYS) | {"net": net.state_dict()}
+    checkpoint["networks"] = {"net": {"class": "SeveralDecoders", "kwargs": net.config}}
+    kept = inference_checkpoint(checkpoint, ["net"])
+    lean = SeveralDecoders(**kept["networks"]["net"]["kwargs"]).eval()
+    lean.load_state_dict(kept["net"])
+    assert len(lean.networks) == decoders
+    x = image(net)
+    torch.testing.assert_close(lean(x), net.segment(x))
 
 
 def test_config_builds_the_network_again():

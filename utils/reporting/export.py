@@ -24,6 +24,7 @@ from utils.trained import CONFIG, FORMAT, KEYS, WEIGHTS
 CARD, PROGRAM = "README.md", "model.pt2"
 # CoraNet's further branches, and the distance maps' head of dual-task networks
 _ONLY_FOR_TRAINING = re.compile(r"(networks\.\d+\.)?(heads\.[1-9]\d*|sdm)\.")
+_FURTHER_DECODERS = re.compile(r"networks\.[1-9]\d*\.")  # of MC-Net, where the first is tested
 
 
 class MeanProbability(nn.Module):
@@ -40,8 +41,8 @@ class MeanProbability(nn.Module):
 def inference_checkpoint(checkpoint: dict, names: Sequence[str]) -> dict:
     """A checkpoint of only these networks, each without the parts that only its training needs.
 
-    Branches and heads that are not tested are left out, of the weights and of the network that
-    takes them. The rest stays as it is, and so do the probabilities.
+    Branches, heads and decoders that are not tested are left out, of the weights and of the network
+    that takes them. The rest stays as it is, and so do the probabilities.
     """
     kept = {key: checkpoint[key] for key in (*KEYS, "validation", "best") if key in checkpoint}
     kept["test_networks"] = list(names)
@@ -53,8 +54,10 @@ def inference_checkpoint(checkpoint: dict, names: Sequence[str]) -> dict:
         kept[name] = dict(checkpoint[name])
         if spec["kwargs"].get("segmentation_head") is False:
             continue  # its distance maps are tested
+        first_decoder = spec["kwargs"].get("test_decoder") == "first"
         for key in checkpoint[name]:
-            if _ONLY_FOR_TRAINING.match(key):
+            further = first_decoder and _FURTHER_DECODERS.match(key)
+            if further or _ONLY_FOR_TRAINING.match(key):
                 del kept[name][key]
     return kept
 
