@@ -50,6 +50,12 @@ UGMCL_CODE = UGMCL | {
 UNET3D = {"net": "unet3d", "n_filters": 16}
 STEPS = FIELD | {"decay": "step"}
 POLY = STEPS | {"decay": "poly", "max_iterations": 30000}
+PI = {"consistency": 0.1, "rampup_share": 1.0}
+MT = PI | {"ema_decay": 0.99, "consistency_on": "unlabeled"}
+UAMT = MT | {"consistency_on": "all", "threshold_start": 0.75, "passes": 8}
+ICT = PI | {"ema_decay": 0.99, "alpha": 0.2, "mix": "probabilities"}
+TCSE = {"consistency": 1.0, "rampup_share": 0.75, "ema_decay": 0.99, "consistency_on": "all"}
+TEMPENS = PI | {"ensemble_decay": 0.6}
 GROWS = {"consistency": 0.1, "rampup_share": 1.0}
 CROSS = {"consistency": 1.5, "rampup_share": 0.0, "consistency_on": "all"}
 DAN = GROWS | {"discriminator_lr": 1e-4, "discriminator_filters": 64}
@@ -124,7 +130,8 @@ MCNET |= {"consistency": 1.0, "rampup_share": 1.0}
 MCNET_CODE = MCNET | {"max_iterations": 15000, "lr_step": 0, "rampup_share": 0.4}
 MCNET_2D = MCNET | LONG_2D | {"consistency": 0.1, "lambda_seg": 1.0}
 FIRST = {"test_decoder": "first"}
-URPC = {"base_lr": 0.01, "consistency": 0.1, "rampup_share": 1.0, "max_iterations": 30000}
+URPC = FIELD | {"consistency": 0.1, "rampup_share": 1.0, "decay": "step"}
+URPC_CODE = URPC | {"decay": "poly", "max_iterations": 30000}
 SASSNET = FIELD | {"consistency": 0.01, "rampup_share": 1.0, "lambda_dis": 0.3}
 SASSNET |= {"discriminator_lr": 1e-4, "discriminator_filters": 64}
 WIDE = {"net": "unet_ronneberger", "n_filters": 64}
@@ -172,6 +179,24 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("ugmcl", "Pancreas", "", UGMCL | VNET),
         ("ugmcl", "ACDC", "", UGMCL | UNET),
         ("ugmcl", "ACDC", "--preset released", UGMCL_CODE | UNET),
+        ("mt", "LA", "", MT | STEPS | VNET | {"warmup_share": 0.0}),
+        ("mt", "BraTS2019", "", MT | POLY | VNET | {"warmup_share": 0.0}),
+        ("mt", "ACDC", "", MT | POLY | UNET | {"warmup_share": 1 / 30}),
+        ("mt", "Pancreas2d", "", MT | STEPS | UNET),
+        ("uamt", "LA", "", UAMT | STEPS | VNET),
+        ("uamt", "LA", "--preset released", UAMT | STEPS | VNET | {"consistency_on": "unlabeled"}),
+        ("uamt", "ACDC", "", UAMT | POLY | UNET),
+        ("uamt", "Pancreas", "", UAMT | STEPS | VNET),
+        ("ict", "LA", "", ICT | STEPS | VNET),
+        ("ict", "ACDC", "", ICT | POLY | UNET),
+        ("ict", "endocardium", "", ICT | STEPS | UNET),
+        ("tcse", "LA", "", TCSE | STEPS | VNET),
+        ("tcse", "ACDC", "", TCSE | POLY | UNET),
+        ("pi", "LA", "", PI | STEPS | VNET),
+        ("pi", "ACDC", "", PI | POLY | UNET),
+        ("pi", "Pancreas2d", "", PI | STEPS | UNET),
+        ("tempens", "LA", "", TEMPENS | STEPS | VNET),
+        ("tempens", "ACDC", "", TEMPENS | POLY | UNET),
         ("cps", "LA", "", CROSS | STEPS | VNET),
         ("cps", "ACDC", "", CROSS | POLY | UNET),
         ("cps", "Pancreas", "", CROSS | STEPS | VNET),
@@ -219,9 +244,9 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("mcnet", "BraTS2019", "", MCNET_CODE | VNET),
         ("mcnet", "ACDC", "", MCNET_2D | UNET),
         ("mcnet", "Pancreas2d", "--preset released", MCNET_2D | UNET | FIRST),
-        ("urpc", "LA", "", URPC | VNET | {"max_iterations": 6000}),
-        ("urpc", "BraTS2019", "--net unet3d", URPC | UNET3D),
-        ("urpc", "ACDC", "", URPC | UNET),
+        ("urpc", "LA", "", URPC | VNET),
+        ("urpc", "BraTS2019", "--net unet3d", URPC_CODE | UNET3D),
+        ("urpc", "ACDC", "", URPC_CODE | UNET),
         ("urpc", "Pancreas2d", "", URPC | UNET),
         ("sassnet", "LA", "", SASSNET | VNET),
         ("sassnet", "LA", "--labelnum 8", SASSNET | VNET | {"consistency": 0.015}),
@@ -393,6 +418,22 @@ def all_from(source, names):
         ("admt", "--preset released", {"vote": CODE}),
         ("admt", "--dataset ACDC", all_from(CODE, "threshold loss_u longest_turn blur")),
         ("admt", "--dataset BraTS2019", all_from("ours", "threshold longest_turn consistency")),
+        ("mt", "", all_from("custom of the field: UA-MT", "base_lr lr_step max_iterations decay")),
+        ("mt", "", all_from("ours", "consistency ema_decay consistency_on warmup_share")),
+        (
+            "mt",
+            "--dataset ACDC",
+            all_from(SSL4MIS, "decay max_iterations consistency ema_decay warmup_share"),
+        ),
+        ("uamt", "", all_from("released code: UA-MT", "lr_step passes ema_decay consistency_on")),
+        ("uamt", "--dataset ACDC", all_from(SSL4MIS, "decay max_iterations passes consistency")),
+        ("uamt", "--dataset Pancreas", all_from("ours", "passes base_lr max_iterations")),
+        ("ict", "", all_from("ours", "alpha mix consistency ema_decay")),
+        ("ict", "--dataset BraTS2019", all_from(SSL4MIS, "alpha mix consistency decay")),
+        ("tcse", "", {"consistency_on": "second hand: the abstract"}),
+        ("tcse", "", all_from("released code: TCSM", "consistency rampup_share")),
+        ("pi", "", all_from("ours", "consistency rampup_share")),
+        ("tempens", "", {"ensemble_decay": "released code: Laine & Aila", "consistency": "ours"}),
         ("dtc", "", all_from("released code: DTC", "consistency base_lr lr_step max_iterations")),
         ("dtc", "", {"lambda_dis": SUMMARIES, "rampup_share": "ours"}),
         ("dtc", "--preset released", {"lambda_dis": "released code: DTC"}),

@@ -9,7 +9,6 @@ import train_urpc as urpc
 from references import urpc as reference
 
 from utils.errors import UserError
-from utils.schedules import poly_decay
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,10 +99,12 @@ def test_the_weight_grows_over_the_share_of_the_training():
 
 @pytest.mark.parametrize("step", [1, 1000, 30000])
 def test_learning_rate_against_numpy(step):
-    expected = reference.learning_rate(step - 1, 30000)
-    assert poly_decay(0.01, step, 30000) == pytest.approx(expected)
+    args = Namespace(base_lr=0.01, decay="poly", max_iterations=30000)
+    assert urpc.learning_rate(step, args) == pytest.approx(reference.learning_rate(step - 1, 30000))
 
 
-def test_a_rampup_without_effect_is_refused():
+def test_options_without_effect_are_refused():
     with pytest.raises(UserError, match="--rampup_share has no effect"):
         urpc.parse(["--consistency", "0", "--rampup_share", "0.5"])
+    with pytest.raises(UserError, match="--lr_step has no effect"):
+        urpc.parse(["--decay", "poly", "--lr_step", "5"])

@@ -243,6 +243,8 @@ FLAGS = {
     ],
     "train_urpc.py": [
         ["--max_iterations", 2],
+        ["--lr_step", 1],
+        ["--decay", "poly"],
         ["--unlabeled_bs", 1],
         ["--consistency", 0],
         ["--rampup_share", 0],
