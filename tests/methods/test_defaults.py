@@ -97,6 +97,14 @@ CML_2D = CML_BRATS | {
     "labeled_bs": 2,
     "unlabeled_bs": 2,
 }
+BCP = FIELD | {"pretrain_iterations": 2000, "max_iterations": 15000, "alpha": 0.5}
+BCP |= {"beta": 2 / 3, "ema_decay": 0.99, "labeled_bs": 4, "unlabeled_bs": 4}
+BCP_2D = BCP | {"pretrain_iterations": 10000, "max_iterations": 30000, "lr_step": 0}
+SEPARATE = FIELD | {"max_iterations": 15000, "consistency": 1.0, "rampup_share": 0.4}
+SEPARATE |= {"xi": 10.0, "epsilon": 10.0, "separation": 0.1, "prototypes": 32}
+SEPARATE_2D = SEPARATE | SSNET | {"consistency": 0.1, "rampup_share": 1.0, "epsilon": 6.0}
+MCF = FIELD | {"consistency": 0.1, "rampup_share": 1.0, "rectification": 0.5}
+MCF |= {"temperature": 0.1}
 CORANET = {
     "pretrain_epochs": 30,
     "selftrain_epochs": 200,
@@ -232,6 +240,19 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("cml", "ACDC", "", CML_2D | UNET | {"labeled_bs": 12, "unlabeled_bs": 12}),
         ("cml", "Pancreas2d", "", CML_2D | UNET),
         ("cml", "endocardium", "", CML_2D | UNET),
+        ("bcp", "LA", "", BCP | VNET),
+        ("bcp", "BraTS2019", "", BCP | VNET),
+        ("bcp", "Pancreas", "", BCP | VNET),
+        ("bcp", "ACDC", "", BCP_2D | UNET | {"labeled_bs": 12, "unlabeled_bs": 12}),
+        ("bcp", "endocardium", "", BCP_2D | UNET | {"labeled_bs": 2, "unlabeled_bs": 2}),
+        ("ssnet", "LA", "", SEPARATE | VNET),
+        ("ssnet", "LA", "--preset released", SEPARATE | VNET),
+        ("ssnet", "Pancreas", "", SEPARATE | VNET),
+        ("ssnet", "ACDC", "", SEPARATE_2D | UNET),
+        ("ssnet", "Pancreas2d", "", SEPARATE_2D | UNET),
+        ("mcf", "LA", "", MCF | VNET | {"augment": "crop"}),
+        ("mcf", "BraTS2019", "", MCF | VNET | {"augment": "rot_flip"}),
+        ("mcf", "ACDC", "", MCF | SSNET | UNET),
         ("dtc", "LA", "", DTC | VNET),
         ("dtc", "LA", "--preset released", DTC | VNET | {"lambda_dis": 0.3}),
         ("dtc", "Pancreas", "", DTC | VNET),
@@ -473,6 +494,15 @@ def all_from(source, names):
         ("cml", "--dataset BraTS2019", {"patch": "paper, 4.2", "labelnum": "paper, Table 3"}),
         ("cml", "--dataset Pancreas", all_from("ours", "lr_step lambda_dis base_lr labeled_bs")),
         ("cml", "--dataset endocardium", {"beta": "ours", "max_iterations": "ours"}),
+        ("bcp", "", all_from(f"{CODE}: BCP", "alpha beta pretrain_iterations labeled_bs net")),
+        ("bcp", "--dataset Pancreas", all_from("ours", "alpha max_iterations base_lr labeled_bs")),
+        ("bcp", "--dataset ACDC", all_from(f"{CODE}: BCP", "lr_step ema_decay unlabeled_bs")),
+        ("ssnet", "", all_from(f"{CODE}: SS-Net", "xi epsilon separation consistency lr_step")),
+        ("ssnet", "--dataset ACDC", all_from(f"{CODE}: SS-Net", "epsilon rampup_share")),
+        ("ssnet", "--dataset BraTS2019", all_from("ours", "epsilon prototypes max_iterations")),
+        ("mcf", "", all_from(f"{CODE}: MCF", "augment rectification temperature labelnum")),
+        ("mcf", "--dataset Pancreas", all_from("ours", "rectification max_iterations")),
+        ("mcf", "--dataset ACDC", {"max_iterations": "custom of the field: MC-Net"}),
     ],
 )
 def test_a_default_is_the_papers_where_the_paper_says_it(method, argv, sources):

@@ -439,10 +439,11 @@ def test_trains_and_falls(name, tiny_la, tmp_path, script):
     elif name == "train_cml.py":
         longer, term = ["--pretrain_iterations", 30], "loss/loss_l"
     elif name == "train_ssnet.py":
+        longer += ["--base_lr", 0.1, "--consistency", 0.1]
         term = "loss/loss_dice"
     elif name == "train_bcp.py":
         longer, term = ["--pretrain_iterations", 30, "--max_iterations", 0], "loss/loss"
-    done = script(name, *arguments(name, tiny_la, tmp_path / "runs", *longer, "--base_lr", 0.02))
+    done = script(name, *arguments(name, tiny_la, tmp_path / "runs", "--base_lr", 0.02, *longer))
     assert done.returncode == 0, done.stderr
     losses = [line[term] for line in records(folder(tmp_path / "runs", name))]
     assert np.mean(losses[-4:]) < 0.85 * np.mean(losses[:3])
