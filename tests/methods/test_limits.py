@@ -18,10 +18,12 @@ import train_dtc
 import train_dtml
 import train_entropy
 import train_ict
+import train_mcf
 import train_mt
 import train_pi
 import train_pseudo
 import train_sassnet
+import train_ssnet
 import train_supervised
 import train_tcse
 import train_tempens
@@ -59,6 +61,15 @@ def cross_entropy_alone(net, image, label):
 def cross_entropy_and_all_dice(net, image, label):
     logits = net(image)
     return (F.cross_entropy(logits, label) + class_dice_loss(logits.softmax(1), label)) / 2
+
+
+def sum_of_cross_entropy_and_dice(net, image, label):
+    return 2 * supervised_loss(net(image), label)
+
+
+def dice_without_squares(net, image, label):
+    prob = net(image)[0].softmax(1)
+    return class_dice_loss(prob, label, background=False, eps=1e-8, squares=False)
 
 
 def of_logits_and_features(net, image, label):
@@ -109,6 +120,12 @@ CASES = {  # script, its flags, the supervised loss of its first network
     "entropy": (train_entropy, ["--consistency", "0"], cross_entropy_and_all_dice),
     "vat": (train_vat, ["--consistency", "0"], cross_entropy_and_all_dice),
     "pseudo": (train_pseudo, ["--threshold", "1"], cross_entropy_and_all_dice),
+    "ssnet": (train_ssnet, ["--consistency", "0"], dice_without_squares),
+    "mcf": (
+        train_mcf,
+        ["--consistency", "0", "--rectification", "0", "--augment", "rot_flip"],
+        sum_of_cross_entropy_and_dice,
+    ),
     "cml": (train_cml, ["--lambda_u", "0", *CPS], of_logits_and_features),
 }
 POLY_CASES = {  # the same of scripts whose learning rate falls as (1 - t/t_max)^0.9
