@@ -9,6 +9,7 @@ import train_cml
 import train_coranet
 import train_entropy
 import train_mcnet
+import train_pi
 import train_sassnet
 import train_ssnet
 import train_ugmcl
@@ -31,6 +32,7 @@ METHODS = {
     "mcnet": (train_mcnet, SHORT["train_mcnet"]),
     "urpc": (train_urpc, SHORT["train_urpc"]),
     "sassnet": (train_sassnet, SHORT["train_sassnet"]),
+    "pi": (train_pi, SHORT["train_pi"]),
     "vat": (train_vat, SHORT["train_vat"]),
     "entropy": (
         train_entropy,
