@@ -1,5 +1,5 @@
 """EM, entropy minimisation (Grandvalet & Bengio, NeurIPS 2004), for segmentation; with
-`--adversarial 1` ADVENT (Vu et al., CVPR 2019).
+`--adversarial` ADVENT (Vu et al., CVPR 2019).
 
 The network is made sure of its predictions on unlabelled crops.
 
@@ -23,7 +23,7 @@ from those of labelled crops, and the network to make them alike.
 
     python code/train_entropy.py --labelnum 16 --gpu 0
     python code/test_LA.py --method entropy --labelnum 16 --nms 0
-    python code/train_entropy.py --adversarial 1 --labelnum 16 --gpu 0 --name advent_16
+    python code/train_entropy.py --adversarial --labelnum 16 --gpu 0 --name advent_16
     python code/train_entropy.py --consistency 0.001 --rampup_share 0 --entropy_on unlabeled
 
 The field compares with SSL4MIS's code, for BraTS2019. From it: the losses and their weight, and on
@@ -202,7 +202,9 @@ def parse(argv=None):
         "--adversarial",
         type=int,
         choices=(0, 1),
-        help="1 is ADVENT: a discriminator judges the entropy maps",
+        nargs="?",
+        const=1,
+        help="ADVENT: a discriminator judges the entropy maps; 0 leaves it out",
     )
     method.add_argument(
         "--discriminator_lr",

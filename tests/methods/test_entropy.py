@@ -139,7 +139,7 @@ def test_weights_rise_in_the_direct_form_and_not_in_the_adversarial_one():
     args = entropy.parse([])
     expected = [0.1 * shared.ramp(step, 6000) for step in (1, 3000, 6000)]
     assert [entropy.consistency_weight(step, args) for step in (1, 3000, 6000)] == expected
-    args = entropy.parse(["--adversarial", "1"])
+    args = entropy.parse(["--adversarial"])
     weights = [entropy.consistency_weight(step, args) for step in (1, 3000, 6000)]
     assert weights == [reference.ADVERSARIAL_WEIGHT] * 3
 
