@@ -180,7 +180,7 @@ def _classes_row(lines: Sequence[Published], dataset: str) -> Row:
     elif mean.method == PAPERS["coranet"]:
         setting = {"method": "coranet_ovr"}  # a binary network a class (section IV-F)
     elif mean.method == "ADVNET":
-        setting = {"flags": "--adversarial 1", "variant": "adversarial"}
+        setting = {"flags": "--adversarial", "variant": "adversarial"}
     row = make_row(mean, dataset, None, **setting)
     return replace(row, published=tuple(lines) if row.published else ())
 
