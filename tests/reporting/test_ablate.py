@@ -677,7 +677,7 @@ def test_methods_shows_the_defaults_on_the_left_atria(section):
         if len(columns) == 4 and "code/" not in columns[2]:
             for option in re.findall(r"--(\w+)", columns[2]):
                 if defaults[option] is None:  # it has no value on volumes
-                    assert "slices" in columns[3]
+                    assert re.search("None|slices", columns[3])
                     continue
                 shown = "|".join(map(re.escape, as_in_the_docs(defaults[option])))
                 pattern = rf"(?<![\w.])({shown})(?![\w.]\w)"
