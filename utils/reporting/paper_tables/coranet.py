@@ -206,7 +206,8 @@ ADAM_NOTE = (
 )
 RIVALS_NOTE = (
     "Section IV-A has Adam in all experiments, and section IV-D gives Π-model, TE and MT the "
-    "U-Net; of UA-MT's network it does not speak. The rows of all four have the U-Net and Adam."
+    "U-Net; of UA-MT's network it does not speak. The rows of all four have the U-Net, "
+    "and the optimizer of their scripts, which is SGD."
 )
 RELABELLING_NOTE = (
     "CRM finds its masks together with the pseudo-labels here, as the other measures do. By "
