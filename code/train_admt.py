@@ -58,7 +58,7 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
 from utils.errors import UserError
-from utils.losses import class_dice_loss, cross_entropy, masked_mean
+from utils.losses import class_dice_loss, cross_entropy, masked_mean, supervised_loss
 from utils.ops import splice
 from utils.perturbations import blurred, boxes_of_beta, jittered, noisier, scaled_and_shifted
 from utils.schedules import (
@@ -123,11 +123,6 @@ TEST_FLAGS = {"LA": "--nms 1", "Pancreas": "--nms 1"}
 # To fork: another way to settle conflicts belongs in `settle`, other weights in `ensemble`.
 
 
-def supervised_loss(z, label):
-    """L_sup of the labelled crops: logits `(B_l, C, *S)`, label `(B_l, *S)`."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
 def unlabelled_loss(z_strong, pseudo, confidence, args):
     """L_u of the strong views: logits `(B_u, C, *S)`, Ŷ and c `(B_u, *S)`.
 
@@ -160,7 +155,7 @@ def objective(z, label, z_strong, pseudo, confidence, weight, args):
     Returns:
         The loss, and its terms by name.
     """
-    loss_sup = supervised_loss(z, label)
+    loss_sup = supervised_loss(z, label, background=True)
     loss_u = unlabelled_loss(z_strong, pseudo, confidence, args)
     confident = (confidence >= args.threshold).float().mean()
     loss = loss_sup + weight * loss_u

@@ -186,7 +186,11 @@ def parse(argv=None):
     method.add_argument(
         "--beta", type=command.fraction, help="β, extent of the box over that of the crop"
     )
-    options.add_teacher(method)
+    method.add_argument(
+        "--ema_decay",
+        type=command.fraction,
+        help="a, EMA decay of the teacher from the first step on; lower it for short runs",
+    )
     args = options.parse(parser, DEFAULTS, argv)
     if not args.beta:
         raise UserError("--beta 0 leaves no box: give a share of the crop's extents, as 0.67")
@@ -228,14 +232,9 @@ def begin_self_training(net_teacher, net, optimizer, args):
         optimizer.state.clear()
 
 
-@torch.no_grad()
 def update(net_teacher, net, args):
     """θ' = a θ' + (1 - a) θ; on slices the batch-norm statistics are averaged too."""
-    update_teacher(net_teacher, net, args.ema_decay)
-    if in_2d(args):
-        for mine, other in zip(net_teacher.buffers(), net.buffers(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(other, 1 - args.ema_decay)
+    update_teacher(net_teacher, net, args.ema_decay, buffers=in_2d(args))
 
 
 # -------------------------------------------------------------------------------- the training loop
@@ -269,7 +268,7 @@ def main(argv=None):
             label = splice(label_a, label_b, box)
             z = student(splice(image_a, image_b, box)).float()
             loss = pretraining_loss(z, label)
-            terms = {"loss_pretraining": loss}
+            terms = {}
         else:
             lr = step_decay(args.base_lr, step - args.pretrain_iterations, args.lr_step)
             set_lr(optimizer, lr)

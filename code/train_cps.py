@@ -38,8 +38,8 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
-from utils.losses import class_dice_loss, cross_entropy
-from utils.schedules import gaussian_rampup, poly_decay, set_lr, step_decay
+from utils.losses import cross_entropy, supervised_loss
+from utils.schedules import consistency_weight, learning_rate, set_lr
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -72,21 +72,11 @@ TEST_FLAGS = {"*": "--nms 0"}  # neither the released code nor SSL4MIS filters c
 # To fork: change what a network learns from in `cross_supervision_loss`.
 
 
-def supervised_loss(z, label):
-    """A network's term of L_sup: logits `(B_l, C, *S)` of the labelled crops, label `(B_l, *S)`."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
 def cross_supervision_loss(z_1, z_2):
     """L_cps: logits `(B, C, *S)` of both networks; the argmax passes no gradient on."""
     pseudo_1 = z_1.argmax(1)
     pseudo_2 = z_2.argmax(1)
     return cross_entropy(z_1, pseudo_2) + cross_entropy(z_2, pseudo_1)
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 def objective(z_1, z_2, label, weight, args):
@@ -102,8 +92,8 @@ def objective(z_1, z_2, label, weight, args):
         The loss, and its terms by name.
     """
     n = len(label)
-    loss_1 = supervised_loss(z_1[:n], label)
-    loss_2 = supervised_loss(z_2[:n], label)
+    loss_1 = supervised_loss(z_1[:n], label, background=True)
+    loss_2 = supervised_loss(z_2[:n], label, background=True)
     first = 0 if args.consistency_on == "all" else n
     loss_cps = cross_supervision_loss(z_1[first:], z_2[first:])
     loss = loss_1 + loss_2 + weight * loss_cps
@@ -125,8 +115,6 @@ def parse(argv=None):
         "SSL4MIS's",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
         of_consistency = ("rampup_share", "consistency_on")
         options.refuse_without_effect(args, of_consistency, "--consistency 0")
@@ -135,13 +123,6 @@ def parse(argv=None):
 
 # -------------------------------------------------------------------------------- the training loop
 # To fork: give the second network another architecture or another optimizer here.
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

@@ -40,8 +40,8 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from networks.discriminator import MapImageDiscriminator, judge
 from utils import command
-from utils.losses import class_dice_loss, cross_entropy
-from utils.schedules import gaussian_rampup, poly_decay, set_lr, step_decay
+from utils.losses import adversarial_loss, discriminator_loss, supervised_loss
+from utils.schedules import consistency_weight, learning_rate, set_lr
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -73,42 +73,8 @@ DEFAULTS = [  # where several rules hold, the last one wins
 ]
 TEST_FLAGS = {"*": "--nms 0"}  # the released code filters no components
 
-UNLABELLED = 0
-LABELLED = 1
-
 # ------------------------------------------------------------------------------------- the losses
 # To fork: show the discriminator something else than (p, x) in `main`, and judge it otherwise here.
-
-
-def supervised_loss(z, label):
-    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
-def adversarial_loss(verdict):
-    """L_adv: the unlabelled crops ought to pass for labelled ones.
-
-    Args:
-        verdict: the discriminator's logits of them, float32 `(B_u, 2)`.
-    """
-    return cross_entropy(verdict, torch.full_like(verdict[:, 0], LABELLED, dtype=torch.long))
-
-
-def discriminator_loss(verdict, labelled):
-    """L_D: which crops are labelled.
-
-    Args:
-        verdict: the discriminator's logits, float32 `(B, 2)`.
-        labelled: how many of the crops are labelled, the first ones.
-    """
-    truth = torch.full_like(verdict[:, 0], UNLABELLED, dtype=torch.long)
-    truth[:labelled] = LABELLED
-    return cross_entropy(verdict, truth)
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 def objective(z, label, verdict, weight):
@@ -123,7 +89,7 @@ def objective(z, label, verdict, weight):
     Returns:
         The loss, and its terms by name.
     """
-    loss_sup = supervised_loss(z[: len(label)], label)
+    loss_sup = supervised_loss(z[: len(label)], label, background=True)
     loss_adv = adversarial_loss(verdict)
     return loss_sup + weight * loss_adv, {"loss_sup": loss_sup, "loss_adv": loss_adv}
 
@@ -147,22 +113,14 @@ def parse(argv=None):
         help="channels of the discriminator's first stage; fewer are faster",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
-        options.refuse_without_effect(args, ("rampup_share",), "--consistency 0")
+        of_adversary = ("rampup_share", "discriminator_lr", "discriminator_filters")
+        options.refuse_without_effect(args, of_adversary, "--consistency 0")
     return args
 
 
 # -------------------------------------------------------------------------------- the training loop
 # To fork: give the discriminator more or fewer steps than the segmenter at the end of the loop.
-
-
-def learning_rate(step, args):
-    """The segmenter's: `args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 @torch.no_grad()

@@ -42,8 +42,8 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
-from utils.losses import distance_to_mask, foreground_dice_loss, sdm_targets
-from utils.schedules import gaussian_rampup, rampup_in_blocks, set_lr, step_decay
+from utils.losses import distance_loss, distance_to_mask, foreground_dice_loss
+from utils.schedules import consistency_weight, rampup_in_blocks, set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -80,21 +80,9 @@ def segmentation_loss(p, label):
     return foreground_dice_loss(p, label)
 
 
-def distance_loss(d, label):
-    """L_dis: SDM `(B_l, C - 1, *S)` and labels `(B_l, *S)` of the labelled crops."""
-    masks = torch.stack([label == c for c in range(1, d.shape[1] + 1)], 1)
-    return (d - sdm_targets(masks)).square().mean()
-
-
 def consistency_loss(p, d):
     """L_con: probabilities `(B, C, *S)` and SDM `(B, C - 1, *S)` of all crops."""
     return (p[:, 1:] - distance_to_mask(d)).square().mean()
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    length = args.rampup_share * args.max_iterations
-    return args.consistency * gaussian_rampup(step, length)
 
 
 def consistency_weight_released(step, args):

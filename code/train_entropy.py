@@ -50,8 +50,8 @@ from networks import network_class
 from networks.discriminator import PatchDiscriminator, judge
 from utils import command
 from utils.errors import UserError
-from utils.losses import class_dice_loss, cross_entropy
-from utils.schedules import gaussian_rampup, poly_decay, set_lr, step_decay
+from utils.losses import supervised_loss
+from utils.schedules import consistency_weight, learning_rate, poly_decay, set_lr
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -104,11 +104,6 @@ UNLABELLED = 0.0
 # To fork: measure the uncertainty by something else than `entropy_maps`.
 
 
-def supervised_loss(z, label):
-    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
 def entropy_maps(z):
     """I: of logits `(B, C, *S)` as many maps; their sum over the classes is from 0 to 1."""
     return -z.softmax(1) * z.log_softmax(1) / math.log(z.shape[1])
@@ -145,11 +140,6 @@ def binary_cross_entropy(logits, target):
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target))
 
 
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
-
-
 def objective(z, label, weight, args):
     """The loss of a step.
 
@@ -163,7 +153,7 @@ def objective(z, label, weight, args):
         The loss, and its terms by name.
     """
     n = len(label)
-    loss_sup = supervised_loss(z[:n], label)
+    loss_sup = supervised_loss(z[:n], label, background=True)
     loss_ent = entropy_loss(z if args.entropy_on == "all" else z[n:])
     return loss_sup + weight * loss_ent, {"loss_sup": loss_sup, "loss_ent": loss_ent}
 
@@ -180,7 +170,7 @@ def objective_adversarial(z, label, weight, verdict):
     Returns:
         The loss, and its terms by name.
     """
-    loss_sup = supervised_loss(z[: len(label)], label)
+    loss_sup = supervised_loss(z[: len(label)], label, background=True)
     loss_adv = adversarial_loss(verdict)
     return loss_sup + weight * loss_adv, {"loss_sup": loss_sup, "loss_adv": loss_adv}
 
@@ -218,10 +208,9 @@ def parse(argv=None):
         help="channels of the discriminator's first stage; fewer are faster",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
-        options.refuse_without_effect(args, ("rampup_share", "entropy_on"), "--consistency 0")
+        of_entropy = ("rampup_share", "entropy_on", "discriminator_lr", "discriminator_filters")
+        options.refuse_without_effect(args, of_entropy, "--consistency 0")
     if args.adversarial:
         options.refuse_without_effect(args, ("entropy_on",), "--adversarial 1")
         check_patch(args)
@@ -244,13 +233,6 @@ def check_patch(args):
 
 # -------------------------------------------------------------------------------- the training loop
 # To fork: train the discriminator on other maps, or less often than the network.
-
-
-def learning_rate(step, args):
-    """The network's: `args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

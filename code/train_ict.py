@@ -42,15 +42,8 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
 from utils.errors import UserError
-from utils.losses import class_dice_loss, cross_entropy
-from utils.schedules import (
-    ema_decay,
-    gaussian_rampup,
-    poly_decay,
-    set_lr,
-    step_decay,
-    update_teacher,
-)
+from utils.losses import supervised_loss
+from utils.schedules import consistency_weight, ema_decay, learning_rate, set_lr, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -115,16 +108,6 @@ def consistency_loss(z_mixed, p_target):
     return (z_mixed.softmax(1) - p_target).square().mean()
 
 
-def supervised_loss(z, label):
-    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
-
-
 def objective(z, z_teacher, kappa, label, weight, args):
     """The loss of a step.
 
@@ -141,7 +124,7 @@ def objective(z, z_teacher, kappa, label, weight, args):
         The loss, and its terms by name.
     """
     labelled = len(label)
-    loss_sup = supervised_loss(z[:labelled], label)
+    loss_sup = supervised_loss(z[:labelled], label, background=True)
     loss_con = consistency_loss(z[labelled:], target(z_teacher, kappa, args.mix))
     return loss_sup + weight * loss_con, {"loss_sup": loss_sup, "loss_con": loss_con}
 
@@ -166,8 +149,6 @@ def parse(argv=None):
         help="which of the teacher's outputs are mixed",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
         of_consistency = ("rampup_share", "ema_decay", "mix")
         options.refuse_without_effect(args, of_consistency, "--consistency 0")
@@ -190,13 +171,6 @@ def check_pairs(args, shares):
 
 
 # -------------------------------------------------------------------------------- the training loop
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

@@ -36,7 +36,7 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
 from utils.losses import cross_entropy, foreground_dice_loss, masked_mean
-from utils.schedules import gaussian_rampup, set_lr, step_decay
+from utils.schedules import consistency_weight, set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -141,11 +141,6 @@ def objective(z_1, z_2, label, weight, args):
         "loss_consistency": consistency,
         "first_teaches": first_teaches.float(),
     }
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 # ------------------------------------------------------------------------------------ the options

@@ -48,7 +48,7 @@ from networks.several_decoders import TESTED, SeveralDecoders
 from utils import command
 from utils.errors import UserError
 from utils.losses import class_dice_loss
-from utils.schedules import gaussian_rampup, rampup_in_blocks, set_lr, step_decay
+from utils.schedules import consistency_weight, rampup_in_blocks, set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -135,12 +135,6 @@ def consistency_loss(probabilities, temperature):
     return sum(losses)
 
 
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    length = args.rampup_share * args.max_iterations
-    return args.consistency * gaussian_rampup(step, length)
-
-
 def consistency_weight_released(step, args):
     """λ of the released code, which grows in blocks of 150 iterations."""
     return args.consistency * rampup_in_blocks(step, 200 if in_2d(args) else 40)
@@ -183,16 +177,16 @@ def parse(argv=None):
     method.add_argument(
         "--temperature",
         type=command.positive,
-        help="T of the sharpening, from 0.01 on; 1 leaves the probabilities as they are",
+        help="T of the sharpening, 0.01 to 1; 1 leaves the probabilities as they are",
     )
     method.add_argument(
         "--lambda_seg", type=command.non_negative, help="w, weight of the supervised loss"
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.temperature < 0.01:
+    if not 0.01 <= args.temperature <= 1:
         raise UserError(
-            f"--temperature {args.temperature:g}: p^(1/T) of both sides would be 0; give 0.01 or "
-            "more"
+            f"--temperature {args.temperature:g}: give 0.01 to 1; below, p^(1/T) of both sides "
+            "would be 0, and above its slope has no limit"
         )
     if released(args):
         options.refuse_without_effect(args, ("rampup_share",), "--preset released")

@@ -38,16 +38,9 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
-from utils.losses import class_dice_loss, cross_entropy
+from utils.losses import supervised_loss
 from utils.perturbations import noisy
-from utils.schedules import (
-    ema_decay,
-    gaussian_rampup,
-    poly_decay,
-    set_lr,
-    step_decay,
-    update_teacher,
-)
+from utils.schedules import ema_decay, gaussian_rampup, learning_rate, set_lr, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -87,11 +80,6 @@ TEST_FLAGS = {"*": "--nms 0"}  # the released code filters no components
 # To fork: compare by another divergence in `consistency_loss`.
 
 
-def supervised_loss(z, label):
-    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
 def consistency_loss(z, z_teacher):
     """L_con: logits `(B, C, *S)` of the student and the teacher for the same crops."""
     return (z.softmax(1) - z_teacher.softmax(1)).square().mean()
@@ -124,7 +112,7 @@ def objective(z, z_teacher, label, weight, args):
     Returns:
         The loss, and its terms by name.
     """
-    loss_sup = supervised_loss(z[: len(label)], label)
+    loss_sup = supervised_loss(z[: len(label)], label, background=True)
     loss_con = consistency_loss(compared(z, len(label), args), z_teacher)
     return loss_sup + weight * loss_con, {"loss_sup": loss_sup, "loss_con": loss_con}
 
@@ -149,8 +137,6 @@ def parse(argv=None):
         help="crops on which student and teacher are compared",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
         of_consistency = ("rampup_share", "warmup_share", "ema_decay", "consistency_on")
         options.refuse_without_effect(args, of_consistency, "--consistency 0")
@@ -159,13 +145,6 @@ def parse(argv=None):
 
 # -------------------------------------------------------------------------------- the training loop
 # To fork: perturb the student's or the teacher's image in another way than by `noisy`.
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

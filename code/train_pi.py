@@ -35,9 +35,9 @@ import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
-from utils.losses import class_dice_loss, cross_entropy
+from utils.losses import supervised_loss
 from utils.perturbations import noisy
-from utils.schedules import gaussian_rampup, poly_decay, set_lr, step_decay
+from utils.schedules import consistency_weight, learning_rate, set_lr
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -63,19 +63,9 @@ TEST_FLAGS = {"*": "--nms 0"}  # as for the field's mean teachers
 # To fork: compare by another divergence in `consistency_loss`.
 
 
-def supervised_loss(z, label):
-    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
 def consistency_loss(z_1, z_2):
     """L_con: logits `(B, C, *S)` of the two passes."""
     return (z_1.softmax(1) - z_2.softmax(1)).square().mean()
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 def objective(z_1, z_2, label, weight):
@@ -89,7 +79,7 @@ def objective(z_1, z_2, label, weight):
     Returns:
         The loss, and its terms by name.
     """
-    loss_sup = supervised_loss(z_1[: len(label)], label)
+    loss_sup = supervised_loss(z_1[: len(label)], label, background=True)
     loss_con = consistency_loss(z_1, z_2)
     return loss_sup + weight * loss_con, {"loss_sup": loss_sup, "loss_con": loss_con}
 
@@ -103,8 +93,6 @@ def parse(argv=None):
     options.add_iterations(method, decay="either")
     options.add_consistency(method)
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
         options.refuse_without_effect(args, ("rampup_share",), "--consistency 0")
     return args
@@ -112,13 +100,6 @@ def parse(argv=None):
 
 # -------------------------------------------------------------------------------- the training loop
 # To fork: perturb the images of the two passes in another way than by `noisy`.
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

@@ -33,8 +33,8 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
 from utils.errors import UserError
-from utils.losses import class_dice_loss, cross_entropy, masked_mean
-from utils.schedules import poly_decay, set_lr, step_decay
+from utils.losses import cross_entropy, masked_mean, supervised_loss
+from utils.schedules import learning_rate, set_lr
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -64,11 +64,6 @@ TEST_FLAGS = {"*": "--nms 0"}  # SSL4MIS filters no components
 
 # ------------------------------------------------------------------------------------- the losses
 # To fork: choose the voxels that are learnt by something else than max p in `pseudo_loss`.
-
-
-def supervised_loss(z, label):
-    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
 
 
 def pseudo_loss(z, threshold):
@@ -106,7 +101,7 @@ def objective(z, label, weight, threshold):
     Returns:
         The loss, and its terms by name.
     """
-    loss_sup = supervised_loss(z[: len(label)], label)
+    loss_sup = supervised_loss(z[: len(label)], label, background=True)
     loss_pseudo, certain = pseudo_loss(z[len(label) :], threshold)
     loss = loss_sup + weight * loss_pseudo
     return loss, {"loss_sup": loss_sup, "loss_pseudo": loss_pseudo, "certain": certain}
@@ -138,8 +133,6 @@ def parse(argv=None):
         help="smallest max p of a voxel that is learnt from; raise it for fewer and surer ones",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if args.rampup_from > args.rampup_share:
         raise UserError(
             f"--rampup_from {args.rampup_from} lies behind --rampup_share {args.rampup_share}: "
@@ -153,13 +146,6 @@ def parse(argv=None):
 
 # -------------------------------------------------------------------------------- the training loop
 # To fork: take the pseudo-labels from another network or from a clean pass here.
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

@@ -52,8 +52,13 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from networks.discriminator import MapImageDiscriminator, judge
 from utils import command
-from utils.losses import cross_entropy, foreground_dice_loss, sdm_targets
-from utils.schedules import gaussian_rampup, set_lr, step_decay
+from utils.losses import (
+    adversarial_loss,
+    discriminator_loss,
+    distance_loss,
+    foreground_dice_loss,
+)
+from utils.schedules import consistency_weight, set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -87,9 +92,6 @@ DEFAULTS = [  # where several rules hold, the last one wins
 ]
 TEST_FLAGS = {"*": "--nms 0"}  # the released code filters no components by default
 
-UNLABELLED = 0
-LABELLED = 1
-
 # ------------------------------------------------------------------------------------- the losses
 # To fork: show the discriminator something else than (d, x) in `main`, and judge it otherwise here.
 
@@ -97,38 +99,6 @@ LABELLED = 1
 def segmentation_loss(p, label):
     """L_seg: probabilities `(B_l, C, *S)` and labels `(B_l, *S)` of the labelled crops."""
     return foreground_dice_loss(p, label)
-
-
-def distance_loss(d, label):
-    """L_dis: SDM `(B_l, C - 1, *S)` and labels `(B_l, *S)` of the labelled crops."""
-    masks = torch.stack([label == c for c in range(1, d.shape[1] + 1)], 1)
-    return (d - sdm_targets(masks)).square().mean()
-
-
-def adversarial_loss(verdict):
-    """L_adv: the unlabelled crops ought to pass for labelled ones.
-
-    Args:
-        verdict: the discriminator's logits of them, float32 `(B_u, 2)`.
-    """
-    return cross_entropy(verdict, torch.full_like(verdict[:, 0], LABELLED, dtype=torch.long))
-
-
-def discriminator_loss(verdict, labelled):
-    """L_D: which crops are labelled.
-
-    Args:
-        verdict: the discriminator's logits, float32 `(B, 2)`.
-        labelled: how many of the crops are labelled, the first ones.
-    """
-    truth = torch.full_like(verdict[:, 0], UNLABELLED, dtype=torch.long)
-    truth[:labelled] = LABELLED
-    return cross_entropy(verdict, truth)
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 def objective(z, d, label, verdict, weight, args):

@@ -42,14 +42,7 @@ from networks import network_class
 from utils import command
 from utils.losses import cross_entropy
 from utils.perturbations import noisy
-from utils.schedules import (
-    ema_decay,
-    gaussian_rampup,
-    poly_decay,
-    set_lr,
-    step_decay,
-    update_teacher,
-)
+from utils.schedules import consistency_weight, ema_decay, learning_rate, set_lr, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -117,11 +110,6 @@ def consistency_loss(z, z_teacher):
     return (z.softmax(1) - z_teacher.softmax(1)).square().mean()
 
 
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
-
-
 def compared(values, labelled, args):
     """Those samples of a batch `(B, ...)` whose predictions are compared, of which the first
     `labelled` are labelled.
@@ -172,8 +160,6 @@ def parse(argv=None):
         help="crops on which student and teacher are compared",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     of_consistency = ("rampup_share", "ema_decay", "consistency_on")
     if not args.consistency:
         options.refuse_without_effect(args, of_consistency, "--consistency 0")
@@ -183,13 +169,6 @@ def parse(argv=None):
 
 
 # -------------------------------------------------------------------------------- the training loop
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

@@ -46,9 +46,9 @@ from networks import network_class
 from utils import command
 from utils.distributed import collect
 from utils.errors import UserError
-from utils.losses import class_dice_loss, cross_entropy, masked_mean
+from utils.losses import masked_mean, supervised_loss
 from utils.perturbations import noisy
-from utils.schedules import gaussian_rampup, poly_decay, set_lr, step_decay
+from utils.schedules import consistency_weight, learning_rate, set_lr
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -77,19 +77,9 @@ TEST_FLAGS = {"*": "--nms 0"}  # as for the field's mean teachers
 # To fork: compare by another divergence in `consistency_loss`.
 
 
-def supervised_loss(z, label):
-    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
 def consistency_loss(z, target, visited):
     """L_con: logits and targets `(B, C, *S)`, visited voxels bool `(B, *S)`; 0 where none is."""
     return masked_mean((z.softmax(1) - target).square().mean(1), visited)
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 def objective(z, target, visited, label, weight):
@@ -105,7 +95,7 @@ def objective(z, target, visited, label, weight):
     Returns:
         The loss, and its terms by name.
     """
-    loss_sup = supervised_loss(z[: len(label)], label)
+    loss_sup = supervised_loss(z[: len(label)], label, background=True)
     loss_con = consistency_loss(z, target, visited)
     terms = {"loss_sup": loss_sup, "loss_con": loss_con, "visited": visited.float().mean()}
     return loss_sup + weight * loss_con, terms
@@ -220,8 +210,6 @@ def parse(argv=None):
         help="b, decay of the past predictions, up to 0.95; 0 keeps only the last one",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if args.ensemble_decay > 0.95:
         raise UserError(
             f"--ensemble_decay {args.ensemble_decay}: visits are counted up to {MOST_VISITS}, "
@@ -234,13 +222,6 @@ def parse(argv=None):
 
 
 # -------------------------------------------------------------------------------- the training loop
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

@@ -49,12 +49,12 @@ from utils import command
 from utils.losses import masked_mean, supervised_loss
 from utils.perturbations import noisy
 from utils.schedules import (
+    consistency_weight,
     ema_decay,
     gaussian_rampup,
-    poly_decay,
+    learning_rate,
     rampup_in_blocks,
     set_lr,
-    step_decay,
     update_teacher,
 )
 from utils.training import options, run
@@ -99,11 +99,6 @@ def consistency_loss(z, z_teacher, certain):
     """L_con: logits `(B, C, *S)` of the student and the teacher, certain voxels bool `(B, *S)`."""
     squares = (z.softmax(1) - z_teacher.softmax(1)).square()
     return masked_mean(squares.mean(1), certain)
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 def consistency_weight_released(step, args):
@@ -181,8 +176,6 @@ def parse(argv=None):
         help="T, teacher passes that measure the uncertainty; fewer are faster",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if released(args):
         options.refuse_without_effect(args, ("rampup_share",), "--preset released")
     if not args.consistency:
@@ -192,13 +185,6 @@ def parse(argv=None):
 
 
 # -------------------------------------------------------------------------------- the training loop
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

@@ -57,12 +57,13 @@ from networks import network_class
 from utils import command
 from utils.errors import UserError
 from utils.losses import (
+    class_masks,
     cross_entropy,
+    distance_loss,
     distance_to_mask,
     foreground_dice_loss,
     masked_mean,
     mean_dice_loss,
-    sdm_targets,
 )
 from utils.perturbations import noisy
 from utils.schedules import (
@@ -134,19 +135,9 @@ def segmentation_loss(z, p, label):
     return cross_entropy(z, label) + foreground_dice_loss(p, label)
 
 
-def distance_loss(d, label):
-    """L_dis: mean (d - SDM(Y))² of the labelled crops."""
-    return (d - sdm_targets(class_masks(d, label))).square().mean()
-
-
 def distance_loss_released(mask, label):
     """Dice(σ(-k d), Y), which the released code has in place of L_dis; `mask` is σ(-k d)."""
-    return mean_dice_loss(mask, class_masks(mask, label))
-
-
-def class_masks(d, label):
-    """The label as one bool mask a foreground class, of the shape of `d`."""
-    return torch.stack([label == c for c in range(1, d.shape[1] + 1)], 1)
+    return mean_dice_loss(mask, class_masks(label, mask.shape[1]))
 
 
 def intra_task_loss(p, d, p_teacher, d_teacher, certain, beta):

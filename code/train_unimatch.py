@@ -51,7 +51,7 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
 from utils.errors import UserError
-from utils.losses import class_dice_loss, cross_entropy
+from utils.losses import class_dice_loss, supervised_loss
 from utils.ops import splice
 from utils.perturbations import (
     blurred,
@@ -97,11 +97,6 @@ TEST_FLAGS = {"*": "--nms 0"}  # the released code filters no components
 # To fork: another measure of what is confident belongs in `pseudo_labels`.
 
 
-def supervised_loss(z, label):
-    """L_sup of the labelled crops: logits `(B_l, C, *S)`, label `(B_l, *S)`."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
 def pseudo_labels(z):
     """Ŷ int64 and c float32, both `(B, *S)`, of logits `(B, C, *S)`; without gradient."""
     confidence, pseudo = z.detach().softmax(1).max(1)
@@ -130,7 +125,7 @@ def objective(z, label, z_strong, z_dropped, weak, partner, boxes, args):
     """
     pseudo, confidence = weak
     pseudo_partner, confidence_partner = partner
-    loss_sup = supervised_loss(z, label)
+    loss_sup = supervised_loss(z, label, background=True)
     loss_f = view_loss(z_dropped, pseudo, confidence, args.threshold)
     loss_s = 0.0
     for z_view, box in zip(z_strong, boxes, strict=True):

@@ -41,9 +41,9 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from networks.base import statistics_kept
 from utils import command
-from utils.losses import class_dice_loss, cross_entropy, dice_loss
+from utils.losses import dice_loss, supervised_loss
 from utils.perturbations import adversarial_direction
-from utils.schedules import gaussian_rampup, poly_decay, set_lr, step_decay
+from utils.schedules import consistency_weight, learning_rate, set_lr
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -87,11 +87,6 @@ TEST_FLAGS = {"*": "--nms 0"}  # SSL4MIS filters no components
 # To fork: compare two predictions by something else than KL or Dice, and name it in DISTANCES.
 
 
-def supervised_loss(z, label):
-    """L_sup: logits `(B_l, C, *S)` and label `(B_l, *S)` of the labelled crops."""
-    return (cross_entropy(z, label) + class_dice_loss(z.softmax(1), label)) / 2
-
-
 def kl_distance(z, z_perturbed):
     """KL(p ‖ q), mean over voxels, with a gradient to q only.
 
@@ -119,11 +114,6 @@ def dice_distance(z, z_perturbed):
 DISTANCES = {"kl": kl_distance, "dice": dice_distance}
 
 
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `rampup_share` and `max_iterations`."""
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
-
-
 def objective(z, z_perturbed, label, weight, args):
     """The loss of a step.
 
@@ -136,7 +126,7 @@ def objective(z, z_perturbed, label, weight, args):
     Returns:
         The loss, and its terms by name.
     """
-    loss_sup = supervised_loss(z[: len(label)], label)
+    loss_sup = supervised_loss(z[: len(label)], label, background=True)
     loss_vat = DISTANCES[args.distance](z, z_perturbed)
     return loss_sup + weight * loss_vat, {"loss_sup": loss_sup, "loss_vat": loss_vat}
 
@@ -184,8 +174,6 @@ def parse(argv=None):
         "slices 6)",
     )
     args = options.parse(parser, DEFAULTS, argv)
-    if args.decay == "poly":
-        options.refuse_without_effect(args, ("lr_step",), "--decay poly")
     if not args.consistency:
         of_perturbation = ("rampup_share", "distance", "xi", "epsilon")
         options.refuse_without_effect(args, of_perturbation, "--consistency 0")
@@ -193,13 +181,6 @@ def parse(argv=None):
 
 
 # -------------------------------------------------------------------------------- the training loop
-
-
-def learning_rate(step, args):
-    """`args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`."""
-    if args.decay == "poly":
-        return poly_decay(args.base_lr, step, args.max_iterations)
-    return step_decay(args.base_lr, step, args.lr_step)
 
 
 def main(argv=None):

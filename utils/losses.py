@@ -121,10 +121,14 @@ def _summed_cross_entropy(
     return weighted / weights
 
 
-def supervised_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """(CE + Dice) / 2, Dice over the foreground: logits `(B, C, *S)`, label `(B, *S)` int64."""
+def supervised_loss(logits: Tensor, label: Tensor, background: bool = False) -> Tensor:
+    """(CE + Dice) / 2: logits `(B, C, *S)`, label `(B, *S)` int64.
+
+    Dice is the mean over the foreground classes; with `background` over all classes (SSL4MIS).
+    """
     logits = _wide(logits)
-    return (cross_entropy(logits, label) + foreground_dice_loss(logits.softmax(1), label)) / 2
+    dice = class_dice_loss(logits.softmax(1), label, background=background)
+    return (cross_entropy(logits, label) + dice) / 2
 
 
 def distance_to_mask(sdm: Tensor, steepness: float = 1500.0) -> Tensor:
@@ -141,6 +145,31 @@ def sdm_targets(masks: Tensor) -> Tensor:
     sdm = normalized_sdm(masks.flatten(0, 1)).view_as(masks)
     absent = ~masks.flatten(2).any(2)
     return sdm + absent.view(*absent.shape, *[1] * (masks.ndim - 2))
+
+
+def class_masks(label: Tensor, classes: int) -> Tensor:
+    """A label `(B, *S)` as one bool mask for each of so many foreground classes, `(B, K, *S)`."""
+    return torch.stack([label == c for c in range(1, classes + 1)], 1)
+
+
+def distance_loss(sdm: Tensor, label: Tensor) -> Tensor:
+    """mean (d - SDM(Y))² of signed distance maps `(B, C - 1, *S)` and labels `(B, *S)`."""
+    return (sdm - sdm_targets(class_masks(label, sdm.shape[1]))).square().mean()
+
+
+def adversarial_loss(verdict: Tensor) -> Tensor:
+    """CE of a discriminator's logits `(B, 2)` against "labelled", class 1: what it judged ought to
+    pass for outputs on labelled crops.
+    """
+    return cross_entropy(verdict, torch.ones_like(verdict[:, 0], dtype=torch.long))
+
+
+def discriminator_loss(verdict: Tensor, labelled: int) -> Tensor:
+    """CE of a discriminator's logits `(B, 2)` against the truth: 1 for the first `labelled` crops,
+    0 for the others.
+    """
+    truth = torch.arange(len(verdict), device=verdict.device) < labelled
+    return cross_entropy(verdict, truth.long())
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Numbers that change with the step: learning rate, ramp-up, the teacher's decay and its update."""
 
 import math
+from argparse import Namespace
 
 import torch
 from torch import nn
@@ -46,6 +47,22 @@ def poly_decay(base_lr: float, step: int, last: int, power: float = 0.9) -> floa
     (SSL4MIS).
     """
     return base_lr * (1 - (step - 1) / last) ** power
+
+
+def learning_rate(step: int, args: Namespace) -> float:
+    """The learning rate of iteration `step` (from 1): with `decay` `step` it falls in steps, with
+    `poly` as `poly_decay`. `args` holds `base_lr`, `decay`, `lr_step` and `max_iterations`.
+    """
+    if args.decay == "poly":
+        return poly_decay(args.base_lr, step, args.max_iterations)
+    return step_decay(args.base_lr, step, args.lr_step)
+
+
+def consistency_weight(step: int, args: Namespace) -> float:
+    """λ(t) = λ exp(-5 (1 - t/T)²) of iteration `step` up to T, then λ; T is a share of the
+    training. `args` holds `consistency`, `rampup_share` and `max_iterations`.
+    """
+    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -70,7 +70,7 @@ def test_on_unlabelled_crops_only_the_labelled_ones_learn_from_labels_only(case)
     loss.backward()
     _, _, apart = ours(case, on="unlabeled")
     for z, alone in zip(logits, apart, strict=True):
-        cps.supervised_loss(alone[:LABELED], torch.from_numpy(case[1])).backward()
+        cps.supervised_loss(alone[:LABELED], torch.from_numpy(case[1]), True).backward()
         torch.testing.assert_close(z.grad[:LABELED], alone.grad[:LABELED])
         assert z.grad[LABELED:].ne(0).all()
 

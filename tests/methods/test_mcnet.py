@@ -142,7 +142,7 @@ def test_a_run_is_tested_with_the_decoder_that_it_names(tested, tiny_la, tmp_pat
     [
         (["--preset", "released", "--rampup_share", "1"], "--rampup_share has no effect"),
         (["--consistency", "0", "--temperature", "1"], "--temperature has no effect"),
-        (["--temperature", "0.001"], "give 0.01 or more"),
+        (["--temperature", "0.001"], "give 0.01 to 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(flags, message):

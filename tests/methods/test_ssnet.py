@@ -53,7 +53,7 @@ def test_dice_and_objective_against_numpy(case):
     dims, (z, moved), y = case
     p, q = tensor(moved).softmax(1), tensor(z).softmax(1)
     lds = reference.smoothness(z, moved, FORM[dims])
-    assert ssnet.dice(p, q).item() == pytest.approx(lds, rel=1e-9)
+    assert ssnet.prediction_dice(p, q).item() == pytest.approx(lds, rel=1e-9)
     t = 3000
     weight = reference.consistency_weight(t, FORM[dims])
     parts = [tensor(value) for value in (lds, 0.7, 0.6)]

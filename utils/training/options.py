@@ -175,6 +175,8 @@ def parse(
     if args.compile and args.sync_batchnorm:
         raise UserError("--sync_batchnorm 1: torch.compile does not take it, leave out --compile")
     args.sources = filler.sources
+    if getattr(args, "decay", None) == "poly":
+        refuse_without_effect(args, ("lr_step",), "--decay poly")
     return args
 
 

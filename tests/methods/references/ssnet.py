@@ -29,6 +29,16 @@ def dice(p, q, form="3d"):
     return total / len(classes)
 
 
+def prediction_dice(p, q, form="3d"):
+    """Dice between two predictions, for L_lds. "acdc": `dice`. "3d": one Dice over all channels of
+    the softmax at once, background included, no squares, 1e-8 (the released code's function for
+    two predictions; the facts only say "VAT with Dice").
+    """
+    if form == "acdc":
+        return dice(p, q, form)
+    return 1 - (2 * (p * q).sum() + 1e-8) / (p.sum() + q.sum() + 1e-8)
+
+
 def one_hot(y, C):
     return np.stack([y == c for c in range(C)], 1).astype(np.float64)
 
@@ -62,7 +72,7 @@ def direction(model, x, d, xi=10.0, form="3d"):
     with torch.no_grad():
         p = torch.softmax(model(torch.tensor(x)), 1)
     moved = torch.softmax(model(torch.tensor(x) + xi * step), 1)
-    (gradient,) = torch.autograd.grad(dice(moved, p, form), step)
+    (gradient,) = torch.autograd.grad(prediction_dice(moved, p, form), step)
     return gradient.numpy()
 
 
@@ -73,10 +83,9 @@ def direction_of_linear_model(W, x, d, xi=10.0):
     """
     moved = x + xi * normalized(d)
     p, q = (softmax(np.einsum("ck,bk...->bc...", W, image)) for image in (x, moved))
-    a, b = q[:, 1], p[:, 1]
-    top, bottom = 2 * (a * b).sum() + 1e-8, a.sum() + b.sum() + 1e-8
-    by_a = -(2 * b * bottom - top) / bottom**2
-    by_z1 = by_a * a * (1 - a)
+    top, bottom = 2 * (p * q).sum() + 1e-8, p.sum() + q.sum() + 1e-8
+    by_q = -(2 * p * bottom - top) / bottom**2
+    by_z1 = (by_q[:, 1] - by_q[:, 0]) * q[:, 1] * q[:, 0]
     by_z = np.stack([-by_z1, by_z1], 1)
     return xi * np.einsum("ck,bc...->bk...", W, by_z)
 
@@ -90,7 +99,7 @@ def smoothness(z, z_moved, form="3d"):
     """L_lds: Dice(p(x + r), p(x)) on L ∪ U. `z`: no gradient; `z_moved`: logits of x + r, gradient
     (r itself is constant).
     """
-    return dice(softmax(z_moved), softmax(z), form)
+    return prediction_dice(softmax(z_moved), softmax(z), form)
 
 
 def voxel_features(f):
