@@ -211,8 +211,8 @@ def ours(case: Case, settings: Settings, variant: Variant) -> dict:
     def forward_or_passes():
         return "forward" if torch.is_grad_enabled() else "passes"
 
-    def parallel(job, network, original=Run.parallel):
-        return watch.timed(original(job, network), forward_or_passes)
+    def parallel(job, network, *args, original=Run.parallel, **options):
+        return watch.timed(original(job, network, *args, **options), forward_or_passes)
 
     patches += [(Run, "steps", watch.steps(Run.steps)), (Run, "parallel", parallel)]
     if variant.contiguous:

@@ -93,8 +93,7 @@ def parse(argv=None):
         parser.error(
             "--resume keeps earlier results, --overwrite replaces them: give one of the two"
         )
-    if args.training_root and args.batchnorm == "trained":
-        parser.error("--training_root is only for --batchnorm retaken")
+    command.check_batchnorm(parser, args)
     return args
 
 
@@ -109,11 +108,6 @@ def add_model_options(group):
         help="use only this network of the checkpoint (default: those that the paper tests)",
     )
     command.add_batchnorm(group)
-    group.add_argument(
-        "--training_root",
-        metavar="FOLDER",
-        help="folder of the training data, for --batchnorm retaken (default: as in training)",
-    )
     group.add_argument(
         "--preprocessing",
         metavar="JSON",

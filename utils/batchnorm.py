@@ -29,8 +29,9 @@ def retake(
 ) -> str:
     """Replace the running statistics by the mean over `BATCHES` batches of a run's training images.
 
-    The batches are those that would follow the run's last step: as many images, cut and turned as
-    in training, labelled and unlabelled, all of a step in one pass.
+    The batches are those that the loader would give after the run's last step: as many crops or
+    slices, labelled and unlabelled, cut and turned as in training, all of a step in one pass. A
+    method's own noise, mixtures and partners are left out: a test has none of them.
 
     Args:
         networks: of the checkpoint, in eval mode, in which they are left.
@@ -71,7 +72,10 @@ def retake(
         module.momentum = momentum
     for net in networks:
         net.eval()
-    return f"batch norm's statistics: taken again over {BATCHES} batches of training images"
+    line = f"batch norm's statistics: taken again over {BATCHES} batches of training images"
+    if "data" not in checkpoint:
+        line += "; an exported model does not know whether these are the images of its training"
+    return line
 
 
 def training_data(checkpoint: dict, root: str | None, device: torch.device | str) -> TwoStream:

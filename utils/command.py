@@ -117,7 +117,7 @@ def add_device(group: argparse._ActionsContainer) -> None:
 
 
 def add_batchnorm(group: argparse._ActionsContainer) -> None:
-    """`--batchnorm`, of whatever predicts with a trained network."""
+    """`--batchnorm` and `--training_root`, of whatever predicts with a trained network."""
     group.add_argument(
         "--batchnorm",
         choices=("trained", "retaken"),
@@ -126,6 +126,17 @@ def add_batchnorm(group: argparse._ActionsContainer) -> None:
         "again without dropout from 40 batches of training images, which helps after short "
         "trainings (the training data must be there)",
     )
+    group.add_argument(
+        "--training_root",
+        metavar="FOLDER",
+        help="folder of the training data, for --batchnorm retaken (default: as in training)",
+    )
+
+
+def check_batchnorm(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with an error where `--training_root` has no effect."""
+    if args.training_root and args.batchnorm == "trained":
+        parser.error("--training_root is only for --batchnorm retaken")
 
 
 # ----------------------------------------------------------------------------------- a script's end

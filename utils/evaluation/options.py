@@ -77,6 +77,7 @@ def parse(
     if len(offered) == 1:
         parser.set_defaults(split=offered[0])
     args = parser.parse_args(argv)
+    command.check_batchnorm(parser, args)
     if scores and args.metrics:
         args.metrics = list(dict.fromkeys(args.metrics))
     return args

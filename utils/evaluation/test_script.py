@@ -111,7 +111,7 @@ class Test:
             raise UserError(f"{self.folder}: trained on {trained_on}; test it with code/{script}")
 
     def _retake_statistics(self) -> None:
-        root = self.args.root or self.trained["root"]
+        root = self.args.training_root
         with progress.Windows("batch norm") as bar:
             line = retake(
                 self.networks, self.checkpoint, root, self.device, self.precision, progress=bar

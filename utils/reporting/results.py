@@ -218,7 +218,7 @@ def command_of_test(folder: Path, tag: str, dataset: str, test: Mapping | None =
         for value in re.findall(pattern, tag):
             words = value.replace("-", " ") if option == "--stride" else value
             flags.append(f"{option} {words}")
-    for option in ("network", "root"):
+    for option in ("network", "root", "training_root"):
         value = (test or {}).get(option)
         if value is not None:
             flags.append(f"--{option} {shlex.quote(str(value))}")
