@@ -15,7 +15,7 @@ PERCENTS = (5, 10, 15, 20, 30, 50)
 PATCH = {"flags": "--patch 112 112 80", "variant": "patch112"}
 # rivals that would train 30 000 steps on BraTS2019, as SSL4MIS does
 SHORT = "--decay step --max_iterations 6000 --lr_step 2500"
-LONGER = ("MT", "UA-MT", "EM", "URPC")
+LONGER = ("MT", "UA-MT", "EM", "URPC", "TCSE")
 
 
 def crops(method: str, dataset: str) -> dict[str, str]:
