@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 import train_mt as mt
+from listening import listen, noise
 from references import mt as reference
 from references import shared
+from small import BOTH, LA
 
 from utils.errors import UserError
 from utils.schedules import ema_decay
@@ -121,3 +123,37 @@ def test_schedule_on_acdc():
 def test_options_without_effect_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         mt.parse(flags)
+
+
+# ---------------------------------------------------------------------------------- whole steps
+
+
+@pytest.mark.parametrize("on", ["unlabeled", "all"])
+def test_the_teacher_sees_noise_and_the_student_none(on, tiny_la, tmp_path):
+    flags = ["--max_iterations", "2", "--consistency_on", on]
+    parts = listen(mt, tiny_la, tmp_path, *LA, *BOTH, *flags)
+    assert len(parts) == 2
+    drawn = []
+    for part in parts:
+        image = part.batch.image
+        (teacher,), (student,) = part.of("teacher"), part.of("net")
+        drawn.append(noise(teacher.given[0], image if on == "all" else image[LABELLED:]))
+        assert torch.equal(student.given[0], image)
+        assert (teacher.training, teacher.gradient) == (True, False)
+        assert (student.training, student.gradient) == (True, True)
+        assert torch.equal(part.objective["z_teacher"], teacher.answer)
+        assert torch.equal(part.objective["z"], student.answer)
+    assert not torch.equal(*drawn)
+
+
+def test_the_teacher_follows_the_student(tiny_la, tmp_path):
+    """θ' is θ₁ after the first step, and then a θ' + (1 - a) θ."""
+    flags = ["--max_iterations", "3", "--ema_decay", "0.25"]
+    parts = listen(mt, tiny_la, tmp_path, *LA, *BOTH, *flags)
+    students, teachers = (
+        [part.of(name)[0].weights for part in parts] for name in ("net", "teacher")
+    )
+    assert not torch.equal(students[1], students[0])
+    assert torch.equal(teachers[0], students[0])
+    assert torch.equal(teachers[1], students[1])
+    torch.testing.assert_close(teachers[2], 0.25 * teachers[1] + 0.75 * students[2])

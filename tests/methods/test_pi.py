@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 import train_pi as pi
+from listening import listen, noise
 from references import pi as reference
 from references import shared
+from small import BOTH, LA
 
 from utils.errors import UserError
 
@@ -80,3 +82,17 @@ def test_schedules():
 def test_options_without_effect_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         pi.parse(flags)
+
+
+def test_either_pass_has_a_noise_of_its_own(tiny_la, tmp_path):
+    parts = listen(pi, tiny_la, tmp_path, *LA, *BOTH, "--max_iterations", "2")
+    assert len(parts) == 2
+    for part in parts:
+        one, two = part.passes
+        drawn = [noise(heard.given[0], part.batch.image) for heard in (one, two)]
+        assert not torch.equal(*drawn)
+        for heard in (one, two):
+            assert (heard.name, heard.training, heard.gradient) == ("net", True, True)
+        assert torch.equal(part.objective["z_1"], one.answer)
+        assert torch.equal(part.objective["z_2"], two.answer)
+        assert part.objective["z_2"].requires_grad

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 import train_tcse as tcse
+from listening import listen, noise
 from references import shared
 from references import tcse as reference
+from small import BOTH, LA
 
 from utils.errors import UserError
 
@@ -123,3 +125,35 @@ def test_schedules():
 def test_options_without_effect_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         tcse.parse(flags)
+
+
+# ---------------------------------------------------------------------------------- whole steps
+
+
+@pytest.mark.parametrize("on", ["unlabeled", "all"])
+def test_the_teachers_map_is_turned_back(on, tiny_la, tmp_path, monkeypatch):
+    """A teacher that shows its input: turned back, it is the noisy image. The crops are square, so
+    that they are turned by quarters too.
+    """
+    drawn, draw = [], tcse.draw_transformations
+    monkeypatch.setattr(
+        tcse, "draw_transformations", lambda *own: drawn.append(draw(*own)) or drawn[-1]
+    )
+    shown = {"teacher": lambda image: torch.cat((image, -image), 1)}
+    flags = ["--max_iterations", "2", "--consistency_on", on, *"--patch 32 32 16".split()]
+    parts = listen(tcse, tiny_la, tmp_path, *LA, *BOTH, *flags, answers=shown)
+    assert len(parts) == len(drawn) == 2
+    assert {turns for transformations in drawn for turns, _ in transformations} & {1, 3}
+    for part, transformations in zip(parts, drawn, strict=True):
+        (teacher,), (student,) = part.of("teacher"), part.of("net")
+        image = part.batch.image
+        assert torch.equal(student.given[0], image)
+        assert (teacher.training, teacher.gradient) == (True, False)
+        compared = image if on == "all" else image[LABELLED:]
+        pairs = zip(compared.numpy(), transformations, strict=True)
+        turned = [reference.transform(x[None], k, 0 if flip else None) for x, (k, flip) in pairs]
+        noise(teacher.given[0], torch.from_numpy(np.concatenate(turned)))
+        back = part.objective["z_teacher"]
+        noise(back[:, :1], compared)
+        assert torch.equal(back[:, 1:], -back[:, :1])
+        assert torch.equal(part.objective["z"], student.answer)

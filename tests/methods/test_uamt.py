@@ -2,6 +2,7 @@
 and presets.
 """
 
+import itertools
 import math
 from argparse import Namespace
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import train_uamt as uamt
+from listening import listen, noise
 from references import shared
 from references import uamt as reference
+from small import BOTH, LA
 
 from utils.errors import UserError
 
@@ -143,3 +146,32 @@ def test_presets():
 def test_options_without_effect_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         uamt.parse(flags)
+
+
+# ---------------------------------------------------------------------------------- whole steps
+
+
+@pytest.mark.parametrize("on", ["unlabeled", "all"])
+def test_each_pass_of_the_teacher_has_its_noise_and_certain_voxels_count(on, tiny_la, tmp_path):
+    """The teacher is surer the brighter a voxel is, so that there are voxels of either kind."""
+    sure = {"teacher": lambda image: torch.cat((image, -image), 1)}
+    flags = ["--max_iterations", "2", "--passes", "3", "--consistency_on", on]
+    parts = listen(uamt, tiny_la, tmp_path, *LA, *BOTH, *flags, answers=sure)
+    assert len(parts) == 2
+    for step, part in enumerate(parts, 1):
+        image, objective = part.batch.image, part.objective
+        (student,) = part.of("net")
+        assert torch.equal(student.given[0], image)
+        drawn = []
+        for teacher in part.of("teacher"):
+            drawn.append(noise(teacher.given[0], image if on == "all" else image[LABELLED:]))
+            assert (teacher.training, teacher.gradient) == (True, False)
+        assert len(drawn) == 1 + 3  # of the target, and of the uncertainty
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+        answers = [teacher.answer for teacher in part.of("teacher")]
+        passes = [z.double().numpy() for z in answers if not torch.equal(z, objective["z_teacher"])]
+        assert len(passes) == 3
+        u, threshold = reference.uncertainty(passes), reference.threshold(step, 2)
+        expected, clear = u < threshold, abs(u - threshold) > 1e-4
+        assert (0.1 < expected.mean() < 0.9) == (step == 1)  # H ends at the largest entropy
+        np.testing.assert_array_equal(objective["certain"].numpy()[clear], expected[clear])
