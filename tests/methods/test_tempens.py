@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 import train_tempens as te
+from listening import listen, noise
 from numpy_reference import softmax
 from references import shared
 from references import tempens as reference
-from small import ACDC, LA
+from small import ACDC, BOTH, LA
 
 from dataloaders.transforms import AUGMENTS, Crop
 from dataloaders.two_stream import two_stream_loader
@@ -192,6 +193,41 @@ def test_all_processes_write_in_the_order_of_one():
     found, predictions = te.of_all_processes(crops, p, 1)
     assert found == crops
     assert torch.equal(torch.stack(predictions), p.half())
+
+
+# ---------------------------------------------------------------------------------- whole steps
+
+
+def test_a_step_learns_from_the_past_and_then_becomes_part_of_it(tiny_la, tmp_path):
+    """The first step has no target; that of the second is what was predicted in the first. The
+    network sees noise.
+    """
+    parts = listen(te, tiny_la, tmp_path, *LA, *BOTH, "--max_iterations", "2")
+    shapes = loader(tiny_la).volumes.shapes
+    past = {case: (np.zeros((1, *shape)), np.zeros(shape, int)) for case, shape in shapes.items()}
+    shares = []
+    for part in parts:
+        (heard,) = part.passes
+        noise(heard.given[0], part.batch.image)
+        assert (heard.training, heard.gradient) == (True, True)
+        assert torch.equal(part.objective["z"], heard.answer)
+        assert not part.objective["target"].requires_grad
+        p = softmax(heard.answer.detach().double().numpy())
+        seen = {}  # no case is seen twice in a step
+        for k, crop in enumerate(part.batch.crops):
+            size = (16, 32, 16) if crop.rot % 2 else (32, 16, 16)  # before the turn
+            shape = shapes[crop.case]
+            place = reference.places(shape, crop.start, size, crop.rot, crop.flip)
+            target, visited = reference.read(*past[crop.case], place)
+            np.testing.assert_array_equal(part.objective["visited"][k].numpy(), visited)
+            found = part.objective["target"][k].numpy()
+            np.testing.assert_allclose(found[:, visited], target[:, visited], atol=2e-3)
+            shares.append(visited.mean())
+            seen[crop.case] = reference.write(*past[crop.case], p[k, 1:], place)
+        assert len(seen) == 4
+        past |= seen
+    assert not any(shares[:4])
+    assert np.mean(shares[4:]) > 0.1
 
 
 # ---------------------------------------------------------------------------- schedule and options
