@@ -1,5 +1,5 @@
 """DAN's two losses and its discriminator against the equations in NumPy float64: who learns from
-what, and when.
+what, and when, also in SASSNet's loop.
 """
 
 from argparse import Namespace
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import train_dan as dan
+import train_sassnet as sassnet
+from listening import listen
 from references import dan as reference
 from references import shared
 from small import BOTH, LA
@@ -118,13 +120,14 @@ def test_the_weight_rises_over_the_training_to_the_released_one():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("script", [dan, sassnet], ids=["DAN", "SASSNet"])
 def test_each_optimizer_gets_the_gradient_of_its_own_loss(
-    accumulate, tiny_la, tmp_path, monkeypatch
+    script, accumulate, tiny_la, tmp_path, monkeypatch
 ):
     """The discriminator's own step is not changed by the segmenter's, nor the other way round; for
     its step the segmenter has made its own one and is in eval mode.
     """
-    seen, optimize, forward = [], run.Run.optimize, MapImageDiscriminator.forward
+    seen, optimize = [], run.Run.optimize
 
     def spy(job, loss, *optimizers):
         (optimizer,) = optimizers
@@ -138,19 +141,27 @@ def test_each_optimizer_gets_the_gradient_of_its_own_loss(
         seen.append(type(optimizer).__name__)
         return done
 
-    modes = []
-
-    def listen(D, maps, image):
-        modes.append((D.training, maps.requires_grad, len(maps)))
-        return forward(D, maps, image)
-
     monkeypatch.setattr(run.Run, "optimize", spy)
-    monkeypatch.setattr(MapImageDiscriminator, "forward", listen)
-    where = ["--root", str(tiny_la), "--runs", str(tmp_path), "--accumulate", str(accumulate)]
-    dan.main([*LA, *BOTH, *where, *"--max_iterations 2 --discriminator_filters 2".split()])
+    flags = ["--accumulate", str(accumulate), *"--max_iterations 2".split()]
+    parts = listen(script, tiny_la, tmp_path, *LA, *BOTH, *flags, "--discriminator_filters", "2")
     assert seen == ["SGD", "Adam"] * 2 * accumulate
-    crops = 4 // accumulate
-    assert modes == [(False, True, crops // 2), (True, False, crops)] * 2 * accumulate
+    for k, part in enumerate(parts):
+        image, n = part.batch.image, part.batch.labeled_bs
+        first, judged, again, learnt = part.passes
+        assert [heard.name for heard in part.passes] == ["net", "discriminator"] * 2
+        assert [heard.training for heard in part.passes] == [True, False, False, True]
+        assert [heard.gradient for heard in part.passes] == [True, True, False, True]
+        moved = not torch.equal(first.weights, again.weights)
+        assert moved == (k % accumulate == accumulate - 1)  # with the last part
+        assert torch.equal(judged.weights, learnt.weights)
+        assert torch.equal(first.given[0], image)
+        assert torch.equal(again.given[0], image)
+        for heard, of_net, shown in ((judged, first, image[n:]), (learnt, again, image)):
+            maps, image_shown = heard.given
+            own = of_net.answer[1] if script is sassnet else of_net.answer.softmax(1)
+            assert torch.equal(maps, own[-len(shown) :])
+            assert torch.equal(image_shown, shown)
+            assert maps.requires_grad == (heard is judged)
 
 
 def test_the_discriminator_is_kept_and_only_the_segmenter_tested(tiny_la, tmp_path):
