@@ -23,16 +23,16 @@ FORM = {3: "la", 2: "acdc"}
 
 
 class Case:
-    """Images, labels, pseudo-labels of two labelled and two unlabelled crops, logits of their
-    mixtures, and a box.
+    """Images, labels, pseudo-labels of four labelled and four unlabelled crops, logits of their
+    mixtures, two of either kind, and a box.
     """
 
     def __init__(self, dims, classes):
         rng = np.random.default_rng(0)
         extents, corner = EXTENTS[dims], CORNER[dims]
-        self.x, self.u = rng.standard_normal((2, 2, 1, *extents))
-        self.y, self.pseudo = rng.integers(0, classes, (2, 2, *extents))
-        self.z_in, self.z_out = rng.standard_normal((2, 1, classes, *extents))
+        self.x, self.u = rng.standard_normal((2, 4, 1, *extents))
+        self.y, self.pseudo = rng.integers(0, classes, (2, 4, *extents))
+        self.z_in, self.z_out = rng.standard_normal((2, 2, classes, *extents))
         self.M = reference.box_mask(extents, corner)
         sides = reference.box_sides(extents)
         self.box = torch.tensor([corner, [k + n for k, n in zip(corner, sides, strict=True)]])
@@ -41,7 +41,7 @@ class Case:
     def loss(self, alpha=0.5):
         z_in, z_out = (torch.tensor(z, requires_grad=True) for z in (self.z_in, self.z_out))
         labels = bcp.mixtures(torch.from_numpy(self.y), torch.from_numpy(self.pseudo), self.box)
-        inside = torch.from_numpy(~self.M)[None]
+        inside = torch.from_numpy(~self.M).expand(2, *self.M.shape)
         loss, terms = bcp.objective(z_in, z_out, *labels, inside, alpha)
         return loss, terms, z_in, z_out
 
@@ -61,8 +61,8 @@ def test_objective_against_numpy(case, alpha):
 
 
 def test_pretraining_against_numpy(case):
-    z, y = torch.from_numpy(case.z_in), torch.from_numpy(case.y[:1])
-    expected = reference.pretraining_loss(case.z_in, case.y[:1], case.form)
+    z, y = torch.from_numpy(case.z_in), torch.from_numpy(case.y[:2])
+    expected = reference.pretraining_loss(case.z_in, case.y[:2], case.form)
     assert bcp.pretraining_loss(z, y).item() == pytest.approx(expected, rel=1e-9)
 
 
