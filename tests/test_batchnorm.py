@@ -5,11 +5,14 @@ import json
 import numpy as np
 import predict
 import pytest
+import small
 import test_LA
 import torch
+import train_cml
 import train_dmd
 from small import BOTH, LA, blob, write_case
 
+import utils.batchnorm
 from utils.batchnorm import BATCHES, retake, training_data
 from utils.errors import UserError
 from utils.reporting.comparability import reservations
@@ -45,6 +48,43 @@ def test_the_statistics_are_means_over_batches(run):
     assert norm.momentum == 0.1
     assert not any(module.training for module in networks[0].modules())
     assert all(torch.equal(p, before[name]) for name, p in networks[0].named_parameters())
+
+
+def test_deep_norms_of_each_network_are_taken_again(tiny_la, tmp_path, monkeypatch):
+    """Two networks are tested; what their deepest norm is given is measured in networks loaded
+    anew, in training mode without dropout.
+    """
+    monkeypatch.setattr(utils.batchnorm, "BATCHES", 3)
+    flags = [*LA, *BOTH, *small.SHORT["train_cml"]]
+    train_cml.main([*flags, "--root", str(tiny_la), "--runs", str(tmp_path)])
+    path = tmp_path / "LA" / "cml_3" / "seed1337" / "last.pth"
+    networks, checkpoint = load_networks(path, "cpu")
+    retake(networks, checkpoint, None, "cpu", "fp32")
+    data = training_data(checkpoint, None, "cpu")
+    images = [data.images(checkpoint["last"] + 1 + k) for k in range(3)]
+    assert len(networks) == 2
+    for network, fresh in zip(networks, load_networks(path, "cpu")[0], strict=True):
+        fresh.train()
+        for module in fresh.modules():
+            if "Dropout" in type(module).__name__:
+                module.eval()
+        norms = [name for name, module in fresh.named_modules() if hasattr(module, "running_mean")]
+        for name in (norms[1], norms[len(norms) // 2], norms[-1]):
+            given = []
+            hook = fresh.get_submodule(name).register_forward_pre_hook(
+                lambda _, own, given=given: given.append(own[0].transpose(0, 1).flatten(1))
+            )
+            with torch.no_grad():
+                for image in images:
+                    fresh.segment(image)
+            hook.remove()
+            norm = network.get_submodule(name)
+            mean, variance = (
+                np.mean([numbers(x).numpy() for x in given], 0)
+                for numbers in (lambda x: x.mean(1), lambda x: x.var(1))
+            )
+            np.testing.assert_allclose(norm.running_mean.numpy(), mean, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(norm.running_var.numpy(), variance, rtol=1e-3)
 
 
 def test_dropout_is_off_and_the_numbers_repeat(run):
