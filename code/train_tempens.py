@@ -32,8 +32,9 @@ iterations; from SSL4MIS: L_sup, and on BraTS2019 and ACDC 30 000 iterations wit
 
 Ours, since crops are random: Z and n stand in the space of the images. A crop is read and written
 through the voxels that it shows; where several of its pixels show one, as in enlarged slices, their
-mean is written. Z is in float16 and leaves out the background, which is the rest to 1. Each process
-keeps it in RAM, and the checkpoint holds it: on LA 3 bytes a voxel, 0.6 GB in all.
+mean is written. Z is in float16 and leaves out the background, which is the rest to 1; n is a byte.
+Each process keeps both in RAM, and the checkpoint holds them: with C classes 2 (C - 1) + 1 bytes
+for each voxel of the training cases; on LA 3 bytes, 0.6 GB in all. The log says the size.
 """
 
 import math
@@ -87,8 +88,8 @@ def objective(z, target, visited, label, weight):
 
     Args:
         z: logits, float32 `(B, C, *S)`, labelled crops first.
-        target: of the ensemble, float32 `(B, C, *S)`.
-        visited: where there is a target, bool `(B, *S)`.
+        target: of the ensemble, float32 `(B, C, *S)`; None where λ(t) is 0.
+        visited: where there is a target, bool `(B, *S)`; None where λ(t) is 0.
         label: int64 `(B_l, *S)`.
         weight: λ(t).
 
@@ -96,13 +97,15 @@ def objective(z, target, visited, label, weight):
         The loss, and its terms by name.
     """
     loss_sup = supervised_loss(z[: len(label)], label, background=True)
+    if not weight:
+        return loss_sup, {"loss_sup": loss_sup}
     loss_con = consistency_loss(z, target, visited)
     terms = {"loss_sup": loss_sup, "loss_con": loss_con, "visited": visited.float().mean()}
     return loss_sup + weight * loss_con, terms
 
 
 # ------------------------------------------------------------------------------------ the ensemble
-# To fork: keep another mean of the past in `_add`.
+# To fork: keep another mean of the past in `write`.
 
 
 class Ensemble:
@@ -128,35 +131,51 @@ class Ensemble:
         self.wide = torch.promote_types(dtype, torch.float32)
         self.sums = {}
         self.visits = {}
+        self._numbers = torch.empty(0)
 
-    def read(self, crops):
+    def places(self, crops):
+        """The place in its case that each voxel of the crops shows, a list of int32 `(*S)`."""
+        shapes = {crop.case: self.data.volumes.shapes[crop.case] for crop in crops}
+        most = max(map(math.prod, shapes.values()))
+        if len(self._numbers) < most:
+            self._numbers = torch.arange(1, 1 + most, dtype=torch.int32)
+        numbers = {
+            case: self._numbers[: math.prod(shape)].view(*shape) for case, shape in shapes.items()
+        }
+        return [own.clone() for own in self.data.cut(numbers, crops)]
+
+    def read(self, crops, places):
         """The targets `(B, C, *S)` of crops, and which of their voxels are visited, `(B, *S)`."""
+        n = torch.arange(1 + MOST_VISITS, dtype=self.wide)
+        corrections = (1 - self.decay**n).where(n > 0, 1)
         targets = []
         counts = []
-        for crop, places in zip(crops, self._places(crops), strict=True):
+        for crop, shown in zip(crops, places, strict=True):
             sums, visits = self._of(crop.case)
-            n = visits[places].to(self.wide)
-            z = sums[:, places] / (1 - self.decay**n).where(n > 0, 1)
+            n = visits.take(shown.long())
+            z = sums.index_select(1, shown.flatten()).view(-1, *shown.shape)
+            z = z / corrections.take(n.long())
             targets.append(torch.cat((1 - z.sum(0, keepdim=True), z)))
             counts.append(n)
         device = self.data.device
         return torch.stack(targets).to(device), torch.stack(counts).to(device) > 0
 
-    def write(self, crops, predictions):
-        """Add predictions `(C, *S)`, one a crop, one crop after another."""
-        for crop, places, p in zip(crops, self._places(crops), predictions, strict=True):
-            self._add(crop.case, places.flatten(), p[1:].flatten(1).to(self.wide))
-
-    def _add(self, case, places, p):
-        """Add probabilities `(C - 1, voxels)` at these places of a case."""
+    def write(self, case, places, p):
+        """Add the foreground's probabilities `(C - 1, *S)` at these places `S` of a case."""
         sums, visits = self._of(case)
-        times = torch.bincount(places, minlength=len(visits))
-        total = torch.zeros(sums.shape, dtype=self.wide).index_add_(1, places, p)
-        shown = times > 0
-        shown[0] = False
-        mean = total[:, shown] / times[shown]
-        sums[:, shown] = (self.decay * sums[:, shown] + (1 - self.decay) * mean).to(self.dtype)
-        visits[shown] += visits[shown] < MOST_VISITS
+        places, p = places.flatten().long(), p.flatten(1).to(self.wide)
+        if len(self.data.patch) == 2:  # a crop of a volume shows each voxel once
+            places, p = once_each(places, p, len(visits))
+        z, n = sums.index_select(1, places), visits.index_select(0, places)
+        sums.index_copy_(1, places, (self.decay * z + (1 - self.decay) * p).to(self.dtype))
+        visits.index_copy_(0, places, n + (n < MOST_VISITS))
+        sums[:, 0] = visits[0] = 0
+
+    def size(self):
+        """Bytes when all cases have been seen."""
+        cases = [case for stream in self.data.cases.values() for case in stream]
+        voxels = sum(math.prod(self.data.volumes.shapes[case]) for case in cases)
+        return voxels * ((self.data.num_classes - 1) * self.dtype.itemsize + 1)
 
     def _of(self, case):
         if case not in self.sums:
@@ -164,16 +183,6 @@ class Ensemble:
             self.sums[case] = torch.zeros((self.data.num_classes - 1, places), dtype=self.dtype)
             self.visits[case] = torch.zeros(places, dtype=torch.uint8)
         return self.sums[case], self.visits[case]
-
-    def _places(self, crops):
-        """The place in its case that each voxel of the crops shows, `(B, *S)`."""
-        numbers = {}
-        for crop in crops:
-            shape = self.data.volumes.shapes[crop.case]
-            numbers[crop.case] = torch.arange(1, 1 + math.prod(shape), dtype=torch.int32).view(
-                *shape
-            )
-        return self.data.gather(numbers, crops).cpu().long()
 
     def state_dict(self):
         return {"sums": self.sums, "visits": self.visits}
@@ -183,17 +192,32 @@ class Ensemble:
         self.visits = state["visits"]
 
 
-def of_all_processes(crops, p, labelled):
-    """The crops and predictions that all processes have of a step, in the order of one process.
+def once_each(places, p, count):
+    """Each of the places once, in order, with the mean of its probabilities.
 
     Args:
-        crops: of this process, of which the first `labelled` are labelled.
-        p: their predictions `(B, C, *S)`.
+        places: int64 `(voxels,)`.
+        p: `(C - 1, voxels)`.
+        count: number of places in the case.
     """
-    predictions = [one.clone() for one in p.to("cpu", torch.float16)]
-    pairs = list(zip(crops, predictions, strict=True))
-    pairs = collect(pairs[:labelled]) + collect(pairs[labelled:])
-    return [crop for crop, _ in pairs], [one for _, one in pairs]
+    times = torch.bincount(places, minlength=count)
+    total = p.new_zeros(len(p), count).index_add_(1, places, p)
+    shown = times.nonzero()[:, 0]
+    return shown, total[:, shown] / times[shown]
+
+
+def of_whole_step(parts):
+    """All samples of a step, in the order of one process that sees it in one part.
+
+    Args:
+        parts: for each part that this process saw of the step, its labelled samples and its
+            unlabelled ones, two lists.
+    """
+    ordered = []
+    for samples in zip(*parts, strict=True):
+        for of_process in collect(list(zip(*samples, strict=True))):
+            ordered += of_process
+    return ordered
 
 
 # ------------------------------------------------------------------------------------ the options
@@ -236,19 +260,33 @@ def main(argv=None):
     optimizer = torch.optim.SGD(net.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
     ensemble = Ensemble(data, args.ensemble_decay)
     job.resume(net=net, optimizer=optimizer, ensemble=ensemble)
+    if args.consistency:
+        job.logger.info(f"the ensemble takes up to {ensemble.size() / 1e9:.2g} GB of RAM")
 
     for step, batch in job.steps(data, args.max_iterations):
         lr = learning_rate(step, args)
         set_lr(optimizer, lr)
         weight = consistency_weight(step, args)
 
-        target, visited = ensemble.read(batch.crops)
+        target = visited = None
+        if weight:
+            places = ensemble.places(batch.crops)
+            target, visited = ensemble.read(batch.crops, places)
         z = model(noisy(batch.image)).float()
         loss, terms = objective(z, target, visited, batch.label, weight)
 
         job.optimize(loss, optimizer)
-        p = z.detach().softmax(1)
-        ensemble.write(*of_all_processes(batch.crops, p, batch.labeled_bs))
+        if batch.first_part:
+            parts = []
+        if weight:
+            foreground = z.detach().softmax(1)[:, 1:]
+            p = [own.clone() for own in foreground.to("cpu", torch.float16)]
+            cases = [crop.case for crop in batch.crops]
+            samples = list(zip(cases, places, p, strict=True))
+            parts.append((samples[: batch.labeled_bs], samples[batch.labeled_bs :]))
+        if batch.last_part:  # with --accumulate: once a step, after the optimizer's
+            for sample in of_whole_step(parts):
+                ensemble.write(*sample)
         job.log(step, loss=loss, **terms, consistency_weight=weight, lr=lr)
         job.checkpoint(step)
 

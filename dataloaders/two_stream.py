@@ -184,7 +184,11 @@ class TwoStream:
 
         Slices are looked up by nearest neighbour, also where `augment` interpolates images.
         """
-        return self._send(self._cut(crops, [store[crop.case] for crop in crops])[0])
+        return self._send(self.cut(store, crops))
+
+    def cut(self, store: Mapping[int, Tensor], crops: Sequence[Crop | Warp]) -> Tensor:
+        """`gather`, but the crops stay where the store is."""
+        return self._cut(crops, [store[crop.case] for crop in crops])[0]
 
     def _take(self, crops: Sequence[Crop | Warp], labeled: int) -> tuple[Tensor, Tensor]:
         """The images of a batch and the labels of its first `labeled` samples, on the device."""

@@ -2,6 +2,8 @@
 written through crops of every kind, who gets gradients, its schedule and options.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from small import ACDC, BOTH, LA
 
 from dataloaders.transforms import AUGMENTS, Crop
 from dataloaders.two_stream import two_stream_loader
+from utils import distributed
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
@@ -96,12 +99,14 @@ def test_crops_of_volumes_against_numpy(rot, flip, start, tiny_la):
         crop = Crop(0, corner, rot, flip)
         place = reference.places(shape, corner, size, rot, flip)
         expected, visited = reference.read(Z, n, place)
-        target, seen = ensemble.read([crop])
+        places = ensemble.places([crop])
+        np.testing.assert_array_equal(places[0].numpy(), place + 1)
+        target, seen = ensemble.read([crop], places)
         np.testing.assert_array_equal(seen[0].numpy(), visited)
         np.testing.assert_allclose(target[0].numpy()[:, visited], expected[:, visited], atol=1e-9)
         p = softmax(rng.standard_normal((1, 2, *place.shape)))[0]
         Z, n = reference.write(Z, n, p[1:], place)
-        ensemble.write([crop], [torch.from_numpy(p)])
+        ensemble.write(0, *places, torch.from_numpy(p[1:]))
         found = as_reference(ensemble, 0, shape)
         np.testing.assert_allclose(found[0], Z, atol=1e-9)
         np.testing.assert_array_equal(found[1], n)
@@ -122,20 +127,21 @@ def test_slices_show_the_pixels_that_their_labels_come_from(augment, tiny_acdc):
         for crop in crops:
             label = data.volumes.labels[crop.case].long().flatten()
             one_hot = torch.nn.functional.one_hot(label, 4).T.double()
-            ensemble._add(crop.case, 1 + torch.arange(len(label)), one_hot[1:])
-        target, visited = ensemble.read(crops)
+            ensemble.write(crop.case, 1 + torch.arange(len(label)), one_hot[1:])
+        target, visited = ensemble.read(crops, ensemble.places(crops))
         shown = target.argmax(1)
         assert torch.equal(shown[visited], batch.label[visited])
         assert not batch.label[~visited].any()
 
 
-def test_several_pixels_of_one_voxel_are_averaged(tiny_la):
-    data = loader(tiny_la)
+def test_several_pixels_of_one_voxel_are_averaged(tiny_acdc):
+    data = loader(tiny_acdc, ACDC)
     ensemble = exact(data, decay=0.5)
     places = torch.tensor([7, 7, 9, 0])
-    ensemble._add(0, places, torch.tensor([[0.2, 0.6, 1.0, 0.8]], dtype=torch.float64))
+    p = torch.tensor([0.2, 0.6, 1.0, 0.8], dtype=torch.float64).expand(3, 4)
+    ensemble.write(0, places, p)
     sums, visits = ensemble._of(0)
-    assert sums[0, [0, 7, 9]].tolist() == pytest.approx([0, 0.2, 0.5])
+    assert sums[2, [0, 7, 9]].tolist() == pytest.approx([0, 0.2, 0.5])
     assert visits[[0, 7, 9, 10]].tolist() == [0, 1, 1, 0]
 
 
@@ -146,8 +152,8 @@ def test_the_bias_is_corrected_by_hand(tiny_la):
     crop = Crop(0, (0, 0, 0))
     for value in (0.5, 1.0):
         p = torch.full((1, *data.patch), value, dtype=torch.float64)
-        ensemble.write([crop], [torch.cat((1 - p, p))])
-    target, visited = ensemble.read([crop])
+        ensemble.write(0, *ensemble.places([crop]), p)
+    target, visited = ensemble.read([crop], ensemble.places([crop]))
     assert visited.all()
     torch.testing.assert_close(target[0, 1], torch.full_like(target[0, 1], 0.52 / 0.64))
     torch.testing.assert_close(target.sum(1), torch.ones_like(target[:, 0]))
@@ -157,7 +163,7 @@ def test_visits_are_counted_up_to_a_byte(tiny_la):
     data = loader(tiny_la)
     ensemble = exact(data)
     for _ in range(te.MOST_VISITS + 2):
-        ensemble._add(0, torch.tensor([5]), torch.tensor([[1.0]], dtype=torch.float64))
+        ensemble.write(0, torch.tensor([5]), torch.tensor([[1.0]], dtype=torch.float64))
     assert ensemble.visits[0][5].item() == te.MOST_VISITS
 
 
@@ -166,11 +172,12 @@ def test_half_precision_is_near(tiny_la):
     crop = Crop(0, (1, 1, 1), 1, 0)
     torch.manual_seed(0)
     ensembles = [te.Ensemble(data, 0.6), exact(data)]
+    places = ensembles[0].places([crop])
     for _ in range(20):
         p = torch.rand(1, *data.patch)
         for ensemble in ensembles:
-            ensemble.write([crop], [torch.cat((1 - p, p))])
-    half, wide = (ensemble.read([crop])[0] for ensemble in ensembles)
+            ensemble.write(0, *places, p)
+    half, wide = (ensemble.read([crop], places)[0] for ensemble in ensembles)
     assert half.dtype == torch.float32
     assert (half - wide).abs().max() < 2e-3
 
@@ -179,20 +186,50 @@ def test_a_checkpoint_holds_it(tiny_la, tmp_path):
     data = loader(tiny_la)
     ensemble = te.Ensemble(data, 0.6)
     crops = data.batch(1).crops
-    ensemble.write(crops, [torch.rand(2, *data.patch) for _ in crops])
+    places = ensemble.places(crops)
+    for crop, shown in zip(crops, places, strict=True):
+        ensemble.write(crop.case, shown, torch.rand(1, *data.patch))
+    assert ensemble.size() == 3 * sum(map(math.prod, data.volumes.shapes.values()))
     torch.save(ensemble.state_dict(), tmp_path / "ensemble.pth")
     again = te.Ensemble(data, 0.6)
     again.load_state_dict(load_checkpoint(tmp_path / "ensemble.pth"))
-    for found, expected in zip(again.read(crops), ensemble.read(crops), strict=True):
-        assert torch.equal(found, expected)
+    pairs = zip(again.read(crops, places), ensemble.read(crops, places), strict=True)
+    assert all(torch.equal(found, expected) for found, expected in pairs)
 
 
-def test_all_processes_write_in_the_order_of_one():
-    crops = [Crop(case, (0, 0, 0)) for case in range(3)]
-    p = torch.rand(3, 2, 2, 2, 2)
-    found, predictions = te.of_all_processes(crops, p, 1)
-    assert found == crops
-    assert torch.equal(torch.stack(predictions), p.half())
+def test_parts_and_processes_write_in_the_order_of_one(monkeypatch):
+    """4 labelled and 8 unlabelled samples in two processes, of two parts each."""
+    labelled, unlabelled = list(range(4)), list(range(4, 12))
+    parts = [
+        [(labelled[part + 2 * rank :: 4], unlabelled[part + 2 * rank :: 4]) for part in range(2)]
+        for rank in range(2)
+    ]
+    of_kind = [[list(zip(*kind, strict=True)) for kind in zip(*own, strict=True)] for own in parts]
+    shares = iter(zip(*of_kind, strict=True))
+    monkeypatch.setattr(distributed, "gather", lambda own: list(next(shares)))
+    assert te.of_whole_step(parts[0]) == labelled + unlabelled
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_is_written_once_after_its_last_part(accumulate, tiny_la, tmp_path, monkeypatch):
+    happened, of = [], te.Ensemble
+    for name in ("read", "write"):
+        own = getattr(of, name)
+        monkeypatch.setattr(
+            of, name, lambda *args, own=own, name=name: happened.append(name) or own(*args)
+        )
+    flags = ["--max_iterations", "2", *BOTH, "--accumulate", str(accumulate)]
+    te.main([*LA, *map(str, flags), "--root", str(tiny_la), "--runs", str(tmp_path)])
+    assert happened == 2 * [*["read"] * accumulate, *["write"] * 4]
+    (log,) = tmp_path.glob("*/*/*/log.txt")
+    assert "GB of RAM" in log.read_text()
+
+
+def test_without_weight_nothing_is_kept(tiny_la, tmp_path):
+    flags = ["--max_iterations", "1", "--consistency", "0"]
+    te.main([*LA, *flags, "--root", str(tiny_la), "--runs", str(tmp_path)])
+    (path,) = tmp_path.glob("*/*/*/last.pth")
+    assert not load_checkpoint(path)["ensemble"]["sums"]
 
 
 # ---------------------------------------------------------------------------------- whole steps
