@@ -114,7 +114,8 @@ def objective(z, z_teacher, kappa, label, weight, args):
     Args:
         z: the student's logits, float32 `(B_l + B_u/2, C, *S)`, of the labelled crops and of the
             mixtures.
-        z_teacher: the teacher's logits `(B_u, C, *S)` of the unlabelled crops.
+        z_teacher: the teacher's logits `(B_u, C, *S)` of the unlabelled crops; None where λ(t) is
+            0.
         kappa: κ, `(B_u/2,)`.
         label: int64 `(B_l, *S)`.
         weight: λ(t).
@@ -125,6 +126,8 @@ def objective(z, z_teacher, kappa, label, weight, args):
     """
     labelled = len(label)
     loss_sup = supervised_loss(z[:labelled], label, background=True)
+    if not weight:
+        return loss_sup, {"loss_sup": loss_sup, "loss_con": 0.0}
     loss_con = consistency_loss(z[labelled:], target(z_teacher, kappa, args.mix))
     return loss_sup + weight * loss_con, {"loss_sup": loss_sup, "loss_con": loss_con}
 
@@ -141,7 +144,7 @@ def parse(argv=None):
     method.add_argument(
         "--alpha",
         type=command.positive,
-        help="α of Beta(α, α), from which the shares κ are drawn; 1 for all shares alike",
+        help="α of Beta(α, α), from which the shares κ are drawn; 1 draws them evenly from 0 to 1",
     )
     method.add_argument(
         "--mix",
@@ -196,8 +199,10 @@ def main(argv=None):
         labelled = batch.image[: batch.labeled_bs]
         unlabelled = batch.image[batch.labeled_bs :]
         kappa = mixing_shares(len(unlabelled) // 2, args.alpha).to(job.device)
-        with torch.no_grad():
-            z_teacher = teacher(unlabelled).float()
+        z_teacher = None
+        if weight:
+            with torch.no_grad():
+                z_teacher = teacher(unlabelled).float()
         z = student(torch.cat((labelled, mix(unlabelled, kappa)))).float()
         loss, terms = objective(z, z_teacher, kappa, batch.label, weight, args)
 

@@ -104,7 +104,7 @@ def objective(z, z_teacher, label, weight, args):
 
     Args:
         z: the student's logits, float32 `(B, C, *S)`, labelled crops first.
-        z_teacher: the teacher's logits of the crops that are `compared`.
+        z_teacher: the teacher's logits of the crops that are `compared`; None where λ(t) is 0.
         label: int64 `(B_l, *S)`.
         weight: λ(t).
         args: `consistency_on`.
@@ -113,6 +113,8 @@ def objective(z, z_teacher, label, weight, args):
         The loss, and its terms by name.
     """
     loss_sup = supervised_loss(z[: len(label)], label, background=True)
+    if not weight:
+        return loss_sup, {"loss_sup": loss_sup, "loss_con": 0.0}
     loss_con = consistency_loss(compared(z, len(label), args), z_teacher)
     return loss_sup + weight * loss_con, {"loss_sup": loss_sup, "loss_con": loss_con}
 
@@ -166,9 +168,11 @@ def main(argv=None):
         set_lr(optimizer, lr)
         weight = consistency_weight(step, args)
 
-        image_teacher = noisy(compared(batch.image, batch.labeled_bs, args))
-        with torch.no_grad():
-            z_teacher = teacher(image_teacher).float()
+        z_teacher = None
+        if weight:
+            image_teacher = noisy(compared(batch.image, batch.labeled_bs, args))
+            with torch.no_grad():
+                z_teacher = teacher(image_teacher).float()
         z = student(batch.image).float()
         loss, terms = objective(z, z_teacher, batch.label, weight, args)
 

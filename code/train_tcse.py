@@ -28,8 +28,9 @@ every 2500 of 6000 iterations; a = min(1 - 1/t, 0.99); ε. On BraTS2019 and ACDC
 schedule, 30 000 iterations with the rate 0.01 (1 - t/t_max)^0.9. Ours: CE without weights of the
 classes; no scaling in π; half turns only where the first two extents of a crop differ.
 
-`--preset released` is the released code's gradient. There both predictions of L_con are made
-without one, so that only the statistics of batch norm learn from the unlabelled crops.
+`--preset released` is the released code's: it compares the unlabelled crops only, and makes both
+predictions of L_con without a gradient, so that only the statistics of batch norm learn from them.
+L_con is a number in the log then.
 """
 
 import copy
@@ -56,8 +57,9 @@ def released(args):
 
 
 DEFAULTS = [  # where several rules hold, the last one wins
-    rule("second hand: the abstract", consistency_on="all"),
+    rule("paper, abstract", consistency_on="all"),
     rule("released code: TCSM", consistency=1.0, rampup_share=0.75),
+    rule("released code: TCSM", released, consistency_on="unlabeled"),
     rule("custom of the field: UA-MT", ema_decay=0.99),
     rule(
         "custom of the field: UA-MT",
@@ -122,7 +124,8 @@ def objective(z, z_teacher, label, weight, args):
 
     Args:
         z: the student's logits, float32 `(B, C, *S)`, labelled crops first.
-        z_teacher: the teacher's logits, turned back, of the crops that are `compared`.
+        z_teacher: the teacher's logits, turned back, of the crops that are `compared`; None where
+            λ(t) is 0.
         label: int64 `(B_l, *S)`.
         weight: λ(t).
         args: `consistency_on`.
@@ -131,14 +134,16 @@ def objective(z, z_teacher, label, weight, args):
         The loss, and its terms by name.
     """
     loss_sup = cross_entropy(z[: len(label)], label)
+    if not weight:
+        return loss_sup, {"loss_sup": loss_sup, "loss_con": 0.0}
     loss_con = consistency_loss(compared(z, len(label), args), z_teacher)
     return loss_sup + weight * loss_con, {"loss_sup": loss_sup, "loss_con": loss_con}
 
 
 def objective_released(z, z_teacher, label, weight, args):
-    """The loss of the released code, whose L_con has no gradient.
+    """The loss of the released code, whose L_con has no gradient; it is for the log.
 
-    Arguments and result are those of `objective`.
+    Arguments and result are those of `objective`; λ(t) is never 0.
     """
     loss_sup = cross_entropy(z[: len(label)], label)
     loss_con = consistency_loss(compared(z.detach(), len(label), args), z_teacher)
@@ -191,11 +196,13 @@ def main(argv=None):
         set_lr(optimizer, lr)
         weight = consistency_weight(step, args)
 
-        image = compared(batch.image, batch.labeled_bs, args)
-        transformations = draw_transformations(len(image), args.patch)
-        with torch.no_grad():
-            z_teacher = teacher(transformed(noisy(image), transformations)).float()
-        z_teacher = restored(z_teacher, transformations)
+        z_teacher = None
+        if weight:  # with `--preset released` only for the L_con in the log
+            image = compared(batch.image, batch.labeled_bs, args)
+            transformations = draw_transformations(len(image), args.patch)
+            with torch.no_grad():
+                z_teacher = teacher(transformed(noisy(image), transformations)).float()
+            z_teacher = restored(z_teacher, transformations)
         z = student(batch.image).float()
         loss, terms = loss_of_step(z, z_teacher, batch.label, weight, args)
 

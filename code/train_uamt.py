@@ -119,8 +119,8 @@ def objective(z, z_teacher, certain, label, weight, args):
 
     Args:
         z: the student's logits, float32 `(B, C, *S)`, labelled crops first.
-        z_teacher: the teacher's logits of the crops that are `compared`.
-        certain: M of these crops, bool `(B', *S)`.
+        z_teacher: the teacher's logits of the crops that are `compared`; None where λ(t) is 0.
+        certain: M of these crops, bool `(B', *S)`; None where λ(t) is 0.
         label: int64 `(B_l, *S)`.
         weight: λ(t).
         args: `consistency_on`.
@@ -129,6 +129,8 @@ def objective(z, z_teacher, certain, label, weight, args):
         The loss, and its terms by name.
     """
     loss_sup = supervised_loss(z[: len(label)], label)
+    if not weight:
+        return loss_sup, {"loss_sup": loss_sup}
     loss_con = consistency_loss(compared(z, len(label), args), z_teacher, certain)
     terms = {"loss_sup": loss_sup, "loss_con": loss_con, "certain": certain.float().mean()}
     return loss_sup + weight * loss_con, terms
@@ -179,8 +181,8 @@ def parse(argv=None):
     if released(args):
         options.refuse_without_effect(args, ("rampup_share",), "--preset released")
     if not args.consistency:
-        of_consistency = ("rampup_share", "ema_decay", "consistency_on", "threshold_start")
-        options.refuse_without_effect(args, of_consistency, "--consistency 0")
+        of_consistency = ("ema_decay", "consistency_on", "threshold_start", "passes")
+        options.refuse_without_effect(args, ("rampup_share", *of_consistency), "--consistency 0")
     return args
 
 
@@ -207,11 +209,13 @@ def main(argv=None):
         set_lr(optimizer, lr)
         weight = weight_of(step, args)
 
-        image = compared(batch.image, batch.labeled_bs, args)
-        with torch.no_grad():
-            z_teacher = teacher(noisy(image)).float()
-        threshold = threshold_of(step, args) * math.log(data.num_classes)
-        certain = uncertainty(teacher, image, args.passes) < threshold
+        z_teacher = certain = None
+        if weight:
+            image = compared(batch.image, batch.labeled_bs, args)
+            with torch.no_grad():
+                z_teacher = teacher(noisy(image)).float()
+            threshold = threshold_of(step, args) * math.log(data.num_classes)
+            certain = uncertainty(teacher, image, args.passes) < threshold
         z = student(batch.image).float()
         loss, terms = objective(z, z_teacher, certain, batch.label, weight, args)
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 import train_ict as ict
+from listening import listen
 from references import ict as reference
 from references import shared
+from small import BOTH, LA
 
 from utils.errors import UserError
 
@@ -123,3 +125,9 @@ def test_pairs_must_be_whole():
         ict.check_pairs(Namespace(unlabeled_bs=3), 1)
     with pytest.raises(UserError, match="multiple of 4"):
         ict.check_pairs(Namespace(unlabeled_bs=2), 2)
+
+
+def test_without_weight_the_teacher_is_not_asked(tiny_la, tmp_path):
+    flags = ["--max_iterations", "1", "--consistency", "0"]
+    (part,) = listen(ict, tiny_la, tmp_path, *LA, *BOTH, *flags)
+    assert [heard.name for heard in part.passes] == ["net"]

@@ -157,3 +157,10 @@ def test_the_teacher_follows_the_student(tiny_la, tmp_path):
     assert torch.equal(teachers[0], students[0])
     assert torch.equal(teachers[1], students[1])
     torch.testing.assert_close(teachers[2], 0.25 * teachers[1] + 0.75 * students[2])
+
+
+def test_where_its_weight_is_0_the_teacher_is_not_asked(tiny_la, tmp_path):
+    flags = ["--max_iterations", "2", "--warmup_share", "0.5"]
+    parts = listen(mt, tiny_la, tmp_path, *LA, *BOTH, *flags)
+    passes = [[heard.name for heard in part.passes] for part in parts]
+    assert passes == [["net"], ["teacher", "net"]]

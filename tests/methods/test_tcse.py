@@ -113,6 +113,13 @@ def test_schedules():
     assert tcse.learning_rate(2501, args) == pytest.approx(1e-3)
 
 
+def test_presets():
+    assert tcse.parse([]).consistency_on == "all"
+    released = tcse.parse(["--preset", "released"])
+    assert released.consistency_on == "unlabeled"
+    assert released.sources["consistency_on"] == "released code: TCSM"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -157,3 +164,9 @@ def test_the_teachers_map_is_turned_back(on, tiny_la, tmp_path, monkeypatch):
         noise(back[:, :1], compared)
         assert torch.equal(back[:, 1:], -back[:, :1])
         assert torch.equal(part.objective["z"], student.answer)
+
+
+def test_without_weight_the_teacher_is_not_asked(tiny_la, tmp_path):
+    flags = ["--max_iterations", "1", "--consistency", "0"]
+    (part,) = listen(tcse, tiny_la, tmp_path, *LA, *BOTH, *flags)
+    assert [heard.name for heard in part.passes] == ["net"]

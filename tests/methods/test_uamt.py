@@ -141,6 +141,7 @@ def test_presets():
         (["--decay", "poly", "--lr_step", "1"], "--lr_step has no effect with --decay poly"),
         (["--preset", "released", "--rampup_share", "0.5"], "--rampup_share has no effect"),
         (["--consistency", "0", "--threshold_start", "1"], "--threshold_start has no effect"),
+        (["--consistency", "0", "--passes", "1"], "--passes has no effect"),
     ],
 )
 def test_options_without_effect_are_refused(flags, message):
@@ -175,3 +176,9 @@ def test_each_pass_of_the_teacher_has_its_noise_and_certain_voxels_count(on, tin
         expected, clear = u < threshold, abs(u - threshold) > 1e-4
         assert (0.1 < expected.mean() < 0.9) == (step == 1)  # H ends at the largest entropy
         np.testing.assert_array_equal(objective["certain"].numpy()[clear], expected[clear])
+
+
+def test_without_weight_the_teacher_is_not_asked(tiny_la, tmp_path):
+    flags = ["--max_iterations", "1", "--consistency", "0"]
+    (part,) = listen(uamt, tiny_la, tmp_path, *LA, *BOTH, *flags)
+    assert [heard.name for heard in part.passes] == ["net"]
