@@ -40,13 +40,12 @@ unlabelled crops, τ = 0.8; on ACDC 30 000, 12 and 12 slices, τ = 0.95. Turns o
 slices blur, with 0.2. The student is tested.
 
 Of the paper we could read the abstract and the overview figure only; its module for conflicts has
-no student, which is `--vote none`. Ours: λ(t) grows smoothly with the share of the training, the
-code's in steps of 150 iterations. The code mixes Ŷ, c and the conflicts, but not the student's
-vote, which then stands beside another crop's conflicts; here the vote is mixed too. The code's CE
-without a confident voxel is NaN, here 0.
-`--preset released` is `--vote unmixed` and the code's λ(t) = 2 r of blocks of 150 iterations, which
-reach 1 after 40 blocks, on slices after 50. `--ensemble mean` weighs both teachers alike, as the
-code did until January 2024 by mistake; its published logs are older.
+no student, which is `--vote none`. The released code mixes Ŷ, c and the conflicts, but not the
+student's vote, which then stands beside another crop's conflicts (`--vote unmixed`). Ours: the vote
+is mixed too (`--vote mixed`, the default); λ(t) grows smoothly with the share of the training, the
+code's in steps of 150 iterations; CE without a confident voxel is 0, the code's NaN.
+`--ensemble mean` weighs both teachers alike, as the code did until January 2024 by mistake; its
+published logs are older.
 """
 
 import math
@@ -61,14 +60,7 @@ from utils.errors import UserError
 from utils.losses import class_dice_loss, cross_entropy, masked_mean, supervised_loss
 from utils.ops import splice
 from utils.perturbations import blurred, boxes_of_beta, jittered, noisier, scaled_and_shifted
-from utils.schedules import (
-    ema_decay,
-    gaussian_rampup,
-    poly_decay,
-    rampup_in_blocks,
-    set_lr,
-    update_teacher,
-)
+from utils.schedules import consistency_weight, ema_decay, poly_decay, set_lr, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 from utils.uncertainty import entropy
@@ -114,7 +106,6 @@ DEFAULTS = [  # where several rules hold, the last one wins
     rule("released code", on("LA", "Pancreas"), labeled_bs=2, unlabeled_bs=2, **VOLUMES),
     rule("released code", on("Pancreas"), longest_turn=14),
     rule("released code", on("ACDC"), labeled_bs=12, unlabeled_bs=12, **SLICES),
-    rule("released code", lambda args: args.preset == "released", vote="unmixed"),
 ]
 # the released code keeps the largest component in 3-D
 TEST_FLAGS = {"LA": "--nms 1", "Pancreas": "--nms 1"}
@@ -132,13 +123,6 @@ def unlabelled_loss(z_strong, pseudo, confidence, args):
     if args.loss_u == "dice":
         return class_dice_loss(z_strong.softmax(1), pseudo, confident)
     return masked_mean(cross_entropy(z_strong, pseudo, reduction="none"), confident)
-
-
-def consistency_weight(step, args):
-    """λ(t): `args` holds `consistency`, `preset`, and `rampup_share` or `patch`."""
-    if args.preset == "released":
-        return args.consistency * rampup_in_blocks(step, 50 if in_2d(args) else 40)
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
 
 
 def objective(z, label, z_strong, pseudo, confidence, weight, args):
@@ -276,7 +260,7 @@ def unmixed(values):
 
 
 def parse(argv=None):
-    parser = options.parser(__doc__, __file__, ("paper", "released"))
+    parser = options.parser(__doc__, __file__)
     method = parser.add_argument_group("method")
     options.add_iterations(method, decay="poly")
     options.add_consistency(method)
@@ -303,7 +287,8 @@ def parse(argv=None):
     method.add_argument(
         "--vote",
         choices=("mixed", "unmixed", "none"),
-        help="the student's vote on conflicts, mixed by CutMix or, as in the released code, not",
+        help="the student's vote on conflicts: mixed by CutMix as they are; unmixed, as in the "
+        "released code; none, as in the paper's figure",
     )
     method.add_argument(
         "--jitter",
@@ -326,11 +311,9 @@ def parse(argv=None):
         options.refuse_without_effect(args, ("noise",), "slices")
     else:
         options.refuse_without_effect(args, ("blur",), "volumes")
-    if args.preset == "released":
-        options.refuse_without_effect(args, ("rampup_share",), "--preset released")
     if not args.consistency:
         of_teachers = ("ema_decay", "copy_steps", "threshold", "loss_u", "ensemble", "vote")
-        options.refuse_without_effect(args, of_teachers, "--consistency 0")
+        options.refuse_without_effect(args, ("rampup_share", *of_teachers), "--consistency 0")
     return args
 
 
