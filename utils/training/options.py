@@ -18,6 +18,7 @@ command line, and the file that describes one's own data, there are five kinds o
     paper, <section>                what the method's paper says there, about the data set at hand
     paper, <whose> <section>        the same of another paper
     released code                   what the authors' code does
+    released code: <whose>          the same, by name; or code of others that the field follows
     second hand: <whose account>    the method's paper, which we could not read, as another tells it
     custom of the field: <whose>    what the work does that the field follows
     ours                            our choice
