@@ -199,6 +199,7 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("ict", "ACDC", "", ICT | POLY | UNET),
         ("ict", "endocardium", "", ICT | STEPS | UNET),
         ("tcse", "LA", "", TCSE | STEPS | VNET),
+        ("tcse", "LA", "--preset released", TCSE | STEPS | VNET | {"consistency_on": "unlabeled"}),
         ("tcse", "ACDC", "", TCSE | POLY | UNET),
         ("pi", "LA", "", PI | STEPS | VNET),
         ("pi", "ACDC", "", PI | POLY | UNET),
@@ -224,7 +225,6 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("unimatch", "ACDC", "", UNIMATCH_2D | UNET),
         ("unimatch", "endocardium", "", UNIMATCH_2D | UNET),
         ("admt", "LA", "", ADMT | VNET),
-        ("admt", "LA", "--preset released", ADMT | VNET | {"vote": "unmixed"}),
         (
             "admt",
             "Pancreas",
@@ -318,6 +318,7 @@ def sources_of(method, *argv):
 METHODS = sorted(path.stem.removeprefix("train_") for path in (ROOT / "code").glob("train_*.py"))
 SOURCE = re.compile(
     r"command line"
+    r"|paper, abstract"
     r"|paper, (CoraNet )?((I|II|III|IV)-[A-F]|\d\.\d|Fig\. \d\w?|Table \w+|Algorithm 1)(: .+)?"
     r"|released code(: .+)?"
     r"|second hand: .+"
@@ -436,7 +437,6 @@ def all_from(source, names):
         ("unimatch", "--dataset ACDC", {"max_iterations": "custom of the field: SSL4MIS"}),
         ("admt", "", all_from(CODE, "threshold consistency longest_turn max_iterations noise")),
         ("admt", "", {"vote": "ours", "labelnum": UAMT}),
-        ("admt", "--preset released", {"vote": CODE}),
         ("admt", "--dataset ACDC", all_from(CODE, "threshold loss_u longest_turn blur")),
         ("admt", "--dataset BraTS2019", all_from("ours", "threshold longest_turn consistency")),
         ("mt", "", all_from("custom of the field: UA-MT", "base_lr lr_step max_iterations decay")),
@@ -448,10 +448,12 @@ def all_from(source, names):
         ),
         ("uamt", "", all_from("released code: UA-MT", "lr_step passes ema_decay consistency_on")),
         ("uamt", "--dataset ACDC", all_from(SSL4MIS, "decay max_iterations passes consistency")),
+        ("uamt", "--dataset ACDC", {"consistency_on": "ours"}),
         ("uamt", "--dataset Pancreas", all_from("ours", "passes base_lr max_iterations")),
         ("ict", "", all_from("ours", "alpha mix consistency ema_decay")),
         ("ict", "--dataset BraTS2019", all_from(SSL4MIS, "alpha mix consistency decay")),
-        ("tcse", "", {"consistency_on": "second hand: the abstract"}),
+        ("tcse", "", {"consistency_on": "paper, abstract"}),
+        ("tcse", "--preset released", {"consistency_on": "released code: TCSM"}),
         ("tcse", "", all_from("released code: TCSM", "consistency rampup_share")),
         ("pi", "", all_from("ours", "consistency rampup_share")),
         ("tempens", "", {"ensemble_decay": "released code: Laine & Aila", "consistency": "ours"}),

@@ -46,7 +46,7 @@ SHORT |= {
 }
 SHORT |= {
     "train_mt.py": ["--max_iterations", 3],
-    "train_uamt.py": ["--max_iterations", 3, "--passes", 2],
+    "train_uamt.py": ["--max_iterations", 3],
     "train_ict.py": ["--max_iterations", 3],
     "train_tcse.py": ["--max_iterations", 3],
     "train_pi.py": ["--max_iterations", 3],
@@ -205,7 +205,6 @@ FLAGS = {
         ["--beta", 1],
     ],
     "train_admt.py": [
-        ["--preset", "released"],
         ["--max_iterations", 2],
         ["--consistency", 10],
         ["--rampup_share", 0],
