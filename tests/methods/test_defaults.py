@@ -266,7 +266,7 @@ RESNET = {"net": "resnet18", "n_filters": 64}
         ("mcnet", "ACDC", "", MCNET_2D | UNET),
         ("mcnet", "Pancreas2d", "--preset released", MCNET_2D | UNET | FIRST),
         ("urpc", "LA", "", URPC | VNET),
-        ("urpc", "BraTS2019", "--net unet3d", URPC_CODE | UNET3D),
+        ("urpc", "BraTS2019", "--net unet3d", URPC_CODE | UNET3D | INSTANCE),
         ("urpc", "ACDC", "", URPC_CODE | UNET),
         ("urpc", "Pancreas2d", "", URPC | UNET),
         ("sassnet", "LA", "", SASSNET | VNET),
