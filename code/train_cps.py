@@ -15,7 +15,7 @@ Two networks learn from the labels, and each from the other's pseudo-labels.
     python code/train_cps.py --labelnum 16 --gpu 0
     python code/test_LA.py --method cps --labelnum 16 --nms 0
     python code/train_cps.py --dataset ACDC --labelnum 7 --gpu 0
-    python code/train_cps.py --consistency 0.1 --rampup_share 1 --consistency_on unlabeled
+    python code/train_cps.py --consistency 0.1 --rampup_share 1 --consistency_on unlabeled --name u
 
 The paper is about photographs. From its released code: L_cps on all crops; λ = 1.5 for Pascal VOC,
 without a ramp-up (6 for Cityscapes); the first network is tested; two networks of one architecture,

@@ -212,7 +212,7 @@ def parse(argv=None):
         of_entropy = ("rampup_share", "entropy_on", "discriminator_lr", "discriminator_filters")
         options.refuse_without_effect(args, of_entropy, "--consistency 0")
     if args.adversarial:
-        options.refuse_without_effect(args, ("entropy_on",), "--adversarial 1")
+        options.refuse_without_effect(args, ("entropy_on",), "--adversarial")
         check_patch(args)
     else:
         of_discriminator = ("discriminator_lr", "discriminator_filters")
@@ -226,7 +226,7 @@ def check_patch(args):
     if min(args.patch) < least:
         shown = " ".join(map(str, args.patch))
         raise UserError(
-            f"--patch {shown}: --adversarial 1 needs extents of at least {least} for its "
+            f"--patch {shown}: --adversarial needs extents of at least {least} for its "
             "discriminator"
         )
 

@@ -20,8 +20,8 @@ each decoder's probabilities are pulled towards the others' sharpened ones.
 
     python code/train_mcnet.py --labelnum 16 --gpu 0
     python code/test_LA.py --method mcnet --labelnum 16 --nms 0
-    python code/train_mcnet.py --decoders 3 --labelnum 8 --gpu 0               (MC-Net+)
-    python code/train_mcnet.py --decoders 3 --dataset ACDC --labelnum 7 --gpu 0
+    python code/train_mcnet.py --decoders 3 --labelnum 8 --gpu 0 --name mcnetplus_8       (MC-Net+)
+    python code/train_mcnet.py --dataset ACDC --labelnum 7 --gpu 0
 
 Setting of MC-Net's paper, on LA, as others tell it, for we could not read it: V-Net with two
 decoders; SGD with learning rate 0.01, ×0.1 every 2500 of 6000 iterations; 2 labelled and 2
@@ -76,7 +76,8 @@ SLICES = {"max_iterations": 30000, "lr_step": 0, "rampup_share": 1.0}
 SLICES |= {"consistency": 0.1, "lambda_seg": 1.0}
 DEFAULTS = [  # where several rules hold, the last one wins
     rule("ours", decoders=2, base_lr=0.01),
-    rule("released code: MC-Net", temperature=0.1, test_decoder="first"),
+    rule("released code: MC-Net", temperature=0.1),
+    rule("released code: MC-Net", released, test_decoder="first"),
     rule("ours", in_3d, **VOLUMES),
     rule("ours", in_2d, **SLICES),
     rule(

@@ -18,6 +18,32 @@ PAPER_TABLES = {
     **coranet.TABLES,
 }
 
+# label: script and flags
+RIVALS = {
+    "MT": ("mt", ""),
+    "UA-MT": ("uamt", ""),
+    "ICT": ("ict", ""),
+    "TCSE": ("tcse", ""),
+    "Π-model": ("pi", ""),
+    "temporal ensembling": ("tempens", ""),
+    "EM": ("entropy", ""),
+    "ADVENT": ("entropy", "--adversarial"),
+    "VAT": ("vat", ""),
+    "pseudo-labels": ("pseudo", ""),
+    "CPS": ("cps", ""),
+    "DAN": ("dan", ""),
+    "DTC": ("dtc", ""),
+    "SASSNet": ("sassnet", ""),
+    "MC-Net": ("mcnet", ""),
+    "MC-Net+": ("mcnet", "--decoders 3"),
+    "URPC": ("urpc", ""),
+    "SS-Net": ("ssnet", ""),
+    "MCF": ("mcf", ""),
+    "BCP": ("bcp", ""),
+    "UniMatch": ("unimatch", ""),
+    "AD-MT": ("admt", ""),
+}
+
 
 def comparison(dataset: str, n: int) -> list[Row]:
     """Every method of this repository, and both supervised bounds. A method has the numbers of its
@@ -29,6 +55,8 @@ def comparison(dataset: str, n: int) -> list[Row]:
     rows = [Row("supervised", "supervised")]
     for name, method in methods.items():
         rows.append(Row(name, method, published=_own_numbers(name, method, dataset, n)))
+    for label, (method, flags) in RIVALS.items():
+        rows.append(Row(label, method, flags, flags.replace("--", "").replace(" ", "")))
     rows.append(Row("supervised, all labels", "supervised", labelnum=share(dataset, 1)))
     return rows
 
