@@ -112,11 +112,7 @@ CASES = {  # script, its flags, the supervised loss of its first network
     "pi": (train_pi, ["--consistency", "0"], cross_entropy_and_all_dice),
     "tempens": (train_tempens, ["--consistency", "0"], cross_entropy_and_all_dice),
     "cps": (train_cps, ["--consistency", "0"], cross_entropy_and_all_dice),
-    "dan": (
-        train_dan,
-        ["--consistency", "0", "--discriminator_filters", "2"],
-        cross_entropy_and_all_dice,
-    ),
+    "dan": (train_dan, ["--consistency", "0"], cross_entropy_and_all_dice),
     "entropy": (train_entropy, ["--consistency", "0"], cross_entropy_and_all_dice),
     "vat": (train_vat, ["--consistency", "0"], cross_entropy_and_all_dice),
     "pseudo": (train_pseudo, ["--threshold", "1"], cross_entropy_and_all_dice),

@@ -316,7 +316,8 @@ FLAGS |= {
         ["--consistency_on", "unlabeled"],
     ],
     "train_dan.py": [
-        *OF_CONSISTENCY,
+        *(flag for flag in OF_CONSISTENCY if flag != ["--consistency", 0]),
+        ["--consistency", 1],
         ["--unlabeled_bs", 1],
         ["--discriminator_lr", 0.1],
         ["--discriminator_filters", 8],
