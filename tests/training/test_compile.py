@@ -9,13 +9,9 @@ import train_cml
 import train_coranet
 import train_entropy
 import train_mcnet
-import train_pi
-import train_sassnet
 import train_ssnet
 import train_ugmcl
 import train_unimatch
-import train_urpc
-import train_vat
 from small import BOTH, LA, SHORT
 
 from networks.base import CONV, stage
@@ -30,10 +26,6 @@ METHODS = {
     "cml, released": (train_cml, [*SHORT["train_cml"], "--preset", "released"]),
     "ssnet": (train_ssnet, SHORT["train_ssnet"]),
     "mcnet": (train_mcnet, SHORT["train_mcnet"]),
-    "urpc": (train_urpc, SHORT["train_urpc"]),
-    "sassnet": (train_sassnet, SHORT["train_sassnet"]),
-    "pi": (train_pi, SHORT["train_pi"]),
-    "vat": (train_vat, SHORT["train_vat"]),
     "entropy": (
         train_entropy,
         [*SHORT["train_entropy"], *"--adversarial 1 --patch 32 32 32".split()],
