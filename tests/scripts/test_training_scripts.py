@@ -464,7 +464,7 @@ def few_atria(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SHORT)
 def test_twenty_steps_on_real_volumes(name, few_atria, tmp_path, script):
-    longer = ["--downsample", 2, "--patch", 48, 32, 16, "--max_iterations", 20]
+    longer = ["--downsample", 2, "--max_iterations", 20]
     if "coranet" in name:
         longer[-2:] = ["--pretrain_epochs", 5, "--selftrain_epochs", 5]
     elif name in ("train_cml.py", "train_bcp.py"):
@@ -509,7 +509,7 @@ def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     """SIGTERM in the middle, status 143, `--resume`: checkpoint and records equal an uninterrupted
     run's.
     """
-    longer = ["--selftrain_epochs", 8] if "coranet" in name else ["--max_iterations", 20]
+    longer = ["--selftrain_epochs", 8] if "coranet" in name else ["--max_iterations", 14]
     if name in IN_BF16:
         longer += ["--precision", "bf16", "--patch", 64, 16, 16]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -518,7 +518,7 @@ def test_stopped_and_resumed_is_bit_identical(name, tiny_la, tmp_path, script):
     process = Script(name, *arguments(name, tiny_la, parts, *longer))
     progress = folder(parts, name) / "metrics.jsonl"
     deadline = time.monotonic() + 60
-    while not (progress.exists() and progress.read_text().count("\n") >= 7):
+    while not (progress.exists() and progress.read_text().count("\n") >= 5):
         assert time.monotonic() < deadline, process.wait(1).stderr
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
