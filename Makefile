@@ -1,5 +1,5 @@
 # make demo       makes the phantom, trains CoraNet on it with 8 labels, tests it, draws the result    about 10 minutes
-# make test       checks the code's style and runs all tests                                           about 10 minutes
+# make test       checks the code's style and runs all tests                                           about 20 minutes
 # make quick      runs the tests that train nothing                                                    a minute or two
 # make sanitize   runs the operations' tests under the sanitizers, with the CUDA kernels emulated      about 10 minutes
 # The first of these creates .venv, which later ones reuse. PYTHON=python3.12 chooses another interpreter.
