@@ -350,7 +350,7 @@ FLAGS |= {
 }
 
 # those that are resumed in bf16, which is slow on many machines
-IN_BF16 = ("train_supervised.py", "train_coranet.py", "train_cml.py", "train_mt.py")
+IN_BF16 = ("train_supervised.py", "train_mt.py")
 
 # runs the script of this name with each of the commands on stdin
 ONE_BY_ONE = """
