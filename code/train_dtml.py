@@ -43,7 +43,13 @@ from dataloaders.two_stream import two_stream_loader
 from networks import network_class
 from utils import command
 from utils.errors import UserError
-from utils.losses import distance_to_mask, mean_dice_loss, sdm_targets, supervised_loss
+from utils.losses import (
+    class_masks,
+    distance_to_mask,
+    mean_dice_loss,
+    sdm_targets,
+    supervised_loss,
+)
 from utils.schedules import RAMPUPS, gaussian_rampup, set_lr, step_decay
 from utils.training import options, run
 from utils.training.options import rule
@@ -92,7 +98,7 @@ def distance_loss(d, mask, label, kind):
         label: int64 `(B_l, *S)`.
         kind: `mask` (L_mask), `l2` (L_dis), `both` (L_mask + L_dis) or `l1`.
     """
-    truth = torch.stack([label == c for c in range(1, d.shape[1] + 1)], 1)
+    truth = class_masks(label, d.shape[1])
     if kind == "mask":
         return mean_dice_loss(mask, truth)
     difference = d - sdm_targets(truth)

@@ -37,10 +37,10 @@ import torch
 import _root  # noqa: F401
 from dataloaders.two_stream import two_stream_loader
 from networks import network_class
-from utils import command
+from utils import command, schedules
 from utils.losses import supervised_loss
 from utils.perturbations import noisy
-from utils.schedules import ema_decay, gaussian_rampup, learning_rate, set_lr, update_teacher
+from utils.schedules import ema_decay, learning_rate, set_lr, update_teacher
 from utils.training import options, run
 from utils.training.options import rule
 
@@ -89,7 +89,7 @@ def consistency_weight(step, args):
     """λ(t): `args` holds `consistency`, `rampup_share`, `warmup_share` and `max_iterations`."""
     if step - 1 < args.warmup_share * args.max_iterations:
         return 0.0
-    return args.consistency * gaussian_rampup(step, args.rampup_share * args.max_iterations)
+    return schedules.consistency_weight(step, args)
 
 
 def compared(values, labelled, args):

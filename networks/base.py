@@ -110,13 +110,18 @@ def branch(dims: int, channels: int, num_classes: int, kind: str) -> nn.Sequenti
     return nn.Sequential(last, CONV[dims](channels, num_classes, 1))
 
 
+def batch_norms(modules: Iterable[nn.Module]) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms below `modules`."""
+    below = [found for module in modules for found in module.modules()]
+    return [found for found in below if isinstance(found, nn.modules.batchnorm._BatchNorm)]
+
+
 @contextlib.contextmanager
 def statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """A context in which batch norms below `modules` update copies of their statistics, which are
     thrown away.
     """
-    below = [found for module in modules for found in module.modules()]
-    norms = [found for found in below if isinstance(found, nn.modules.batchnorm._BatchNorm)]
+    norms = batch_norms(modules)
     kept = [dict(module._buffers) for module in norms]
     try:
         for module, buffers in zip(norms, kept, strict=True):

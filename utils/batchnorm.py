@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dataloaders.two_stream import TwoStream, two_stream_loader
-from networks.base import DROPOUT
+from networks.base import DROPOUT, batch_norms
 from utils.device import autocast
 from utils.errors import UserError
 
@@ -46,7 +46,7 @@ def retake(
     Raises:
         UserError: no batch norm in the networks, or the training images are not there, or others.
     """
-    norms = [m for net in networks for m in net.modules() if _is_batch_norm(m)]
+    norms = batch_norms(networks)
     if not norms:
         kind = checkpoint["args"].get("normalization", "another norm")
         raise UserError(f"--batchnorm retaken: the network has no batch norm, but {kind}")
@@ -91,13 +91,9 @@ def training_data(checkpoint: dict, root: str | None, device: torch.device | str
         data = two_stream_loader(argparse.Namespace(**trained), device)
     except UserError as error:
         raise UserError(f"--batchnorm retaken needs the training images: {error}") from None
-    if checkpoint.get("data", data.fingerprint()) != data.fingerprint():
+    if checkpoint.get("data") not in (None, data.fingerprint()):
         raise UserError(
             f"--batchnorm retaken needs the training images, but {trained['root'] or 'the folder'} "
             "holds other cases than the training had"
         )
     return data
-
-
-def _is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm)
