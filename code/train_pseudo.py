@@ -17,9 +17,9 @@ A network learns from its own hard predictions on unlabelled crops as if they we
     python code/test_LA.py --method pseudo --labelnum 16 --nms 0
     python code/train_pseudo.py --dataset ACDC --labelnum 7 --threshold 0.9 --gpu 0
 
-The paper could not be read, and is about digits. As it is told, α rises to 3 between epochs 100 and
-600. Ours: T₁ is a sixth of the training and T₂ its end, w = 1, and no threshold. `--threshold` 0.5,
-0.7 and 0.9 are the baselines of CoraNet's Fig. 3.
+The paper is about digits, and we could not read it. As we remember it, α rises to 3 between epochs
+100 and 600. Ours: T₁ is a sixth of the training and T₂ its end, w = 1, and no threshold.
+`--threshold` 0.5, 0.7 and 0.9 are the baselines of CoraNet's Fig. 3.
 
 Customs of the field, from SSL4MIS: L_sup, and on BraTS2019 and ACDC 30 000 iterations with the
 learning rate 0.01 (1 - t/t_max)^0.9. From UA-MT, on all other data sets: SGD 0.01, ×0.1 every 2500
